@@ -1,0 +1,110 @@
+# peerd: what a newcomer types. `make help` lists the targets.
+#
+# Needs Python 3.11 or newer and make; everything else goes into $(VENV).
+# Choose the interpreter with PYTHON=python3.12; the first that fits is taken otherwise.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+# Quiet, and without the advice to upgrade: the lock decides what is installed.
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+BIN := $(VENV)/bin
+
+PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
+SOURCES := peerd las models tests hatch_build.py
+
+INSTALLED := $(VENV)/installed.stamp
+EDITABLE := $(VENV)/editable.stamp
+STUBS := $(VENV)/stubs.stamp
+
+.PHONY: help setup stubs test integration lint format demo dev train evaluate lab docs lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+setup: $(INSTALLED) $(EDITABLE) $(STUBS)  ## make .venv with everything that is needed (idempotent)
+
+$(INSTALLED): requirements.lock
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "make: PYTHON=$(PYTHON) is not a Python 3.11 or newer" >&2; exit 1; }
+	@printf '  setting up %s … ' "$(VENV)"; started=$$SECONDS; \
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	$(PIP) install --require-hashes -r requirements.lock; \
+	touch $@; took=$$((SECONDS - started)); \
+	printf 'done (%d min %d s)\n' $$((took / 60)) $$((took % 60))
+
+$(EDITABLE): $(INSTALLED) pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+stubs: $(STUBS)  ## generate the protobuf code from proto/
+
+$(STUBS): $(INSTALLED) $(PROTOS) hatch_build.py
+	@$(BIN)/python hatch_build.py
+	@touch $@
+
+test: setup  ## run the test suite (units, scripts, properties)
+	$(BIN)/python -m pytest tests --ignore=tests/integration $(ARGS)
+
+integration: setup  ## run the tests with real processes
+	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
+	$(BIN)/codespell
+
+format: setup  ## rewrite the sources in the project's form
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)
+	@$(BIN)/python -m peerd.cli.demo
+
+dev: setup  ## a throw-away cluster on loopback; ARGS="--peers 3 --las 1"
+	@$(BIN)/peerd dev $(ARGS)
+
+lab: setup  ## record runs of the fault lab for training; ARGS="--runs 4"
+	@$(BIN)/python -m models.lab $(ARGS)
+
+train: setup $(VENV)/train.stamp  ## train the incident head anew (installs torch)
+	@$(BIN)/python -m models.train $(ARGS)
+
+evaluate: setup $(VENV)/train.stamp  ## print the shipped model's figures on held-out runs
+	@$(BIN)/python -m models.evaluate $(ARGS)
+
+# Training needs torch, which nothing else here does. Where a CPU-only build is wanted, name its
+# index in PIP_EXTRA_INDEX_URL. What the lock pins stays as it is.
+$(VENV)/train.stamp: $(EDITABLE)
+	@grep -E '^[a-z0-9._-]+==' requirements.lock | sed -E 's/ *\\$$//' > $(VENV)/constraints.txt
+	@$(PIP) install --no-build-isolation --constraint $(VENV)/constraints.txt --editable '.[train]'
+	@touch $@
+
+docs: setup  ## regenerate the reference pages that come from the code
+	$(BIN)/python -m peerd.daemon.config --reference > docs/configuration.md
+	$(BIN)/python tests/test_tidy.py --limits > docs/limits.md
+
+# Resolved for every Python from 3.11 on and every platform at once (uv's universal mode).
+lock: $(INSTALLED)  ## resolve the dependencies anew and rewrite requirements.lock
+	$(PIP) install --target $(VENV)/lock-tool --upgrade uv
+	$(VENV)/lock-tool/bin/uv pip compile pyproject.toml --extra dev --extra demo \
+		--universal --python-version 3.11 --generate-hashes --upgrade --quiet \
+		--no-annotate --no-emit-index-url --no-emit-find-links \
+		--no-header --output-file $(VENV)/resolved.txt
+	{ echo '# Every package of a development environment (runtime, extras dev and demo), pinned by'; \
+	  echo '# version and hash, for Python 3.11 and later. Rewritten by `make lock`, used by `make setup`.'; \
+	  cat $(VENV)/resolved.txt; } > requirements.lock
+
+clean:  ## remove the environment, generated code, caches and what runs left behind
+	@[ ! -x $(BIN)/python ] || $(BIN)/python hatch_build.py --remove
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find peerd las models tests -name __pycache__ -type d -prune -exec rm -rf {} +
