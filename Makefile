@@ -11,8 +11,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
-# Quiet, and without the advice to upgrade: the lock decides what is installed.
-PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+# Errors only: the lock decides what is installed, so advice to upgrade would be noise.
+PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input
 BIN := $(VENV)/bin
 
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
@@ -28,6 +28,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
 
 setup: $(INSTALLED) $(EDITABLE) $(STUBS)  ## make .venv with everything that is needed (idempotent)
+	@:
 
 $(INSTALLED): requirements.lock
 	@[ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }

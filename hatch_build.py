@@ -87,7 +87,7 @@ def _bring_in_line(staging: Path, target: Path) -> list[Path]:
         if destination.exists() and destination.read_bytes() == content:
             continue
         destination.parent.mkdir(parents=True, exist_ok=True)
-        draft = destination.with_name(destination.name + ".draft")
+        draft = destination.with_name(f"{destination.name}.{os.getpid()}.draft")
         draft.write_bytes(content)
         draft.replace(destination)
         changed.append(destination)
