@@ -27,6 +27,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_CERTIFICATE = "ca.pem"
@@ -333,7 +334,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise PkiError(f"{path} holds no certificate in PEM form") from error
 
 
-def read_key(path: Path) -> object:
+def read_key(path: Path) -> PrivateKeyTypes:
     """Reads a private key without a passphrase.
 
     Raises:

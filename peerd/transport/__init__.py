@@ -1,0 +1,1 @@
+"""gRPC: servicers, streams, credentials. Translates and bounds; never decides."""

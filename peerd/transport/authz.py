@@ -1,0 +1,201 @@
+"""Who may call what: one table for all services of peerd and the LAS, and its enforcement.
+
+The table is data. A method that is not in it is refused to everybody, and a test compares it with
+the protos, so that a new call cannot be served before it was thought of here.
+
+Must not: look into requests. What depends on contents (a peer reports only about itself, a
+member list names the LAS nodes) is checked by the service that understands them.
+"""
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from peerd.transport.tls import (
+    ForeignClusterError,
+    Identity,
+    IdentityError,
+    Role,
+    identity_of,
+)
+from peerd.v1 import errors_pb2
+
+ERROR_DOMAIN = "peerd"
+
+Roles = frozenset[Role]
+
+_EVERYBODY = frozenset(Role)
+_ADMIN = frozenset({Role.ADMIN})
+_PEERS = frozenset({Role.PEER})
+_LAS = frozenset({Role.LAS})
+# A peer that is not the primary passes a client's call on under its own name.
+_APPENDERS = _ADMIN | {Role.APPENDER, Role.PEER}
+_READERS = _ADMIN | {Role.READER, Role.PEER}
+_OPERATORS = _ADMIN | {Role.OPERATOR}
+
+# Full method or service name -> roles that may call it; a method's entry overrides its service's.
+# The calls between processes are closed to administrators as well: they act in the name of the
+# caller's certificate, and no person is a peer.
+ALLOWED_ROLES: Mapping[str, Roles] = {
+    "/peerd.v1.LogService/Append": _APPENDERS,
+    "/peerd.v1.LogService/AppendStream": _APPENDERS,
+    "/peerd.v1.LogService/Read": _READERS,
+    "/peerd.v1.LogService/GetTail": _READERS | _APPENDERS | _OPERATORS,
+    "/peerd.v1.LogService/Trim": _OPERATORS,
+    "/peerd.v1.LogService/CommitPosition": _READERS,
+    "/peerd.v1.LogService/GetPosition": _READERS | _OPERATORS,
+    "/peerd.internal.v1.ReplicationService": _PEERS,
+    "/peerd.internal.v1.ReplicationService/Promise": _LAS,
+    "/peerd.internal.v1.ReplicationService/HasBegun": _LAS,
+    "/peerd.internal.v1.ReplicationService/Hears": _LAS,
+    "/las.v1.ShardMapService": _EVERYBODY,
+    "/las.v1.FleetService/Register": _PEERS,
+    "/las.v1.FleetService/Heartbeat": _PEERS,
+    "/las.v1.FleetService/Report": _PEERS,
+    "/las.v1.FleetService/GetStatus": _EVERYBODY,
+    "/las.v1.FleetService": _OPERATORS,
+    "/las.v1.ForecastService": _OPERATORS,
+    "/las.v1.ForecastService/GetForecast": _EVERYBODY,
+    "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
+    "/las.v1.LogAdminService": _OPERATORS,
+    "/las.v1.LogAdminService/ListLogs": _EVERYBODY,
+    "/las.v1.LogAdminService/DescribeLog": _EVERYBODY,
+    "/las.internal.v1.RaftService": _LAS,
+    "/grpc.health.v1.Health": _EVERYBODY,
+    "/grpc.reflection.v1alpha.ServerReflection": _EVERYBODY,
+    "/grpc.reflection.v1.ServerReflection": _EVERYBODY,
+}
+
+# In quotes: these classes take type arguments only in their stubs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Any], Any]
+
+
+def allowed_roles(method: str) -> Roles:
+    """Returns who may call `method` (`/package.Service/Method`); nobody if it is not known."""
+    service = method.rpartition("/")[0]
+    return ALLOWED_ROLES.get(method, ALLOWED_ROLES.get(service, frozenset()))
+
+
+class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls of strangers and of roles that may not make them, before a servicer sees them.
+
+    Answers UNAUTHENTICATED (`NO_IDENTITY`), or PERMISSION_DENIED (`WRONG_CLUSTER`,
+    `ROLE_NOT_ALLOWED`), each as google.rpc.Status with ErrorInfo.
+    """
+
+    def __init__(self, cluster: str, *, plaintext: bool = False) -> None:
+        """Guards a server of `cluster`; `plaintext` as in `identity_of`."""
+        self._cluster = cluster
+        self._plaintext = plaintext
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> MaybeHandler:
+        """Called by grpc.aio for each call; returns its handler behind the check."""
+        handler = await continuation(handler_call_details)
+        # Without a handler grpc.aio answers UNIMPLEMENTED by itself.
+        if handler is None:
+            return handler
+        return self._guard(handler, handler_call_details.method)
+
+    def _guard(self, handler: Handler, method: str) -> Handler:
+        """Rebuilds a handler so that the check runs first, whatever the shape of the call."""
+        inner: Behaviour | None
+        if handler.request_streaming:
+            inner = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if inner is None:
+            raise TypeError(f"{method} was registered without a function")
+        # grpc.aio treats an async generator unlike a coroutine that calls context.write().
+        if inspect.isasyncgenfunction(inner):
+            guarded = self._guarded_generator(inner, method)
+        else:
+            guarded = self._guarded_coroutine(inner, method)
+        return _MAKERS[handler.request_streaming, handler.response_streaming](
+            guarded, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _guarded_coroutine(self, inner: Behaviour, method: str) -> Behaviour:
+        async def guarded(request: object, context: Context) -> object:
+            await self._authorize(context, method)
+            return await inner(request, context)
+
+        return guarded
+
+    def _guarded_generator(self, inner: Behaviour, method: str) -> Behaviour:
+        async def guarded(request: object, context: Context) -> AsyncIterator[object]:
+            await self._authorize(context, method)
+            async with contextlib.aclosing(inner(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        return guarded
+
+    async def _authorize(self, context: Context, method: str) -> None:
+        """Returns if the caller may go on, else ends the call (by raising grpcio's abort)."""
+        try:
+            identity = identity_of(context, self._cluster, plaintext=self._plaintext)
+        except ForeignClusterError as error:
+            await _refuse(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                errors_pb2.ERROR_REASON_WRONG_CLUSTER,
+                str(error),
+            )
+        except IdentityError as error:
+            await _refuse(
+                context,
+                grpc.StatusCode.UNAUTHENTICATED,
+                errors_pb2.ERROR_REASON_NO_IDENTITY,
+                str(error),
+            )
+        else:
+            if identity.role not in allowed_roles(method):
+                await _refuse(
+                    context,
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    errors_pb2.ERROR_REASON_ROLE_NOT_ALLOWED,
+                    _role_words(identity, method),
+                )
+
+
+def _role_words(identity: Identity, method: str) -> str:
+    allowed = sorted(role.value for role in allowed_roles(method))
+    if not allowed:
+        return f"{method} is open to nobody: this version does not know it"
+    return f"{identity.uri} may not call {method}: it is open to {', '.join(allowed)}"
+
+
+async def _refuse(
+    context: Context, code: grpc.StatusCode, reason: errors_pb2.ErrorReason.ValueType, message: str
+) -> NoReturn:
+    information = error_details_pb2.ErrorInfo(
+        reason=errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_"),
+        domain=ERROR_DOMAIN,
+        # Nothing of a refused call was looked at.
+        metadata={"taken": "no"},
+    )
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.add().Pack(information)
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise RuntimeError("abort_with_status returned")
+
+
+_MAKERS: Mapping[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
