@@ -1,0 +1,257 @@
+"""The one table of health metrics, `TELEMETRY_SCHEMA`.
+
+The collector fills a vector in this table's order, `/metrics` exports the table, heartbeats carry
+the vector, the forecast reads its columns by name, and `docs/telemetry.md` is printed from it.
+Nothing else may define a metric that the forecast reads.
+
+Invariants:
+- The order and the names are part of the version: two ends whose `version` is equal mean the same
+  number by the same place. Changing a row, its unit or its scope changes the version.
+- A metric that cannot be had (an old kernel, no such device, no event in the interval that would
+  define a latency) is NaN, never 0: "nothing measured" and "measured nothing" differ.
+- `scope` says whom trouble concerns: `process` this peer alone, `disk` every peer on the device
+  of its data directory, `host` every peer of the machine. Peers of one machine are compared with
+  each other on process scope.
+
+This module must stay free of IO and of anything outside the standard library: the LAS and the
+training read it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+
+class Scope(StrEnum):
+    """Whom a metric's trouble concerns."""
+
+    PROCESS = "process"
+    DISK = "disk"
+    HOST = "host"
+
+
+class Kind(StrEnum):
+    """How a number may be used."""
+
+    LEVEL = "level"  # an amount at the moment of sampling
+    RATE = "rate"  # events or amounts a second, over the interval since the last sample
+    SHARE = "share"  # 0 to 1 of a named whole
+    LATENCY = "latency"  # milliseconds, over the events of the interval; NaN without events
+    IDENTITY = "identity"  # equal or not, never more or less
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One row: `name` carries the unit last, `label` is what a person reads in a reason."""
+
+    name: str
+    label: str
+    unit: str
+    scope: Scope
+    kind: Kind
+    source: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class TelemetrySchema:
+    """An ordered set of metrics with a version that follows from its content."""
+
+    metrics: tuple[Metric, ...]
+
+    def __post_init__(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) != len(names):
+            raise ValueError("two metrics have the same name")
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self.metrics)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The metrics' names in vector order."""
+        return tuple(metric.name for metric in self.metrics)
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Name to place in the vector."""
+        return {name: position for position, name in enumerate(self.names)}
+
+    @cached_property
+    def version(self) -> int:
+        """A 32-bit number, equal exactly where names, units, scopes and kinds are equal."""
+        rows = (f"{m.name}|{m.unit}|{m.scope}|{m.kind}\n" for m in self.metrics)
+        digest = hashlib.sha256("".join(rows).encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def metric(self, name: str) -> Metric:
+        """The row of that name; `KeyError` where there is none."""
+        return self.metrics[self.positions[name]]
+
+
+def _rows(scope: Scope, table: str) -> tuple[Metric, ...]:
+    """Read rows of two lines: `name | label | unit | kind | source`, then the meaning."""
+    lines = table.strip().splitlines()
+    rows = []
+    for head, meaning in zip(lines[::2], lines[1::2], strict=True):
+        name, label, unit, kind, source = (cell.strip() for cell in head.split("|"))
+        rows.append(
+            Metric(
+                name=name,
+                label=label,
+                unit=unit,
+                scope=scope,
+                kind=Kind(kind),
+                source=source,
+                meaning=meaning.strip(),
+            )
+        )
+    return tuple(rows)
+
+
+# What peerd measures of its own work, and what the kernel says of its process.
+_PROCESS = _rows(
+    Scope.PROCESS,
+    """
+commit_latency_ms_p50 | fsync p50 | ms | latency | storage writer
+    half of the commits of the interval took no longer
+commit_latency_ms_p99 | fsync p99 | ms | latency | storage writer
+    99 of 100 commits of the interval took no longer
+commit_latency_ms_max | slowest fsync | ms | latency | storage writer
+    the slowest commit of the interval
+commit_age_ms | commit under way for | ms | level | storage writer
+    age of the commit that has not returned yet; 0 when none is under way
+commits_per_s | commits | 1/s | rate | storage writer
+    write transactions that reached the disk
+commit_stalls_per_s | commit stalls | 1/s | rate | storage writer
+    commits of 100 ms or more
+commit_bytes_per_s | committed bytes | B/s | rate | storage writer
+    payload bytes that reached the disk
+append_records_per_s | appended records | 1/s | rate | log service
+    records accepted from clients
+append_bytes_per_s | appended bytes | B/s | rate | log service
+    payload bytes accepted from clients
+replication_ack_ms_p99 | shadow ack p99 | ms | latency | replication
+    from sending a frame to its acknowledgement, all shadows together
+errors_per_s | errors | 1/s | rate | daemon
+    refusals and failures that are not the client's fault
+loop_lag_ms_max | event loop lag | ms | latency | daemon
+    the latest wake-up of a 50 ms timer on the event loop
+sample_delay_ms | sampling delay | ms | level | collector
+    how much later than planned this sample was taken
+process_cpu_cores | own CPU | cores | level | /proc/self/stat
+    user and system time a second of real time
+process_run_wait_share | waiting for a core | share | share | /proc/self/schedstat
+    time the main thread was runnable but not running
+process_memory_rss_bytes | resident memory | B | level | /proc/self/status
+    VmRSS, the LMDB map's resident pages included
+process_memory_anonymous_bytes | own memory | B | level | /proc/self/status
+    RssAnon: memory that only this process can give back
+process_memory_limit_share | memory limit used | share | share | getrlimit, cgroup
+    the fullest of: data segment of RLIMIT_DATA, cgroup usage of its limit; NaN without a limit
+process_major_faults_per_s | own major faults | 1/s | rate | /proc/self/stat
+    page faults that waited for a disk
+process_file_descriptors_share | file descriptors used | share | share | /proc/self/fd
+    open descriptors of RLIMIT_NOFILE
+process_switches_involuntary_per_s | preemptions | 1/s | rate | /proc/self/status
+    times the main thread was taken off its core
+""",
+)
+
+_DISK = _rows(
+    Scope.DISK,
+    """
+disk_busy_share | disk busy | share | share | /sys/dev/block
+    time with at least one request under way
+disk_read_latency_ms | disk read latency | ms | latency | /sys/dev/block
+    mean time of a read
+disk_write_latency_ms | disk write latency | ms | latency | /sys/dev/block
+    mean time of a write
+disk_flush_latency_ms | disk flush latency | ms | latency | /sys/dev/block
+    mean time of a cache flush (Linux 5.5)
+disk_queue_requests | disk queue | requests | level | /sys/dev/block
+    mean number of requests under way or waiting
+disk_free_share | free disk space | share | share | statvfs
+    space left for peerd on the data directory's file system
+""",
+)
+
+_HOST = _rows(
+    Scope.HOST,
+    """
+machine_identity | machine | id | identity | boot_id
+    24 bits of the kernel's boot id: peers with equal values share one kernel
+cpu_busy_share | CPU busy | share | share | /proc/stat
+    all cores, neither idle nor waiting for a disk
+cpu_iowait_share | CPU waiting for disks | share | share | /proc/stat
+    idle with a disk request of its own under way
+cpu_steal_share | CPU stolen | share | share | /proc/stat
+    the hypervisor ran someone else
+load_per_core | load per core | 1 | level | /proc/loadavg
+    runnable and uninterruptible tasks, 1 min mean, per core
+pressure_cpu_some_share | CPU pressure | share | share | /proc/pressure/cpu
+    time in which some task waited for a core
+pressure_memory_some_share | memory pressure | share | share | /proc/pressure/memory
+    time in which some task waited for memory
+pressure_memory_full_share | full memory pressure | share | share | /proc/pressure/memory
+    time in which all tasks waited for memory
+pressure_io_some_share | io pressure | share | share | /proc/pressure/io
+    time in which some task waited for a disk
+pressure_io_full_share | full io pressure | share | share | /proc/pressure/io
+    time in which all tasks waited for a disk
+pressure_io_full_avg10_share | full io pressure, 10 s | share | share | /proc/pressure/io
+    the kernel's own mean over 10 s
+memory_available_share | memory available | share | share | /proc/meminfo
+    MemAvailable of MemTotal
+swap_used_share | swap used | share | share | /proc/meminfo
+    of SwapTotal; NaN without swap
+major_faults_per_s | major faults | 1/s | rate | /proc/vmstat
+    page faults of all processes that waited for a disk
+oom_kills_per_s | OOM kills | 1/s | rate | /proc/vmstat
+    processes ended by the kernel for want of memory
+tcp_retransmits_per_s | TCP retransmits | 1/s | rate | /proc/net/snmp
+    segments sent again
+network_errors_per_s | network errors | 1/s | rate | /proc/net/dev
+    errors and drops of all devices but loopback
+""",
+)
+
+TELEMETRY_SCHEMA = TelemetrySchema(_PROCESS + _DISK + _HOST)
+
+
+def reference() -> str:
+    """The table as the Markdown page `docs/telemetry.md`."""
+    lines = [
+        "# Telemetry",
+        "",
+        "Sampled once a second on every peer, kept there for two minutes, carried by heartbeats",
+        "to the LAS leader, exported at `/metrics` with the prefix `peerd_`, read by the forecast.",
+        "A metric that cannot be had is missing (NaN), never zero. Printed from",
+        "`peerd/daemon/telemetry/schema.py` by `python -m peerd.daemon.telemetry.schema`.",
+        "",
+        "`process` concerns this peer alone, `disk` every peer on the device of its data",
+        "directory, `host` every peer of the machine.",
+        "",
+        f"Schema version `{TELEMETRY_SCHEMA.version}`, {len(TELEMETRY_SCHEMA)} metrics.",
+    ]
+    for scope in Scope:
+        lines += ["", f"## {scope.value}", "", "| metric | unit | kind | source | meaning |"]
+        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| `{m.name}` | {m.unit} | {m.kind.value} | {m.source} | {m.meaning} |"
+            for m in TELEMETRY_SCHEMA
+            if m.scope is scope
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

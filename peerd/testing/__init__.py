@@ -1,0 +1,1 @@
+"""Tools for testing programs that run on peerd, and peerd itself. Public."""
