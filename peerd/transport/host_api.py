@@ -1,0 +1,134 @@
+"""The seam between the services that clients call and the peer that serves them.
+
+`peerd.daemon.host.ShardHost` fulfils the protocol below; the services of this package know nothing
+else of the daemon. Everything here runs on the event loop of the process.
+
+Invariants of the seam:
+- `append` calls `done` exactly once, on the event loop, for every append it was given.
+- Whatever `read`, `fetch` and `readable_limit` hand out lies below a commit offset (G2, G12).
+- A batch that fails its checksum is never handed out: `Corrupt` is raised instead.
+
+Must not: know gRPC or protobuf.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.errors import Refusal
+from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.storage.errors import Corrupt
+
+__all__ = ["Accepted", "AppendOutcome", "Corrupt", "HolderUnavailable", "ShardHost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """An append that is durable on `acks` voters: the facts of its receipt.
+
+    `durable_on` names the voters that had it on stable storage when it was acknowledged; it is
+    empty for a duplicate whose first answer was given under an earlier epoch. `timestamp_ms` is
+    the primary's time of the batch, milliseconds since 1970-01-01 UTC.
+    """
+
+    shard: ShardId
+    epoch: Epoch
+    base_offset: Offset
+    record_count: int
+    durable_on: tuple[NodeName, ...]
+    duplicate: bool
+    timestamp_ms: int
+
+
+AppendOutcome = Accepted | Refusal
+
+
+class HolderUnavailable(Exception):
+    """Another peer could not give the batches: not reached, or it has not got them. Try the next."""
+
+
+class ShardHost(Protocol):
+    """One peer's shards, as the services see them. No method blocks the event loop."""
+
+    me: ProcessId
+    """This process."""
+
+    space_in_reserve: bool
+    """True while the store has reached its space reserve: appends answer DISK_RESERVE."""
+
+    def append(
+        self,
+        shard: ShardId,
+        header: BatchHeader,
+        payload: bytes,
+        expected_offset: int | None,
+        done: Callable[[AppendOutcome], None],
+    ) -> None:
+        """Takes one checked batch; `done` gets its receipt or refusal, now or later.
+
+        `payload` is the serialized `peerd.v1.Batch`; `header` says what is in it, `timestamp_ms`
+        excepted, which the primary sets. A refusal names a peer by its name in `leader`.
+        """
+
+    def is_primary(self, shard: ShardId) -> bool:
+        """Whether this process orders the shard's appends now."""
+
+    def committed(self, shard: ShardId) -> tuple[Epoch, Offset] | None:
+        """The epoch that this store adopted last, and up to where it knows it to be committed.
+
+        None if this peer has nothing of the shard.
+        """
+
+    def segment_begin(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """First offset of `epoch` as this store adopted it; None if it has not.
+
+        Tells where an epoch began that the committed map does not show as open yet.
+        """
+
+    def readable_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """First offset of `epoch` that this store may not serve; None if it has none of it here.
+
+        Of an epoch that is not sealed yet: the smaller of the stored end and the commit offset as
+        heard. Of a kept tail: only what is known to be durable on enough stores (G12).
+        """
+
+    def commit_changed(self, shard: ShardId) -> asyncio.Event:
+        """The event that is set at the next move of the commit offset or the map entry.
+
+        Take it *before* looking at the state, look, then wait: each event is set once.
+        """
+
+    async def read(
+        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """Batches of this store, the one that contains `from_offset` first, none beginning at or
+        beyond `to_offset`; at least one if there is one, then up to `bytes_max` bytes of payload.
+
+        Raises:
+            Corrupt: a stored batch of the range fails its checksum.
+        """
+
+    async def fetch(
+        self,
+        holder: ReplicaId,
+        shard: ShardId,
+        epoch: Epoch,
+        from_offset: int,
+        to_offset: int,
+        bytes_max: int,
+    ) -> list[PlacedBatch]:
+        """As `read`, from the store of another peer.
+
+        Raises:
+            HolderUnavailable: it cannot be reached, lacks the range, or its copy is damaged.
+        """
+
+    async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
+        """Base offset of this store's first batch of `epoch` whose time is not below
+        `timestamp_ms`; the end of what is stored if there is none.
+
+        Raises:
+            Corrupt: a header that had to be read is damaged.
+        """

@@ -1,0 +1,223 @@
+"""The shard map between its wire form (`las.v1`) and plain values.
+
+`decode_…` and `encode_…` are inverses for every value that the LAS can commit. What cannot be a
+value of the map (a chain with a gap, an unknown role) raises `MapMalformed`: a peer never works
+with half a map.
+
+Must not: keep state, or judge what a map means.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from las.v1 import shard_map_pb2
+from peerd.core.check import InvariantViolation
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
+from peerd.core.shard_map import Plan, Segment, Shard
+
+
+class MapMalformed(ValueError):
+    """A message that cannot be part of any committed map; the message says which entry and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEntry:
+    """A peer of the fleet; see `las.v1.Node`. `labels` are host, rack and zone."""
+
+    name: NodeName
+    address: str
+    store: StoreId
+    boot: BootId
+    labels: Mapping[str, str] = field(default_factory=dict)
+    may_lead: bool = True
+    up: bool = True
+    at_risk: bool = False
+    draining: bool = False
+
+    @property
+    def replica(self) -> ReplicaId:
+        """The store that the node registered with."""
+        return ReplicaId(self.name, self.store)
+
+    @property
+    def process(self) -> ProcessId:
+        """The process that registered last."""
+        return ProcessId(self.name, self.store, self.boot)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """A log and its policy; see `las.v1.Log`. `shards` are in the order of their key ranges."""
+
+    name: str
+    copies: int
+    acks: int
+    shards: tuple[ShardId, ...]
+
+
+# ------------------------------------------------------------------------------ replicas, processes
+
+
+def encode_replica(replica: ReplicaId) -> shard_map_pb2.Replica:
+    """The wire form of a store of a peer."""
+    return shard_map_pb2.Replica(peer=replica.peer, store_id=replica.store)
+
+
+def decode_replica(message: shard_map_pb2.Replica) -> ReplicaId:
+    """Inverse of `encode_replica`."""
+    return ReplicaId(NodeName(message.peer), StoreId(message.store_id))
+
+
+def encode_process(process: ProcessId) -> shard_map_pb2.Process:
+    """The wire form of a process."""
+    return shard_map_pb2.Process(peer=process.peer, store_id=process.store, boot_id=process.boot)
+
+
+def decode_process(message: shard_map_pb2.Process) -> ProcessId:
+    """Inverse of `encode_process`."""
+    return ProcessId(NodeName(message.peer), StoreId(message.store_id), BootId(message.boot_id))
+
+
+def encode_plan(plan: Plan) -> shard_map_pb2.Plan:
+    """The wire form of a plan."""
+    return shard_map_pb2.Plan(
+        primary=encode_process(plan.primary),
+        voters=[encode_replica(replica) for replica in plan.voters],
+        non_voters=[encode_replica(replica) for replica in plan.non_voters],
+        acks=plan.acks,
+    )
+
+
+def decode_plan(message: shard_map_pb2.Plan) -> Plan:
+    """Inverse of `encode_plan`.
+
+    Raises:
+        MapMalformed: no plan can look like this (see `Plan`).
+    """
+    try:
+        return Plan(
+            primary=decode_process(message.primary),
+            voters=tuple(decode_replica(replica) for replica in message.voters),
+            non_voters=tuple(decode_replica(replica) for replica in message.non_voters),
+            acks=message.acks,
+        )
+    except InvariantViolation as error:
+        raise MapMalformed(f"plan: {error}") from error
+
+
+# ------------------------------------------------------------------------------ segments, shards
+
+
+def encode_segment(segment: Segment) -> shard_map_pb2.Segment:
+    """The wire form of a segment; what is None stays unset."""
+    return shard_map_pb2.Segment(
+        epoch=segment.epoch,
+        begin=segment.begin,
+        end=segment.end,
+        known_commit=segment.known_commit,
+        plan=encode_plan(segment.plan),
+        holders=[encode_replica(replica) for replica in segment.holders],
+        wanted_holders=[encode_replica(replica) for replica in segment.wanted_holders],
+    )
+
+
+def decode_segment(message: shard_map_pb2.Segment) -> Segment:
+    """Inverse of `encode_segment`.
+
+    Raises:
+        MapMalformed: its plan is malformed.
+    """
+    return Segment(
+        epoch=Epoch(message.epoch),
+        plan=decode_plan(message.plan),
+        begin=Offset(message.begin) if message.HasField("begin") else None,
+        end=Offset(message.end) if message.HasField("end") else None,
+        known_commit=Offset(message.known_commit) if message.HasField("known_commit") else None,
+        holders=tuple(decode_replica(replica) for replica in message.holders),
+        wanted_holders=tuple(decode_replica(replica) for replica in message.wanted_holders),
+    )
+
+
+def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
+    """The wire form of a shard's entry."""
+    return shard_map_pb2.Shard(
+        shard=shard.shard,
+        log=shard.log,
+        key_hash_low=shard.key_hash_low,
+        key_hash_high=shard.key_hash_high,
+        sealed=[encode_segment(segment) for segment in shard.sealed],
+        open=encode_segment(shard.open),
+        prepared=None if shard.prepared is None else encode_segment(shard.prepared),
+        fence=shard.fence,
+        dead_epochs=shard.dead_epochs,
+    )
+
+
+def decode_shard(message: shard_map_pb2.Shard) -> Shard:
+    """Inverse of `encode_shard`.
+
+    Raises:
+        MapMalformed: the segments do not tile, or a plan is malformed (G7).
+    """
+    try:
+        return Shard(
+            shard=ShardId(message.shard),
+            log=message.log,
+            key_hash_low=message.key_hash_low,
+            key_hash_high=message.key_hash_high,
+            sealed=tuple(decode_segment(segment) for segment in message.sealed),
+            open=decode_segment(message.open),
+            prepared=decode_segment(message.prepared) if message.HasField("prepared") else None,
+            fence=Epoch(message.fence),
+            dead_epochs=tuple(Epoch(epoch) for epoch in message.dead_epochs),
+        )
+    except (InvariantViolation, MapMalformed) as error:
+        raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error
+
+
+# ------------------------------------------------------------------------------ nodes, logs
+
+
+def encode_node(node: NodeEntry) -> shard_map_pb2.Node:
+    """The wire form of a node."""
+    return shard_map_pb2.Node(
+        name=node.name,
+        address=node.address,
+        store_id=node.store,
+        boot_id=node.boot,
+        labels=node.labels,
+        may_lead=node.may_lead,
+        state=shard_map_pb2.NODE_STATE_UP if node.up else shard_map_pb2.NODE_STATE_DOWN,
+        at_risk=node.at_risk,
+        draining=node.draining,
+    )
+
+
+def decode_node(message: shard_map_pb2.Node) -> NodeEntry:
+    """Inverse of `encode_node`; a state that this version does not know counts as down."""
+    return NodeEntry(
+        name=NodeName(message.name),
+        address=message.address,
+        store=StoreId(message.store_id),
+        boot=BootId(message.boot_id),
+        labels=dict(message.labels),
+        may_lead=message.may_lead,
+        up=message.state == shard_map_pb2.NODE_STATE_UP,
+        at_risk=message.at_risk,
+        draining=message.draining,
+    )
+
+
+def encode_log(log: LogEntry) -> shard_map_pb2.Log:
+    """The wire form of a log."""
+    return shard_map_pb2.Log(name=log.name, copies=log.copies, acks=log.acks, shards=log.shards)
+
+
+def decode_log(message: shard_map_pb2.Log) -> LogEntry:
+    """Inverse of `encode_log`."""
+    return LogEntry(
+        name=message.name,
+        copies=message.copies,
+        acks=message.acks,
+        shards=tuple(ShardId(shard) for shard in message.shards),
+    )
