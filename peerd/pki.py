@@ -50,7 +50,7 @@ class PkiError(Exception):
     """A certificate, key or authority cannot be made or used; the message is one line of advice."""
 
 
-class IdentityError(PkiError):
+class IdentityError(PkiError, ValueError):
     """A name is no identity of this project, or of another cluster than expected."""
 
 
@@ -79,11 +79,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         check_cluster_name(self.cluster)
-        if not _NAME.fullmatch(self.name):
-            raise IdentityError(
-                f"name {self.name!r} is not usable: take 1 to 63 of A-Z a-z 0-9 . _ - "
-                "and begin with a letter or digit"
-            )
+        check_name(self.name)
 
     @property
     def uri(self) -> str:
@@ -284,8 +280,8 @@ def load_authority(directory: Path) -> Authority:
     return Authority(cluster=cluster, certificate=certificate, key=key)
 
 
-def check_cluster_name(cluster: str) -> None:
-    """Accepts a cluster's name, which is also the trust domain of its identities.
+def check_cluster_name(cluster: str) -> str:
+    """Returns a cluster's name, which is also the trust domain of its identities.
 
     Raises:
         IdentityError: it has other characters or another length than allowed.
@@ -295,6 +291,21 @@ def check_cluster_name(cluster: str) -> None:
             f"cluster name {cluster!r} is not usable: take 1 to 63 of a-z 0-9 . _ - "
             "and begin with a letter or digit"
         )
+    return cluster
+
+
+def check_name(name: str) -> str:
+    """Returns the name of a process or person, the last part of an identity.
+
+    Raises:
+        IdentityError: it has other characters or another length than allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise IdentityError(
+            f"name {name!r} is not usable: take 1 to 63 of A-Z a-z 0-9 . _ - "
+            "and begin with a letter or digit"
+        )
+    return name
 
 
 def uris_of(certificate: x509.Certificate) -> list[str]:

@@ -1,0 +1,1 @@
+"""The LAS node as a process: settings, services, forecaster, lifecycle."""

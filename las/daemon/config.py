@@ -1,0 +1,171 @@
+"""Settings of a LAS node. `python -m las.daemon.config --reference` prints the reference page.
+
+Each key has its unit in its name, a default that suits a production group, and a description; all
+of it stands here (and, for what every daemon has, in `peerd.transport.endpoint`). All nodes of a
+group take the same `members` and `policy`. Must not: interpret a setting, which is its user's task.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from peerd.pki import Identity, IdentityError, Role, check_name
+from peerd.settings import Address, ConfigError, Section, load, reference
+from peerd.transport import endpoint
+from peerd.transport.endpoint import Endpoint
+
+__all__ = ["ConfigError", "LasConfig", "load_config", "verify_identity"]
+
+ENVIRONMENT_PREFIX = "LAS"
+MIB = 1024 * 1024
+# A group of two would stop with either of its nodes; more than five only slow each other down.
+GROUP_SIZES = (1, 3, 5)
+
+
+class Policy(Section):
+    """When a node is at risk, and how much may be done about it."""
+
+    interval_ms: int = Field(
+        default=1_000, ge=100, le=60_000, description="Time between two forecasts of the fleet"
+    )
+    threshold: float = Field(
+        default=0.8,
+        gt=0.0,
+        le=1.0,
+        description="Probability of failing within 10 minutes from which a node is at risk",
+    )
+    consecutive: int = Field(
+        default=2,
+        ge=1,
+        le=60,
+        description="Forecasts in a row that must reach `threshold` before anything is moved",
+    )
+    off_threshold: float = Field(
+        default=0.4,
+        ge=0.0,
+        lt=1.0,
+        description="Probability below which a node at risk begins to count as recovered",
+    )
+    off_after_s: int = Field(
+        default=900,
+        ge=0,
+        le=86_400,
+        description="Time that it has to stay below `off_threshold` to be no longer at risk",
+    )
+    at_risk_share_max: float = Field(
+        default=0.34,
+        gt=0.0,
+        le=1.0,
+        description="Share of the fleet that may be at risk at once, but at least one node. If the "
+        "model says more it is not believed: the map is kept and an alert is raised",
+    )
+    heartbeat_ms: int = Field(
+        default=500, ge=50, le=60_000, description="Time between two heartbeats of a peer"
+    )
+    lease_ms: int = Field(
+        default=1_500,
+        ge=150,
+        le=600_000,
+        description="Silence after which a peer counts as dead, at least three heartbeats",
+    )
+    repair_delay_s: int = Field(
+        default=600,
+        ge=0,
+        le=86_400,
+        description="Time that a dead node has to come back before its sealed copies are made "
+        "anew. Protection of new appends never waits",
+    )
+    prefetch_bytes_per_s: int = Field(
+        default=80 * MIB,
+        ge=64 * 1024,
+        description="Bytes a second of background copying that one node may be given",
+    )
+
+
+class LasConfig(Endpoint):
+    """All settings of a LAS node."""
+
+    listen: Address = Field(
+        default="0.0.0.0:7500", description="Address for gRPC, `host:port`. Port 0 takes a free one"
+    )
+    http_listen: Address = Field(
+        default="127.0.0.1:7501",
+        description="Address for plain HTTP: `/metrics`, `/healthz`. Port 0 takes a free one",
+    )
+    members: dict[str, Address] = Field(
+        description="Name and address of every node of the group, this one too: 1, 3 or 5, the "
+        "same on all of them",
+    )
+    model_path: Path | None = Field(
+        default=None,
+        description="ONNX file of the forecast; by default the one that is shipped",
+    )
+    shutdown_timeout_ms: int = Field(
+        default=5_000,
+        ge=0,
+        le=600_000,
+        description="Time that a stop gives the calls under way to end",
+    )
+    policy: Policy = Field(default_factory=Policy)
+
+
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> LasConfig:
+    """Reads a LAS node's settings: `overrides` (dotted key -> value) over environment over file.
+
+    Raises:
+        ConfigError: something in them is wrong; one line with place and advice.
+    """
+    return load(
+        LasConfig,
+        path=path,
+        prefix=ENVIRONMENT_PREFIX,
+        overrides=overrides,
+        environment=environment,
+        check=_mistakes,
+    )
+
+
+def verify_identity(config: LasConfig) -> Identity:
+    """Judges the certificates, and that they are this node's. Raises `ConfigError`."""
+    return endpoint.verify_identity(config, Role.LAS)
+
+
+def _mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
+    dialled = [(f"members.{name}", address) for name, address in config.members.items()]
+    yield from endpoint.endpoint_mistakes(config, dialled)
+    yield from _member_mistakes(config)
+    policy = config.policy
+    if policy.off_threshold >= policy.threshold:
+        yield "policy.off_threshold", f"must be below policy.threshold ({policy.threshold})"
+    if policy.lease_ms < 3 * policy.heartbeat_ms:
+        yield "policy.lease_ms", f"must be at least three heartbeats ({3 * policy.heartbeat_ms})"
+
+
+def _member_mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
+    if config.name not in config.members:
+        yield (
+            "members",
+            f"lacks this node, {config.name!r}: list every node of the group, the same everywhere",
+        )
+    if len(config.members) not in GROUP_SIZES:
+        yield "members", f"has {len(config.members)} nodes: a group has 1, 3 or 5"
+    if len(set(config.members.values())) < len(config.members):
+        yield "members", "gives one address to two nodes"
+    for name in config.members:
+        try:
+            check_name(name)
+        except IdentityError as error:
+            yield "members", str(error)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--reference"]:
+        sys.exit("usage: python -m las.daemon.config --reference")
+    sys.stdout.write(reference(LasConfig, ENVIRONMENT_PREFIX, "las"))

@@ -1,0 +1,249 @@
+"""Settings of a peer. `python -m peerd.daemon.config --reference` prints the reference page.
+
+Each key has its unit in its name, a default that suits a production host, and a description; all
+of it stands here (and, for what every daemon has, in `peerd.transport.endpoint`). Must not:
+interpret a setting, which is its user's task, or look at anything but file, environment, options.
+"""
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from peerd.pki import Identity, Role
+from peerd.settings import Address, ConfigError, Section, load, reference
+from peerd.transport import endpoint
+from peerd.transport.endpoint import Endpoint
+from peerd.transport.options import MESSAGE_BYTES_MAX
+
+__all__ = ["ConfigError", "PeerdConfig", "load_config", "verify_identity"]
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+ENVIRONMENT_PREFIX = "PEERD"
+# limit: bytes that append.batch_bytes_max may be set to; a batch travels inside a gRPC message
+# that also holds its header and, on a replication stream, its neighbours
+BATCH_BYTES_LIMIT = MESSAGE_BYTES_MAX // 2
+# limit: LAS addresses in a configuration; a group has 1, 3 or 5 nodes
+LAS_ADDRESSES_MAX = 9
+
+
+class FailureDomain(Section):
+    """What fails together with this peer."""
+
+    host: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=253,
+        description="Peers with the same value share a machine: no two copies of a record lie "
+        "there. By default this host's name",
+    )
+    rack: str = Field(
+        default="", max_length=253, description="Copies are kept in different racks if possible"
+    )
+    zone: str = Field(
+        default="", max_length=253, description="Copies are kept in different zones if possible"
+    )
+
+
+class Storage(Section):
+    """The store."""
+
+    map_size_bytes_max: int = Field(
+        default=64 * GIB,
+        ge=16 * MIB,
+        description="Size up to which the store file may grow. It grows ahead of need and never "
+        "shrinks",
+    )
+    reserve_bytes: int = Field(
+        default=1 * GIB,
+        ge=0,
+        description="Free space, of the disk and of the store, below which appends are refused "
+        "with `DISK_RESERVE`. Reads go on",
+    )
+    commit_bytes_max: int = Field(
+        default=8 * MIB,
+        ge=1 * MIB,
+        le=256 * MIB,
+        description="Bytes that one storage commit takes from the queue at most",
+    )
+    queue_bytes_max: int = Field(
+        default=64 * MIB,
+        ge=8 * MIB,
+        description="Bytes that wait for the storage writer at most. Beyond it appends get "
+        "`OVERLOADED`",
+    )
+
+
+class Append(Section):
+    """What clients may have under way."""
+
+    batch_bytes_max: int = Field(
+        default=1 * MIB,
+        ge=1 * KIB,
+        le=BATCH_BYTES_LIMIT,
+        description="Size of one batch. A larger one gets `BATCH_TOO_LARGE`",
+    )
+    inflight_bytes_max: int = Field(
+        default=64 * MIB,
+        ge=1 * MIB,
+        description="Bytes of unanswered appends on this peer. Beyond it appends get `OVERLOADED`",
+    )
+
+
+class Replication(Section):
+    """Streams to other peers."""
+
+    frame_bytes_max: int = Field(
+        default=2 * MIB,
+        ge=64 * KIB,
+        le=MESSAGE_BYTES_MAX // 2,
+        description="Size up to which batches are joined into one message",
+    )
+    frames_inflight_max: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Unacknowledged messages on one stream. Few join what arrives meanwhile",
+    )
+    queue_bytes_max: int = Field(
+        default=64 * MIB,
+        ge=8 * MIB,
+        description="Bytes kept in memory for a peer that lags. Beyond it they are read from disk",
+    )
+    beat_ms: int = Field(
+        default=250,
+        ge=10,
+        le=10_000,
+        description="Time between two frames on an idle stream, by which peers hear each other",
+    )
+    commit_notice_ms: int = Field(
+        default=5,
+        ge=0,
+        le=1_000,
+        description="Time after which a commit offset travels alone if no batch takes it along",
+    )
+
+
+class Copier(Section):
+    """Background copying of the sealed past: repair, pre-fetch, drain."""
+
+    bytes_per_s_max: int = Field(
+        default=80 * MIB,
+        ge=64 * KIB,
+        description="Bytes a second that this peer reads from other peers for copies",
+    )
+
+
+class Telemetry(Section):
+    """What the peer tells about its health."""
+
+    record_file: Path | None = Field(
+        default=None,
+        description="File to which each sample is also appended, for training and for research",
+    )
+
+
+class Testing(Section):
+    """Only for tests, demo and fault lab; leave it out elsewhere."""
+
+    faults_file: Path | None = Field(
+        default=None,
+        description="File from which `peerd.testing.faults` reads which storage faults to play",
+    )
+
+
+class PeerdConfig(Endpoint):
+    """All settings of a peer."""
+
+    listen: Address = Field(
+        default="0.0.0.0:7400", description="Address for gRPC, `host:port`. Port 0 takes a free one"
+    )
+    http_listen: Address = Field(
+        default="127.0.0.1:7401",
+        description="Address for plain HTTP: `/metrics`, `/healthz`. Port 0 takes a free one",
+    )
+    las: tuple[Address, ...] = Field(
+        min_length=1,
+        max_length=LAS_ADDRESSES_MAX,
+        description="Addresses of the LAS nodes; one that answers is enough",
+    )
+    role: Literal["any", "shadow"] = Field(
+        default="any",
+        description="A `shadow` stores copies and is never primary",
+    )
+    stall_timeout_ms: int = Field(
+        default=500,
+        ge=50,
+        le=60_000,
+        description="Time without an acknowledgement after which a shadow is reported and replaced",
+    )
+    drain_timeout_ms: int = Field(
+        default=200,
+        ge=0,
+        le=60_000,
+        description="Time that a hand-over gives the batches under way to commit",
+    )
+    shutdown_timeout_ms: int = Field(
+        default=5_000,
+        ge=0,
+        le=600_000,
+        description="Time that a stop gives the calls under way to end",
+    )
+    failure_domain: FailureDomain = Field(default_factory=FailureDomain)
+    storage: Storage = Field(default_factory=Storage)
+    append: Append = Field(default_factory=Append)
+    replication: Replication = Field(default_factory=Replication)
+    copier: Copier = Field(default_factory=Copier)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
+    testing: Testing = Field(default_factory=Testing)
+
+
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> PeerdConfig:
+    """Reads a peer's settings: `overrides` (dotted key -> value) over environment over file.
+
+    Raises:
+        ConfigError: something in them is wrong; one line with place and advice.
+    """
+    return load(
+        PeerdConfig,
+        path=path,
+        prefix=ENVIRONMENT_PREFIX,
+        overrides=overrides,
+        environment=environment,
+        check=_mistakes,
+    )
+
+
+def verify_identity(config: PeerdConfig) -> Identity:
+    """Judges the certificates, and that they are this peer's. Raises `ConfigError`."""
+    return endpoint.verify_identity(config, Role.PEER)
+
+
+def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
+    yield from endpoint.endpoint_mistakes(config, [("las", address) for address in config.las])
+    if config.storage.reserve_bytes >= config.storage.map_size_bytes_max:
+        yield (
+            "storage.reserve_bytes",
+            "leaves no room: it must be below storage.map_size_bytes_max",
+        )
+    if config.append.batch_bytes_max > config.append.inflight_bytes_max:
+        yield "append.batch_bytes_max", "must not exceed append.inflight_bytes_max"
+    if config.append.batch_bytes_max > config.replication.frame_bytes_max:
+        yield "append.batch_bytes_max", "must not exceed replication.frame_bytes_max"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--reference"]:
+        sys.exit("usage: python -m peerd.daemon.config --reference")
+    sys.stdout.write(reference(PeerdConfig, ENVIRONMENT_PREFIX, "peerd"))
