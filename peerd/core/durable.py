@@ -9,7 +9,7 @@ stored or acknowledged. `apply` is pure: state in, (outcome, new state) out.
 from dataclasses import dataclass, field
 
 from peerd.core.batch import PlacedBatch
-from peerd.core.ids import NO_EPOCH, Epoch, Offset, ShardId
+from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot
 
 
@@ -31,12 +31,26 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredShard:
-    """Durable state of one shard. `promised` and `adopted` only grow and outlive the data."""
+    """Durable state of one shard. `promised` and `adopted` only grow and outlive the data.
+
+    `table_as_of`: the durable producer table is exact as of this offset (§3.1); it moves only where
+    the store knows the log, so it may lag or stand still before a hole.
+    """
 
     shard: ShardId
     promised: Epoch = NO_EPOCH
     adopted: Epoch = NO_EPOCH
     segments: dict[Epoch, StoredSegment] = field(default_factory=dict)
+    table_as_of: Offset = FIRST_OFFSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRange:
+    """Batches [begin, end) of `epoch`, which the producer table is to be extended over."""
+
+    epoch: Epoch
+    begin: Offset
+    end: Offset
 
 
 # ------------------------------------------------------------------ operations
@@ -103,9 +117,7 @@ class InstallTable:
     table: TableSnapshot
 
 
-StoreOperation = (
-    AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | FillSealed | InstallTable
-)
+StoreOperation = AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | FillSealed | InstallTable
 
 
 # ------------------------------------------------------------------ outcomes
@@ -127,3 +139,21 @@ class Refused:
 
 
 Outcome = Stored | Refused
+
+
+# ------------------------------------------------------------------ the rules
+def apply(state: StoredShard, operation: StoreOperation) -> tuple[Outcome, StoredShard]:
+    """What `operation` does to `state`: the outcome (which carries the new state) and the new state.
+
+    Raises `InvariantViolation` where the protocol says "stops the process loudly".
+    """
+    raise NotImplementedError
+
+
+def table_ranges(state: StoredShard, begin: Offset, end: Offset) -> tuple[TableRange, ...]:
+    """Where the batches of the log in [begin, end) lie in this store, in order and without gap.
+
+    The storage writer uses it in the transaction of an operation that moved `table_as_of` from `begin`
+    to `end`: it adds the headers of these ranges to its durable rows (`producer.remembered`).
+    """
+    raise NotImplementedError

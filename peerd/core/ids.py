@@ -31,7 +31,11 @@ ProducerId = NewType("ProducerId", bytes)
 Tick = NewType("Tick", int)
 """Milliseconds of some monotonic clock that is passed in; only differences mean anything."""
 
+RequestId = NewType("RequestId", int)
+"""Drawn by the host for each call that waits for a reply; unique while the process lives."""
+
 NO_EPOCH = Epoch(0)
+FIRST_OFFSET = Offset(0)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,0 +1,150 @@
+"""Who appended what last: the producer table (docs/protocol.md §3.1, G4).
+
+The table maps (producer, sequence) to (epoch, base offset) for the last W batches of each producer.
+Sequences number records: a batch with `first_sequence` s and n records is followed by s + n. A retry is
+the same (s, n) again; it gets the first answer again. W is also the bound of a producer's unanswered
+batches, so a retry always finds its entry.
+
+Invariants:
+- A `TableSnapshot` is exact as of `as_of`: it covers the batches of the log below that offset and none
+  at or beyond it. So all tables as of the same offset are equal, and none is ever undone.
+- A table that is not `complete` misses some past: what it has is true, but a producer that it does not
+  know may have written there, and is refused. It does not guess.
+- `ProducerTable` keeps what is committed and what is only ordered apart, so that the table as of the
+  commit offset can be read off at any time, without what may be cut off (spec mutant
+  `table-keeps-tail`).
+
+Must not: forget a producer by itself (a clock would make tables differ).
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from peerd.core.batch import BatchHeader
+from peerd.core.check import invariant
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId
+from peerd.core.limits import PRODUCER_WINDOW_BATCHES
+
+_ROW_ENTRY = struct.Struct(">QIQQq")
+"""first_sequence, record_count, epoch, base, timestamp_ms."""
+
+
+# ------------------------------------------------------------------ plain values
+@dataclass(frozen=True, slots=True)
+class TableBatch:
+    """One remembered batch of a producer."""
+
+    first_sequence: int
+    record_count: int
+    epoch: Epoch
+    base: Offset
+    timestamp_ms: int
+
+    @property
+    def end(self) -> Offset:
+        """First offset after the batch."""
+        return Offset(self.base + self.record_count)
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence that follows the batch."""
+        return self.first_sequence + self.record_count
+
+
+Row = tuple[TableBatch, ...]
+"""One producer's batches, oldest first, at most `PRODUCER_WINDOW_BATCHES`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSnapshot:
+    """The table exactly as of `as_of`, but for producers that did not change at or after `since`.
+
+    `since` 0: the whole table. `producers` must not be changed by whoever holds the snapshot.
+    """
+
+    as_of: Offset
+    complete: bool = True
+    producers: Mapping[ProducerId, Row] = field(default_factory=dict)
+    since: Offset = FIRST_OFFSET
+
+
+def empty_table(as_of: Offset = FIRST_OFFSET, *, complete: bool = True) -> TableSnapshot:
+    """The table of a log that begins at 0; or, not `complete`, of one whose past below `as_of` is lost."""
+    invariant(
+        as_of == 0 or not complete, "a complete table below batches is not empty", as_of=as_of
+    )
+    return TableSnapshot(as_of=as_of, complete=complete)
+
+
+def entry_of(epoch: Epoch, base: Offset, header: BatchHeader) -> TableBatch:
+    """What the table remembers of a batch."""
+    return TableBatch(header.first_sequence, header.record_count, epoch, base, header.timestamp_ms)
+
+
+def remembered(row: Row, entry: TableBatch) -> Row:
+    """`row` with `entry` as its newest, cut to the window. What the durable table does per batch."""
+    return (*row, entry)[-PRODUCER_WINDOW_BATCHES:]
+
+
+def extended(
+    table: TableSnapshot, epoch: Epoch, headers: Iterable[tuple[Offset, BatchHeader]]
+) -> TableSnapshot:
+    """`table` moved over consecutive batches (base, header) of `epoch` that begin at its `as_of`."""
+    producers = dict(table.producers)
+    as_of = table.as_of
+    for base, header in headers:
+        invariant(base == as_of, "table is extended without gap", as_of=as_of, base=base)
+        as_of = Offset(base + header.record_count)
+        if header.producer:
+            row = producers.get(header.producer, ())
+            producers[header.producer] = remembered(row, entry_of(epoch, base, header))
+    return TableSnapshot(
+        as_of=as_of, complete=table.complete, producers=producers, since=table.since
+    )
+
+
+def merged(base: TableSnapshot, changes: TableSnapshot) -> TableSnapshot | None:
+    """`base` brought forward by `changes`; None if they do not meet (`changes.since` beyond `base`)."""
+    if changes.since == 0 or base.as_of > changes.as_of:
+        return changes if changes.since == 0 else None
+    if base.as_of < changes.since or not base.complete or base.since:
+        return None
+    return TableSnapshot(
+        as_of=changes.as_of,
+        complete=changes.complete,
+        producers={**base.producers, **changes.producers},
+    )
+
+
+def changed_since(table: TableSnapshot, since: Offset) -> TableSnapshot:
+    """What of a whole `table` changed at or after offset `since`; the inverse of `merged`."""
+    if since == 0:
+        return table
+    invariant(table.since == 0, "changes are taken from a whole table", since=table.since)
+    return TableSnapshot(
+        as_of=table.as_of,
+        complete=table.complete,
+        producers={
+            producer: row for producer, row in table.producers.items() if row[-1].end > since
+        },
+        since=since,
+    )
+
+
+def pack_row(row: Row) -> bytes:
+    """One row as bytes for a store; `unpack_row` gives it back."""
+    return b"".join(
+        _ROW_ENTRY.pack(
+            entry.first_sequence, entry.record_count, entry.epoch, entry.base, entry.timestamp_ms
+        )
+        for entry in row
+    )
+
+
+def unpack_row(data: bytes | memoryview) -> Row:
+    """Inverse of `pack_row`. Raises `struct.error` on a wrong length."""
+    return tuple(
+        TableBatch(sequence, count, Epoch(epoch), Offset(base), timestamp_ms)
+        for sequence, count, epoch, base, timestamp_ms in _ROW_ENTRY.iter_unpack(data)
+    )
