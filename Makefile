@@ -91,8 +91,9 @@ $(VENV)/train.stamp: $(EDITABLE)
 	@touch $@
 
 docs: setup  ## regenerate the reference pages that come from the code
-	$(BIN)/python -m peerd.daemon.config --reference > docs/configuration.md
-	$(BIN)/python tests/test_tidy.py --limits > docs/limits.md
+	@{ $(BIN)/python -m peerd.daemon.config --reference; \
+	  echo; $(BIN)/python -m las.daemon.config --reference; } > docs/configuration.md
+	@$(BIN)/python tests/test_tidy.py --limits > docs/limits.md
 
 # Resolved for every Python from 3.11 on and every platform at once (uv's universal mode).
 lock: $(INSTALLED)  ## resolve the dependencies anew and rewrite requirements.lock
@@ -101,7 +102,7 @@ lock: $(INSTALLED)  ## resolve the dependencies anew and rewrite requirements.lo
 		--universal --python-version 3.11 --generate-hashes --upgrade --quiet \
 		--no-annotate --no-emit-index-url --no-emit-find-links \
 		--no-header --output-file $(VENV)/resolved.txt
-	{ echo '# Every package of a development environment (runtime, extras dev and demo), pinned by'; \
+	@{ echo '# Every package of a development environment (runtime, extras dev and demo), pinned by'; \
 	  echo '# version and hash, for Python 3.11 and later. Rewritten by `make lock`, used by `make setup`.'; \
 	  cat $(VENV)/resolved.txt; } > requirements.lock
 

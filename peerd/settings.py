@@ -117,7 +117,7 @@ def load(
     keys = {key.name: key for key in keys_of(settings, prefix)}
     source = _Source.read(path)
     values = dict(_flatten(source.values, keys))
-    places = {name: source.place(name) for name in values}
+    places = source.places()
     if path is not None:
         values = {name: _from_file(keys.get(name), value, path) for name, value in values.items()}
     environment = os.environ if environment is None else environment
@@ -160,9 +160,7 @@ class _Source:
             with path.open("rb") as file:
                 content = file.read(FILE_BYTES_MAX + 1)
         except FileNotFoundError:
-            raise ConfigError(
-                f"{path}: no such file: name the configuration with -c FILE"
-            ) from None
+            raise ConfigError(f"{path}: no such file: name one with -c FILE") from None
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
         if len(content) > FILE_BYTES_MAX:
@@ -171,19 +169,13 @@ class _Source:
             text = content.decode("utf-8")
             return cls(str(path), text, tomllib.loads(text))
         except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{path}: not UTF-8 at byte {error.start}: is it a TOML file?"
-            ) from None
+            raise ConfigError(f"{path}: not UTF-8 (byte {error.start}): is it TOML?") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not TOML: {error}") from None
 
-    def place(self, name: str) -> str:
-        """`FILE:LINE` of a key, or of the nearest table around it; `FILE` if that is not found."""
-        while name:
-            if name in self._lines:
-                return f"{self.name}:{self._lines[name]}"
-            name = name.rpartition(".")[0]
-        return self.name
+    def places(self) -> dict[str, str]:
+        """`FILE:LINE` of each table and key that stands in the file."""
+        return {name: f"{self.name}:{line}" for name, line in self._lines.items()}
 
 
 _TABLE = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(#.*)?$")
@@ -303,6 +295,8 @@ class _Errors:
         """The first mistake in words, and how many more there are."""
         # A default made from another key is not made when that key is wrong; only that counts.
         real = [error for error in details if error["type"] != "default_factory_not_called"]
+        # Nor does a list that is too short for lack of good entries, beside the bad entries.
+        real = [error for error in real if not _is_explained(error, real)]
         # An unknown key is often the misspelt form of one that is then missing: name it first.
         real.sort(key=lambda error: error["type"] != "extra_forbidden")
         first = real[0]
@@ -322,7 +316,9 @@ class _Errors:
 
     def _place(self, name: str) -> str:
         while name:
-            inside = [key for key in self._places if key == name or key.startswith(f"{name}.")]
+            if name in self._places:
+                return self._places[name]
+            inside = [key for key in self._places if key.startswith(f"{name}.")]
             if inside:
                 return self._places[inside[0]]
             name = name.rpartition(".")[0]
@@ -331,7 +327,8 @@ class _Errors:
     def _nearest(self, name: str) -> str:
         """Advice: the key that was probably meant, by its whole name or by its last part."""
         last_parts = {key.rpartition(".")[2]: key for key in self._keys}
-        near = difflib.get_close_matches(name, self._keys, n=1, cutoff=0.6)
+        tables = {key.rpartition(".")[0] for key in self._keys} - {""}
+        near = difflib.get_close_matches(name, [*self._keys, *tables], n=1, cutoff=0.6)
         if not near:
             parts = difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1)
             near = [last_parts[part] for part in parts]
@@ -348,12 +345,24 @@ def _words(error: ErrorDetails) -> str:
     """A validator's message in our words, with the value that it is about."""
     text = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     text = text.replace("should be", "must be").replace("should have", "must have")
-    text = text.replace(" or instance of", " or").replace("Section", "table")
     if error["type"] in {"model_type", "model_attributes_type", "dict_type"}:
         text = "must be a table"
+    elif error["type"] == "tuple_type":
+        text = "must be a list"
+    elif error["type"] in {"path_type", "is_instance_of"}:
+        text = "must be a path in quotes"
     given = error["input"]
     shown = repr(given) if isinstance(given, str | int | float | bool) else "a table or list"
-    return text if shown in text else f"{text[:1].lower()}{text[1:]}, got {shown}"
+    text = text[:1].lower() + text[1:]
+    return text if isinstance(given, str) and shown in text else f"{text}, got {shown}"
+
+
+def _is_explained(error: ErrorDetails, others: list[ErrorDetails]) -> bool:
+    """Whether an error about a whole value only follows from one about its parts."""
+    depth = len(error["loc"])
+    return any(
+        len(other["loc"]) > depth and other["loc"][:depth] == error["loc"] for other in others
+    )
 
 
 def _sentence(field: FieldInfo) -> str:

@@ -243,7 +243,33 @@ def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
         yield "append.batch_bytes_max", "must not exceed replication.frame_bytes_max"
 
 
+REFERENCE_HEAD = """\
+# Configuration
+
+Printed from the code by `make docs`; do not edit.
+
+Each daemon reads one TOML file (`-c FILE`). An environment variable beats the file, an option of
+the command line (`--set KEY=VALUE`) beats both; in both, lists are written `a,b,c` and tables
+`name=value,name=value`. A path in a file is relative to that file. An unknown key, a wrong type or
+a value out of its range is an error that names file, line and key; `peerd check -c FILE` and
+`las check -c FILE` find them without starting anything. A key's unit is the end of its name.
+
+A peer's whole file may be as short as this:
+
+```toml
+cluster = "shop"
+name = "peer-1"
+las = ["las-1.example:7500", "las-2.example:7500", "las-3.example:7500"]
+data_dir = "/var/lib/peerd"
+tls.ca = "/etc/peerd/ca.pem"
+tls.certificate = "/etc/peerd/peer-1.cert.pem"
+tls.key = "/etc/peerd/peer-1.key.pem"
+```
+
+"""
+
+
 if __name__ == "__main__":
     if sys.argv[1:] != ["--reference"]:
         sys.exit("usage: python -m peerd.daemon.config --reference")
-    sys.stdout.write(reference(PeerdConfig, ENVIRONMENT_PREFIX, "peerd"))
+    sys.stdout.write(REFERENCE_HEAD + reference(PeerdConfig, ENVIRONMENT_PREFIX, "peerd"))
