@@ -64,7 +64,7 @@ def test_rates_are_of_real_time(tmp_path):
     now[0] = 102.0
     sample = collector.sample()
     assert by_name(sample)["commits_per_s"] == 25.0
-    assert (sample.tick_ms, sample.wall_ms) == (102_000, 7_000)
+    assert (sample.sequence, sample.tick_ms, sample.wall_ms) == (102, 102_000, 7_000)
 
 
 def test_a_kernel_without_files_gives_missing_values_never_zero(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from peerd.daemon.telemetry.window import (
 
 def sample(tick_ms, value=1.0):
     values = np.full(len(TELEMETRY_SCHEMA), value, dtype=np.float32)
-    return Sample(tick_ms=tick_ms, wall_ms=tick_ms + 7, values=values)
+    return Sample(sequence=tick_ms, tick_ms=tick_ms, wall_ms=tick_ms + 7, values=values)
 
 
 def test_the_window_keeps_the_newest():

@@ -56,11 +56,15 @@ _OWN_COUNTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One vector: `tick_ms` of the peer's monotonic clock, `wall_ms` since 1970, the values.
+    """One vector, with the time it was taken at.
 
-    `values` is float32 of shape [metrics], read-only.
+    `tick_ms` is of the peer's monotonic clock, `wall_ms` since 1970. `sequence` is the number of
+    the sampling period on the monotonic clock: it grows by one a sample, a gap is as many missing
+    samples, and a restarted process of the same boot goes on where the old one ended. `values` is
+    float32 of shape [metrics], read-only.
     """
 
+    sequence: int
     tick_ms: int
     wall_ms: int
     values: npt.NDArray[np.float32]
@@ -105,7 +109,10 @@ class Collector:
             vector[TELEMETRY_SCHEMA.positions[name]] = value
         vector.flags.writeable = False
         return Sample(
-            tick_ms=int(now_s * 1000), wall_ms=int(self._wall_clock() * 1000), values=vector
+            sequence=int(now_s * 1000) // SAMPLE_PERIOD_MS,
+            tick_ms=int(now_s * 1000),
+            wall_ms=int(self._wall_clock() * 1000),
+            values=vector,
         )
 
     def _read_process(self, counters: dict[str, float], values: dict[str, float]) -> None:

@@ -39,13 +39,13 @@ class Window:
         with self._lock:
             return self._samples[-1] if self._samples else None
 
-    def since(self, tick_ms: int) -> list[Sample]:
-        """Samples newer than `tick_ms`, oldest first: what the next heartbeat carries.
+    def since(self, sequence: int) -> list[Sample]:
+        """Samples after that number, oldest first: what the next heartbeat carries.
 
         `since(-1)` is the whole window: what a new leader gets.
         """
         with self._lock:
-            return [sample for sample in self._samples if sample.tick_ms > tick_ms]
+            return [sample for sample in self._samples if sample.sequence > sequence]
 
 
 class RecordingUnreadable(Exception):

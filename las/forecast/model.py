@@ -1,0 +1,225 @@
+"""The ONNX model: loaded whole or refused, run once for the whole fleet.
+
+Invariants:
+- What was loaded has passed its contract and its self-test on this machine
+  (`las/forecast/contract.py`).
+- The same windows give the same answer: one thread, no random operator, fixed kernels.
+- An answer that is no probability raises `ModelRefused` rather than reach the policy; the caller
+  then falls back to the rule and says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
+
+from las.forecast.answer import (
+    REASONS_MAX,
+    Forecast,
+    Reason,
+    Windows,
+    check_windows,
+)
+from las.forecast.contract import (
+    INPUT_NAME,
+    MODEL_BYTES_MAX,
+    OUTPUT_NAME,
+    SELF_TEST_TOLERANCE,
+    ModelContract,
+    ModelRefused,
+    check_probabilities,
+    from_metadata,
+)
+from las.forecast.past import as_before, in_words
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind
+
+# limit: companions of the same machine taken along when a node's reasons are worked out; enough
+# for their mean, and few enough that explaining stays a matter of milliseconds.
+COMPANIONS_MAX = 8
+
+_ONNX_ERRORS = (
+    onnx_errors.Fail,
+    onnx_errors.InvalidArgument,
+    onnx_errors.InvalidGraph,
+    onnx_errors.InvalidProtobuf,
+    onnx_errors.NoSuchFile,
+    onnx_errors.NotImplemented,
+    onnx_errors.RuntimeException,
+)
+# A machine identity no real one can have: it has more than 24 bits.
+_VARIANT_IDENTITY_MIN = 1 << 24
+# Weights below this are noise of the model, not a reason.
+_WEIGHT_MIN = 0.02
+
+
+class ForecastModel:
+    """A loaded model. Made by `load`; immutable; may be used from one thread at a time."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, contract: ModelContract) -> None:
+        self._session = session
+        self.contract = contract
+        schema = TELEMETRY_SCHEMA
+        self._columns = np.array([schema.positions[name] for name in contract.features])
+        self._metrics = [schema.metric(name) for name in contract.features]
+        kinds = [metric.kind for metric in self._metrics]
+        self._identity = kinds.index(Kind.IDENTITY) if Kind.IDENTITY in kinds else None
+
+    @classmethod
+    def load(cls, path: Path) -> ForecastModel:
+        """Read, check and try a model file. Raises `ModelRefused`; `OSError` if unreadable."""
+        if path.stat().st_size > MODEL_BYTES_MAX:
+            raise ModelRefused(f"{path}: larger than {MODEL_BYTES_MAX >> 20} MiB")
+        try:
+            return cls._from_bytes(path.read_bytes())
+        except ModelRefused as error:
+            raise ModelRefused(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_bytes(cls, content: bytes) -> ForecastModel:
+        try:
+            session = onnxruntime.InferenceSession(
+                content, sess_options=_session_options(), providers=["CPUExecutionProvider"]
+            )
+        except _ONNX_ERRORS as error:
+            raise ModelRefused(f"no ONNX model that can be run: {_first_line(error)}") from error
+        contract = from_metadata(session.get_modelmeta().custom_metadata_map)
+        contract.check_schema(TELEMETRY_SCHEMA)
+        _check_signature(session, contract)
+        model = cls(session, contract)
+        answer = model._run(contract.self_test.windows)
+        off_by = float(np.abs(answer - contract.self_test.expected).max())
+        if not off_by <= SELF_TEST_TOLERANCE:
+            raise ModelRefused(f"fails its self-test: off by {off_by:.2g}")
+        return model
+
+    @property
+    def model_id(self) -> str:
+        """The id in the model's contract."""
+        return self.contract.model_id
+
+    @property
+    def window(self) -> int:
+        """Samples of a window, one a second, newest last."""
+        return self.contract.window
+
+    def predict(self, windows: Windows) -> Forecast:
+        """Judge a fleet in one run.
+
+        `windows`: float32 [nodes, window, metrics of the schema], raw values, NaN = missing,
+        newest last. Raises `WindowsUnfit` for another shape and `ModelRefused` when the graph
+        answers with something that is no probability.
+        """
+        check_windows(windows, self.window, len(TELEMETRY_SCHEMA))
+        features = np.take(windows, self._columns, axis=2)
+        known = self._known(features)
+        if len(windows):
+            answer = self._run(features)
+            answer[~known] = self.contract.base_rates
+        else:
+            answer = np.zeros((0, len(self.contract.horizons_s)), dtype=np.float32)
+        return Forecast(model_id=self.model_id, calibrated=True, probabilities=answer, known=known)
+
+    def reasons(self, windows: Windows, node: int, *, count: int = 3) -> tuple[Reason, ...]:
+        """Why the probability of `node` (a row of `windows`) is what it is, strongest first.
+
+        Each input is judged by what it does to the 10-minute probability (in log-odds) when it
+        alone is put back to the node's own past, and when all the others are: two metrics that
+        tell the same story would each look idle by the first measure only.
+        """
+        check_windows(windows, self.window, len(TELEMETRY_SCHEMA))
+        features = np.take(windows, self._columns, axis=2)
+        actual = features[node]
+        calm = np.stack([as_before(series) for series in actual.T], axis=1)
+        told = [k for k in range(actual.shape[1]) if k != self._identity]
+        variants = [actual, calm]
+        for feature in told:
+            without, alone = actual.copy(), calm.copy()
+            without[:, feature] = calm[:, feature]
+            alone[:, feature] = actual[:, feature]
+            variants += [without, alone]
+        odds = self._odds_of_variants(np.stack(variants), self._companions(features, node))
+        drops = odds[0] - odds[2::2]
+        rises = odds[3::2] - odds[1]
+        weights = np.maximum(drops, 0.0) + np.maximum(rises, 0.0)
+        total = float(weights.sum())
+        if odds[0] <= odds[1] or total <= 0.0:
+            return ()
+        strongest = np.argsort(-weights, kind="stable")[: min(count, REASONS_MAX)]
+        return tuple(
+            Reason(
+                metric=self._metrics[told[k]].name,
+                text=in_words(self._metrics[told[k]], actual[:, told[k]]),
+                weight=float(weights[k]) / total,
+            )
+            for k in strongest.tolist()
+            if weights[k] / total >= _WEIGHT_MIN
+        )
+
+    def _known(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        told = [k for k in range(features.shape[2]) if k != self._identity]
+        # The first of the features is there in every sample that arrived or in none.
+        arrived = ~np.isnan(features[:, :, told]).all(axis=2)
+        seen: npt.NDArray[np.bool_] = arrived.sum(axis=1) >= self.contract.samples_min
+        return seen
+
+    def _companions(self, features: npt.NDArray[np.float32], node: int) -> npt.NDArray[np.float32]:
+        """Up to `COMPANIONS_MAX` other nodes of the same machine: [nodes, window, features]."""
+        if self._identity is None:
+            return features[:0]
+        seen = np.nan_to_num(features[:, :, self._identity], nan=-1.0).max(axis=1)
+        same = np.flatnonzero((seen == seen[node]) & (seen >= 0.0))
+        companions: npt.NDArray[np.float32] = features[same[same != node][:COMPANIONS_MAX]]
+        return companions
+
+    def _odds_of_variants(
+        self, variants: npt.NDArray[np.float32], companions: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        """Log-odds of the 10-minute probability of each variant, each beside the companions."""
+        groups = np.stack([np.concatenate([v[None], companions]) for v in variants])
+        if self._identity is not None:
+            identities = _VARIANT_IDENTITY_MIN + 2.0 * np.arange(len(variants))
+            groups[:, :, :, self._identity] = identities[:, None, None]
+        flat = groups.reshape(-1, *variants.shape[1:])
+        chosen = self._run(flat)[:: groups.shape[1], 0].astype(np.float64)
+        clipped = np.clip(chosen, 1e-6, 1.0 - 1e-6)
+        odds: npt.NDArray[np.float64] = np.log(clipped / (1.0 - clipped))
+        return odds
+
+    def _run(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            answer = self._session.run([OUTPUT_NAME], {INPUT_NAME: features})[0]
+        except _ONNX_ERRORS as error:
+            raise ModelRefused(f"the graph cannot be run: {_first_line(error)}") from error
+        if answer.shape != (len(features), len(self.contract.horizons_s)):
+            raise ModelRefused(f"answers with shape {answer.shape}")
+        check_probabilities(answer)
+        probabilities: npt.NDArray[np.float32] = answer
+        return probabilities
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    # One thread: the LAS shares its cores with consensus, and a sum keeps its order.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # what matters comes back as an error
+    return options
+
+
+def _check_signature(session: onnxruntime.InferenceSession, contract: ModelContract) -> None:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [i.name for i in inputs] != [INPUT_NAME] or [o.name for o in outputs] != [OUTPUT_NAME]:
+        raise ModelRefused(f"wanted one input {INPUT_NAME} and one output {OUTPUT_NAME}")
+    if inputs[0].type != "tensor(float)":
+        raise ModelRefused(f"reads {inputs[0].type}, wanted tensor(float)")
+    if list(inputs[0].shape[1:]) != [contract.window, len(contract.features)]:
+        raise ModelRefused(f"the graph reads shape {inputs[0].shape}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
