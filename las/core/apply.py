@@ -1,0 +1,269 @@
+"""`apply(state, command)`: the one way in which committed state changes.
+
+Deterministic and total: equal states and commands make equal states and results on every LAS node,
+and nothing that a command says makes it raise. Segment commands are in `las.core.segments`, with
+the guards that keep the protocol; here are logs, nodes and events.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import cast
+
+from las.core import commands as c
+from las.core import segments
+from las.core.commands import Command, Reason, Result
+from las.core.segments import Applied, refuse
+from las.core.state import (
+    DEAD_BOOTS_MAX,
+    EVENTS_MAX,
+    LOG_SHARDS_MAX,
+    LOGS_MAX,
+    NODES_MAX,
+    SHARDS_MAX,
+    ClusterState,
+    Event,
+    Log,
+    Node,
+    NodeState,
+    ShardEntry,
+    key_range,
+)
+from peerd.core.ids import BootId, Epoch, Offset, ShardId
+from peerd.core.shard_map import Plan, Segment, Shard
+
+_LOG_NAME = re.compile(r"[a-z0-9._-]{1,128}")
+FIRST_EPOCH = Epoch(1)
+"""Epoch of a new shard's first segment."""
+
+# limit: copies of a log; more voters than this only slow each other down.
+COPIES_MAX = 7
+# limit: length of a text that people read in an event, in characters.
+EVENT_TEXT_MAX = 500
+
+
+def apply(state: ClusterState, command: Command) -> Applied:
+    """The state after `command`, and its result. Never raises for what a command says."""
+    return _HANDLERS[type(command)](state, command)
+
+
+def suspicious_epochs(
+    state: ClusterState, stored: Iterable[tuple[ShardId, Epoch]]
+) -> tuple[tuple[ShardId, Epoch], ...]:
+    """What of a store's (shard, highest epoch) the LAS cannot have drawn, as far as `state` knows.
+
+    To be sent with `RegisterNode.stored`, which looks again: `state` may lag what is committed.
+    """
+    return tuple((shard, epoch) for shard, epoch in stored if _is_above_drawn(state, shard, epoch))
+
+
+def _is_above_drawn(state: ClusterState, shard: ShardId, epoch: Epoch) -> bool:
+    entry = state.shards.get(shard)
+    return shard >= state.next_shard or (entry is not None and epoch > entry.drawn)
+
+
+# ---------------------------------------------------------------------------------- logs
+def create_log(state: ClusterState, command: c.CreateLog) -> Applied:
+    """A new log with its empty shards.
+
+    | `CreateLog(name, rows)` | no log has the name; each row names `copies` registered nodes on
+    different hosts, the first of which may lead | each shard gets epoch 1, open at 0 with its row
+    as voters. |
+    """
+    if command.name in state.logs:
+        return refuse(state, Reason.LOG_EXISTS, f"there is a log {command.name} already")
+    if wrong := _log_error(state, command):
+        return refuse(state, *wrong)
+    entries = []
+    for index, row in enumerate(command.rows):
+        nodes = [state.nodes[command.nodes[at]] for at in row]
+        plan = Plan(
+            primary=nodes[0].process,
+            voters=tuple(node.replica for node in nodes),
+            acks=command.acks,
+        )
+        low, high = key_range(index, len(command.rows))
+        shard = Shard(
+            shard=ShardId(state.next_shard + index),
+            log=command.name,
+            key_hash_low=low,
+            key_hash_high=high,
+            open=Segment(epoch=FIRST_EPOCH, plan=plan, begin=Offset(0)),
+        )
+        entries.append(ShardEntry(shard=shard, drawn=FIRST_EPOCH))
+    shards = tuple(entry.shard.shard for entry in entries)
+    log = Log(name=command.name, copies=command.copies, acks=command.acks, shards=shards)
+    after = state.changed(logs=(log,), shards=entries)
+    after = replace(after, next_shard=ShardId(state.next_shard + len(entries)))
+    return after, Result(ok=True, text="created", epoch=FIRST_EPOCH, shards=shards)
+
+
+def _log_error(state: ClusterState, command: c.CreateLog) -> tuple[Reason, str] | None:
+    if not _LOG_NAME.fullmatch(command.name):
+        return Reason.INVALID_ARGUMENT, "a log name is 1 to 128 of a-z, 0-9, '.', '_' and '-'"
+    if not 1 <= len(command.rows) <= LOG_SHARDS_MAX:
+        return Reason.INVALID_ARGUMENT, f"a log has 1 to {LOG_SHARDS_MAX} shards"
+    if not 1 <= command.acks <= command.copies <= COPIES_MAX:
+        return Reason.INVALID_ARGUMENT, f"acks and copies: 1 <= acks <= copies <= {COPIES_MAX}"
+    if len(state.logs) >= LOGS_MAX or len(state.shards) + len(command.rows) > SHARDS_MAX:
+        text = f"a cluster has at most {LOGS_MAX} logs and {SHARDS_MAX} shards"
+        return Reason.LIMIT_REACHED, text
+    for name in command.nodes:
+        if name not in state.nodes:
+            return Reason.UNKNOWN_NODE, f"no node is called {name}"
+    for row in command.rows:
+        if any(not 0 <= at < len(command.nodes) for at in row):
+            return Reason.INVALID_ARGUMENT, "a row names a node that is not listed"
+        hosts = {state.nodes[command.nodes[at]].host for at in row}
+        if len(row) != command.copies or len(hosts) != len(row):
+            return Reason.INVALID_ARGUMENT, "each shard needs `copies` nodes on different hosts"
+        if not state.nodes[command.nodes[row[0]]].may_lead:
+            text = f"{command.nodes[row[0]]} stores copies only and is never primary"
+            return Reason.INVALID_ARGUMENT, text
+    return None
+
+
+# ---------------------------------------------------------------------------------- nodes
+def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
+    """A process announces itself.
+
+    | `RegisterNode(node, store, boot)` | the node is new or its store is the recorded one; the boot
+    id is of no process that is proven dead; no shard in the store is unknown to this LAS | the
+    process is the node's, up; the one before it is dead. Shards whose stored epoch is above all
+    drawn are halted. |
+    """
+    known = state.nodes.get(command.name)
+    if known is None and len(state.nodes) >= NODES_MAX:
+        return refuse(state, Reason.LIMIT_REACHED, f"a cluster has at most {NODES_MAX} nodes")
+    if known is not None and known.store != command.store:
+        text = f"{command.name} registered with store {known.store}: use `peerctl node replace`"
+        return refuse(state, Reason.STORE_ID_CHANGED, text)
+    if known is not None and command.boot in known.dead_boots:
+        return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
+    for shard, _ in command.stored:
+        if shard >= state.next_shard:
+            text = f"the store has shard {shard}, which this LAS never created: it lost its past"
+            return refuse(state, Reason.LAS_LOST_ITS_PAST, text)
+    node = Node(
+        name=command.name,
+        store=command.store,
+        boot=command.boot,
+        address=command.address,
+        labels=tuple(sorted(command.labels)),
+        may_lead=command.may_lead,
+    )
+    if known is not None:
+        same = known.boot == command.boot
+        node = replace(
+            node,
+            state=known.state if same else NodeState.UP,
+            at_risk=known.at_risk,
+            draining=known.draining,
+            dead_boots=known.dead_boots if same else _with_boot(known),
+        )
+    halted = [
+        replace(
+            state.shards[shard],
+            halted=f"{command.name} has epoch {epoch}, above all that was drawn",
+        )
+        for shard, epoch in command.stored
+        if _is_above_drawn(state, shard, epoch) and not state.shards[shard].halted
+    ]
+    shards = tuple(entry.shard.shard for entry in halted)
+    if node == known and not halted:
+        return state, Result(ok=True, text="registered already")
+    after = state.changed(nodes=(node,), shards=halted)
+    return after, Result(ok=True, text="registered", shards=shards)
+
+
+def _with_boot(node: Node) -> tuple[BootId, ...]:
+    return (*node.dead_boots, node.boot)[-DEAD_BOOTS_MAX:]
+
+
+def set_node_state(state: ClusterState, command: c.SetNodeState) -> Applied:
+    """A node's process was heard, missed, or lost its storage.
+
+    | `SetNodeState(node, boot, state)` | the boot id is the registered one; a failed store stays
+    failed | the node is up, down or failed. |
+    """
+    node = state.nodes.get(command.node)
+    if node is None:
+        return refuse(state, Reason.UNKNOWN_NODE, f"no node is called {command.node}")
+    if node.boot != command.boot:
+        return refuse(state, Reason.STALE_BOOT, f"{command.node} has another process meanwhile")
+    if node.state is NodeState.FAILED and command.state is not NodeState.FAILED:
+        text = f"the storage of {command.node} failed: only a new process ends this"
+        return refuse(state, Reason.STATE_CHANGED, text)
+    return _put_node(state, node, replace(node, state=command.state))
+
+
+def set_at_risk(state: ClusterState, command: c.SetAtRisk) -> Applied:
+    """The forecast's judgement of a node changed.
+
+    | `SetAtRisk(node, flag)` | the node is known | the planner keeps it out of voters and
+    primaries, or not. |
+    """
+    node = state.nodes.get(command.node)
+    if node is None:
+        return refuse(state, Reason.UNKNOWN_NODE, f"no node is called {command.node}")
+    return _put_node(state, node, replace(node, at_risk=command.at_risk))
+
+
+def set_draining(state: ClusterState, command: c.SetDraining) -> Applied:
+    """An operator starts or ends a drain.
+
+    | `SetDraining(node, flag)` | the node is known | treated as at risk until it ends. |
+    """
+    node = state.nodes.get(command.node)
+    if node is None:
+        return refuse(state, Reason.UNKNOWN_NODE, f"no node is called {command.node}")
+    return _put_node(state, node, replace(node, draining=command.draining))
+
+
+def _put_node(state: ClusterState, before: Node, after: Node) -> Applied:
+    if after == before:
+        return state, Result(ok=True, text="so it is already")
+    return state.changed(nodes=(after,)), Result(ok=True)
+
+
+def record_event(state: ClusterState, command: c.RecordEvent) -> Applied:
+    """Something for a node's history.
+
+    | `RecordEvent(node, kind, text)` | the node is known | the newest 256 of a node are kept; the
+    map's version stays. |
+    """
+    if command.node not in state.nodes:
+        return refuse(state, Reason.UNKNOWN_NODE, f"no node is called {command.node}")
+    event = Event(
+        timestamp_ms=command.timestamp_ms,
+        kind=command.kind,
+        node=command.node,
+        text=command.text[:EVENT_TEXT_MAX],
+    )
+    history = (*state.events.get(command.node, ()), event)[-EVENTS_MAX:]
+    return replace(state, events=state.events.with_item(command.node, history)), Result(ok=True)
+
+
+# ---------------------------------------------------------------------------------- dispatch
+Handler = Callable[[ClusterState, Command], Applied]
+
+_HANDLERS = cast(
+    dict[type[Command], Handler],
+    {
+        c.CreateLog: create_log,
+        c.PrepareSegment: segments.prepare_segment,
+        c.SegmentOpened: segments.segment_opened,
+        c.WithdrawSegment: segments.withdraw_segment,
+        c.FenceSegment: segments.fence_segment,
+        c.OpenSegment: segments.open_segment,
+        c.WantHolders: segments.want_holders,
+        c.AddHolder: segments.add_holder,
+        c.DropHolder: segments.drop_holder,
+        c.HaltShard: segments.halt_shard,
+        c.RegisterNode: register_node,
+        c.SetNodeState: set_node_state,
+        c.SetAtRisk: set_at_risk,
+        c.SetDraining: set_draining,
+        c.RecordEvent: record_event,
+    },
+)

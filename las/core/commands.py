@@ -1,0 +1,306 @@
+"""The commands that change the committed state, and their results: plain values with a JSON form.
+
+`las.core.apply` says for each when it is committed and what it does; docs/protocol.md §4 has the
+table. A command is at most 64 KiB of JSON in the consensus log, so what is long names nodes and not
+processes. A result never raises: a command that found something else than it expected is answered
+`ok = False` with a `Reason`, and the one who sent it looks again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
+from las.core.state import NodeState
+from peerd.core.check import InvariantViolation
+from peerd.core.ids import (
+    NO_EPOCH,
+    BootId,
+    Epoch,
+    NodeName,
+    Offset,
+    ProcessId,
+    ReplicaId,
+    ShardId,
+    StoreId,
+)
+from peerd.core.shard_map import Plan
+
+
+# ---------------------------------------------------------------------------------- segments
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateLog:
+    """A log with its shards; row i of `rows` names the replicas of shard i by index into `nodes`.
+
+    The first of a row is the primary, all of a row vote. Each row has `copies` different nodes.
+    """
+
+    name: str
+    copies: int
+    acks: int
+    nodes: tuple[NodeName, ...]
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareSegment:
+    """Prepare a segment after the open one, `epoch`; its own epoch is in the result."""
+
+    shard: ShardId
+    epoch: Epoch
+    plan: Plan
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentOpened:
+    """The prepared segment `epoch` began at `begin`; `holders` have the one before it whole."""
+
+    shard: ShardId
+    epoch: Epoch
+    begin: Offset
+    holders: tuple[ReplicaId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawSegment:
+    """The process `declined_by`, primary of the open segment, will never switch to `epoch`."""
+
+    shard: ShardId
+    epoch: Epoch
+    declined_by: ProcessId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceSegment:
+    """Fence the open segment `epoch`, and the prepared one if there is one. The result has f."""
+
+    shard: ShardId
+    epoch: Epoch
+    prepared: Epoch = NO_EPOCH
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredSegment:
+    """Where a segment ends by recovery, who has it whole, and how far it was known committed."""
+
+    end: Offset
+    known_commit: Offset
+    holders: tuple[ReplicaId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSegment:
+    """Finish the fence: seal e (and e′ if it was recovered) and open `fence` with `plan`."""
+
+    shard: ShardId
+    fence: Epoch
+    plan: Plan
+    ended: RecoveredSegment
+    ended_prepared: RecoveredSegment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantHolders:
+    """The stores that shall fetch a sealed segment, in place of those wanted before."""
+
+    shard: ShardId
+    epoch: Epoch
+    holders: tuple[ReplicaId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddHolder:
+    """A store has a sealed segment whole and verified."""
+
+    shard: ShardId
+    epoch: Epoch
+    holder: ReplicaId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropHolder:
+    """A store says that its copy of a sealed segment is damaged or gone."""
+
+    shard: ShardId
+    epoch: Epoch
+    holder: ReplicaId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaltShard:
+    """`node` showed an epoch above all that was drawn, or answers that contradict each other."""
+
+    shard: ShardId
+    epoch: Epoch
+    node: NodeName
+    why: str
+
+
+# ---------------------------------------------------------------------------------- nodes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterNode:
+    """A process announces itself. `stored` are epochs of its store that look too high (§4.4)."""
+
+    name: NodeName
+    store: StoreId
+    boot: BootId
+    address: str
+    labels: tuple[tuple[str, str], ...] = ()
+    may_lead: bool = True
+    stored: tuple[tuple[ShardId, Epoch], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetNodeState:
+    """What is thought of the process `boot` of a node."""
+
+    node: NodeName
+    boot: BootId
+    state: NodeState
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAtRisk:
+    """The forecast's judgement of a node."""
+
+    node: NodeName
+    at_risk: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDraining:
+    """An operator's wish for a node."""
+
+    node: NodeName
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordEvent:
+    """A decision or outcome for a node's history. `timestamp_ms` is the leader's, for people."""
+
+    node: NodeName
+    kind: str
+    text: str
+    timestamp_ms: int
+
+
+Command = (
+    CreateLog
+    | PrepareSegment
+    | SegmentOpened
+    | WithdrawSegment
+    | FenceSegment
+    | OpenSegment
+    | WantHolders
+    | AddHolder
+    | DropHolder
+    | HaltShard
+    | RegisterNode
+    | SetNodeState
+    | SetAtRisk
+    | SetDraining
+    | RecordEvent
+)
+
+COMMANDS: Mapping[str, type[Command]] = {
+    "create_log": CreateLog,
+    "prepare_segment": PrepareSegment,
+    "segment_opened": SegmentOpened,
+    "withdraw_segment": WithdrawSegment,
+    "fence_segment": FenceSegment,
+    "open_segment": OpenSegment,
+    "want_holders": WantHolders,
+    "add_holder": AddHolder,
+    "drop_holder": DropHolder,
+    "halt_shard": HaltShard,
+    "register_node": RegisterNode,
+    "set_node_state": SetNodeState,
+    "set_at_risk": SetAtRisk,
+    "set_draining": SetDraining,
+    "record_event": RecordEvent,
+}
+"""Names of the commands in the consensus log. A name is never used again for something else."""
+
+_NAMES = {kind: name for name, kind in COMMANDS.items()}
+
+
+# ---------------------------------------------------------------------------------- results
+class Reason(StrEnum):
+    """Why a command changed nothing. The edges map these to `peerd.v1.ErrorReason`."""
+
+    NONE = "none"
+    MALFORMED = "malformed"
+    INVALID_ARGUMENT = "invalid_argument"
+    UNKNOWN_SHARD = "unknown_shard"
+    UNKNOWN_NODE = "unknown_node"
+    UNKNOWN_SEGMENT = "unknown_segment"
+    LOG_EXISTS = "log_exists"
+    LIMIT_REACHED = "limit_reached"
+    STATE_CHANGED = "state_changed"
+    """The state is not what the command expected: look again."""
+    FENCED = "fenced"
+    """A fence stands; it is finished first."""
+    HALTED = "halted"
+    """The LAS does not change this shard until a person has looked."""
+    STORE_ID_CHANGED = "store_id_changed"
+    STALE_BOOT = "stale_boot"
+    """The boot id is of a process that is proven dead, or not the one that registered last."""
+    LAS_LOST_ITS_PAST = "las_lost_its_past"
+    """A store knows shards that this LAS never created."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of a command. `ok`: the state is now as the command wants it.
+
+    `epoch` is the epoch that was drawn, or the one that stands in the way. `shards` are those of a
+    new log, or those that a registration halted.
+    """
+
+    ok: bool
+    reason: Reason = Reason.NONE
+    text: str = ""
+    epoch: Epoch = NO_EPOCH
+    shards: tuple[ShardId, ...] = ()
+
+
+# ---------------------------------------------------------------------------------- JSON
+def command_to_json(command: Command) -> str:
+    """The command as it stands in the consensus log."""
+    return to_json({"command": _NAMES[type(command)], **_fields(command)})
+
+
+def command_from_json(text: str) -> Command:
+    """The command of `text`. Raises `CodecError` for anything that is none."""
+    value = from_json(text)
+    if not isinstance(value, dict):
+        raise CodecError("a command is a JSON object")
+    name = value.pop("command", None)
+    kind = COMMANDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise CodecError(f"no command is called {name!r}")
+    try:
+        return decode(kind, value)
+    except InvariantViolation as violation:
+        raise CodecError(f"{name}: {violation}") from violation
+
+
+def result_to_json(result: Result) -> str:
+    """The result as consensus hands it back."""
+    return to_json(encode(result))
+
+
+def result_from_json(text: str) -> Result:
+    """The result of `text`. Raises `CodecError` for anything that is none."""
+    return decode(Result, from_json(text))
+
+
+def _fields(command: Command) -> dict[str, JsonValue]:
+    value = encode(command)
+    if not isinstance(value, dict):  # pragma: no cover - a command is a dataclass
+        raise CodecError("a command is encoded as a JSON object")
+    return value

@@ -1,0 +1,420 @@
+"""The commands that change a shard's chain of segments (docs/protocol.md §4).
+
+Correctness rests on four guards that every command below shares:
+
+1. *Expectation.* Each names the epochs that its author saw. Of two racing plans one loses.
+2. *Epochs are drawn here* and only here, one above `drawn`: an epoch names one plan for ever.
+3. *A fence is final.* While one stands nothing but its own `OpenSegment` changes the chain, and it
+   is never taken back.
+4. *A prepared segment may already be acknowledging.* It ends by `SegmentOpened`, by the decline of
+   the primary before it, or by a fence that asked its voters, and in no other way.
+
+A halted shard (§4.4) is changed by nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from las.core.commands import (
+    AddHolder,
+    DropHolder,
+    FenceSegment,
+    HaltShard,
+    OpenSegment,
+    PrepareSegment,
+    Reason,
+    RecoveredSegment,
+    Result,
+    SegmentOpened,
+    WantHolders,
+    WithdrawSegment,
+)
+from las.core.state import (
+    DEAD_EPOCHS_MAX,
+    SEALED_SEGMENTS_MAX,
+    WANTED_HOLDERS_MAX,
+    ClusterState,
+    ShardEntry,
+)
+from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, ShardId
+from peerd.core.shard_map import Plan, Segment, Shard
+
+Applied = tuple[ClusterState, Result]
+
+
+def refuse(state: ClusterState, reason: Reason, text: str, epoch: Epoch = NO_EPOCH) -> Applied:
+    """The state unchanged, and why."""
+    return state, Result(ok=False, reason=reason, text=text, epoch=epoch)
+
+
+def _kept(state: ClusterState, text: str, epoch: Epoch) -> Applied:
+    """The state unchanged because it is already what the command wants."""
+    return state, Result(ok=True, text=text, epoch=epoch)
+
+
+def _put(state: ClusterState, entry: ShardEntry, text: str, epoch: Epoch) -> Applied:
+    return state.changed(shards=(entry,)), Result(ok=True, text=text, epoch=epoch)
+
+
+# ---------------------------------------------------------------------------------- planned
+def prepare_segment(state: ClusterState, command: PrepareSegment) -> Applied:
+    """Prepare the segment after the open one.
+
+    | `PrepareSegment(e → e′, plan)` | open is e, nothing prepared, no fence | draws e′; prepared is
+    e′. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if (refused := _unless_free(state, entry)) is not None:
+        return refused
+    if shard.open.epoch != command.epoch:
+        return _changed(state, f"open is {shard.open.epoch}, not {command.epoch}", shard.open.epoch)
+    if shard.prepared is not None:
+        epoch = shard.prepared.epoch
+        return _changed(state, f"{epoch} is prepared already", epoch)
+    if len(shard.sealed) >= SEALED_SEGMENTS_MAX:
+        text = f"shard {shard.shard} has {SEALED_SEGMENTS_MAX} sealed segments, the bound"
+        return refuse(state, Reason.LIMIT_REACHED, text)
+    if wrong := plan_error(state, shard.log, command.plan):
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+    drawn = Epoch(entry.drawn + 1)
+    prepared = Segment(epoch=drawn, plan=command.plan)
+    after = replace(entry, shard=replace(shard, prepared=prepared), drawn=drawn)
+    return _put(state, after, f"prepared {drawn}: {command.why}", drawn)
+
+
+def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
+    """The prepared segment began.
+
+    | `SegmentOpened(e′, X, holders)` | prepared is e′, no fence | e sealed at X; open is e′;
+    nothing prepared. |
+
+    Everything below X was committed when P stopped (§4.1), so the sealed segment has no kept tail.
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if shard.open.epoch == command.epoch and shard.open.begin == command.begin:
+        return _kept(state, "opened already", command.epoch)
+    if (refused := _unless_free(state, entry)) is not None:
+        return refused
+    if shard.prepared is None or shard.prepared.epoch != command.epoch:
+        return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
+    ended = RecoveredSegment(end=command.begin, known_commit=command.begin, holders=command.holders)
+    if wrong := _ending_error(shard.open, shard.open.begin or Offset(0), ended):
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+    chain = _Chain(shard)
+    chain.seal(shard.open, ended)
+    opened = chain.open(shard.prepared.epoch, shard.prepared.plan, command.begin)
+    return _put(state, replace(entry, shard=opened), f"opened at {command.begin}", command.epoch)
+
+
+def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
+    """The primary of the open segment will never switch to the prepared one.
+
+    | `WithdrawSegment(e′)` | prepared is e′, no fence, and the primary process of e has declined e′
+    | nothing prepared; e′ is dead. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if shard.prepared is None and command.epoch in shard.dead_epochs:
+        return _kept(state, "withdrawn already", command.epoch)
+    if (refused := _unless_free(state, entry)) is not None:
+        return refused
+    if shard.prepared is None or shard.prepared.epoch != command.epoch:
+        return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
+    if shard.open.plan.primary != command.declined_by:
+        text = f"{command.declined_by.peer} is not the primary process of {shard.open.epoch}"
+        return refuse(state, Reason.STALE_BOOT, text, shard.open.epoch)
+    after = replace(shard, prepared=None, dead_epochs=_with_dead(shard.dead_epochs, command.epoch))
+    return _put(state, replace(entry, shard=after), "withdrawn", command.epoch)
+
+
+# ---------------------------------------------------------------------------------- unplanned
+def fence_segment(state: ClusterState, command: FenceSegment) -> Applied:
+    """Draw a fence over the open and the prepared segment.
+
+    | `FenceSegment(e, e′)` | open is e, prepared is e′ (or nothing) | draws f; fence is f. A new
+    LAS leader goes on with the same f. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if entry.halted:
+        return _halted(state, entry)
+    if shard.open.epoch != command.epoch or _prepared_epoch(shard) != command.prepared:
+        seen = f"open {shard.open.epoch}, prepared {_prepared_epoch(shard)}"
+        return _changed(state, f"the shard is not as it was seen: {seen}", shard.open.epoch)
+    if shard.fence != NO_EPOCH:
+        return _kept(state, "this fence stands already; finish it", shard.fence)
+    drawn = Epoch(entry.drawn + 1)
+    after = replace(entry, shard=replace(shard, fence=drawn), drawn=drawn)
+    return _put(state, after, f"fenced with {drawn}: {command.why}", drawn)
+
+
+def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
+    """Finish a fence.
+
+    | `OpenSegment(f, plan, ends, holders)` | fence is f | e sealed at X, and e′ at [X, Y) if it was
+    recovered, else dead; open is f from there; no fence, nothing prepared. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if entry.halted:
+        return _halted(state, entry)
+    if shard.open.epoch == command.fence:
+        return _kept(state, "opened already", command.fence)
+    if shard.fence == NO_EPOCH or shard.fence != command.fence:
+        return _changed(state, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
+    wrong = plan_error(state, shard.log, command.plan)
+    wrong = wrong or _ending_error(shard.open, shard.open.begin or Offset(0), command.ended)
+    if command.ended_prepared is not None:
+        if shard.prepared is None:
+            wrong = wrong or "nothing is prepared that could have been recovered"
+        else:
+            begin = command.ended.end
+            wrong = wrong or _ending_error(shard.prepared, begin, command.ended_prepared)
+    if wrong:
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
+    chain = _Chain(shard)
+    chain.seal(shard.open, command.ended)
+    if shard.prepared is not None and command.ended_prepared is not None:
+        chain.seal(replace(shard.prepared, begin=command.ended.end), command.ended_prepared)
+    elif shard.prepared is not None:
+        chain.bury(shard.prepared.epoch)
+    begin = (command.ended_prepared or command.ended).end
+    opened = chain.open(command.fence, command.plan, begin)
+    return _put(state, replace(entry, shard=opened), f"opened at {begin}", command.fence)
+
+
+# ---------------------------------------------------------------------------------- holders
+def want_holders(state: ClusterState, command: WantHolders) -> Applied:
+    """Say who shall fetch a sealed segment.
+
+    | `WantHolders(e, stores)` | e is sealed and in the chain; each store is the recorded one of its
+    node and no holder | these stores shall fetch e. |
+    """
+
+    def wanted(segment: Segment) -> Segment | str:
+        if len(set(command.holders)) != len(command.holders):
+            return "a store is named twice"
+        if len(command.holders) > WANTED_HOLDERS_MAX:
+            return f"more than {WANTED_HOLDERS_MAX} stores at once"
+        for holder in command.holders:
+            if holder in segment.holders:
+                return f"{holder.peer} holds it already"
+            if wrong := replica_error(state, holder):
+                return wrong
+        return replace(segment, wanted_holders=command.holders)
+
+    return _change_sealed(state, command.shard, command.epoch, wanted)
+
+
+def add_holder(state: ClusterState, command: AddHolder) -> Applied:
+    """A store has a sealed segment whole.
+
+    | `AddHolder(e, store)` | e is sealed and in the chain; the store is the recorded one of its
+    node | the store is a holder of e and not wanted any more. |
+    """
+
+    def added(segment: Segment) -> Segment | str:
+        if wrong := replica_error(state, command.holder):
+            return wrong
+        others = tuple(each for each in segment.holders if each != command.holder)
+        wanted = tuple(each for each in segment.wanted_holders if each != command.holder)
+        return replace(
+            segment, holders=tuple(sorted((*others, command.holder))), wanted_holders=wanted
+        )
+
+    return _change_sealed(state, command.shard, command.epoch, added)
+
+
+def drop_holder(state: ClusterState, command: DropHolder) -> Applied:
+    """A store's copy of a sealed segment is damaged or gone.
+
+    | `DropHolder(e, store)` | e is sealed and in the chain, and the store itself says that its copy
+    is damaged | the store is no holder of e. |
+    """
+
+    def dropped(segment: Segment) -> Segment | str:
+        return replace(
+            segment, holders=tuple(each for each in segment.holders if each != command.holder)
+        )
+
+    return _change_sealed(state, command.shard, command.epoch, dropped)
+
+
+def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
+    """Stop changing a shard until a person has looked.
+
+    | `HaltShard(epoch, node)` | the epoch is above all that was drawn, or answers contradict each
+    other under the standing fence | the LAS changes the shard no more. |
+
+    `command.epoch` is the epoch that was met, or the standing fence whose answers contradict.
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    if entry.halted:
+        return _kept(state, entry.halted, entry.drawn)
+    contradicted = entry.shard.fence != NO_EPOCH and command.epoch == entry.shard.fence
+    if command.epoch <= entry.drawn and not contradicted:
+        return _changed(state, f"{command.epoch} was drawn", entry.drawn)
+    text = f"{command.node}: {command.why} (epoch {command.epoch}, drawn {entry.drawn})"
+    return _put(state, replace(entry, halted=text), "halted", command.epoch)
+
+
+# ---------------------------------------------------------------------------------- checks
+def replica_error(state: ClusterState, replica: ReplicaId) -> str:
+    """Why `replica` is no store of the fleet; empty if it is one."""
+    node = state.nodes.get(replica.peer)
+    if node is None:
+        return f"no node is called {replica.peer}"
+    if node.store != replica.store:
+        return f"{replica.peer} has another store than {replica.store}"
+    return ""
+
+
+def plan_error(state: ClusterState, log: str, plan: Plan) -> str:
+    """Why a segment of `log` must not be opened with `plan`; empty if it may.
+
+    Hard rules only: registered stores, the registered process as primary, which votes and may lead,
+    never two copies on a host, and the log's `acks`.
+    """
+    hosts: dict[str, ReplicaId] = {}
+    for replica in plan.replicas:
+        if wrong := replica_error(state, replica):
+            return wrong
+        host = state.nodes[replica.peer].host
+        if host in hosts:
+            return f"{hosts[host].peer} and {replica.peer} are both on host {host}"
+        hosts[host] = replica
+    primary = state.nodes[plan.primary.peer]
+    if primary.process != plan.primary:
+        return f"{plan.primary.peer} has restarted: its process is {primary.boot}"
+    if not primary.may_lead:
+        return f"{primary.name} stores copies only and is never primary"
+    if plan.primary.replica not in plan.voters:
+        return f"{primary.name} would be primary without a vote, which is not served yet"
+    if plan.acks != state.logs[log].acks:
+        return f"log {log} has acks = {state.logs[log].acks}, not {plan.acks}"
+    return ""
+
+
+def _ending_error(segment: Segment, begin: Offset, ended: RecoveredSegment) -> str:
+    """Why `segment`, which begins at `begin`, cannot have ended like that; empty if it can."""
+    if ended.end < begin:
+        return f"{segment.epoch} would end at {ended.end}, before its begin {begin}"
+    if not begin <= ended.known_commit <= ended.end:
+        return f"known commit {ended.known_commit} lies outside [{begin}, {ended.end}]"
+    strangers = set(ended.holders) - set(segment.plan.replicas)
+    if strangers:
+        return f"{min(strangers).peer} is no replica of {segment.epoch}"
+    if len(set(ended.holders)) != len(ended.holders):
+        return "a holder is named twice"
+    return ""
+
+
+def _unless_free(state: ClusterState, entry: ShardEntry) -> Applied | None:
+    """A refusal while the shard is halted or a fence stands, else None."""
+    if entry.halted:
+        return _halted(state, entry)
+    if entry.shard.fence != NO_EPOCH:
+        text = f"fence {entry.shard.fence} stands and is finished first"
+        return refuse(state, Reason.FENCED, text, entry.shard.fence)
+    return None
+
+
+def _unknown_shard(state: ClusterState, shard: ShardId) -> Applied:
+    return refuse(state, Reason.UNKNOWN_SHARD, f"there is no shard {shard}")
+
+
+def _changed(state: ClusterState, text: str, epoch: Epoch) -> Applied:
+    return refuse(state, Reason.STATE_CHANGED, text, epoch)
+
+
+def _halted(state: ClusterState, entry: ShardEntry) -> Applied:
+    return refuse(state, Reason.HALTED, f"shard {entry.shard.shard} is halted: {entry.halted}")
+
+
+def _prepared_epoch(shard: Shard) -> Epoch:
+    return NO_EPOCH if shard.prepared is None else shard.prepared.epoch
+
+
+# ---------------------------------------------------------------------------------- the chain
+class _Chain:
+    """Builds a shard's next chain: seal what ends, bury what is dead, open what begins."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._sealed = list(shard.sealed)
+        self._dead = shard.dead_epochs
+
+    def seal(self, segment: Segment, ended: RecoveredSegment) -> None:
+        """End `segment`. One without records is left out of the chain, and its epoch is dead."""
+        if ended.end == segment.begin:
+            self.bury(segment.epoch)
+            return
+        self._sealed.append(
+            replace(
+                segment,
+                end=ended.end,
+                known_commit=ended.known_commit,
+                holders=tuple(sorted(ended.holders)),
+            )
+        )
+
+    def bury(self, epoch: Epoch) -> None:
+        """`epoch` holds nothing acknowledged and never will."""
+        self._dead = _with_dead(self._dead, epoch)
+
+    def open(self, epoch: Epoch, plan: Plan, begin: Offset) -> Shard:
+        """The shard with `epoch` open from `begin`, nothing prepared and no fence."""
+        return replace(
+            self._shard,
+            sealed=tuple(self._sealed),
+            open=Segment(epoch=epoch, plan=plan, begin=begin),
+            prepared=None,
+            fence=NO_EPOCH,
+            dead_epochs=self._dead,
+        )
+
+
+def _with_dead(dead: Iterable[Epoch], epoch: Epoch) -> tuple[Epoch, ...]:
+    return (*dead, epoch)[-DEAD_EPOCHS_MAX:]
+
+
+def _change_sealed(
+    state: ClusterState,
+    shard: ShardId,
+    epoch: Epoch,
+    change: Callable[[Segment], Segment | str],
+) -> Applied:
+    """Apply `change` to the sealed segment `epoch`; a text from it is why it may not change.
+
+    Holders may change while a segment is prepared or fenced: they concern the sealed past alone.
+    """
+    entry = state.shards.get(shard)
+    if entry is None:
+        return _unknown_shard(state, shard)
+    if entry.halted:
+        return _halted(state, entry)
+    for index, segment in enumerate(entry.shard.sealed):
+        if segment.epoch == epoch:
+            after = change(segment)
+            if isinstance(after, str):
+                return refuse(state, Reason.INVALID_ARGUMENT, after, epoch)
+            if after == segment:
+                return _kept(state, "so it is already", epoch)
+            sealed = (*entry.shard.sealed[:index], after, *entry.shard.sealed[index + 1 :])
+            changed = replace(entry, shard=replace(entry.shard, sealed=sealed))
+            return _put(state, changed, "changed", epoch)
+    return refuse(state, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")

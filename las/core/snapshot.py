@@ -1,0 +1,203 @@
+"""The committed state as bytes and back.
+
+Lines of JSON: a header with tables of the replicas and processes that occur, then one line per
+node, log, history and shard, sorted. Shards name replicas by index into the tables, which keeps a
+map of 100,000 shards small and quick to write. Equal states make equal bytes. The raft layer adds
+length and checksum around it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
+from las.core.persistent import PersistentMap
+from las.core.state import ClusterState, Event, Log, Node, ShardEntry
+from peerd.core.check import InvariantViolation
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
+from peerd.core.shard_map import Plan, Segment, Shard
+
+FORMAT = 1
+"""Version of this format. A reader refuses any other: an older program must not guess."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    format: int
+    cluster_id: str
+    version: int
+    next_shard: ShardId
+    nodes: int
+    logs: int
+    histories: int
+    shards: int
+    replicas: tuple[tuple[str, str], ...]
+    processes: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _History:
+    node: NodeName
+    events: tuple[Event, ...]
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Numbers replicas and processes in the order in which they first occur."""
+
+    replicas: dict[ReplicaId, int] = field(default_factory=dict)
+    processes: dict[ProcessId, int] = field(default_factory=dict)
+
+    def many(self, replicas: tuple[ReplicaId, ...]) -> list[int]:
+        return [self.replicas.setdefault(each, len(self.replicas)) for each in replicas]
+
+    def plan(self, plan: Plan) -> list[object]:
+        primary = self.processes.setdefault(plan.primary, len(self.processes))
+        return [primary, self.many(plan.voters), self.many(plan.non_voters), plan.acks]
+
+    def segment(self, segment: Segment) -> list[object]:
+        return [
+            segment.epoch,
+            segment.begin,
+            segment.end,
+            segment.known_commit,
+            self.plan(segment.plan),
+            self.many(segment.holders),
+            self.many(segment.wanted_holders),
+        ]
+
+    def entry(self, entry: ShardEntry) -> list[object]:
+        shard = entry.shard
+        return [
+            shard.shard,
+            shard.log,
+            shard.key_hash_low,
+            shard.key_hash_high,
+            self.segment(shard.open),
+            [self.segment(segment) for segment in shard.sealed],
+            None if shard.prepared is None else self.segment(shard.prepared),
+            shard.fence,
+            list(shard.dead_epochs),
+            entry.drawn,
+            entry.halted,
+        ]
+
+
+def snapshot(state: ClusterState) -> bytes:
+    """`state` as bytes. Takes about a second for 100,000 shards: not for the raft thread."""
+    writer = _Writer()
+    lines = [to_json(encode(state.nodes[name])) for name in sorted(state.nodes)]
+    lines += [to_json(encode(state.logs[name])) for name in sorted(state.logs)]
+    lines += [
+        to_json(encode(_History(node=name, events=state.events[name])))
+        for name in sorted(state.events)
+    ]
+    lines += [
+        json.dumps(writer.entry(state.shards[shard]), separators=(",", ":"))
+        for shard in sorted(state.shards)
+    ]
+    header = _Header(
+        format=FORMAT,
+        cluster_id=state.cluster_id,
+        version=state.version,
+        next_shard=state.next_shard,
+        nodes=len(state.nodes),
+        logs=len(state.logs),
+        histories=len(state.events),
+        shards=len(state.shards),
+        replicas=tuple((each.peer, each.store) for each in writer.replicas),
+        processes=tuple((each.peer, each.store, each.boot) for each in writer.processes),
+    )
+    return "\n".join([to_json(encode(header)), *lines]).encode()
+
+
+@dataclass(slots=True)
+class _Reader:
+    replicas: list[ReplicaId]
+    processes: list[ProcessId]
+
+    def many(self, indexes: list[int]) -> tuple[ReplicaId, ...]:
+        return tuple(self.replicas[each] for each in indexes)
+
+    def plan(self, row: list[object]) -> Plan:
+        primary, voters, non_voters, acks = cast(tuple[int, list[int], list[int], int], row)
+        return Plan(
+            primary=self.processes[primary],
+            voters=self.many(voters),
+            non_voters=self.many(non_voters),
+            acks=acks,
+        )
+
+    def segment(self, row: list[object]) -> Segment:
+        epoch, begin, end, known_commit, plan, holders, wanted = row
+        return Segment(
+            epoch=Epoch(cast(int, epoch)),
+            begin=cast("Offset | None", begin),
+            end=cast("Offset | None", end),
+            known_commit=cast("Offset | None", known_commit),
+            plan=self.plan(cast(list[object], plan)),
+            holders=self.many(cast(list[int], holders)),
+            wanted_holders=self.many(cast(list[int], wanted)),
+        )
+
+    def entry(self, row: list[object]) -> ShardEntry:
+        shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row
+        return ShardEntry(
+            shard=Shard(
+                shard=ShardId(cast(int, shard)),
+                log=cast(str, log),
+                key_hash_low=cast(int, low),
+                key_hash_high=cast(int, high),
+                open=self.segment(cast(list[object], opened)),
+                sealed=tuple(self.segment(each) for each in cast(list[list[object]], sealed)),
+                prepared=None if prepared is None else self.segment(cast(list[object], prepared)),
+                fence=Epoch(cast(int, fence)),
+                dead_epochs=tuple(cast(list[Epoch], dead)),
+            ),
+            drawn=Epoch(cast(int, drawn)),
+            halted=cast(str, halted),
+        )
+
+
+def restore(data: bytes) -> ClusterState:
+    """The state that `snapshot` wrote. Raises `CodecError` for anything else."""
+    try:
+        return _restore(iter(data.split(b"\n")))
+    except (InvariantViolation, ValueError, TypeError, LookupError, StopIteration) as error:
+        raise CodecError(f"the snapshot is damaged: {error!r}") from error
+
+
+def _restore(lines: Iterator[bytes]) -> ClusterState:
+    found = from_json(next(lines))
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise CodecError(f"the snapshot is not of format {FORMAT}; use the program that wrote it")
+    header = decode(_Header, found)
+    reader = _Reader(
+        replicas=[ReplicaId(NodeName(peer), StoreId(store)) for peer, store in header.replicas],
+        processes=[
+            ProcessId(NodeName(peer), StoreId(store), BootId(boot))
+            for peer, store, boot in header.processes
+        ],
+    )
+    nodes = [decode(Node, from_json(next(lines))) for _ in range(header.nodes)]
+    logs = [decode(Log, from_json(next(lines))) for _ in range(header.logs)]
+    histories = [decode(_History, from_json(next(lines))) for _ in range(header.histories)]
+    entries = [reader.entry(_row(from_json(next(lines)))) for _ in range(header.shards)]
+    if (extra := next(lines, None)) is not None:
+        raise CodecError(f"the snapshot goes on after its end: {extra[:40]!r}")
+    return ClusterState(
+        cluster_id=header.cluster_id,
+        version=header.version,
+        next_shard=header.next_shard,
+        nodes=PersistentMap((node.name, node) for node in nodes),
+        logs=PersistentMap((log.name, log) for log in logs),
+        shards=PersistentMap((entry.shard.shard, entry) for entry in entries),
+        events=PersistentMap((history.node, history.events) for history in histories),
+    )
+
+
+def _row(value: JsonValue) -> list[object]:
+    if not isinstance(value, list):
+        raise CodecError("a shard is a list")
+    return cast(list[object], value)

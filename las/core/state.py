@@ -1,0 +1,251 @@
+"""The committed state of a cluster: what the LAS nodes agree on (docs/protocol.md §4).
+
+Values only. A `ClusterState` never changes; `las.core.apply` makes its successor from a command.
+The same commands in the same order make equal states on every LAS node: nothing here reads a clock,
+a random number or the order in which a map happens to iterate.
+
+Invariants:
+- G7: a shard has one open segment, sealed ones tile [0, begin of the open one), epochs only grow
+  (checked by `peerd.core.shard_map.Shard` whenever one is built).
+- `drawn` of a shard is the highest epoch ever drawn for it and never falls: none is drawn twice.
+- `version` grows by one with each change of the map and by nothing else.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from las.core.persistent import PersistentMap
+from peerd.core.ids import BootId, Epoch, NodeName, ProcessId, ReplicaId, ShardId, StoreId
+from peerd.core.shard_map import Shard
+
+# limit: newest events kept per node; the story of a node fits a screen or five.
+EVENTS_MAX = 256
+# limit: map versions whose changes are remembered; a peer that missed more gets the whole map.
+CHANGES_MAX = 4_096
+# limit: proven dead boot ids kept per node, so that a late Register of a dead process is refused.
+DEAD_BOOTS_MAX = 16
+# limit: dead epochs kept per shard; what a store missed it drops when it learns a later map.
+DEAD_EPOCHS_MAX = 16
+# limit: nodes in one cluster; twice what the project designs for.
+NODES_MAX = 20_000
+# limit: logs in one cluster; each costs a row in every listing.
+LOGS_MAX = 20_000
+# limit: shards of one log; its creation must fit one command.
+LOG_SHARDS_MAX = 1_024
+# limit: shards in one cluster; twice what the project designs for.
+SHARDS_MAX = 200_000
+# limit: sealed segments of one shard above which no planned change adds another; recovery may.
+SEALED_SEGMENTS_MAX = 2_048
+# limit: stores that may be asked at once to fetch one sealed segment.
+WANTED_HOLDERS_MAX = 8
+
+FIRST_SHARD = ShardId(1)
+KEY_HASHES = 1 << 64
+"""Key hashes are uint64; the shards of a log tile them."""
+
+
+class NodeState(StrEnum):
+    """What the LAS thinks of a node's registered process."""
+
+    UP = "up"
+    DOWN = "down"
+    FAILED = "failed"
+    """Its storage failed: only a new process that registers, after verification, ends this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A peer of the fleet: the process that registered last, and what is thought of it.
+
+    `dead_boots` are boot ids of which a newer one proves that their process is gone, oldest first.
+    """
+
+    name: NodeName
+    store: StoreId
+    boot: BootId
+    address: str
+    labels: tuple[tuple[str, str], ...]
+    may_lead: bool = True
+    state: NodeState = NodeState.UP
+    at_risk: bool = False
+    draining: bool = False
+    dead_boots: tuple[BootId, ...] = ()
+
+    @property
+    def replica(self) -> ReplicaId:
+        """Its store."""
+        return ReplicaId(self.name, self.store)
+
+    @property
+    def process(self) -> ProcessId:
+        """Its process."""
+        return ProcessId(self.name, self.store, self.boot)
+
+    @property
+    def host(self) -> str:
+        """The failure domain that never has two copies; a node without a label is its own host."""
+        return self.label("host") or self.name
+
+    def label(self, key: str) -> str:
+        """The value of a label, or the empty string."""
+        return dict(self.labels).get(key, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """A named set of shards with one policy. `shards` are in the order of their key ranges."""
+
+    name: str
+    copies: int
+    acks: int
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """A shard's entry of the map, and what only the LAS needs of it.
+
+    `drawn` is the highest epoch ever drawn. `halted` says why the LAS stopped changing the shard
+    (§4.4: an epoch above all that was ever drawn turned up, or answers contradict each other);
+    empty while all is well. A person must look before it goes on.
+    """
+
+    shard: Shard
+    drawn: Epoch
+    halted: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that was decided or seen about a node, for people; oldest first in a history."""
+
+    timestamp_ms: int
+    kind: str
+    node: NodeName
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one map version changed."""
+
+    nodes: tuple[NodeName, ...] = ()
+    logs: tuple[str, ...] = ()
+    shards: tuple[ShardId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapDelta:
+    """Entries that replace those of the same name or id. `full`: this is everything."""
+
+    version: int
+    full: bool
+    nodes: tuple[Node, ...]
+    logs: tuple[Log, ...]
+    shards: tuple[ShardEntry, ...]
+
+
+def _empty_nodes() -> PersistentMap[NodeName, Node]:
+    return PersistentMap()
+
+
+def _empty_logs() -> PersistentMap[str, Log]:
+    return PersistentMap()
+
+
+def _empty_shards() -> PersistentMap[ShardId, ShardEntry]:
+    return PersistentMap()
+
+
+def _empty_events() -> PersistentMap[NodeName, tuple[Event, ...]]:
+    return PersistentMap()
+
+
+def _empty_changes() -> PersistentMap[int, Change]:
+    return PersistentMap()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """Everything that is committed. See the module's docstring for the invariants.
+
+    `changes` is derived, bounded and not in snapshots: after a restart a delta from before it is
+    the whole map.
+    """
+
+    cluster_id: str
+    version: int = 0
+    next_shard: ShardId = FIRST_SHARD
+    nodes: PersistentMap[NodeName, Node] = field(default_factory=_empty_nodes)
+    logs: PersistentMap[str, Log] = field(default_factory=_empty_logs)
+    shards: PersistentMap[ShardId, ShardEntry] = field(default_factory=_empty_shards)
+    events: PersistentMap[NodeName, tuple[Event, ...]] = field(default_factory=_empty_events)
+    changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
+
+    def changed(
+        self,
+        *,
+        nodes: Iterable[Node] = (),
+        logs: Iterable[Log] = (),
+        shards: Iterable[ShardEntry] = (),
+    ) -> "ClusterState":
+        """The next version, in which these entries are new or replace those of the same name."""
+        node_items = tuple((node.name, node) for node in nodes)
+        log_items = tuple((log.name, log) for log in logs)
+        shard_items = tuple((entry.shard.shard, entry) for entry in shards)
+        version = self.version + 1
+        change = Change(
+            nodes=tuple(name for name, _ in node_items),
+            logs=tuple(name for name, _ in log_items),
+            shards=tuple(shard for shard, _ in shard_items),
+        )
+        return replace(
+            self,
+            version=version,
+            nodes=self.nodes.with_items(node_items) if node_items else self.nodes,
+            logs=self.logs.with_items(log_items) if log_items else self.logs,
+            shards=self.shards.with_items(shard_items) if shard_items else self.shards,
+            changes=self.changes.without(version - CHANGES_MAX).with_item(version, change),
+        )
+
+    def changed_ids(self, version: int) -> Change | None:
+        """Names and ids that changed after `version`, sorted; None if that is not remembered."""
+        if version == self.version:
+            return Change()
+        if version > self.version or version + 1 not in self.changes:
+            return None
+        nodes: set[NodeName] = set()
+        logs: set[str] = set()
+        shards: set[ShardId] = set()
+        for each in range(version + 1, self.version + 1):
+            change = self.changes[each]
+            nodes.update(change.nodes)
+            logs.update(change.logs)
+            shards.update(change.shards)
+        return Change(
+            nodes=tuple(sorted(nodes)), logs=tuple(sorted(logs)), shards=tuple(sorted(shards))
+        )
+
+    def changes_since(self, version: int) -> MapDelta:
+        """What a reader that has `version` lacks; everything if that is not remembered."""
+        ids = self.changed_ids(version)
+        full = ids is None
+        if ids is None:
+            ids = Change(
+                nodes=tuple(sorted(self.nodes)),
+                logs=tuple(sorted(self.logs)),
+                shards=tuple(sorted(self.shards)),
+            )
+        return MapDelta(
+            version=self.version,
+            full=full,
+            nodes=tuple(self.nodes[name] for name in ids.nodes),
+            logs=tuple(self.logs[name] for name in ids.logs),
+            shards=tuple(self.shards[shard] for shard in ids.shards),
+        )
+
+
+def key_range(index: int, count: int) -> tuple[int, int]:
+    """Lowest and highest key hash, both inclusive, of the `index`-th of `count` shards of a log."""
+    return index * KEY_HASHES // count, (index + 1) * KEY_HASHES // count - 1
