@@ -13,50 +13,35 @@ Must not: know gRPC or protobuf.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Refusal
-from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.storage.errors import Corrupt
 
-__all__ = ["Accepted", "AppendOutcome", "Corrupt", "HolderUnavailable", "ShardHost"]
+__all__ = ["AppendOutcome", "Corrupt", "HolderUnavailable", "ShardHost"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """An append that is durable on `acks` voters: the facts of its receipt.
-
-    `durable_on` names the voters that had it on stable storage when it was acknowledged; it is
-    empty for a duplicate whose first answer was given under an earlier epoch. `timestamp_ms` is
-    the primary's time of the batch, milliseconds since 1970-01-01 UTC.
-    """
-
-    shard: ShardId
-    epoch: Epoch
-    base_offset: Offset
-    record_count: int
-    durable_on: tuple[NodeName, ...]
-    duplicate: bool
-    timestamp_ms: int
-
-
-AppendOutcome = Accepted | Refusal
+AppendOutcome = AppendAccepted | Refusal
+"""A batch that is durable on `acks` voters, or why it was refused; the core's own values."""
 
 
 class HolderUnavailable(Exception):
-    """Another peer could not give the batches: not reached, or it has not got them. Try the next."""
+    """Another peer could not give the batches: not reached, or without them. Try the next one."""
 
 
 class ShardHost(Protocol):
     """One peer's shards, as the services see them. No method blocks the event loop."""
 
-    me: ProcessId
-    """This process."""
+    @property
+    def me(self) -> ProcessId:
+        """This process."""
 
-    space_in_reserve: bool
-    """True while the store has reached its space reserve: appends answer DISK_RESERVE."""
+    @property
+    def space_in_reserve(self) -> bool:
+        """True while the store has reached its space reserve: appends answer DISK_RESERVE."""
 
     def append(
         self,
@@ -69,7 +54,7 @@ class ShardHost(Protocol):
         """Takes one checked batch; `done` gets its receipt or refusal, now or later.
 
         `payload` is the serialized `peerd.v1.Batch`; `header` says what is in it, `timestamp_ms`
-        excepted, which the primary sets. A refusal names a peer by its name in `leader`.
+        excepted, which the primary sets. A shard that is not here is refused as NOT_PRIMARY.
         """
 
     def is_primary(self, shard: ShardId) -> bool:
@@ -110,7 +95,7 @@ class ShardHost(Protocol):
             Corrupt: a stored batch of the range fails its checksum.
         """
 
-    async def fetch(
+    async def fetch(  # noqa: PLR0917 - as `read`, with the holder in front
         self,
         holder: ReplicaId,
         shard: ShardId,

@@ -1,0 +1,60 @@
+"""Bounds of the services that clients call. Reaching one is a typed error with advice.
+
+What a deployment may want to change is a field of `EdgeLimits`, set from the configuration; what
+nobody has a reason to change is a constant. Sizes are bytes, times milliseconds.
+"""
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+# limit: bytes that a compressed batch may unpack to; 64 times the largest batch is more than real
+# records compress, and a crafted frame must not fill the memory of the peer that counts it
+DECOMPRESSED_BYTES_MAX = 64 * MIB
+# limit: appends in one message of AppendStream, as the contract says
+APPENDS_PER_MESSAGE_MAX = 1024
+# limit: bytes of a header's name, as the contract says
+HEADER_NAME_BYTES_MAX = 256
+# limit: characters of a log's name, as the contract says
+LOG_NAME_CHARACTERS_MAX = 128
+# limit: results joined into one message of AppendStream; 64 KiB or so of receipts
+RESULTS_PER_MESSAGE_MAX = 1024
+# limit: payload bytes gathered into one message of a read; below 64 KiB the cost is per message,
+# above 256 KiB nothing is gained any more
+READ_MESSAGE_BYTES = 256 * 1024
+# limit: messages of one whole-log read that are made but not yet sent; with batches of at most
+# 1 MiB this keeps one call below some 10 MiB, however many shards it merges
+READ_MESSAGES_WAITING_MAX = 8
+# limit: shards that one non-following read of a whole log reads at the same time
+READ_SHARDS_AT_ONCE_MAX = 8
+# limit: shards asked at the same time for one GetTail of a whole log
+TAIL_SHARDS_AT_ONCE_MAX = 16
+# How long an unanswered question to a neighbour is worth waiting for, where there is another way.
+TAIL_FORWARD_TIMEOUT_MS = 1_000
+# Advice to a client that ran into a bound: about the time of a few group commits.
+RETRY_AFTER_MS = 20
+# How long to wait before asking again where nothing tells that it has become worth it.
+RETRY_STEP_MS = 20
+# What is kept of a caller's deadline for the answer to travel: a typed refusal that arrives is
+# worth more than the last try.
+ANSWER_RESERVE_MS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeLimits:
+    """Bounds of one peer that come from its configuration."""
+
+    batch_bytes_max: int = MIB
+    """Serialized batch: BATCH_TOO_LARGE."""
+
+    inflight_bytes_max: int = 64 * MIB
+    """Batches of all calls that wait for an answer: OVERLOADED."""
+
+    stream_inflight_bytes_max: int = 16 * MIB
+    """Batches of one AppendStream that wait for an answer: OVERLOADED."""
+
+    no_primary_wait_ms: int = 10_000
+    """Longest that an append or a read waits for a shard to have a reachable primary."""
+
+    reads_max: int = 256
+    """Read calls open at once: OVERLOADED."""

@@ -1,0 +1,166 @@
+"""The last line of every service: whatever goes wrong inside leaves as a typed status.
+
+A `Refused` becomes its google.rpc.Status. A request that cannot be parsed becomes INVALID_ARGUMENT
+(grpcio alone would answer INTERNAL). Anything else is a bug: it is logged with its traceback here,
+and the caller gets INTERNAL with one line and no traceback.
+
+Must not: swallow an `InvariantViolation`. It is told to `on_bug` as well, because a process with a
+broken invariant has to stop.
+"""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from peerd.core.errors import Reason, Taken
+from peerd.transport.status import Context, Refused, refusal, refuse
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Behaviour = Callable[..., Any]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unparsable:
+    """Stands in for a request whose bytes are not the message that they should be."""
+
+    why: str
+
+
+class TypedErrors(grpc.aio.ServerInterceptor):
+    """Wraps every method of a server. Stands behind `AuthorizationInterceptor` in its list."""
+
+    def __init__(self, on_bug: Callable[[Exception], None]) -> None:
+        """`on_bug` gets each exception that no service expected, after it was logged."""
+        self._on_bug = on_bug
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Called by grpc.aio for each call; returns its handler inside the wrapping."""
+        handler = await continuation(handler_call_details)
+        # Without a handler grpc.aio answers UNIMPLEMENTED by itself.
+        return None if handler is None else self._wrap(handler, handler_call_details.method)
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        inner: Behaviour | None
+        if handler.request_streaming:
+            inner = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if inner is None:
+            raise TypeError(f"{method} was registered without a function")
+        checked = _checked_stream if handler.request_streaming else _checked
+        if inspect.isasyncgenfunction(inner):
+            behaviour = self._generator(inner, method, checked)
+        else:
+            behaviour = self._coroutine(inner, method, checked)
+        return _MAKERS[handler.request_streaming, handler.response_streaming](
+            behaviour, _lenient(handler.request_deserializer), handler.response_serializer
+        )
+
+    def _coroutine(self, inner: Behaviour, method: str, checked: "_Check") -> Behaviour:
+        async def behave(request: object, context: Context) -> object:
+            try:
+                return await inner(checked(request, method), context)
+            except Exception as error:  # noqa: BLE001 - the one place where every error ends
+                return await self._end(error, context, method)
+
+        return behave
+
+    def _generator(self, inner: Behaviour, method: str, checked: "_Check") -> Behaviour:
+        async def behave(request: object, context: Context) -> AsyncIterator[object]:
+            try:
+                async with contextlib.aclosing(inner(checked(request, method), context)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except Exception as error:  # noqa: BLE001 - the one place where every error ends
+                await self._end(error, context, method)
+
+        return behave
+
+    async def _end(self, error: Exception, context: Context, method: str) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            # The service ended the call itself.
+            raise error
+        refused = _refused_in(error)
+        if refused is not None:
+            await refuse(context, refused.refusal)
+        _LOG.error("%s failed unexpectedly", method, exc_info=error)
+        self._on_bug(error)
+        message = (
+            f"{method} failed for a reason that nobody foresaw ({type(error).__name__}); "
+            "the log of this process tells more"
+        )
+        await refuse(context, refusal(Reason.INTERNAL, message, taken=Taken.UNKNOWN))
+
+
+_Check = Callable[[Any, str], Any]
+
+
+def _refused_in(error: Exception) -> Refused | None:
+    """The refusal that `error` is, or that it carries out of a group of tasks."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            found = _refused_in(inner)
+            if found is not None:
+                return found
+    return None
+
+
+def _lenient(deserializer: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
+    """A deserializer that does not raise, so that the answer can be ours."""
+    if deserializer is None:
+        return None
+
+    def parse(data: bytes) -> object:
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return _Unparsable(str(error))
+
+    return parse
+
+
+def _checked(request: object, method: str) -> object:
+    """The request, unless it could not be parsed.
+
+    Raises:
+        Refused: MALFORMED_BATCH for an append, INVALID_ARGUMENT for any other call.
+    """
+    if not isinstance(request, _Unparsable):
+        return request
+    is_append = method.startswith("/peerd.v1.LogService/Append")
+    reason = Reason.MALFORMED_BATCH if is_append else Reason.INVALID_ARGUMENT
+    raise Refused(
+        refusal(
+            reason,
+            f"the request of {method} is not the protobuf message that it should be "
+            f"({request.why}): compare the client's .proto with this version's",
+        )
+    )
+
+
+async def _checked_stream(requests: AsyncIterator[object], method: str) -> AsyncIterator[object]:
+    async for request in requests:
+        yield _checked(request, method)
+
+
+_MAKERS: Mapping[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}

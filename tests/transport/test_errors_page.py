@@ -1,0 +1,23 @@
+"""docs/errors.md says of every reason what the code says."""
+
+import re
+from pathlib import Path
+
+from peerd.core.errors import Reason
+from peerd.transport.status import CODES
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+ROW = re.compile(r"^\| `([A-Z_]+)`(?: ↻)? \| ([A-Z_]+) \| (no|unknown|–) \|", re.MULTILINE)
+
+
+def rows():
+    return {name: code for name, code, _ in ROW.findall(PAGE.read_text("utf-8"))}
+
+
+def test_the_page_lists_every_reason_once_and_no_other():
+    listed = [name for name, _, _ in ROW.findall(PAGE.read_text("utf-8"))]
+    assert sorted(listed) == sorted(reason.name for reason in Reason)
+
+
+def test_the_page_gives_the_codes_that_are_sent():
+    assert rows() == {reason.name: code.name for reason, code in CODES.items()}
