@@ -18,9 +18,10 @@ KEEPALIVE_TIMEOUT_MS = 5_000
 # Half the interval, so that a client's pings never look like an attack to the server.
 PING_INTERVAL_MS_MIN = KEEPALIVE_INTERVAL_MS // 2
 
-# After a failed dial the next follows soon: a hand-over or a restart is over within a second,
-# while gRPC's defaults (1 s growing to 120 s) would keep a healthy cluster apart for minutes.
+# After a failed dial the next follows soon.
 RECONNECT_BACKOFF_MS_INITIAL = 100
+# limit: milliseconds between two dials; a hand-over or a restart is over within a second, while
+# gRPC's default, growing to 120 s, would keep a healthy cluster apart for minutes
 RECONNECT_BACKOFF_MS_MAX = 1_000
 # How long one dial may take; a host without power answers nothing at all.
 CONNECT_TIMEOUT_MS = 2_000
