@@ -159,7 +159,7 @@ def test_settings_do_not_change(tmp_path):
 @pytest.mark.parametrize(
     ("line", "number", "key", "advice"),
     [
-        ("nmae = 'x'", 5, "nmae", "did you mean name?"),
+        ("nam = 'x'", 5, "nam", "did you mean name?"),  # codespell:ignore
         ("reserve_bytes = 5", 5, "reserve_bytes", "did you mean storage.reserve_bytes?"),
         ("zzz = 1", 5, "zzz", "see docs/configuration.md"),
         (
@@ -168,7 +168,7 @@ def test_settings_do_not_change(tmp_path):
             "storage.map_size",
             "did you mean storage.map_size_bytes_max",
         ),
-        ("[stroage]\nreserve_bytes = 1", 6, "stroage", "did you mean storage"),
+        ("[storag]\nreserve_bytes = 1", 6, "storag", "did you mean storage"),  # codespell:ignore
         ("storage.reserve = 1", 5, "storage.reserve", "did you mean storage.reserve_bytes"),
         ('"append" = {batch_bytes = 1}', 5, "append.batch_bytes", "append.batch_bytes_max"),
     ],
@@ -237,7 +237,7 @@ def test_a_missing_key_is_named_with_its_purpose(tmp_path):
 
 
 def test_several_mistakes_are_counted(tmp_path):
-    text = PEER.replace('name = "peer-1"', "name = 1\nrole = 2\nnmae = 3")
+    text = PEER.replace('name = "peer-1"', "name = 1\nrole = 2\nnam = 3")
     assert mistake(load_peer, tmp_path, text).endswith("did you mean name? (and 2 more)")
 
 
@@ -299,7 +299,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path, text, place, words):
         (("[tls]", "[policy]\nthreshold = 0.3\n[tls]"), "policy.off_threshold: must be below"),
         (("[tls]", "[policy]\nthreshold = 1.5\n[tls]"), "policy.threshold: must be less than"),
         (("[tls]", "[policy]\nlease_ms = 1400\n[tls]"), "policy.lease_ms: must be at least three"),
-        (("[tls]", "[polcy]\nlease_ms = 1400\n[tls]"), "unknown key polcy"),
+        (("[tls]", "[polici]\nlease_ms = 1400\n[tls]"), "unknown key polici"),
     ],
 )
 def test_mistakes_of_a_las_node(tmp_path, change, words):
