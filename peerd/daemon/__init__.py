@@ -1,0 +1,1 @@
+"""The peer daemon: wiring, configuration, lifecycle, telemetry."""

@@ -1,0 +1,353 @@
+"""The outgoing replication streams: one to each peer that this one sends frames to.
+
+Invariants:
+- A link carries messages in the order in which they were given, and loses none without telling:
+  whatever breaks or overflows ends the stream, the cores hear `link_down`, and start over from
+  what the replica says when `link_up` follows.
+- At most `MESSAGES_UNDER_WAY_MAX` messages of at most about `MESSAGE_BYTES` each are beyond what
+  the replica has written, and at most `QUEUE_BYTES_MAX` wait behind them. Whatever comes while a
+  message is under way travels in the next one: batching grows with load and adds no delay.
+- The first message names cluster, sender and the store that is meant; the first answer names the
+  process at the other end. Another store than the one meant ends the stream.
+- `alive` frames are sent by the event loop: if it hangs, they stop, and others notice.
+
+Must not: decide what to send, or remember what was sent before the stream broke.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from peerd.core.ids import NodeName, ProcessId, ReplicaId, ShardId
+from peerd.core.messages import Ack, Adopt, Expect, Frame
+from peerd.daemon.channels import Channels
+from peerd.daemon.logging import get_logger
+from peerd.daemon.neighbours import Neighbours
+from peerd.daemon.supervisor import Supervisor
+from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.transport.concurrency import first_ended
+from peerd.transport.map_codec import decode_process, encode_process
+from peerd.transport.replication_codec import (
+    decode_ack,
+    decode_expect,
+    encode_adopt,
+    encode_frame,
+    size_bytes,
+)
+
+# limit: messages beyond what the replica has written; two keep the wire busy while the other end
+# commits, more only queue there
+MESSAGES_UNDER_WAY_MAX = 2
+# limit: bytes joined into one message before it is closed; one batch may exceed it alone. Larger
+# messages gain nothing, and delay the acknowledgement of what they begin with.
+MESSAGE_BYTES = 1024 * 1024
+# limit: bytes that wait for one peer; the cores stop far below it for each shard, this bounds the
+# sum. Beyond it the stream starts over, and what the peer lacks is read from the store.
+QUEUE_BYTES_MAX = 64 * 1024 * 1024
+
+# The other end has this long to name itself. Seconds.
+HELLO_TIMEOUT_S = 2.0
+# Pauses before dialling again: at once, then soon, then every second.
+RETRY_DELAY_S_MIN = 0.05
+RETRY_DELAY_S_MAX = 1.0
+
+_ALIVE = replication_pb2.ReplicateRequest(alive=True)
+_log = get_logger("links")
+
+
+class LinkEvents(Protocol):
+    """What a link tells. All calls come on the event loop."""
+
+    def link_up(self, process: ProcessId) -> None:
+        """Messages to `process.replica` travel from now on."""
+
+    def link_down(self, replica: ReplicaId) -> None:
+        """Nothing travels any more, and what was under way may be lost."""
+
+    def answered(self, replica: ReplicaId, acks: Sequence[Ack], expects: Sequence[Expect]) -> None:
+        """Answers of the replica."""
+
+    def frame_taken(self, duration_ms: float) -> None:
+        """A message was written at the other end, this long after it was sent."""
+
+
+class LinkBroken(Exception):
+    """The stream is over; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatistics:
+    """One link, for metrics."""
+
+    peer: NodeName
+    up: bool
+    queued_messages: int
+    queued_bytes: int
+    under_way: int
+    breaks: int
+    overflows: int
+
+
+class Link:
+    """The stream to one replica. Give it messages only between `link_up` and `link_down`."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        cluster_id: str,
+        target: ReplicaId,
+        address: str,
+        channels: Channels,
+        events: LinkEvents,
+        neighbours: Neighbours,
+        now_s: Callable[[], float],
+    ) -> None:
+        self.target = target
+        self.address = address
+        self._me = me
+        self._cluster_id = cluster_id
+        self._channels = channels
+        self._events = events
+        self._neighbours = neighbours
+        self._now_s = now_s
+        self._queue: deque[tuple[Adopt | Frame, int]] = deque()
+        self._queued_bytes = 0
+        self._under_way: deque[tuple[int, float]] = deque()
+        self._number = 0
+        self._process: ProcessId | None = None
+        self._last_process: ProcessId | None = None
+        self._wake = asyncio.Event()
+        self._pulse_due = False
+        self._wrote = False
+        self._overflowed = False
+        self._breaks = 0
+        self._overflows = 0
+
+    def send(self, message: Adopt | Frame) -> None:
+        """Queue `message`. Dropped while the link is down: the core was told, and starts over."""
+        if self._process is None or self._overflowed:
+            return
+        size = size_bytes(message)
+        if self._queued_bytes + size > QUEUE_BYTES_MAX:
+            self._overflowed = True
+            self._overflows += 1
+        else:
+            self._queue.append((message, size))
+            self._queued_bytes += size
+        self._wake.set()
+
+    def pulse(self) -> None:
+        """A frame period has passed: say that this process lives, unless frames said so."""
+        self._pulse_due = not self._wrote
+        self._wrote = False
+        self._wake.set()
+
+    def statistics(self) -> LinkStatistics:
+        """State and counts."""
+        return LinkStatistics(
+            peer=self.target.peer,
+            up=self._process is not None,
+            queued_messages=len(self._queue),
+            queued_bytes=self._queued_bytes,
+            under_way=len(self._under_way),
+            breaks=self._breaks,
+            overflows=self._overflows,
+        )
+
+    async def run(self) -> None:
+        """Keep the stream open for ever; ends by cancellation."""
+        delay_s = 0.0
+        while True:
+            breaks_before = self._breaks
+            try:
+                await self._stream()
+            except (LinkBroken, grpc.aio.AioRpcError) as error:
+                why = _one_line(error)
+            if self._breaks > breaks_before:
+                delay_s = 0.0
+                _log.warning("link broke", to=self.target.peer, why=why)
+            if self._last_process is not None:
+                self._neighbours.stream_broke(self._last_process)
+            await asyncio.sleep(delay_s)
+            delay_s = min(max(2 * delay_s, RETRY_DELAY_S_MIN), RETRY_DELAY_S_MAX)
+
+    async def _stream(self) -> None:
+        """One stream from dialling to its end, which is always an exception."""
+        stub = replication_pb2_grpc.ReplicationServiceStub(self._channels.to(self.address))
+        call = stub.Replicate(metadata=self._channels.metadata)
+        try:
+            process = await self._greet(call)
+            self._process = self._last_process = process
+            self._neighbours.heard(process)
+            self._events.link_up(process)
+            try:
+                await first_ended(self._write(call), self._read(call, process))
+            finally:
+                self._forget()
+                self._events.link_down(self.target)
+        finally:
+            call.cancel()
+
+    async def _greet(self, call: grpc.aio.StreamStreamCall) -> ProcessId:
+        """Say who calls whom; returns the process that answers."""
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                await call.write(
+                    replication_pb2.ReplicateRequest(
+                        cluster_id=self._cluster_id,
+                        sender=encode_process(self._me),
+                        target_store_id=self.target.store,
+                    )
+                )
+                answer = await self._next(call)
+        except TimeoutError as error:
+            raise LinkBroken(f"no answer within {HELLO_TIMEOUT_S:.0f} s") from error
+        process = decode_process(answer.receiver)
+        if process.replica != self.target:
+            raise LinkBroken(f"{self.address} is {process.peer} with store {process.store}")
+        return process
+
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._overflowed:
+                raise LinkBroken(f"{QUEUE_BYTES_MAX} bytes wait for it: starting over")
+            while self._queue and len(self._under_way) < MESSAGES_UNDER_WAY_MAX:
+                await call.write(self._next_message())
+                self._wrote = True
+            if self._pulse_due:
+                self._pulse_due = False
+                await call.write(_ALIVE)
+
+    def _next_message(self) -> replication_pb2.ReplicateRequest:
+        """Join what waits, in order, up to `MESSAGE_BYTES`."""
+        self._number += 1
+        message = replication_pb2.ReplicateRequest(number=self._number)
+        framed: set[ShardId] = set()
+        joined_bytes = 0
+        while self._queue:
+            item, size = self._queue[0]
+            # The other end takes the adoptions of a message before its frames.
+            overtakes = isinstance(item, Adopt) and item.shard in framed
+            if joined_bytes and (joined_bytes + size > MESSAGE_BYTES or overtakes):
+                break
+            self._queue.popleft()
+            self._queued_bytes -= size
+            joined_bytes += size
+            if isinstance(item, Adopt):
+                message.adopts.append(encode_adopt(item))
+            else:
+                message.frames.append(encode_frame(item))
+                framed.add(item.shard)
+        self._under_way.append((self._number, self._now_s()))
+        return message
+
+    async def _read(self, call: grpc.aio.StreamStreamCall, process: ProcessId) -> None:
+        while True:
+            answer = await self._next(call)
+            self._neighbours.heard(process)
+            if answer.taken:
+                self._taken(answer.taken)
+            if answer.acks or answer.expects:
+                self._events.answered(
+                    self.target,
+                    [decode_ack(ack) for ack in answer.acks],
+                    [decode_expect(expect) for expect in answer.expects],
+                )
+
+    async def _next(self, call: grpc.aio.StreamStreamCall) -> replication_pb2.ReplicateResponse:
+        answer = await call.read()
+        if answer is grpc.aio.EOF:
+            code = await call.code()
+            raise LinkBroken(f"{code.name} {await call.details()}".strip())
+        return answer
+
+    def _taken(self, number: int) -> None:
+        now_s = self._now_s()
+        while self._under_way and self._under_way[0][0] <= number:
+            _, sent_s = self._under_way.popleft()
+            self._events.frame_taken((now_s - sent_s) * 1000.0)
+        if self._queue:
+            self._wake.set()
+
+    def _forget(self) -> None:
+        """The stream is over: nothing of it may reach the next one."""
+        self._process = None
+        self._breaks += 1
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._under_way.clear()
+        self._number = 0
+        self._overflowed = False
+
+
+class Links:
+    """All links of the process. `want` says which there should be."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        channels: Channels,
+        events: LinkEvents,
+        neighbours: Neighbours,
+        supervisor: Supervisor,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._me = me
+        self._channels = channels
+        self._events = events
+        self._neighbours = neighbours
+        self._supervisor = supervisor
+        self._now_s = now_s
+        self._links: dict[NodeName, tuple[Link, asyncio.Task[None]]] = {}
+
+    def want(self, targets: Mapping[ReplicaId, str], cluster_id: str) -> None:
+        """Have links to exactly these replicas, at these addresses."""
+        by_peer = {target.peer: (target, address) for target, address in targets.items()}
+        for peer, (link, task) in list(self._links.items()):
+            if by_peer.get(peer) != (link.target, link.address):
+                task.cancel()
+                del self._links[peer]
+        for peer, (target, address) in by_peer.items():
+            if peer in self._links:
+                continue
+            link = Link(
+                me=self._me,
+                cluster_id=cluster_id,
+                target=target,
+                address=address,
+                channels=self._channels,
+                events=self._events,
+                neighbours=self._neighbours,
+                now_s=self._now_s,
+            )
+            self._links[peer] = (link, self._supervisor.start(f"link to {peer}", link.run()))
+
+    def send(self, to: ReplicaId, message: Adopt | Frame) -> None:
+        """Send on the link to `to`; dropped if there is none, which the core knows by then."""
+        known = self._links.get(to.peer)
+        if known is not None and known[0].target == to:
+            known[0].send(message)
+
+    def pulse(self) -> None:
+        """A frame period has passed."""
+        for link, _ in self._links.values():
+            link.pulse()
+
+    def statistics(self) -> list[LinkStatistics]:
+        """One entry a link."""
+        return [link.statistics() for link, _ in self._links.values()]
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name} {error.details() or ''}".strip()
+    return str(error)

@@ -1,0 +1,458 @@
+"""`ReplicationService`: what other peers and the LAS call on this peer (docs/protocol.md §4.5).
+
+Invariants:
+- A call is looked at only if it names this cluster and this store, and if the caller's certificate
+  is that of the peer it says it is. Anything else gets a typed refusal.
+- One stream per sender: a newer one ends the older. Its answers (acks, refusals) are merged while
+  they wait, so what waits is bounded by the number of shards.
+- A promise is answered when it is durable, also for a shard that was never heard of here.
+
+Must not: decide. The cores do; this translates and bounds.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from peerd.core.batch import PlacedBatch
+from peerd.core.effects import BeginAnswer, HasBegunAnswer, PromiseAnswered
+from peerd.core.errors import Reason
+from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Ready
+from peerd.core.producer import TableSnapshot
+from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.pki import Role
+from peerd.storage.errors import Corrupt
+from peerd.transport.concurrency import first_ended
+from peerd.transport.map_codec import decode_process, encode_process, encode_replica
+from peerd.transport.replication_codec import (
+    MessageMalformed,
+    decode_adopt,
+    decode_begin,
+    decode_frame,
+    decode_ready,
+    encode_ack,
+    encode_batch,
+    encode_epoch,
+    encode_expect,
+    encode_table,
+)
+from peerd.transport.status import Refused, refusal
+from peerd.transport.tls import IdentityError, identity_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# limit: promises of one call; the LAS splits what it asks of one peer
+PROMISES_PER_CALL_MAX = 4_096
+# limit: payload bytes of one message of a fetch, but for a single larger batch
+FETCH_MESSAGE_BYTES = 1024 * 1024
+# limit: bytes of a producer table that travels in one message; below what gRPC takes
+TABLE_BYTES_MAX = 7 * 1024 * 1024
+# limit: fetches served at a time to all peers together; each holds one message, and they share
+# the disk with the appends
+FETCHES_MAX = 16
+
+_ALIVE = replication_pb2.ReplicateResponse(alive=True)
+
+
+class IncomingStream:
+    """The answering side of one peer's stream of frames. Used on the event loop alone."""
+
+    def __init__(self, sender: ProcessId) -> None:
+        self.sender = sender
+        self._acks: dict[tuple[ShardId, Epoch], Ack] = {}
+        self._expects: dict[ShardId, Expect] = {}
+        self._taken = 0
+        self._taken_told = 0
+        self._pulse_due = False
+        self._wrote = False
+        self._closed = False
+        self._wake = asyncio.Event()
+
+    def answer(self, message: Ack | Expect) -> None:
+        """Send `message` back, merged with what waits: acks are cumulative."""
+        if isinstance(message, Ack):
+            self._acks[message.shard, message.epoch] = message
+        else:
+            self._expects[message.shard] = message
+        self._wake.set()
+
+    def taken(self, number: int) -> None:
+        """The contents of all messages up to `number` were written or refused."""
+        self._taken = max(self._taken, number)
+        self._wake.set()
+
+    def pulse(self) -> None:
+        """A frame period has passed: say that this process lives, unless answers said so."""
+        self._pulse_due = not self._wrote
+        self._wrote = False
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the stream: another one replaces it, or the peer stops."""
+        self._closed = True
+        self._wake.set()
+
+    async def write_to(self, context: Context) -> None:
+        """Write answers until the stream is closed."""
+        while not self._closed:
+            message = self._next_message()
+            if message is not None:
+                self._wrote = True
+                await context.write(message)
+            elif self._pulse_due:
+                self._pulse_due = False
+                await context.write(_ALIVE)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _next_message(self) -> replication_pb2.ReplicateResponse | None:
+        if not self._acks and not self._expects and self._taken == self._taken_told:
+            return None
+        message = replication_pb2.ReplicateResponse(
+            acks=[encode_ack(ack) for ack in self._acks.values()],
+            expects=[encode_expect(expect) for expect in self._expects.values()],
+            taken=self._taken,
+        )
+        self._acks.clear()
+        self._expects.clear()
+        self._taken_told = self._taken
+        return message
+
+
+class ReplicationHost(Protocol):
+    """What the service asks of the peer. No method blocks the event loop."""
+
+    me: ProcessId
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's id; "" until this peer has registered for the first time."""
+
+    def stream_opened(self, stream: IncomingStream) -> None:
+        """A stream of frames begins."""
+
+    def stream_closed(self, stream: IncomingStream) -> None:
+        """It is over."""
+
+    def stream_received(
+        self, stream: IncomingStream, number: int, adopts: Sequence[Adopt], frames: Sequence[Frame]
+    ) -> None:
+        """One message of it; `stream.taken(number)` is called when its contents are settled."""
+
+    def stream_heard(self, stream: IncomingStream) -> None:
+        """A message without content."""
+
+    def promise(
+        self, shard: ShardId, fence: Epoch, epoch: Epoch, prepared: Epoch
+    ) -> Awaitable[PromiseAnswered]:
+        """Make a promise; answered when it is durable."""
+
+    def begin(self, sender: ReplicaId, begin: Begin) -> Awaitable[BeginAnswer]:
+        """The prepared segment begins here."""
+
+    def ready(self, sender: ReplicaId, ready: Ready) -> None:
+        """The next primary is ready."""
+
+    def has_begun(self, shard: ShardId, epoch: Epoch) -> Awaitable[HasBegunAnswer]:
+        """Whether the prepared segment has begun here."""
+
+    def silent_ms(self, peer: NodeName) -> int | None:
+        """Since when `peer` was not heard; None if it is no neighbour."""
+
+    def fetch_limit(self, shard: ShardId, epoch: Epoch, *, copy: bool) -> Offset | None:
+        """First offset of `epoch` that may not be given away; None: nothing of it is here."""
+
+    async def read(
+        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """As `ShardHost.read`."""
+
+    def table(
+        self, shard: ShardId, as_of: Offset, since: Offset, *, or_later: bool
+    ) -> Awaitable[TableSnapshot | None]:
+        """The producer table as asked for, or None."""
+
+
+class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
+    """Register with the server behind `AuthorizationInterceptor`, which checks roles."""
+
+    def __init__(self, host: ReplicationHost, *, plaintext: bool = False) -> None:
+        """`plaintext` as in `identity_of`."""
+        self._host = host
+        self._plaintext = plaintext
+        self._streams: dict[NodeName, IncomingStream] = {}
+        self._fetches = 0
+
+    def pulse(self) -> None:
+        """A frame period has passed."""
+        for stream in self._streams.values():
+            stream.pulse()
+
+    def close(self) -> None:
+        """End all streams: the peer stops."""
+        for stream in tuple(self._streams.values()):
+            stream.close()
+
+    # -------------------------------------------------------------------------- frames
+
+    async def Replicate(
+        self, requests: AsyncIterator[replication_pb2.ReplicateRequest], context: Context
+    ) -> None:
+        """See the proto."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        self._check_target(first.cluster_id, first.target_store_id)
+        sender = decode_process(first.sender)
+        self._check_caller(context, sender.peer)
+        stream = IncomingStream(sender)
+        older = self._streams.get(sender.peer)
+        if older is not None:
+            older.close()
+        self._streams[sender.peer] = stream
+        await context.write(
+            replication_pb2.ReplicateResponse(receiver=encode_process(self._host.me))
+        )
+        self._host.stream_opened(stream)
+        try:
+            await first_ended(self._read_stream(stream, first, requests), stream.write_to(context))
+        except MessageMalformed as error:
+            raise Refused(refusal(Reason.CRC_MISMATCH, f"stream dropped: {error}")) from error
+        finally:
+            if self._streams.get(sender.peer) is stream:
+                del self._streams[sender.peer]
+            self._host.stream_closed(stream)
+
+    async def _read_stream(
+        self,
+        stream: IncomingStream,
+        first: replication_pb2.ReplicateRequest,
+        requests: AsyncIterator[replication_pb2.ReplicateRequest],
+    ) -> None:
+        message: replication_pb2.ReplicateRequest | None = first
+        while message is not None:
+            if message.number:
+                self._host.stream_received(
+                    stream,
+                    message.number,
+                    [decode_adopt(adopt) for adopt in message.adopts],
+                    [decode_frame(frame) for frame in message.frames],
+                )
+            else:
+                self._host.stream_heard(stream)
+            message = await anext(requests, None)
+
+    # -------------------------------------------------------------------------- fences
+
+    async def Promise(
+        self, request: replication_pb2.PromiseRequest, _context: Context
+    ) -> replication_pb2.PromiseResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        if len(request.orders) > PROMISES_PER_CALL_MAX:
+            raise _bad_argument(
+                f"{len(request.orders)} orders: at most {PROMISES_PER_CALL_MAX} a call"
+            )
+        asked = [
+            self._host.promise(
+                ShardId(order.shard),
+                Epoch(order.fence),
+                Epoch(order.epoch),
+                Epoch(order.prepared),
+            )
+            for order in request.orders
+        ]
+        answers = await asyncio.gather(*asked)
+        return replication_pb2.PromiseResponse(
+            store_id=self._host.me.store,
+            promised=[
+                replication_pb2.Promised(
+                    shard=order.shard,
+                    promised=answer.promised,
+                    open=encode_epoch(answer.open),
+                    prepared=encode_epoch(answer.prepared),
+                )
+                for order, answer in zip(request.orders, answers, strict=True)
+            ],
+        )
+
+    async def ConfirmEpoch(
+        self, _request: replication_pb2.ConfirmEpochRequest, _context: Context
+    ) -> replication_pb2.ConfirmEpochResponse:
+        """See the proto."""
+        raise Refused(
+            refusal(Reason.NOT_SERVED_YET, "ConfirmEpoch is not served by this version"),
+        )
+
+    # -------------------------------------------------------------------------- hand-over
+
+    async def Ready(
+        self, request: replication_pb2.ReadyRequest, context: Context
+    ) -> replication_pb2.ReadyResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        ready = decode_ready(request)
+        self._check_caller(context, ready.sender.peer)
+        self._host.ready(ready.sender.replica, ready)
+        return replication_pb2.ReadyResponse()
+
+    async def Begin(
+        self, request: replication_pb2.BeginRequest, context: Context
+    ) -> replication_pb2.BeginResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        sender = decode_process(request.sender)
+        self._check_caller(context, sender.peer)
+        try:
+            begin = decode_begin(request)
+        except MessageMalformed as error:
+            raise _bad_argument(str(error)) from error
+        answer = await self._host.begin(sender.replica, begin)
+        return replication_pb2.BeginResponse(begun=answer.begun, promised=answer.promised)
+
+    async def HasBegun(
+        self, request: replication_pb2.HasBegunRequest, _context: Context
+    ) -> replication_pb2.HasBegunResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        answer = await self._host.has_begun(ShardId(request.shard), Epoch(request.epoch))
+        return replication_pb2.HasBegunResponse(
+            begun=answer.begun,
+            begin=answer.begin,
+            holders=[encode_replica(replica) for replica in answer.holders],
+        )
+
+    async def Hears(
+        self, request: replication_pb2.HearsRequest, _context: Context
+    ) -> replication_pb2.HearsResponse:
+        """See the proto."""
+        silent_ms = self._host.silent_ms(NodeName(request.peer))
+        if silent_ms is None:
+            return replication_pb2.HearsResponse(neighbour=False)
+        return replication_pb2.HearsResponse(neighbour=True, silent_ms=silent_ms)
+
+    # -------------------------------------------------------------------------- fetches
+
+    async def FetchBatches(
+        self, request: replication_pb2.FetchBatchesRequest, _context: Context
+    ) -> AsyncIterator[replication_pb2.FetchBatchesResponse]:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        if self._fetches >= FETCHES_MAX:
+            raise Refused(
+                refusal(
+                    Reason.OVERLOADED,
+                    f"{FETCHES_MAX} fetches are served here already: ask another holder",
+                    retry_after_ms=100,
+                ),
+            )
+        self._fetches += 1
+        try:
+            async with contextlib.aclosing(self._fetched(request)) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            self._fetches -= 1
+
+    async def _fetched(
+        self, request: replication_pb2.FetchBatchesRequest
+    ) -> AsyncIterator[replication_pb2.FetchBatchesResponse]:
+        shard, epoch = ShardId(request.shard), Epoch(request.epoch)
+        limit = self._host.fetch_limit(shard, epoch, copy=request.copy)
+        if limit is None or request.from_offset >= limit:
+            raise Refused(
+                refusal(
+                    Reason.RANGE_UNAVAILABLE,
+                    f"offset {request.from_offset} of shard {shard} epoch {epoch} is not served "
+                    "here: ask another holder",
+                ),
+            )
+        at, end = request.from_offset, min(request.to_offset, limit)
+        left_bytes = request.bytes_max or None
+        while at < end and (left_bytes is None or left_bytes > 0):
+            wanted_bytes = min(FETCH_MESSAGE_BYTES, left_bytes or FETCH_MESSAGE_BYTES)
+            try:
+                batches = await self._host.read(shard, epoch, at, end, wanted_bytes)
+            except Corrupt as error:
+                raise Refused(refusal(Reason.CORRUPT, str(error))) from error
+            if not batches:
+                return
+            yield replication_pb2.FetchBatchesResponse(
+                store_id=self._host.me.store,
+                batches=[encode_batch(batch, epoch) for batch in batches],
+            )
+            at = batches[-1].end
+            if left_bytes is not None:
+                left_bytes -= sum(len(batch.payload) for batch in batches)
+
+    async def FetchTable(
+        self, request: replication_pb2.FetchTableRequest, _context: Context
+    ) -> replication_pb2.FetchTableResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        table = await self._host.table(
+            ShardId(request.shard),
+            Offset(request.as_of),
+            Offset(request.since),
+            or_later=request.or_later,
+        )
+        response = replication_pb2.FetchTableResponse(store_id=self._host.me.store)
+        if table is not None:
+            encoded = encode_table(table)
+            if encoded.ByteSize() <= TABLE_BYTES_MAX:
+                response.available = True
+                response.table.CopyFrom(encoded)
+        return response
+
+    # -------------------------------------------------------------------------- checks
+
+    def _check_target(self, cluster_id: str, store_id: str) -> None:
+        """Refuse what is meant for another cluster or another store."""
+        ours = self._host.cluster_id
+        if not ours:
+            raise Refused(
+                refusal(
+                    Reason.MAP_UNKNOWN,
+                    f"{self._host.me.peer} has not registered yet: try again",
+                    retry_after_ms=100,
+                ),
+            )
+        if cluster_id != ours:
+            raise Refused(
+                refusal(
+                    Reason.WRONG_CLUSTER,
+                    f"the call is for cluster {cluster_id or '(none)'}, this is {ours}",
+                ),
+            )
+        if store_id != self._host.me.store:
+            raise Refused(
+                refusal(
+                    Reason.WRONG_STORE,
+                    f"the call is for store {store_id or '(none)'}, "
+                    f"{self._host.me.peer} has {self._host.me.store}: refresh the map",
+                ),
+            )
+
+    def _check_caller(self, context: Context, peer: NodeName) -> None:
+        """Refuse a caller whose certificate is not that of `peer`."""
+        try:
+            identity = identity_of(context, plaintext=self._plaintext)
+        except IdentityError as error:
+            raise Refused(refusal(Reason.NO_IDENTITY, str(error))) from error
+        if identity.role != Role.PEER or identity.name != peer:
+            raise Refused(
+                refusal(
+                    Reason.ROLE_NOT_ALLOWED,
+                    f"the call says it comes from peer {peer!r}, its certificate {identity.uri}",
+                ),
+            )
+
+
+def _bad_argument(message: str) -> Refused:
+    return Refused(refusal(Reason.INVALID_ARGUMENT, message))
