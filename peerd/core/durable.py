@@ -1,14 +1,25 @@
-"""What a store keeps of a shard, and the rules under which a write changes it (docs/protocol.md §3, §4.4).
+"""What a store keeps of a shard, and the rules of a write (docs/protocol.md §3, §3.1, §4.4).
 
-These rules run **in the storage writer, at the place in the queue where the write happens**: the
-writer calls `apply` on each operation in queue order, before it writes it, and the simulator's disk
+The rules run **in the storage writer, at the place in the queue where the write happens**: the
+writer calls `apply` on each operation in queue order before it writes it, and the simulator's disk
 does the same. So what was queued before a promise is inside its answer, and nothing after it is
-stored or acknowledged. `apply` is pure: state in, (outcome, new state) out.
+stored or acknowledged (spec mutant `promise-overtakes-queue`).
+
+Invariants:
+- adopted <= promised, and both only grow; neither is ever dropped (`promise-forgotten`).
+- Per segment begin <= commit <= end, and end <= seal once the seal X is known. The end shrinks only
+  to an X of the committed map; nothing below a known commit offset is ever dropped.
+- The durable producer table is exact as of `table_as_of` and moves only over batches that are
+  certainly the log's: those of sealed segments below their seal, and those of the adopted segment
+  below the commit offset as heard.
+
+Must not: do IO, look at a clock, or know who is primary.
 """
 
 from dataclasses import dataclass, field
 
 from peerd.core.batch import PlacedBatch
+from peerd.core.check import invariant
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot
 
@@ -18,8 +29,8 @@ from peerd.core.producer import TableSnapshot
 class StoredSegment:
     """What a store has of one epoch: batches fill [begin, end) without gap.
 
-    `seal` is X once the committed map told it. `commit` is the commit offset as last heard: a lower
-    bound, at least `begin`.
+    `seal` is X once the committed map told it. `commit` is the commit offset as last heard, cut to
+    `end`: a lower bound, at least `begin`.
     """
 
     epoch: Epoch
@@ -33,8 +44,8 @@ class StoredSegment:
 class StoredShard:
     """Durable state of one shard. `promised` and `adopted` only grow and outlive the data.
 
-    `table_as_of`: the durable producer table is exact as of this offset (§3.1); it moves only where
-    the store knows the log, so it may lag or stand still before a hole.
+    `segments` must not be changed by whoever holds the state. `table_as_of`: the durable producer
+    table is exact as of this offset; it lags, and stands still before a hole.
     """
 
     shard: ShardId
@@ -46,7 +57,7 @@ class StoredShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRange:
-    """Batches [begin, end) of `epoch`, which the producer table is to be extended over."""
+    """Batches [begin, end) of `epoch`, over which the producer table is to be extended."""
 
     epoch: Epoch
     begin: Offset
@@ -65,7 +76,10 @@ class AdoptEpoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendBatches:
-    """Store consecutive batches at the end of the adopted epoch; `batches` may be empty to move the commit offset."""
+    """Store consecutive batches at the end of the adopted epoch.
+
+    `batches` may be empty, to move the commit offset alone.
+    """
 
     shard: ShardId
     epoch: Epoch
@@ -85,10 +99,10 @@ class PromiseEpoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnMap:
-    """The committed map: raises the promise to `open_epoch` when this store holds, is listed for, or drops a part.
+    """What the committed map says; raises the promise to its `open_epoch`.
 
-    `seals` gives X per sealed epoch; what is stored of an epoch at or beyond its X is dropped, as is
-    everything of `dead` epochs.
+    `seals` gives X per sealed epoch; what is stored of an epoch at or beyond its X is dropped, as
+    is everything of `dead` epochs.
     """
 
     shard: ShardId
@@ -99,7 +113,11 @@ class LearnMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillSealed:
-    """Store fetched batches of a sealed segment [begin, end); raises the promise to `open_epoch` (§3, last rule)."""
+    """Store fetched batches of the sealed segment [begin, end), at the end of what is here of it.
+
+    Raises the promise to `open_epoch`: otherwise a late `Adopt` of `epoch` would begin it anew over
+    the filled copy (§3, last rule).
+    """
 
     shard: ShardId
     epoch: Epoch
@@ -111,7 +129,11 @@ class FillSealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallTable:
-    """Replace the durable producer table by one that is exact as of `table.as_of`, then go on from there."""
+    """Bring the durable producer table forward to `table.as_of`, across batches that are not here.
+
+    If it is `Stored` and `table_as_of` was below `table.as_of`: with `table.since` 0 the rows of
+    `table` replace all rows, else those of the producers that it names.
+    """
 
     shard: ShardId
     table: TableSnapshot
@@ -143,17 +165,245 @@ Outcome = Stored | Refused
 
 # ------------------------------------------------------------------ the rules
 def apply(state: StoredShard, operation: StoreOperation) -> tuple[Outcome, StoredShard]:
-    """What `operation` does to `state`: the outcome (which carries the new state) and the new state.
+    """What `operation` does to `state`: the outcome (which carries the new state), the new state.
 
-    Raises `InvariantViolation` where the protocol says "stops the process loudly".
+    When it moves `table_as_of`, the writer adds the headers of `table_ranges(new state, from, to)`
+    to its rows in the same transaction; `from` is the old `table_as_of`, or that of an installed
+    table.
+
+    Raises `InvariantViolation` where the protocol says "stops the process loudly": nothing of the
+    operation may be written then.
     """
-    raise NotImplementedError
+    invariant(operation.shard == state.shard, "operation of this shard", operation=operation)
+    changed: StoredShard | str
+    if isinstance(operation, AppendBatches):
+        changed = _append(state, operation)
+    elif isinstance(operation, AdoptEpoch):
+        changed = _adopt(state, operation)
+    elif isinstance(operation, PromiseEpoch):
+        changed = _promise(state, operation)
+    elif isinstance(operation, LearnMap):
+        changed = _learn(state, operation)
+    elif isinstance(operation, FillSealed):
+        changed = _fill(state, operation)
+    else:
+        changed = _install(state, operation)
+    if isinstance(changed, str):
+        return Refused(operation=operation, state=state, why=changed), state
+    return Stored(operation=operation, state=changed), changed
+
+
+def _append(state: StoredShard, operation: AppendBatches) -> StoredShard | str:
+    """§3: "It takes a `Replicate` only if its adopted epoch and its promise are both the frame's
+    epoch and the base offset is its end." (G6)
+    """
+    epoch = operation.epoch
+    segment = state.segments.get(epoch)
+    if state.promised != epoch or state.adopted != epoch or segment is None:
+        return f"epoch {epoch}: promised {state.promised}, adopted {state.adopted}"
+    end = segment.end
+    for batch in operation.batches:
+        if batch.base != end:
+            return f"base offset {batch.base} is not the end {end}"
+        end = batch.end
+    grown = StoredSegment(
+        epoch=epoch,
+        begin=segment.begin,
+        end=end,
+        commit=max(segment.commit, min(operation.commit, end)),
+        seal=segment.seal,
+    )
+    return _with_segment(state, grown)
+
+
+def _adopt(state: StoredShard, operation: AdoptEpoch) -> StoredShard | str:
+    """§3: "It takes an `Adopt(e, X)` if e is not below its promise and is above its adopted epoch;
+    in one transaction it sets promised and adopted to e and creates the empty segment (e, X, X). It
+    drops nothing: e may turn out to be dead. The same `Adopt` again changes nothing; another X for
+    the same epoch, or an `Adopt` that would empty a segment that has batches, stops the process
+    loudly." (spec mutants `adopt-below-promise`, `adoption-drops-tail`)
+    """
+    epoch, begin = operation.epoch, operation.begin
+    if epoch < state.promised:
+        return f"epoch {epoch}: promised {state.promised}"
+    segment = state.segments.get(epoch)
+    if segment is not None:
+        invariant(segment.begin == begin, "one epoch begins at one offset", operation=operation)
+    if epoch == state.adopted:
+        return state
+    if segment is not None:
+        invariant(segment.end == begin, "an adoption empties no segment", operation=operation)
+    fresh = StoredSegment(epoch=epoch, begin=begin, end=begin, commit=begin)
+    return StoredShard(
+        shard=state.shard,
+        promised=epoch,
+        adopted=epoch,
+        segments={**state.segments, epoch: fresh},
+        table_as_of=state.table_as_of,
+    )
+
+
+def _promise(state: StoredShard, operation: PromiseEpoch) -> StoredShard | str:
+    """§4.2: "A replica that has not promised more than f makes the promise durable … Asked again it
+    answers the same: what it has of e and e′ is frozen."
+    """
+    if operation.fence < state.promised:
+        return f"fence {operation.fence}: promised {state.promised}"
+    return _with_promise(state, operation.fence)
+
+
+def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
+    """§3: "**Only the committed map lets a store drop batches**: what it has of epoch e at or
+    beyond e's X, what it has of a dead epoch", and "What a store learns from the committed map
+    raises its promise to the open epoch." (spec mutant `fetch-without-promise`)
+    """
+    segments = dict(state.segments)
+    for epoch, seal in operation.seals:
+        segment = segments.get(epoch)
+        if segment is not None:
+            segments[epoch] = _sealed(segment, seal)
+    for epoch in operation.dead:
+        dead = segments.pop(epoch, None)
+        if dead is not None:
+            invariant(dead.commit == dead.begin, "a dead epoch committed nothing", segment=dead)
+    learned = StoredShard(
+        shard=state.shard,
+        promised=state.promised,
+        adopted=state.adopted,
+        segments=segments,
+        table_as_of=state.table_as_of,
+    )
+    return _with_table(_with_promise(learned, operation.open_epoch))
+
+
+def _fill(state: StoredShard, operation: FillSealed) -> StoredShard | str:
+    """§3: the promise rises "at the latest in the transaction in which it fills a sealed segment".
+
+    (spec mutant `fetch-without-promise`)
+    """
+    epoch = operation.epoch
+    invariant(epoch < operation.open_epoch, "only a sealed segment is filled", operation=operation)
+    segment = state.segments.get(epoch)
+    if segment is None:
+        begin = operation.begin
+        segment = StoredSegment(epoch=epoch, begin=begin, end=begin, commit=begin)
+    invariant(segment.begin == operation.begin, "one epoch begins at one offset", segment=segment)
+    segment = _sealed(segment, operation.end)
+    end = segment.end
+    for batch in operation.batches:
+        if batch.base != end:
+            return f"base offset {batch.base} is not the end {end}"
+        end = batch.end
+    if end > operation.end:
+        return f"batches reach to {end}, beyond the seal {operation.end}"
+    filled = StoredSegment(
+        epoch=epoch, begin=segment.begin, end=end, commit=segment.commit, seal=operation.end
+    )
+    return _with_segment(_with_promise(state, operation.open_epoch), filled)
+
+
+def _install(state: StoredShard, operation: InstallTable) -> StoredShard | str:
+    """The table moves forward only, and over changes only from where it stands or beyond."""
+    table = operation.table
+    invariant(table.complete, "only a complete table is durable", as_of=table.as_of)
+    if table.as_of <= state.table_as_of:
+        return state
+    if table.since > state.table_as_of:
+        return f"table: changes since {table.since}, but here it is as of {state.table_as_of}"
+    installed = StoredShard(
+        shard=state.shard,
+        promised=state.promised,
+        adopted=state.adopted,
+        segments=state.segments,
+        table_as_of=table.as_of,
+    )
+    return _with_table(installed)
+
+
+# ------------------------------------------------------------------ parts of the rules
+def _sealed(segment: StoredSegment, seal: Offset) -> StoredSegment:
+    """`segment` with X known: its tail at or beyond X is dropped, and nothing committed is."""
+    known = segment.seal is None or segment.seal == seal
+    invariant(known, "one epoch is sealed at one offset", segment=segment, seal=seal)
+    invariant(segment.commit <= seal, "no cut below a commit offset", segment=segment, seal=seal)
+    return StoredSegment(
+        epoch=segment.epoch,
+        begin=segment.begin,
+        end=min(segment.end, seal),
+        commit=segment.commit,
+        seal=seal,
+    )
+
+
+def _with_promise(state: StoredShard, epoch: Epoch) -> StoredShard:
+    """`state` with its promise at least `epoch`."""
+    if epoch <= state.promised:
+        return state
+    return StoredShard(
+        shard=state.shard,
+        promised=epoch,
+        adopted=state.adopted,
+        segments=state.segments,
+        table_as_of=state.table_as_of,
+    )
+
+
+def _with_segment(state: StoredShard, segment: StoredSegment) -> StoredShard:
+    """`state` with `segment` in place of what was known of its epoch, and the table moved on."""
+    segments = state.segments.copy()
+    segments[segment.epoch] = segment
+    as_of = state.table_as_of
+    # The way of every append: the table stands inside the open segment, so nothing need be searched.
+    inside = segment.epoch == state.adopted and segment.seal is None and segment.begin <= as_of
+    changed = StoredShard(
+        shard=state.shard,
+        promised=state.promised,
+        adopted=state.adopted,
+        segments=segments,
+        table_as_of=max(as_of, segment.commit) if inside else as_of,
+    )
+    return changed if inside else _with_table(changed)
+
+
+def _with_table(state: StoredShard) -> StoredShard:
+    """`state` with `table_as_of` as far as this store knows the log without gap."""
+    as_of = state.table_as_of
+    while (part := _log_part(state, as_of)) is not None:
+        as_of = part.end
+    if as_of == state.table_as_of:
+        return state
+    return StoredShard(
+        shard=state.shard,
+        promised=state.promised,
+        adopted=state.adopted,
+        segments=state.segments,
+        table_as_of=as_of,
+    )
+
+
+def _log_part(state: StoredShard, begin: Offset) -> TableRange | None:
+    """Batches from `begin` on that are certainly the log's, of one epoch; None: none are here.
+
+    A commit offset that was heard in an epoch proves that the epoch is in the chain of the map; a
+    seal is of the map itself. An older tail proves nothing (§3: "The store is cut by epoch").
+    """
+    adopted = state.segments.get(state.adopted)
+    if adopted is not None and adopted.begin <= begin < adopted.commit:
+        return TableRange(epoch=adopted.epoch, begin=begin, end=adopted.commit)
+    for segment in state.segments.values():
+        if segment.seal is not None and segment.begin <= begin < segment.end:
+            return TableRange(epoch=segment.epoch, begin=begin, end=segment.end)
+    return None
 
 
 def table_ranges(state: StoredShard, begin: Offset, end: Offset) -> tuple[TableRange, ...]:
     """Where the batches of the log in [begin, end) lie in this store, in order and without gap.
 
-    The storage writer uses it in the transaction of an operation that moved `table_as_of` from `begin`
-    to `end`: it adds the headers of these ranges to its durable rows (`producer.remembered`).
+    The ranges begin at `begin`; if they end before `end`, this store does not know the log from
+    there. `begin` and `end` lie between batches.
     """
-    raise NotImplementedError
+    ranges = []
+    while begin < end and (part := _log_part(state, begin)) is not None:
+        ranges.append(TableRange(epoch=part.epoch, begin=begin, end=min(part.end, end)))
+        begin = ranges[-1].end
+    return tuple(ranges)

@@ -60,11 +60,14 @@ Row = tuple[TableBatch, ...]
 class TableSnapshot:
     """The table exactly as of `as_of`, but for producers that did not change at or after `since`.
 
-    `since` 0: the whole table. `producers` must not be changed by whoever holds the snapshot.
+    `since` 0: the whole table. `timestamp_ms` is the largest time of all batches below `as_of`,
+    below which no later batch may fall (0: none is known). `producers` must not be changed by
+    whoever holds the snapshot.
     """
 
     as_of: Offset
     complete: bool = True
+    timestamp_ms: int = 0
     producers: Mapping[ProducerId, Row] = field(default_factory=dict)
     since: Offset = FIRST_OFFSET
 
@@ -93,14 +96,20 @@ def extended(
     """`table` moved over consecutive batches (base, header) of `epoch` that begin at its `as_of`."""
     producers = dict(table.producers)
     as_of = table.as_of
+    timestamp_ms = table.timestamp_ms
     for base, header in headers:
         invariant(base == as_of, "table is extended without gap", as_of=as_of, base=base)
         as_of = Offset(base + header.record_count)
+        timestamp_ms = max(timestamp_ms, header.timestamp_ms)
         if header.producer:
             row = producers.get(header.producer, ())
             producers[header.producer] = remembered(row, entry_of(epoch, base, header))
     return TableSnapshot(
-        as_of=as_of, complete=table.complete, producers=producers, since=table.since
+        as_of=as_of,
+        complete=table.complete,
+        timestamp_ms=timestamp_ms,
+        producers=producers,
+        since=table.since,
     )
 
 
@@ -113,6 +122,7 @@ def merged(base: TableSnapshot, changes: TableSnapshot) -> TableSnapshot | None:
     return TableSnapshot(
         as_of=changes.as_of,
         complete=changes.complete,
+        timestamp_ms=max(base.timestamp_ms, changes.timestamp_ms),
         producers={**base.producers, **changes.producers},
     )
 
@@ -125,6 +135,7 @@ def changed_since(table: TableSnapshot, since: Offset) -> TableSnapshot:
     return TableSnapshot(
         as_of=table.as_of,
         complete=table.complete,
+        timestamp_ms=table.timestamp_ms,
         producers={
             producer: row for producer, row in table.producers.items() if row[-1].end > since
         },
