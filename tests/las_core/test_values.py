@@ -1,0 +1,234 @@
+"""Persistent maps, the JSON of commands, snapshots, and the state machine around them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from las.core import snapshot
+from las.core.cluster import Cluster
+from las.core.codec import CodecError
+from las.core.commands import (
+    COMMANDS,
+    AddHolder,
+    CreateLog,
+    DropHolder,
+    FenceSegment,
+    HaltShard,
+    OpenSegment,
+    PrepareSegment,
+    Reason,
+    RecordEvent,
+    RecoveredSegment,
+    Result,
+    SegmentOpened,
+    SetAtRisk,
+    SetDraining,
+    SetNodeState,
+    WantHolders,
+    WithdrawSegment,
+    command_from_json,
+    command_to_json,
+    result_from_json,
+    result_to_json,
+)
+from las.core.persistent import PersistentMap
+from las.core.state import NodeState
+from peerd.core.ids import Epoch, Offset
+from tests.las_core.builders import (
+    SHARD,
+    done,
+    name,
+    plan_of,
+    process,
+    register,
+    replica,
+    with_log,
+)
+
+ENDED = RecoveredSegment(end=Offset(9), known_commit=Offset(7), holders=(replica(2),))
+EXAMPLES = [
+    CreateLog(name="orders", copies=2, acks=2, nodes=(name(1), name(2)), rows=((0, 1), (1, 0))),
+    PrepareSegment(
+        shard=SHARD, epoch=Epoch(1), plan=plan_of(1, 1, 2, non=(3,)), why="peer-4 at risk"
+    ),
+    SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(1 << 63), holders=(replica(1),)),
+    WithdrawSegment(shard=SHARD, epoch=Epoch(2), declined_by=process(1)),
+    FenceSegment(shard=SHARD, epoch=Epoch(1), prepared=Epoch(2), why="peer-1 is gone"),
+    OpenSegment(shard=SHARD, fence=Epoch(3), plan=plan_of(2, 2, 3), ended=ENDED),
+    OpenSegment(
+        shard=SHARD,
+        fence=Epoch(3),
+        plan=plan_of(2, 2, 3),
+        ended=ENDED,
+        ended_prepared=ENDED,
+    ),
+    WantHolders(shard=SHARD, epoch=Epoch(1), holders=(replica(4),)),
+    AddHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
+    DropHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
+    HaltShard(shard=SHARD, epoch=Epoch(9), node=name(1), why="it promised 9"),
+    register(1, stored=((SHARD, Epoch(1)),)),
+    SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why="silent"),
+    SetAtRisk(node=name(1), at_risk=True),
+    SetDraining(node=name(1), draining=True),
+    RecordEvent(node=name(1), kind="at_risk", text="fsync p99 ×31", timestamp_ms=1),
+]
+
+
+# ---------------------------------------------------------------------------------- maps
+@given(st.lists(st.tuples(st.integers(0, 2000), st.booleans())))
+def test_a_persistent_map_is_a_dict_whose_past_stays(steps):
+    plain: dict[int, int] = {}
+    kept: PersistentMap[int, int] = PersistentMap()
+    past = []
+    for number, (key, put) in enumerate(steps):
+        past.append((dict(plain), kept))
+        if put:
+            plain[key] = number
+            kept = kept.with_item(key, number)
+        else:
+            plain.pop(key, None)
+            kept = kept.without(key)
+    for expected, found in [*past, (plain, kept)]:
+        assert dict(found) == expected
+        assert len(found) == len(expected)
+
+
+def test_a_persistent_map_takes_names_too():
+    kept = PersistentMap([("b", 1), ("a", 2)])
+    assert kept["a"] == 2
+    assert kept.get("c") is None
+    assert kept == PersistentMap([("a", 2), ("b", 1)])
+    assert "'a': 2" in repr(kept)
+
+
+# ---------------------------------------------------------------------------------- JSON
+def test_every_command_has_an_example_here():
+    assert {type(example) for example in EXAMPLES} == set(COMMANDS.values())
+
+
+@pytest.mark.parametrize("command", EXAMPLES, ids=lambda command: type(command).__name__)
+def test_a_command_survives_its_json(command):
+    text = command_to_json(command)
+    assert command_from_json(text) == command
+    assert len(text) < 1_000
+
+
+def test_a_result_survives_its_json():
+    for result in (
+        Result(ok=True),
+        Result(ok=False, reason=Reason.FENCED, text="no", epoch=Epoch(4), shards=(SHARD,)),
+    ):
+        assert result_from_json(result_to_json(result)) == result
+
+
+PREPARE = json.loads(command_to_json(EXAMPLES[1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "not JSON"),
+        ("[]", "a command is a JSON object"),
+        ('{"command":"drop_all"}', "no command is called 'drop_all'"),
+        ('{"command":["x"]}', "no command is called"),
+        (json.dumps({**PREPARE, "shard": "1"}), "PrepareSegment.shard: expected int, got str"),
+        (json.dumps({**PREPARE, "shard": True}), "expected int, got bool"),
+        (json.dumps({**PREPARE, "force": True}), "no field is called 'force'"),
+        (json.dumps({**PREPARE, "plan": 7}), "PrepareSegment.plan: expected an object"),
+        (json.dumps({**PREPARE, "plan": {**PREPARE["plan"], "voters": 1}}), "expected a list"),
+        (json.dumps({**PREPARE, "plan": {**PREPARE["plan"], "acks": 5}}), "acks within the voters"),
+        ('{"command":"set_at_risk","node":"peer-1"}', "at_risk is missing"),
+        ('{"command":"create_log","name":"a","copies":1,"acks":1,"nodes":[],"rows":[1]}', "list"),
+        (
+            '{"command":"register_node","name":"a","store":"b","boot":"c","address":"",'
+            + '"labels":[["host"]]}',
+            "expected 2 items, got 1",
+        ),
+        (
+            '{"command":"set_node_state","node":"a","boot":"b","state":"sleepy"}',
+            "SetNodeState.state",
+        ),
+    ],
+)
+def test_a_text_that_is_no_command_is_answered_and_changes_nothing(text, why):
+    cluster = Cluster("cluster-1")
+    before = cluster.state
+    result = result_from_json(cluster.apply(text))
+    assert result.reason is Reason.MALFORMED
+    assert why in result.text
+    assert cluster.state is before
+
+
+# ---------------------------------------------------------------------------------- snapshots
+def rich_cluster() -> Cluster:
+    """Every kind of thing that a snapshot holds."""
+    cluster = Cluster("cluster-1")
+    state = done(
+        with_log(rows=((0, 1, 2), (1, 2, 3))),
+        EXAMPLES[1],
+        SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(7), holders=(replica(1),)),
+        WantHolders(shard=SHARD, epoch=Epoch(1), holders=(replica(4),)),
+        PrepareSegment(shard=SHARD, epoch=Epoch(2), plan=plan_of(1, 1, 2)),
+        WithdrawSegment(shard=SHARD, epoch=Epoch(3), declined_by=process(1)),
+        PrepareSegment(shard=SHARD, epoch=Epoch(2), plan=plan_of(1, 1, 2)),
+        FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
+        HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction"),
+        register(3, boot=2),
+        *EXAMPLES[-4:],
+    )
+    cluster.restore(snapshot.snapshot(state))
+    return cluster
+
+
+def test_a_snapshot_is_the_whole_state_and_goes_on():
+    cluster = rich_cluster()
+    data = cluster.freeze()()
+    other = Cluster("cluster-1")
+    other.restore(data)
+    assert other.state == cluster.state
+    assert other.freeze()() == data
+    command = command_to_json(SetDraining(node=name(2), draining=True))
+    assert other.apply(command) == cluster.apply(command)
+    assert other.state == cluster.state
+
+
+def test_a_frozen_state_does_not_see_what_comes_later():
+    cluster = rich_cluster()
+    before = cluster.freeze()()
+    frozen = cluster.freeze()
+    cluster.apply(command_to_json(register(9)))
+    assert frozen() == before
+
+
+def test_changes_are_told_once_each():
+    told = []
+    cluster = Cluster("cluster-1", on_change=told.append)
+    for command in (register(1), register(1), SetAtRisk(node=name(9), at_risk=True)):
+        cluster.apply(command_to_json(command))
+    assert told == [cluster.state]
+
+
+def test_a_snapshot_of_another_cluster_is_refused():
+    with pytest.raises(CodecError, match="of cluster cluster-1"):
+        Cluster("cluster-2").restore(rich_cluster().freeze()())
+
+
+def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
+    data = rich_cluster().freeze()()
+    for cut in range(0, len(data), 97):
+        with pytest.raises(CodecError):
+            Cluster("cluster-1").restore(data[:cut])
+    with pytest.raises(CodecError, match="goes on after its end"):
+        Cluster("cluster-1").restore(data + b"\n[]")
+    with pytest.raises(CodecError, match="format 1"):
+        Cluster("cluster-1").restore(data.replace(b'"format":1', b'"format":2'))
+
+
+def test_equal_states_make_equal_bytes_whatever_their_history():
+    first = done(with_log(), SetAtRisk(node=name(1), at_risk=True))
+    backwards = sorted(first.nodes, reverse=True)
+    second = replace(first, nodes=PersistentMap((each, first.nodes[each]) for each in backwards))
+    assert snapshot.snapshot(first) == snapshot.snapshot(second)
