@@ -1,0 +1,260 @@
+"""The small rows of a store: who it is, its shards, segments, producer rows and pending drops.
+
+Each function works inside a transaction of the caller. Reading checks every row and raises
+`CorruptRow`; these rows carry promises, so a store with a damaged one cannot be trusted as a whole.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peerd.core.durable import StoredSegment, StoredShard
+from peerd.core.ids import Epoch, Offset, ProducerId, ShardId, StoreId
+from peerd.storage.environment import Database, Tables, Transaction
+from peerd.storage.errors import CorruptRow
+from peerd.storage.layout import (
+    drop_key,
+    open_row,
+    read_drop_key,
+    read_segment_key,
+    read_shard_key,
+    row_crc,
+    seal_row,
+    segment_key,
+    shard_key,
+)
+
+_SHARD = struct.Struct(">QQQ?I")
+_SEGMENT = struct.Struct(">QQQ?Q")
+_STORE = struct.Struct(">32sI")
+_STORE_KEY = b"store"
+
+
+@dataclass(frozen=True, slots=True)
+class DropRange:
+    """Batches of a segment with a base in [begin, end): dead, and deleted slice by slice."""
+
+    shard: ShardId
+    epoch: Epoch
+    begin: Offset
+    end: Offset
+
+
+@dataclass(frozen=True, slots=True)
+class TableMark:
+    """What a shard's row says of its producer rows.
+
+    `complete` as in `TableSnapshot`. `digest` is the exclusive or of the rows' checksums: it tells
+    a row that is missing, or is an older one, which no checksum of the rows themselves can.
+    """
+
+    complete: bool = True
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """All small rows of a store but the producer rows, as read at opening."""
+
+    shards: dict[ShardId, StoredShard]
+    marks: dict[ShardId, TableMark]
+    drops: list[DropRange]
+
+
+# ------------------------------------------------------------------ the store itself
+def put_store(
+    transaction: Transaction, tables: Tables, store_id: StoreId, format_version: int
+) -> None:
+    """Write who the store is, so that a data file is never taken for another store's."""
+    body = _STORE.pack(store_id.encode(), format_version)
+    transaction.put(_STORE_KEY, seal_row(_STORE_KEY, body), db=tables.store)
+
+
+def read_store(transaction: Transaction, tables: Tables) -> tuple[StoreId, int]:
+    """Store id and format version. Raises `CorruptRow`, also if there is no such row."""
+    value = transaction.get(_STORE_KEY, db=tables.store)
+    if value is None:
+        raise CorruptRow("store", _STORE_KEY, "missing")
+    store_id, format_version = _STORE.unpack(open_row("store", _STORE_KEY, value))
+    return StoreId(store_id.decode()), format_version
+
+
+# ------------------------------------------------------------------ shards and segments
+def put_shard(
+    transaction: Transaction, tables: Tables, state: StoredShard, mark: TableMark
+) -> None:
+    """Write a shard's row; its segments have rows of their own."""
+    key = shard_key(state.shard)
+    body = _SHARD.pack(state.promised, state.adopted, state.table_as_of, mark.complete, mark.digest)
+    transaction.put(key, seal_row(key, body), db=tables.shards)
+
+
+def read_shard(
+    transaction: Transaction, tables: Tables, shard: ShardId
+) -> tuple[StoredShard, TableMark] | None:
+    """A shard's row: a state without segments, and what it says of the producer rows."""
+    key = shard_key(shard)
+    value = transaction.get(key, db=tables.shards)
+    return None if value is None else _open_shard(key, value)
+
+
+def put_segment(
+    transaction: Transaction, tables: Tables, shard: ShardId, segment: StoredSegment
+) -> None:
+    """Write a segment's row."""
+    key = segment_key(shard, segment.epoch)
+    body = _SEGMENT.pack(
+        segment.begin,
+        segment.end,
+        segment.commit,
+        segment.seal is not None,
+        segment.seal or 0,
+    )
+    transaction.put(key, seal_row(key, body), db=tables.segments)
+
+
+def delete_segment(transaction: Transaction, tables: Tables, shard: ShardId, epoch: Epoch) -> None:
+    """Remove a segment's row; its batches are dropped apart."""
+    transaction.delete(segment_key(shard, epoch), db=tables.segments)
+
+
+def read_segment(
+    transaction: Transaction, tables: Tables, shard: ShardId, epoch: Epoch
+) -> StoredSegment | None:
+    """A segment's row."""
+    key = segment_key(shard, epoch)
+    value = transaction.get(key, db=tables.segments)
+    return None if value is None else _open_segment(key, value)
+
+
+def _open_shard(key: bytes | memoryview, value: memoryview) -> tuple[StoredShard, TableMark]:
+    promised, adopted, as_of, complete, digest = _SHARD.unpack(open_row("shards", key, value))
+    state = StoredShard(
+        shard=read_shard_key(key),
+        promised=Epoch(promised),
+        adopted=Epoch(adopted),
+        table_as_of=Offset(as_of),
+    )
+    return state, TableMark(complete, digest)
+
+
+def _open_segment(key: bytes | memoryview, value: memoryview) -> StoredSegment:
+    begin, end, commit, sealed, seal = _SEGMENT.unpack(open_row("segments", key, value))
+    return StoredSegment(
+        epoch=read_segment_key(key)[1],
+        begin=Offset(begin),
+        end=Offset(end),
+        commit=Offset(commit),
+        seal=Offset(seal) if sealed else None,
+    )
+
+
+# ------------------------------------------------------------------ drops
+def put_drop(transaction: Transaction, tables: Tables, drop: DropRange) -> None:
+    """Write that the range is dead, so that its deletion goes on after a restart."""
+    key = drop_key(drop.shard, drop.epoch, drop.begin, drop.end)
+    transaction.put(key, seal_row(key, b""), db=tables.drops)
+
+
+def delete_drop(transaction: Transaction, tables: Tables, drop: DropRange) -> None:
+    """The range is gone."""
+    transaction.delete(drop_key(drop.shard, drop.epoch, drop.begin, drop.end), db=tables.drops)
+
+
+# ------------------------------------------------------------------ producers
+def get_producer(
+    transaction: Transaction, tables: Tables, shard: ShardId, producer: ProducerId
+) -> tuple[bytes, int]:
+    """A producer's packed row (`peerd.core.producer.pack_row`) and its part in the digest.
+
+    Empty and 0 if it has none.
+    """
+    key = shard_key(shard) + producer
+    value = transaction.get(key, db=tables.producers)
+    return (b"", 0) if value is None else (open_row("producers", key, value), row_crc(value))
+
+
+def put_producer(
+    transaction: Transaction,
+    tables: Tables,
+    shard: ShardId,
+    producer: ProducerId,
+    packed_row: bytes,
+) -> int:
+    """Write a producer's packed row; its part in the digest."""
+    key = shard_key(shard) + producer
+    value = seal_row(key, packed_row)
+    transaction.put(key, value, db=tables.producers)
+    return row_crc(value)
+
+
+def read_producers(
+    transaction: Transaction, tables: Tables, shard: ShardId, mark: TableMark
+) -> Iterator[tuple[ProducerId, bytes]]:
+    """All producers of a shard with their packed rows, in the order of their ids.
+
+    Raises `CorruptRow`, at the end at the latest, unless they are exactly the rows of `mark`.
+    """
+    prefix = shard_key(shard)
+    cursor = transaction.cursor(tables.producers)
+    found = cursor.set_range(prefix)
+    digest = 0
+    while found and bytes(cursor.key()[: len(prefix)]) == prefix:
+        key, value = bytes(cursor.key()), cursor.value()
+        yield ProducerId(key[len(prefix) :]), open_row("producers", key, value)
+        digest ^= row_crc(value)
+        found = cursor.next()
+    if digest != mark.digest:
+        raise CorruptRow("producers", prefix, "rows are missing, or are not the newest ones")
+
+
+def delete_producers(transaction: Transaction, tables: Tables, shard: ShardId) -> None:
+    """Remove all producer rows of a shard."""
+    prefix = shard_key(shard)
+    cursor = transaction.cursor(tables.producers)
+    found = cursor.set_range(prefix)
+    while found and bytes(cursor.key()[: len(prefix)]) == prefix:
+        cursor.delete()  # moves to the next key
+        found = bool(cursor.key())
+
+
+# ------------------------------------------------------------------ everything
+def _all_rows(
+    transaction: Transaction, name: str, table: Database
+) -> Iterator[tuple[memoryview, memoryview]]:
+    """Every row of a small table. Raises `CorruptRow` if a damaged page hides some of them."""
+    count = 0
+    for key, value in transaction.cursor(table):
+        yield key, value
+        count += 1
+    entries = transaction.stat(table)["entries"]
+    if count != entries:
+        raise CorruptRow(name, b"", f"{count} rows where there are {entries}")
+
+
+def read_state(transaction: Transaction, tables: Tables) -> StoredState:
+    """All shards with their segments, and the pending drops. Raises `CorruptRow`."""
+    segments: dict[ShardId, dict[Epoch, StoredSegment]] = {}
+    for key, value in _all_rows(transaction, "segments", tables.segments):
+        segment = _open_segment(key, value)
+        segments.setdefault(read_segment_key(key)[0], {})[segment.epoch] = segment
+    shards: dict[ShardId, StoredShard] = {}
+    marks: dict[ShardId, TableMark] = {}
+    for key, value in _all_rows(transaction, "shards", tables.shards):
+        state, mark = _open_shard(key, value)
+        marks[state.shard] = mark
+        shards[state.shard] = StoredShard(
+            shard=state.shard,
+            promised=state.promised,
+            adopted=state.adopted,
+            segments=segments.pop(state.shard, {}),
+            table_as_of=state.table_as_of,
+        )
+    if segments:
+        stray = next(iter(segments))
+        raise CorruptRow("segments", shard_key(stray), "the shard has no row")
+    drops = []
+    for key, value in _all_rows(transaction, "drops", tables.drops):
+        open_row("drops", key, value)
+        drops.append(DropRange(*read_drop_key(key)))
+    return StoredState(shards, marks, drops)
