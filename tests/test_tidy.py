@@ -265,6 +265,23 @@ def unexplained_limits(path: Path) -> list[str]:
     ]
 
 
+def test_limits_are_found_with_their_reasons(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "sample.py"
+    path.write_text(
+        "# limit: bytes; more\n# gains nothing\nONE_BYTES_MAX = 2 * 3\n"
+        'TWO_MAX = 4\n"""Why two."""\n'
+        "# no reason\nTHREE_MAX = 5\n_FOUR_MAX = 6\n"
+        'class Limits:\n    five_max: int = 7\n    """Why five."""\n    six: int = 8\n'
+    )
+    assert list(limits_of(path)) == [
+        Limit("sample", "ONE_BYTES_MAX", "2 * 3", "bytes; more gains nothing"),
+        Limit("sample", "TWO_MAX", "4", "Why two."),
+        Limit("sample", "Limits.five_max", "7", "Why five."),
+    ]
+    assert unexplained_limits(path) == ["sample.py: THREE_MAX"]
+
+
 PRODUCT = [path for path in PYTHON if name_of(path).startswith(("peerd/", "las/"))]
 
 LIMITS_HEAD = """\

@@ -271,7 +271,7 @@ def explain_connect_failure(target: str, tls: TlsFiles | None) -> str:
                 failure = _probe_plaintext(connection)
             else:
                 failure = _probe_tls(connection, host, tls)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         failure = _connect_words(error)
     if failure is None:
         return f"{target} answers now: the failure has passed, try again"
@@ -281,7 +281,8 @@ def explain_connect_failure(target: str, tls: TlsFiles | None) -> str:
 def _connect_words(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there (connection refused): is the daemon running?"
-    if isinstance(error, socket.gaierror):
+    # A UnicodeError comes from a name that cannot even be asked for.
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "the host name is not known: check its spelling or the name service"
     if isinstance(error, TimeoutError):
         return f"no answer within {EXPLAIN_TIMEOUT_S:.0f} s: host down or blocked by a firewall"

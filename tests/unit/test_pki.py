@@ -196,3 +196,11 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(PkiError, match="cannot write"):
         write_atomically(target, b"x", 0o600, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_two_writers_of_one_file_cannot_both_win(tmp_path):
+    write_atomically(tmp_path / "key", b"first", 0o600)
+    with pytest.raises(PkiError, match="exists already"):
+        write_atomically(tmp_path / "key", b"second", 0o600)
+    assert (tmp_path / "key").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

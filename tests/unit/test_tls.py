@@ -228,11 +228,21 @@ async def test_a_broken_file_of_the_client_comes_first(certificates, tmp_path):
         ("localhost:http", "is no address"),
         (":7400", "is no address"),
         ("127.0.0.1:65536", "is no address"),
-        ("no-such-host.invalid:7400", "host name is not known"),
+        ("bad..name:7400", "host name is not known"),
+        ("x" * 300 + ":7400", "host name is not known"),
     ],
 )
 def test_a_bad_target_is_told_so(target, words):
     assert words in explain_connect_failure(target, None)
+
+
+def test_an_unknown_host_is_told_so(monkeypatch):
+    def fail(*arguments, **keywords):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)  # a real look-up would leave this host
+    words = explain_connect_failure("peer-1.example:7400", None)
+    assert words.startswith("peer-1.example:7400: the host name is not known")
 
 
 def test_nobody_listening_is_told_so():
