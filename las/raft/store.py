@@ -1,0 +1,317 @@
+"""The data directory of one member: whose it is, and whether it may vote.
+
+Invariants:
+- A directory without a manifest is never made into a store by starting a node: a wiped disk would
+  come back as a member that has forgotten its votes and acknowledged entries. `init_directory` is
+  for the first start of a cluster, `rejoin_directory` for everything after.
+- A store that rejoins takes part without a vote: it stores and acknowledges entries (from now on
+  its word is good), but neither votes nor stands, until `las.raft.rejoin` finds that it holds all
+  that its lost predecessor may have promised. Then `vote_floor` keeps it from voting in a term in
+  which the predecessor may have voted.
+- One process at a time: the lock file is held while the store is open.
+- The store ids of the other members are remembered; one that comes with another store without
+  rejoining (wiped and initialised again) is refused.
+
+Must not: read the journal or snapshots.
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from las.raft.disk import Disk, remove_drafts
+from las.raft.errors import (
+    DirectoryEmpty,
+    DirectoryInUse,
+    DirectoryNotEmpty,
+    PeerRefused,
+    StoreCorrupt,
+    StoreError,
+    WrongCluster,
+    WrongMember,
+)
+from las.raft.journal import create_journal
+
+FORMAT = 1
+# limit: members of one group; more would only slow each commit down
+MEMBERS_MAX = 7
+
+MANIFEST_NAME = "manifest.json"
+JOURNAL_NAME = "journal"
+SNAPSHOT_NAME = "snapshot"
+LOCK_NAME = "lock"
+# What was in a directory before it rejoined is kept here for a person to look at.
+ASIDE_NAME = "before-rejoin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a directory says about itself."""
+
+    cluster: str
+    cluster_id: str
+    store_id: str
+    name: str
+    members: tuple[str, ...]
+    rejoining: bool = False
+    # No vote is given in this term or an older one.
+    vote_floor: int = 0
+    # Store ids of the other members, as first heard.
+    known_stores: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+class Store:
+    """An open directory. `open_directory` makes it; `close` releases the lock."""
+
+    def __init__(self, directory: Path, manifest: Manifest, lock: int, disk: Disk) -> None:
+        self.directory = directory
+        self.disk = disk
+        self._manifest = manifest
+        self._lock = lock
+
+    @property
+    def manifest(self) -> Manifest:
+        """The current manifest."""
+        return self._manifest
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal's file."""
+        return self.directory / JOURNAL_NAME
+
+    @property
+    def snapshot_path(self) -> Path:
+        """The snapshot's file; absent before the first one."""
+        return self.directory / SNAPSHOT_NAME
+
+    def meet(self, peer: str, store_id: str, *, voting: bool) -> None:
+        """Checks a member's store against the one it had before, and remembers it durably.
+
+        Raises:
+            PeerRefused: it has another store and does not say that it rejoins.
+            OSError: the manifest cannot be written.
+        """
+        known = self._manifest.known_stores.get(peer)
+        if known == store_id:
+            return
+        if known is not None and voting:
+            raise PeerRefused(
+                f"{peer} comes with store {store_id[:8]}, it had {known[:8]} before: its directory "
+                f"was replaced; run `las rejoin` on {peer}"
+            )
+        self._write(
+            replace(self._manifest, known_stores={**self._manifest.known_stores, peer: store_id})
+        )
+
+    def finish_rejoin(self, vote_floor: int) -> None:
+        """Gives the member its vote back for terms above `vote_floor`. Raises OSError."""
+        self._write(replace(self._manifest, rejoining=False, vote_floor=vote_floor))
+
+    def close(self) -> None:
+        """Releases the directory for another process."""
+        os.close(self._lock)
+
+    def _write(self, manifest: Manifest) -> None:
+        _write_manifest(self.directory, manifest, self.disk)
+        self._manifest = manifest
+
+
+def init_directory(
+    directory: Path,
+    cluster: str,
+    name: str,
+    members: Collection[str],
+    *,
+    cluster_id: str,
+    disk: Disk | None = None,
+) -> Manifest:
+    """Makes the directory of a member of a *new* cluster; once per member, before its first start.
+
+    Args:
+        directory: Is made if it is missing; has to be empty.
+        cluster: The cluster's name, as in the certificates.
+        name: This member's name.
+        members: Names of all members, this one included; the same on each.
+        cluster_id: A UUID, drawn once for the cluster and given to each member.
+        disk: For tests.
+
+    Raises:
+        DirectoryNotEmpty: something is there.
+        StoreError: the names or the id cannot be used, or the directory cannot be written.
+    """
+    manifest = _new_manifest(cluster, name, members, cluster_id, rejoining=False)
+    _make_directory(directory)
+    if any(directory.iterdir()):
+        raise DirectoryNotEmpty(
+            f"{directory} is not empty: a store is initialised once; after a loss of data use "
+            "`las rejoin`"
+        )
+    return _make_store(directory, manifest, disk or Disk())
+
+
+def rejoin_directory(
+    directory: Path,
+    cluster: str,
+    name: str,
+    members: Collection[str],
+    *,
+    cluster_id: str,
+    disk: Disk | None = None,
+) -> Manifest:
+    """Makes the directory of a member whose store was lost or is damaged.
+
+    What is there is moved aside, not deleted. The member starts without a vote, see the module.
+
+    Raises:
+        WrongCluster, WrongMember: a manifest is there, and it is somebody else's.
+        DirectoryInUse: a process is using the directory.
+        StoreError: the names or the id cannot be used, or the directory cannot be written.
+    """
+    manifest = _new_manifest(cluster, name, members, cluster_id, rejoining=True)
+    _make_directory(directory)
+    lock = _lock(directory)
+    try:
+        found = _manifest_if_readable(directory)
+        if found is not None:
+            _check_owner(directory, found, cluster, name, cluster_id)
+        _move_aside(directory)
+        return _make_store(directory, manifest, disk or Disk())
+    finally:
+        os.close(lock)
+
+
+def open_directory(
+    directory: Path,
+    *,
+    cluster: str,
+    name: str,
+    members: Collection[str],
+    disk: Disk | None = None,
+) -> Store:
+    """Opens a member's directory for its one process.
+
+    Raises:
+        DirectoryEmpty: there is no store; the message names `las init` and `las rejoin`.
+        WrongCluster, WrongMember: it is somebody else's, or the members are others.
+        StoreCorrupt: the manifest cannot be understood.
+        DirectoryInUse: another process has it open.
+    """
+    if not (directory / MANIFEST_NAME).exists():
+        raise DirectoryEmpty(
+            f"{directory} holds no LAS store: `las init` for a new cluster; if this node was a "
+            "member before, its data is gone and it has to come back with `las rejoin`"
+        )
+    manifest = _read_manifest(directory)
+    _check_owner(directory, manifest, cluster, name, manifest.cluster_id)
+    if sorted(members) != sorted(manifest.members):
+        raise WrongMember(
+            f"{directory} belongs to the group {', '.join(sorted(manifest.members))}; the "
+            f"configuration names {', '.join(sorted(members))}"
+        )
+    lock = _lock(directory)
+    remove_drafts(directory)
+    return Store(directory, manifest, lock, disk or Disk())
+
+
+def _new_manifest(
+    cluster: str, name: str, members: Collection[str], cluster_id: str, *, rejoining: bool
+) -> Manifest:
+    names = sorted(members)
+    if name not in names:
+        raise WrongMember(f"{name!r} is not among the members {', '.join(names)}")
+    if len(set(names)) != len(names) or len(names) > MEMBERS_MAX:
+        raise StoreError(f"a group has 1 to {MEMBERS_MAX} members with different names")
+    try:
+        identity = str(uuid.UUID(cluster_id))
+    except ValueError as error:
+        raise StoreError(f"cluster id {cluster_id!r} is not a UUID") from error
+    return Manifest(
+        cluster=cluster,
+        cluster_id=identity,
+        store_id=str(uuid.uuid4()),
+        name=name,
+        members=tuple(names),
+        rejoining=rejoining,
+    )
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreError(f"{directory}: cannot be made: {error.strerror}") from error
+
+
+def _make_store(directory: Path, manifest: Manifest, disk: Disk) -> Manifest:
+    try:
+        create_journal(directory / JOURNAL_NAME, disk)
+        # Last: without it there is no store.
+        _write_manifest(directory, manifest, disk)
+        disk.sync_directory(directory.parent)
+    except OSError as error:
+        raise StoreError(f"{directory}: cannot be written: {error.strerror}") from error
+    return manifest
+
+
+def _move_aside(directory: Path) -> None:
+    found = [path for path in directory.iterdir() if path.name != LOCK_NAME]
+    found = [path for path in found if not path.name.startswith(ASIDE_NAME)]
+    if found:
+        number = 1 + sum(1 for _ in directory.glob(f"{ASIDE_NAME}-*"))
+        aside = directory / f"{ASIDE_NAME}-{number}"
+        aside.mkdir()
+        # The manifest first: without it nobody takes the rest for a store.
+        for path in sorted(found, key=lambda path: path.name != MANIFEST_NAME):
+            path.rename(aside / path.name)
+
+
+def _check_owner(
+    directory: Path, manifest: Manifest, cluster: str, name: str, cluster_id: str
+) -> None:
+    if manifest.cluster != cluster or manifest.cluster_id != cluster_id:
+        raise WrongCluster(
+            f"{directory} belongs to cluster {manifest.cluster} ({manifest.cluster_id}), not to "
+            f"{cluster} ({cluster_id})"
+        )
+    if manifest.name != name:
+        raise WrongMember(f"{directory} belongs to {manifest.name}, not to {name}")
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST_NAME
+    try:
+        fields = json.loads(path.read_bytes())
+        manifest = Manifest(**{**fields, "members": tuple(fields["members"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreCorrupt(f"{path}: cannot be understood ({error}); `las rejoin`") from error
+    if manifest.format != FORMAT:
+        raise StoreCorrupt(f"{path}: format {manifest.format}, this program knows {FORMAT}")
+    return manifest
+
+
+def _manifest_if_readable(directory: Path) -> Manifest | None:
+    """A damaged manifest is one of the losses that `las rejoin` is for."""
+    try:
+        return _read_manifest(directory)
+    except StoreCorrupt:
+        return None
+
+
+def _write_manifest(directory: Path, manifest: Manifest, disk: Disk) -> None:
+    text = json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
+    disk.write_file(directory / MANIFEST_NAME, text.encode())
+
+
+def _lock(directory: Path) -> int:
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DirectoryInUse(f"{directory} is in use by another process") from error
+    return descriptor
