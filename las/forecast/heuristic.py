@@ -16,7 +16,7 @@ import numpy.typing as npt
 from las.forecast.answer import Forecast, Reason, Windows, check_windows
 from las.forecast.contract import HORIZONS_S
 from las.forecast.past import in_words, now, own_past
-from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA
 
 RULE_METRIC = "commit_latency_ms_p99"
 RULE_FACTOR = 10.0
@@ -48,12 +48,12 @@ class HeuristicForecaster:
         latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
         held = np.array([rule_holds(series) for series in latencies], dtype=np.bool_)
         answer = np.where(held[:, None], RULE_TRUE, RULE_FALSE).astype(np.float32)
-        seen = (~np.isnan(windows).all(axis=2)).sum(axis=1)
+        arrived = ~np.isnan(windows[:, :, TELEMETRY_SCHEMA.positions[ALWAYS_PRESENT]])
         return Forecast(
             model_id=self.model_id,
             calibrated=False,
             probabilities=answer.reshape(-1, len(HORIZONS_S)),
-            known=seen >= RULE_SAMPLES_MIN,
+            known=arrived.sum(axis=1) >= RULE_SAMPLES_MIN,
         )
 
     def reasons(self, windows: Windows, node: int, *, count: int = 3) -> tuple[Reason, ...]:

@@ -35,7 +35,7 @@ from las.forecast.contract import (
     from_metadata,
 )
 from las.forecast.past import as_before, in_words
-from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind
+from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA, Kind
 
 # limit: companions of the same machine taken along when a node's reasons are worked out; enough
 # for their mean, and few enough that explaining stays a matter of milliseconds.
@@ -115,7 +115,7 @@ class ForecastModel:
         """
         check_windows(windows, self.window, len(TELEMETRY_SCHEMA))
         features = np.take(windows, self._columns, axis=2)
-        known = self._known(features)
+        known = self._known(windows)
         if len(windows):
             answer = self._run(features)
             answer[~known] = self.contract.base_rates
@@ -159,10 +159,8 @@ class ForecastModel:
             if weights[k] / total >= _WEIGHT_MIN
         )
 
-    def _known(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        told = [k for k in range(features.shape[2]) if k != self._identity]
-        # The first of the features is there in every sample that arrived or in none.
-        arrived = ~np.isnan(features[:, :, told]).all(axis=2)
+    def _known(self, windows: Windows) -> npt.NDArray[np.bool_]:
+        arrived = ~np.isnan(windows[:, :, TELEMETRY_SCHEMA.positions[ALWAYS_PRESENT]])
         seen: npt.NDArray[np.bool_] = arrived.sum(axis=1) >= self.contract.samples_min
         return seen
 

@@ -77,8 +77,11 @@ class FleetWindows:
         offset = self._offsets.get(node, told_slot - sequence)
         if abs(sequence + offset - told_slot) > _SLIP_SLOTS_MAX:
             offset = told_slot - sequence
-        # A slip may not push a sample into the future: then the whole mapping moves back.
-        offset -= max(sequence + offset - self._head_slot, 0)
+        # The first sample's place was one too late if a later one now lies in the future.
+        slip = sequence + offset - self._head_slot
+        if slip > 0:
+            offset -= slip
+            self._move_back(row, slip)
         self._offsets[node] = offset
         slot = sequence + offset
         if slot > self._head_slot - self._window:
@@ -123,6 +126,11 @@ class FleetWindows:
         self._newest_slot[row] = self._head_slot - self._window
         return row
 
+    def _move_back(self, row: int, slots: int) -> None:
+        self._values[row, :-slots] = self._values[row, slots:].copy()
+        self._values[row, -slots:] = np.nan
+        self._newest_slot[row] -= slots
+
     def _grow(self) -> None:
         before = len(self._values)
         rows = min(max(2 * before, _ROWS_FIRST), NODES_MAX)
@@ -137,7 +145,7 @@ class FleetWindows:
         if steps <= 0:
             return
         self._head_slot = slot
-        if steps >= self._window:
+        if steps > self._window:
             self._values[:] = np.nan
             self._column = self._window
             return

@@ -11,7 +11,7 @@ import pytest
 from peerd.daemon.telemetry import sources
 from peerd.daemon.telemetry.collector import Collector, TelemetrySampler, watch_loop_lag
 from peerd.daemon.telemetry.own import OwnMetrics, OwnStats
-from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind, Scope
+from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA, Kind, Scope
 
 # What any Linux must give; pressure, disk, swap, limits and flushes depend on the machine.
 EVERYWHERE = (
@@ -78,6 +78,7 @@ def test_a_kernel_without_files_gives_missing_values_never_zero(tmp_path, monkey
     kernel = [m.name for m in TELEMETRY_SCHEMA if m.source.startswith(("/proc", "/sys", "boot_id"))]
     kernel.remove("process_file_descriptors_share")
     assert {name: values[name] for name in kernel if not math.isnan(values[name])} == {}
+    assert values[ALWAYS_PRESENT] == 0.0
 
 
 def test_a_garbled_file_gives_missing_values(tmp_path, monkeypatch):

@@ -226,6 +226,9 @@ network_errors_per_s | network errors | 1/s | rate | /proc/net/dev
 
 TELEMETRY_SCHEMA = TelemetrySchema(_PROCESS + _DISK + _HOST)
 
+# Present in every sample that was taken, whatever else is missing: tells a sample from a gap.
+ALWAYS_PRESENT = "sample_delay_ms"
+
 
 def reference() -> str:
     """The table as the Markdown page `docs/telemetry.md`."""

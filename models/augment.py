@@ -1,0 +1,57 @@
+"""Varies training windows in ways that must not change the answer much.
+
+The recordings come from one machine with one disk and short histories of one length; a fleet has
+other disks, peers that have just started, machines with one peer, late heartbeats and kernels
+that lack a metric. Each variation stands for one of these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from models.features import FEATURES, IDENTITY
+
+_LATENCIES = [FEATURES.index(f"commit_latency_ms_{part}") for part in ("p50", "p99", "max")]
+_OPTIONAL = [FEATURES.index(name) for name in ("process_memory_limit_share", "sample_delay_ms")]
+_INPUT_COUNT = FEATURES.index(IDENTITY)
+# A disk may be this many e-folds faster or slower than the lab's (one standard deviation).
+_DISK_SPREAD = 0.6
+_CUT_SHARE = 0.5
+_CUT_SAMPLES_MIN = 14
+_LATE_SAMPLES_MAX = 2
+_ALONE_SHARE = 0.25
+
+
+def vary(windows: npt.NDArray[np.float32], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """A variation of [peers, window, features] of one machine; the identity column is kept."""
+    varied = windows.copy()
+    peers, window, _ = varied.shape
+    if random.random() < _CUT_SHARE:
+        kept = int(random.integers(_CUT_SAMPLES_MIN, window))
+        varied[:, : window - kept, :_INPUT_COUNT] = np.nan
+    for peer in range(peers):
+        late = int(random.integers(0, _LATE_SAMPLES_MAX + 1))
+        if late:
+            varied[peer, window - late :, :_INPUT_COUNT] = np.nan
+        factor = np.float32(np.exp(random.normal(0.0, _DISK_SPREAD)))
+        varied[peer][:, _LATENCIES] *= factor
+    for column in _OPTIONAL:
+        if random.random() < 0.3:
+            varied[:, :, column] = np.nan
+    return varied
+
+
+def part(peers: int, first_identity: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Identities [peers] that part the peers of a run into machines, at random.
+
+    All on one, all alone, or two groups, so that the model can use companions and do without.
+    """
+    chance = random.random()
+    if chance < _ALONE_SHARE:
+        groups = np.arange(peers)
+    elif chance < 0.5:
+        groups = random.integers(0, 2, size=peers)
+    else:
+        groups = np.zeros(peers, dtype=np.int64)
+    return (first_identity + groups).astype(np.float32)

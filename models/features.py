@@ -1,0 +1,30 @@
+"""What the incident head reads: metrics, their scales, the window and its spans.
+
+Only metrics of process scope (and the machine's identity) may stand here: the lab's peers share
+one kernel and one disk, so host and disk metrics would teach nothing true from its recordings.
+"""
+
+WINDOW = 120
+IDENTITY = "machine_identity"
+
+# Metric, and the amount below which differences hardly count (its scale is log1p(value / amount)).
+INPUTS: tuple[tuple[str, float], ...] = (
+    ("commit_latency_ms_p50", 0.5),
+    ("commit_latency_ms_p99", 1.0),
+    ("commit_latency_ms_max", 2.0),
+    ("commit_age_ms", 2.0),
+    ("commit_stalls_per_s", 0.2),
+    ("commits_per_s", 3.0),
+    ("commit_bytes_per_s", 3e3),
+    ("loop_lag_ms_max", 5.0),
+    ("sample_delay_ms", 10.0),
+    ("process_cpu_cores", 0.05),
+    ("process_run_wait_share", 0.05),
+    ("process_memory_anonymous_bytes", 1e7),
+    ("process_memory_limit_share", 0.05),
+)
+FEATURES = (*(name for name, _ in INPUTS), IDENTITY)
+
+# Spans in seconds before the newest sample. The first ones are short: a fault of half a minute
+# must show after a few seconds; the last ones hold the past that all is compared with.
+SPANS = ((0, 3), (3, 6), (6, 10), (10, 16), (16, 28), (28, 60), (60, 120))

@@ -1,0 +1,162 @@
+"""The incident head as a torch module: raw windows in, probabilities out, all of it exportable.
+
+How it looks at a node. Each metric is taken on a logarithmic scale of its own (a factor is a
+factor, wherever a disk's normal lies), averaged over seven spans that grow towards the past, and
+compared with the mean of the node's own past (older than 16 s, or the oldest span there is). So
+the network sees how far a metric has moved, for how long, whether it is still moving, and how much
+it used to stray. The same, averaged over the other peers of the same machine, tells trouble that
+all share from trouble of one's own. A few small networks with different starts vote.
+
+Only metrics of process scope are read: the lab's peers share one kernel and one disk, so host and
+disk metrics could tell nothing true from these recordings.
+
+Missing values: a span without a sample takes the next older one's value, so that a gap looks like
+"no change"; a peer of whom nothing is known does not count among the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.features import INPUTS, SPANS, WINDOW
+
+_PAST_SPANS = 3
+_PAST_SAMPLES_MIN = 5
+_LOW_SAMPLES = 4
+# A peer silent for longer than this says nothing about the machine any more.
+_PRESENT_SAMPLES = 10
+_SPREAD_FLOOR = 0.3
+_VALUE_MAX = 1e13
+_ABSENT = 1e6
+# No model of this kind knows better than this.
+PROBABILITY_MAX = 0.999
+
+
+class WindowDescription(nn.Module):
+    """[nodes, window, features] to [nodes, numbers]; no parameters to learn."""
+
+    scales: Tensor
+    pooling: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scales", torch.tensor([scale for _, scale in INPUTS]))
+        pooling = torch.zeros(len(SPANS), WINDOW)
+        for row, (newest, oldest) in enumerate(SPANS):
+            pooling[row, WINDOW - oldest : WINDOW - newest] = 1.0
+        self.register_buffer("pooling", pooling)
+
+    @property
+    def width(self) -> int:
+        """Numbers by node."""
+        return 14 * len(INPUTS) + 1
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Describe each node beside the others of its machine."""
+        raw = windows[:, :, : len(INPUTS)]
+        seen = ~torch.isnan(raw)
+        clean = torch.where(seen, raw, torch.zeros_like(raw)).clamp(0.0, _VALUE_MAX)
+        scaled = torch.log1p(clean / self.scales)
+        own, moved = self._own(scaled, seen)
+        present = seen[:, -_PRESENT_SAMPLES:].any(dim=2).any(dim=1).to(raw.dtype).unsqueeze(1)
+        others, alone = _others(windows[:, :, -1], moved, present)
+        return torch.cat([own, others, alone], dim=1)
+
+    def _own(self, scaled: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.matmul(self.pooling, seen.to(scaled.dtype))
+        sums = torch.matmul(self.pooling, scaled)
+        levels = _filled(sums / counts.clamp(min=1.0), counts > 0.0)
+        old_counts = counts[:, -_PAST_SPANS:].sum(dim=1)
+        old_mean = sums[:, -_PAST_SPANS:].sum(dim=1) / old_counts.clamp(min=1.0)
+        past = torch.where(old_counts >= _PAST_SAMPLES_MIN, old_mean, levels[-1])
+        spread = self._spread(scaled, old_mean, old_counts)
+        absent = torch.full_like(scaled[:, :1], _ABSENT)
+        low = torch.where(seen, scaled, absent)[:, -_LOW_SAMPLES:].amin(dim=1)
+        low = torch.where(low < _ABSENT, low, levels[0]) - past
+        moves = [level - past for level in levels[:6]]
+        noise = spread + _SPREAD_FLOOR
+        own = torch.cat([*moves, past, spread, low, moves[0] / noise, low / noise], dim=1)
+        return own, torch.cat([moves[0], low, moves[2]], dim=1)
+
+    def _spread(self, scaled: Tensor, mean: Tensor, counts: Tensor) -> Tensor:
+        squares = torch.matmul(self.pooling[-_PAST_SPANS:], scaled * scaled).sum(dim=1)
+        variance = squares / counts.clamp(min=1.0) - mean * mean
+        return variance.clamp(min=1e-6).sqrt()
+
+
+def _filled(means: Tensor, known: Tensor) -> list[Tensor]:
+    """Levels by span, newest first; an unknown one takes the next older, then the next newer."""
+    count = means.shape[1]
+    oldest = torch.zeros_like(means[:, 0])
+    for span in range(count):
+        oldest = torch.where(known[:, span], means[:, span], oldest)
+    levels = [oldest]
+    for span in reversed(range(count)):
+        levels.append(torch.where(known[:, span], means[:, span], levels[-1]))
+    return levels[:0:-1]
+
+
+def _others(identities: Tensor, moved: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of `moved` over the other present nodes of the same machine, and who has none."""
+    machine = torch.where(
+        torch.isnan(identities), torch.full_like(identities, -1.0), identities
+    ).amax(dim=1)
+    # A node that never said where it runs is alone: each gets a negative number of its own.
+    unnamed = -1.0 - torch.cumsum(torch.ones_like(machine), dim=0)
+    machine = torch.where(machine < 0.0, unnamed, machine)
+    _, group = torch.unique(machine, sorted=True, return_inverse=True)
+    counted = torch.cat([moved * present, present], dim=1)
+    index = group.unsqueeze(1).expand(-1, counted.shape[1])
+    sums = torch.zeros_like(counted).scatter_add(0, index, counted)
+    rest = sums.gather(0, index) - counted
+    count = rest[:, -1:]
+    return rest[:, :-1] / count.clamp(min=1.0), (count < 0.5).to(moved.dtype)
+
+
+class IncidentNetwork(nn.Module):
+    """Probabilities of stopping within 10 min and 1 h: [nodes, 2], the second never lower.
+
+    `standardize` and `calibrate` set what is measured on data rather than learned by descent.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    platt: Tensor
+    later: Tensor
+
+    def __init__(self, *, members: int = 5, hidden: int = 24, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.describe = WindowDescription()
+        width = self.describe.width
+        self.members = nn.ModuleList(
+            nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(width, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, 1),
+            )
+            for _ in range(members)
+        )
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.register_buffer("platt", torch.tensor([1.0, 0.0]))
+        # Probability of stopping within the hour for a node that survives the ten minutes.
+        self.register_buffer("later", torch.zeros(1))
+
+    def standardize(self, descriptions: Tensor) -> None:
+        """Take centre and spread from descriptions of training windows [rows, numbers]."""
+        self.centre.copy_(descriptions.mean(dim=0))
+        self.spread.copy_(descriptions.std(dim=0).clamp(min=0.1))
+
+    def member_logits(self, descriptions: Tensor) -> Tensor:
+        """[members, nodes]: each member's log-odds, before calibration."""
+        standard = ((descriptions - self.centre) / self.spread).clamp(-6.0, 6.0)
+        return torch.stack([member(standard).squeeze(1) for member in self.members])
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""
+        logits = self.member_logits(self.describe(windows)).mean(dim=0)
+        soon = torch.sigmoid(self.platt[0] * logits + self.platt[1]).clamp(max=PROBABILITY_MAX)
+        hour = soon + (1.0 - soon) * self.later
+        return torch.stack([soon, hour], dim=1)
