@@ -64,7 +64,7 @@ class LasClient(Protocol):
     def registration(self) -> fleet_pb2.RegisterRequest:
         """What this process and its store are, now."""
 
-    def registered(self, cluster_id: str) -> None:
+    async def registered(self, cluster_id: str) -> None:
         """The LAS accepted the registration. Raises `RegistrationRefused` on a foreign cluster."""
 
     def map_updated(self, update: shard_map_pb2.MapUpdate) -> None:
@@ -90,6 +90,7 @@ class NotLeader(SessionBroken):
 
 
 ReportKey = tuple[str | int, ...]
+HeartbeatCall = grpc.aio.StreamStreamCall[fleet_pb2.HeartbeatRequest, fleet_pb2.HeartbeatResponse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +182,7 @@ class LasSession:
             )
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
-        self._client.registered(answer.cluster_id)
+        await self._client.registered(answer.cluster_id)
         self._client.map_updated(answer.map)
         self._period_s = max(answer.heartbeat_period_ms, 1) / 1000.0
         self._connected = True
@@ -196,7 +197,7 @@ class LasSession:
         finally:
             call.cancel()
 
-    async def _send_heartbeats(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _send_heartbeats(self, call: HeartbeatCall) -> None:
         loop = asyncio.get_running_loop()
         whole_window = True
         due_s = loop.time()
@@ -207,10 +208,10 @@ class LasSession:
             due_s = max(due_s + self._period_s, loop.time())
             await asyncio.sleep(due_s - loop.time())
 
-    async def _read_updates(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _read_updates(self, call: HeartbeatCall) -> None:
         while True:
             response = await call.read()
-            if response is grpc.aio.EOF:
+            if not isinstance(response, fleet_pb2.HeartbeatResponse):
                 code = await call.code()
                 if code is not grpc.StatusCode.OK:
                     raise SessionBroken(f"{code.name}: {await call.details()}")
@@ -219,7 +220,7 @@ class LasSession:
                 self._client.map_updated(response.map)
             self._client.map_current()
 
-    async def _send_reports(self, stub: fleet_pb2_grpc.FleetServiceStub) -> None:
+    async def _send_reports(self, stub: "fleet_pb2_grpc.FleetServiceAsyncStub") -> None:
         while True:
             await self._reports_waiting.wait()
             self._reports_waiting.clear()

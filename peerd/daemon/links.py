@@ -56,6 +56,10 @@ HELLO_TIMEOUT_S = 2.0
 RETRY_DELAY_S_MIN = 0.05
 RETRY_DELAY_S_MAX = 1.0
 
+ReplicateCall = grpc.aio.StreamStreamCall[
+    replication_pb2.ReplicateRequest, replication_pb2.ReplicateResponse
+]
+
 _ALIVE = replication_pb2.ReplicateRequest(alive=True)
 _log = get_logger("links")
 
@@ -194,7 +198,7 @@ class Link:
         finally:
             call.cancel()
 
-    async def _greet(self, call: grpc.aio.StreamStreamCall) -> ProcessId:
+    async def _greet(self, call: ReplicateCall) -> ProcessId:
         """Say who calls whom; returns the process that answers."""
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -213,7 +217,7 @@ class Link:
             raise LinkBroken(f"{self.address} is {process.peer} with store {process.store}")
         return process
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _write(self, call: ReplicateCall) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -249,7 +253,7 @@ class Link:
         self._under_way.append((self._number, self._now_s()))
         return message
 
-    async def _read(self, call: grpc.aio.StreamStreamCall, process: ProcessId) -> None:
+    async def _read(self, call: ReplicateCall, process: ProcessId) -> None:
         while True:
             answer = await self._next(call)
             self._neighbours.heard(process)
@@ -262,12 +266,12 @@ class Link:
                     [decode_expect(expect) for expect in answer.expects],
                 )
 
-    async def _next(self, call: grpc.aio.StreamStreamCall) -> replication_pb2.ReplicateResponse:
+    async def _next(self, call: ReplicateCall) -> replication_pb2.ReplicateResponse:
         answer = await call.read()
-        if answer is grpc.aio.EOF:
-            code = await call.code()
-            raise LinkBroken(f"{code.name} {await call.details()}".strip())
-        return answer
+        if isinstance(answer, replication_pb2.ReplicateResponse):
+            return answer
+        code = await call.code()
+        raise LinkBroken(f"{code.name} {await call.details()}".strip())
 
     def _taken(self, number: int) -> None:
         now_s = self._now_s()

@@ -193,6 +193,7 @@ def encode_table(table: TableSnapshot) -> replication_pb2.ProducerTable:
         as_of=table.as_of,
         complete=table.complete,
         since=table.since,
+        timestamp_ms=table.timestamp_ms,
         producers=[
             replication_pb2.TableProducer(
                 producer_id=producer,
@@ -233,6 +234,7 @@ def decode_table(message: replication_pb2.ProducerTable) -> TableSnapshot:
         complete=message.complete,
         producers=producers,
         since=Offset(message.since),
+        timestamp_ms=message.timestamp_ms,
     )
 
 

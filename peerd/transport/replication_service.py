@@ -12,7 +12,7 @@ Must not: decide. The cores do; this translates and bounds.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -201,7 +201,8 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
 
     # -------------------------------------------------------------------------- frames
 
-    async def Replicate(
+    # grpc.aio takes coroutines that write to the context as well, which its types do not say.
+    async def Replicate(  # type: ignore[override]
         self, requests: AsyncIterator[replication_pb2.ReplicateRequest], context: Context
     ) -> None:
         """See the proto."""
@@ -362,7 +363,7 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
 
     async def _fetched(
         self, request: replication_pb2.FetchBatchesRequest
-    ) -> AsyncIterator[replication_pb2.FetchBatchesResponse]:
+    ) -> AsyncGenerator[replication_pb2.FetchBatchesResponse, None]:
         shard, epoch = ShardId(request.shard), Epoch(request.epoch)
         limit = self._host.fetch_limit(shard, epoch, copy=request.copy)
         if limit is None or request.from_offset >= limit:

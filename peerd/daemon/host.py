@@ -1,0 +1,641 @@
+"""`ShardHost`: one peer's shards: moves events into the cores, and carries out what they want.
+
+One `Replica` (peerd.core) for each shard; whatever changes a shard's state is decided there. This
+module is the only one that calls `Replica.handle`, always on the event loop.
+
+Invariants:
+- Effects of a step are carried out in the order persist, send, load, reply, report, and steps in
+  the order of their events. What says *durable* comes only from a `WriteDone`.
+- Outcomes come from the storage writer with one call into the loop per group commit, in the order
+  of submission; no task and no timer exists per append.
+- Every append gets exactly one answer, also when the store fails or the peer stops.
+- A broken invariant ends the process (`fatal`); after it no event is taken any more.
+- A message of a stream is *taken* when everything that was submitted up to it has been written or
+  refused: so what senders have under way bounds what waits here.
+
+Must not: decide anything about a shard, read or write a socket, or block the event loop.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from peerd.core import effects, events
+from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.check import InvariantViolation
+from peerd.core.durable import Outcome, StoredShard, StoreOperation
+from peerd.core.errors import Reason, Refusal, Taken
+from peerd.core.ids import (
+    NO_EPOCH,
+    Epoch,
+    NodeName,
+    Offset,
+    ProcessId,
+    ReplicaId,
+    RequestId,
+    ShardId,
+    Tick,
+)
+from peerd.core.limits import Limits
+from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Message, Ready
+from peerd.core.producer import TableSnapshot
+from peerd.core.replica import Replica
+from peerd.core.shard_map import Shard
+from peerd.daemon.logging import get_logger
+from peerd.daemon.telemetry.own import OwnMetrics
+from peerd.daemon.timetable import Timetable
+from peerd.storage.errors import StorageFailed, StoreClosed, WriterOverloaded
+from peerd.storage.store import Store
+from peerd.transport.host_api import AppendOutcome
+from peerd.transport.map_cache import MapCache, MapChange
+from peerd.transport.replication_service import IncomingStream
+from peerd.transport.status import Refused, refusal
+
+# limit: share of the storage writer's queue that appends of clients may fill; the rest is for what
+# other peers send, which they bound themselves
+APPENDS_QUEUE_SHARE = 0.5
+# limit: share of the queue that frames of other peers may fill; the rest is for promises,
+# adoptions and what the map says, which are small and must never wait for room
+FRAMES_QUEUE_SHARE = 0.9
+# Advice to a client when the queue is full: a few group commits.
+RETRY_AFTER_MS = 20
+# An event may hold payloads; its beginning tells what it is.
+EVENT_CHARACTERS_LOGGED = 500
+
+Answer = TypeVar("Answer")
+OnOutcome = Callable[[Outcome], None]
+Loaded = (
+    events.BatchesLoaded
+    | events.BatchesUnavailable
+    | events.TableLoaded
+    | events.TableFetched
+    | events.TableUnavailable
+)
+_log = get_logger("host")
+
+
+class Outside(Protocol):
+    """Where the effects of the cores go that are neither for the store nor for a client."""
+
+    def send_frame(self, to: ReplicaId, message: Adopt | Frame) -> None:
+        """Over the outgoing stream to `to`."""
+
+    def call(self, to: ReplicaId, message: Ready | Begin) -> None:
+        """One call to `to`; the answer to `Begin` comes back as `ShardHost.begin_answered`."""
+
+    def load(self, load: effects.Load) -> None:
+        """Read from the own store, or ask another; `ShardHost.loaded` gets the answer."""
+
+    def report(self, report: effects.Report) -> None:
+        """Tell the LAS."""
+
+    def neighbours_changed(self) -> None:
+        """The map moved: look again whom this peer talks to."""
+
+    def heard(self, process: ProcessId) -> None:
+        """A message came from `process`."""
+
+    def stream_broke(self, process: ProcessId) -> None:
+        """A stream from `process` ended."""
+
+    def silent_ms(self, peer: NodeName) -> int | None:
+        """Since when `peer` was not heard; None if it is no neighbour."""
+
+    async def read(
+        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """From the own store."""
+
+    async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
+        self,
+        holder: ReplicaId,
+        shard: ShardId,
+        epoch: Epoch,
+        from_offset: int,
+        to_offset: int,
+        bytes_max: int,
+    ) -> list[PlacedBatch]:
+        """From the store of another peer."""
+
+    async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
+        """In the own store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStatistics:
+    """Counts for metrics: replicas by role, and what waits."""
+
+    shards: int
+    primaries: int
+    unanswered_requests: int
+    writes_pending: int
+    streams_in: int
+
+
+class ShardHost:
+    """Fulfils `peerd.transport.host_api.ShardHost` but for its IO (`peerd.daemon.peer.Peer`)."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        store: Store,
+        map_cache: MapCache,
+        queue_bytes_max: int,
+        limits: Limits,
+        own: OwnMetrics,
+        fatal: Callable[[InvariantViolation], None],
+    ) -> None:
+        self.me = me
+        self._store = store
+        self._queue_bytes_max = queue_bytes_max
+        self._map = map_cache
+        self._limits = limits
+        self._own = own
+        self._fatal = fatal
+        self._loop = asyncio.get_running_loop()
+        self._outside: Outside | None = None
+        self._replicas: dict[ShardId, Replica] = {}
+        self._seen: dict[ShardId, tuple[Epoch, Offset]] = {}
+        self._changed: dict[ShardId, asyncio.Event] = {}
+        self._streams_up: dict[ReplicaId, ProcessId] = {}
+        self._incoming: dict[NodeName, IncomingStream] = {}
+        self._next_request = 0
+        self._waiting: dict[RequestId, Callable[[effects.Reply], None]] = {}
+        self._refusing: Refusal | None = None
+        self._broken = False
+        self._submitted = 0
+        self._completed = 0
+        self._untaken: deque[tuple[int, IncomingStream, int]] = deque()
+        self._timetable = Timetable(self._ring)
+
+    def connect(self, outside: Outside) -> None:
+        """Give the host its outside, and begin: replicas of the store, then the map."""
+        self._outside = outside
+        for shard in self._store.shards:
+            self._replica(shard)
+        self._map.subscribe(self._map_changed)
+
+    # ------------------------------------------------------------------ clients
+
+    def append(
+        self,
+        shard: ShardId,
+        header: BatchHeader,
+        payload: bytes,
+        expected_offset: int | None,
+        done: Callable[[AppendOutcome], None],
+    ) -> None:
+        """See `peerd.transport.host_api.ShardHost.append`."""
+        refused = self._why_no_append(shard)
+        if refused is not None:
+            done(refused)
+            return
+        self._own.record_append(header.record_count, len(payload))
+        self._handle(
+            shard,
+            events.AppendRequested(
+                request=self._await_reply(lambda reply: done(_append_outcome(reply))),
+                header=header,
+                payload=payload,
+                expected_offset=None if expected_offset is None else Offset(expected_offset),
+                now_ms=time.time_ns() // 1_000_000,
+                now=self._timetable.now(),
+            ),
+        )
+
+    def _why_no_append(self, shard: ShardId) -> Refusal | None:
+        if self._refusing is not None:
+            return self._refusing
+        if shard not in self._replicas:
+            return Refusal(
+                reason=Reason.NOT_PRIMARY,
+                message=f"{self.me.peer} stores nothing of shard {shard}: refresh the map",
+            )
+        if self.space_in_reserve:
+            return Refusal(
+                reason=Reason.DISK_RESERVE,
+                message=f"the store of {self.me.peer} has reached its space reserve: "
+                "appends resume when space is freed",
+            )
+        if self._store.queued_bytes > self._queue_bytes_max * APPENDS_QUEUE_SHARE:
+            return Refusal(
+                reason=Reason.OVERLOADED,
+                message=f"the storage writer of {self.me.peer} has "
+                f"{self._store.queued_bytes} bytes to write: send it again later",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        return None
+
+    @property
+    def space_in_reserve(self) -> bool:
+        """See `peerd.transport.host_api.ShardHost`."""
+        return self._store.space().in_reserve
+
+    def is_primary(self, shard: ShardId) -> bool:
+        """See `peerd.transport.host_api.ShardHost`."""
+        replica = self._replicas.get(shard)
+        return replica is not None and replica.is_primary
+
+    def committed(self, shard: ShardId) -> tuple[Epoch, Offset] | None:
+        """See `peerd.transport.host_api.ShardHost`."""
+        replica = self._replicas.get(shard)
+        if replica is None or replica.epoch == NO_EPOCH:
+            return None
+        return replica.epoch, replica.committed
+
+    def segment_begin(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """See `peerd.transport.host_api.ShardHost`."""
+        segment = self.stored(shard).segments.get(epoch)
+        return None if segment is None else segment.begin
+
+    def readable_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """See `peerd.transport.host_api.ShardHost`."""
+        replica = self._replicas.get(shard)
+        return None if replica is None else replica.readable_limit(epoch)
+
+    def commit_changed(self, shard: ShardId) -> asyncio.Event:
+        """See `peerd.transport.host_api.ShardHost`."""
+        return self._changed.setdefault(shard, asyncio.Event())
+
+    async def read(
+        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """See `peerd.transport.host_api.ShardHost`."""
+        return await self._tell_outside().read(shard, epoch, from_offset, to_offset, bytes_max)
+
+    async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
+        self,
+        holder: ReplicaId,
+        shard: ShardId,
+        epoch: Epoch,
+        from_offset: int,
+        to_offset: int,
+        bytes_max: int,
+    ) -> list[PlacedBatch]:
+        """See `peerd.transport.host_api.ShardHost`."""
+        return await self._tell_outside().fetch(
+            holder, shard, epoch, from_offset, to_offset, bytes_max
+        )
+
+    async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
+        """See `peerd.transport.host_api.ShardHost`."""
+        return await self._tell_outside().find_time(shard, epoch, timestamp_ms)
+
+    def refuse_all(self, reason: Refusal) -> None:
+        """Take no append any more, and answer those that wait: their outcome is not known."""
+        self._refusing = reason
+        unknown = Refusal(reason=reason.reason, message=reason.message, taken=Taken.UNKNOWN)
+        for request in tuple(self._waiting):
+            self._reply(effects.AppendRefused(request=request, refusal=unknown))
+
+    # ------------------------------------------------------------------ other peers
+
+    @property
+    def cluster_id(self) -> str:
+        """See `ReplicationHost`."""
+        return self._store.manifest.cluster_id
+
+    def silent_ms(self, peer: NodeName) -> int | None:
+        """See `ReplicationHost`."""
+        return self._tell_outside().silent_ms(peer)
+
+    def stream_opened(self, stream: IncomingStream) -> None:
+        """See `ReplicationHost`."""
+        self._incoming[stream.sender.peer] = stream
+        self.stream_heard(stream)
+
+    def stream_heard(self, stream: IncomingStream) -> None:
+        """See `ReplicationHost`."""
+        self._tell_outside().heard(stream.sender)
+
+    def stream_closed(self, stream: IncomingStream) -> None:
+        """See `ReplicationHost`."""
+        if self._incoming.get(stream.sender.peer) is stream:
+            del self._incoming[stream.sender.peer]
+            self._tell_outside().stream_broke(stream.sender)
+
+    def stream_received(
+        self, stream: IncomingStream, number: int, adopts: Sequence[Adopt], frames: Sequence[Frame]
+    ) -> None:
+        """See `ReplicationHost`. Raises `Refused` when the storage queue is full."""
+        if self._store.queued_bytes > self._queue_bytes_max * FRAMES_QUEUE_SHARE:
+            raise Refused(
+                refusal(
+                    Reason.OVERLOADED,
+                    f"the storage writer of {self.me.peer} cannot keep up: start over",
+                    retry_after_ms=RETRY_AFTER_MS,
+                )
+            )
+        self.stream_heard(stream)
+        sender = stream.sender.replica
+        for adopt in adopts:
+            self._handle(adopt.shard, events.AdoptReceived(sender=sender, message=adopt))
+        for frame in frames:
+            self._handle(frame.shard, events.FrameReceived(sender=sender, message=frame))
+        if self._completed == self._submitted:
+            stream.taken(number)
+        else:
+            self._untaken.append((self._submitted, stream, number))
+
+    def link_up(self, process: ProcessId) -> None:
+        """The outgoing stream to `process` is open."""
+        self._streams_up[process.replica] = process
+        for shard in tuple(self._replicas):
+            self._handle(shard, events.StreamUp(replica=process.replica))
+
+    def link_down(self, replica: ReplicaId) -> None:
+        """It broke."""
+        if self._streams_up.pop(replica, None) is not None:
+            for shard in tuple(self._replicas):
+                self._handle(shard, events.StreamDown(replica=replica))
+
+    def answered(self, replica: ReplicaId, acks: Sequence[Ack], expects: Sequence[Expect]) -> None:
+        """Answers to frames."""
+        for ack in acks:
+            self._handle(ack.shard, events.AckReceived(sender=replica, message=ack))
+        for expect in expects:
+            self._handle(expect.shard, events.ExpectReceived(sender=replica, message=expect))
+
+    def promise(
+        self, shard: ShardId, fence: Epoch, epoch: Epoch, prepared: Epoch
+    ) -> Awaitable[effects.PromiseAnswered]:
+        """See `ReplicationHost`."""
+        return self._ask(
+            shard,
+            effects.PromiseAnswered,
+            lambda request: events.PromiseReceived(
+                request=request, fence=fence, epoch=epoch, prepared=prepared
+            ),
+        )
+
+    def begin(self, sender: ReplicaId, begin: Begin) -> Awaitable[effects.BeginAnswer]:
+        """See `ReplicationHost`."""
+        return self._ask(
+            begin.shard,
+            effects.BeginAnswer,
+            lambda request: events.BeginReceived(
+                request=request, sender=sender, message=begin, now=self._timetable.now()
+            ),
+        )
+
+    def begin_answered(self, shard: ShardId, answer: events.BeginAnswered) -> None:
+        """The answer to a `Begin` of this peer."""
+        self._handle(shard, answer)
+
+    def ready(self, sender: ReplicaId, ready: Ready) -> None:
+        """See `ReplicationHost`."""
+        self._handle(ready.shard, events.ReadyReceived(sender=sender, message=ready))
+
+    def has_begun(self, shard: ShardId, epoch: Epoch) -> Awaitable[effects.HasBegunAnswer]:
+        """See `ReplicationHost`."""
+        return self._ask(
+            shard,
+            effects.HasBegunAnswer,
+            lambda request: events.HasBegunAsked(request=request, epoch=epoch),
+        )
+
+    async def table(
+        self, shard: ShardId, as_of: Offset, since: Offset, *, or_later: bool
+    ) -> TableSnapshot | None:
+        """See `ReplicationHost`."""
+        answer = await self._ask(
+            shard,
+            effects.TableAnswer,
+            lambda request: events.TableAsked(
+                request=request, as_of=as_of, or_later=or_later, since=since
+            ),
+        )
+        return answer.table
+
+    def fetch_limit(self, shard: ShardId, epoch: Epoch, *, copy: bool) -> Offset | None:
+        """See `ReplicationHost`: a copy gets all of a sealed segment, a reader what is readable."""
+        segment = self.stored(shard).segments.get(epoch)
+        if copy and segment is not None and segment.seal is not None:
+            return min(segment.seal, segment.end)
+        return self.readable_limit(shard, epoch)
+
+    def loaded(
+        self,
+        shard: ShardId,
+        event: Loaded,
+    ) -> None:
+        """The answer to a `Load`."""
+        self._handle(shard, event)
+
+    # ------------------------------------------------------------------ map
+
+    def _map_changed(self, change: MapChange) -> None:
+        for shard in change.shards:
+            entry = self._map.shards.get(shard)
+            if entry is not None and (shard in self._replicas or self._concerns_me(entry)):
+                # A new replica learns the map as it is created.
+                if shard in self._replicas:
+                    self._handle(shard, events.MapLearned(shard=entry, now=self._timetable.now()))
+                else:
+                    self._replica(shard)
+            self._notify(shard)
+        self._tell_outside().neighbours_changed()
+
+    def map_entries(self) -> list[Shard]:
+        """The map's entries of all shards that concern this peer."""
+        entries = (self._map.shards.get(shard) for shard in self._replicas)
+        return [entry for entry in entries if entry is not None]
+
+    def _concerns_me(self, entry: Shard) -> bool:
+        mine = self.me.replica
+        segments = (*entry.sealed, entry.open, *((entry.prepared,) if entry.prepared else ()))
+        return any(
+            mine in segment.plan.replicas
+            or mine in segment.holders
+            or mine in segment.wanted_holders
+            for segment in segments
+        )
+
+    # ------------------------------------------------------------------ store
+
+    def stored(self, shard: ShardId) -> StoredShard:
+        """What the store has of `shard`, as of the last write that was delivered."""
+        replica = self._replicas.get(shard)
+        return StoredShard(shard=shard) if replica is None else replica.stored
+
+    def submit(self, operation: StoreOperation, on_outcome: OnOutcome) -> None:
+        """Write for the copier; the core of the shard hears the outcome first.
+
+        Raises:
+            WriterOverloaded: the queue is full.
+        """
+        self._store.submit(operation, on_outcome)
+        self._submitted += 1
+
+    def deliver(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
+        """Outcomes of one group commit, in order. Called by the storage writer's thread."""
+        self._loop.call_soon_threadsafe(self._written, outcomes)
+
+    def _written(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
+        for token, outcome in outcomes:
+            self._completed += 1
+            self._handle(outcome.operation.shard, events.WriteDone(outcome=outcome))
+            if callable(token):
+                token(outcome)
+        while self._untaken and self._untaken[0][0] <= self._completed:
+            _, stream, number = self._untaken.popleft()
+            stream.taken(number)
+
+    # ------------------------------------------------------------------ the cores
+
+    def _replica(self, shard: ShardId) -> Replica:
+        """The shard's core; a new one is told what is known already."""
+        replica = self._replicas.get(shard)
+        if replica is not None:
+            return replica
+        stored = self._store.shards.get(shard, StoredShard(shard=shard))
+        replica = self._replicas[shard] = Replica(self.me, stored, self._limits)
+        for reachable in tuple(self._streams_up):
+            self._handle(shard, events.StreamUp(replica=reachable))
+        entry = self._map.shards.get(shard)
+        if entry is not None:
+            self._handle(shard, events.MapLearned(shard=entry, now=self._timetable.now()))
+        return replica
+
+    def _handle(self, shard: ShardId, event: events.Event) -> None:
+        """Give the shard's core one event, and carry out what it wants."""
+        if self._broken:
+            return
+        replica = self._replica(shard)
+        try:
+            step = replica.handle(event)
+            self._carry_out(step)
+        except InvariantViolation as error:
+            self._broken = True
+            at = repr(event)[:EVENT_CHARACTERS_LOGGED]
+            _log.critical("invariant violated", shard=shard, why=str(error), at=at)
+            self._fatal(error)
+            raise
+        except (StorageFailed, StoreClosed):
+            # Whoever owns the store was told, and ends the process; nothing is acknowledged here.
+            self._broken = True
+            return
+        self._timetable.wake(shard, replica.wake_at)
+        seen = (replica.epoch, replica.committed)
+        if self._seen.get(shard) != seen:
+            self._seen[shard] = seen
+            self._notify(shard)
+
+    def _carry_out(self, step: effects.Step) -> None:
+        for operation in step.persist:
+            try:
+                self._store.submit(operation, None)
+            except WriterOverloaded as error:
+                # Room was looked for before the event; a core that wants more breaks its bounds.
+                raise InvariantViolation(f"no room to write what a core wants: {error}") from error
+            self._submitted += 1
+        for send in step.send:
+            self._send(send.to, send.message)
+        outside = self._tell_outside()
+        for load in step.load:
+            outside.load(load)
+        for reply in step.reply:
+            self._reply(reply)
+        for report in step.report:
+            outside.report(report)
+        for note in step.note:
+            _log.info(note.kind.value, shard=note.shard, epoch=note.epoch, detail=note.message)
+
+    def _send(self, to: ReplicaId, message: Message) -> None:
+        if isinstance(message, Adopt | Frame):
+            self._tell_outside().send_frame(to, message)
+        elif isinstance(message, Ack | Expect):
+            stream = self._incoming.get(to.peer)
+            # Without the stream the sender asks anew when it has dialled again.
+            if stream is not None and stream.sender.replica == to:
+                stream.answer(message)
+        else:
+            self._tell_outside().call(to, message)
+
+    def _tell_outside(self) -> Outside:
+        if self._outside is None:
+            raise InvariantViolation("the host is connected before it is used")
+        return self._outside
+
+    def _notify(self, shard: ShardId) -> None:
+        event = self._changed.pop(shard, None)
+        if event is not None:
+            event.set()
+
+    # ------------------------------------------------------------------ replies
+
+    def _draw_request(self) -> RequestId:
+        self._next_request += 1
+        return RequestId(self._next_request)
+
+    def _await_reply(self, on_reply: Callable[[effects.Reply], None]) -> RequestId:
+        request = self._draw_request()
+        self._waiting[request] = on_reply
+        return request
+
+    def _reply(self, reply: effects.Reply) -> None:
+        on_reply = self._waiting.pop(reply.request, None)
+        if on_reply is not None:
+            on_reply(reply)
+
+    def _ask(
+        self,
+        shard: ShardId,
+        kind: type[Answer],
+        event: Callable[[RequestId], events.Event],
+    ) -> "asyncio.Future[Answer]":
+        """Give the core an event that it answers; the future ends with the answer."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+
+        def on_reply(reply: effects.Reply) -> None:
+            if future.done():
+                return
+            if isinstance(reply, kind):
+                future.set_result(reply)
+            else:
+                future.set_exception(
+                    Refused(refusal(Reason.STORE_FAILED, f"{self.me.peer} serves nothing any more"))
+                )
+
+        request = self._await_reply(on_reply)
+        # A caller that gave up is not remembered; a late reply then finds nobody.
+        future.add_done_callback(lambda _: self._waiting.pop(request, None))
+        self._handle(shard, event(request))
+        return future
+
+    # ------------------------------------------------------------------ time
+
+    def _ring(self, shard: ShardId, now: Tick) -> None:
+        """An appointment of the shard has come; it may have been put off meanwhile."""
+        wake_at = self._replicas[shard].wake_at
+        if wake_at is not None and wake_at <= now:
+            self._handle(shard, events.Ticked(now=now))
+        else:
+            self._timetable.wake(shard, wake_at)
+
+    def stop(self) -> None:
+        """Ring no more."""
+        self._timetable.stop()
+
+    def statistics(self) -> HostStatistics:
+        """Counts, now."""
+        return HostStatistics(
+            shards=len(self._replicas),
+            primaries=sum(replica.is_primary for replica in self._replicas.values()),
+            unanswered_requests=len(self._waiting),
+            writes_pending=self._submitted - self._completed,
+            streams_in=len(self._incoming),
+        )
+
+
+def _append_outcome(reply: effects.Reply) -> AppendOutcome:
+    """A core's reply to an append as the services know it."""
+    if isinstance(reply, effects.AppendRefused):
+        return reply.refusal
+    if isinstance(reply, effects.AppendAccepted):
+        return reply
+    raise InvariantViolation(f"an append was answered by {reply!r}")

@@ -1,0 +1,271 @@
+"""Everything around the cores: carries out the effects that leave the process or read the store.
+
+Invariants:
+- At most one `Begin` or `Ready` a shard and epoch is under way; the core repeats what got lost.
+- Loads run at most `LOADS_MAX` at a time; the others wait in order.
+- Links and neighbours follow the map: frames go to the replicas of the segments that this process
+  orders; who orders a segment with a copy here is listened to.
+
+Must not: decide anything about a shard.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from las.v1 import fleet_pb2
+from peerd.core import effects, events
+from peerd.core.batch import PlacedBatch
+from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.messages import Adopt, Begin, Frame, Ready
+from peerd.core.shard_map import Segment
+from peerd.daemon.host import Loaded, ShardHost
+from peerd.daemon.links import Links
+from peerd.daemon.logging import get_logger
+from peerd.daemon.neighbours import Neighbours
+from peerd.daemon.peer_calls import PeerCalls, PeerUnreachable
+from peerd.daemon.reader import StoreReader
+from peerd.daemon.supervisor import Supervisor
+from peerd.storage.errors import Corrupt
+from peerd.transport.map_cache import MapCache
+from peerd.transport.map_codec import encode_replica
+from peerd.transport.status import Refused
+
+# limit: loads of the cores that run at a time; each reads at most a message from the store
+LOADS_MAX = 8
+
+_log = get_logger("outside")
+
+
+class Surroundings:
+    """Fulfils `peerd.daemon.host.Outside`. Used on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        host: ShardHost,
+        map_cache: MapCache,
+        links: Links,
+        neighbours: Neighbours,
+        calls: PeerCalls,
+        reader: StoreReader,
+        report: Callable[[fleet_pb2.PeerReport], None],
+        supervisor: Supervisor,
+    ) -> None:
+        self._me = me
+        self._host = host
+        self._map = map_cache
+        self._links = links
+        self._neighbours = neighbours
+        self._calls = calls
+        self._reader = reader
+        self._report = report
+        self._supervisor = supervisor
+        self._calling: set[tuple[type, ShardId, Epoch]] = set()
+        self._loads = asyncio.Semaphore(LOADS_MAX)
+        self._look_again = False
+
+    # ------------------------------------------------------------------ frames and calls
+
+    def send_frame(self, to: ReplicaId, message: Adopt | Frame) -> None:
+        """See `Outside`."""
+        self._links.send(to, message)
+
+    def call(self, to: ReplicaId, message: Ready | Begin) -> None:
+        """See `Outside`."""
+        key = (type(message), message.shard, message.epoch)
+        if key not in self._calling:
+            self._calling.add(key)
+            self._supervisor.spawn(
+                f"{type(message).__name__} of shard {message.shard} to {to.peer}",
+                self._call(to, message, key),
+            )
+
+    async def _call(
+        self, to: ReplicaId, message: Ready | Begin, key: tuple[type, ShardId, Epoch]
+    ) -> None:
+        try:
+            if isinstance(message, Ready):
+                await self._calls.ready(to, message)
+            else:
+                answer = await self._calls.begin(to, message)
+                self._host.begin_answered(message.shard, answer)
+        except PeerUnreachable as error:
+            _log.warning("hand-over call failed", shard=message.shard, why=str(error))
+        finally:
+            self._calling.discard(key)
+
+    # ------------------------------------------------------------------ loads
+
+    def load(self, load: effects.Load) -> None:
+        """See `Outside`."""
+        self._supervisor.spawn(f"{type(load).__name__} of shard {load.shard}", self._load(load))
+
+    async def _load(self, load: effects.Load) -> None:
+        async with self._loads:
+            event = await self._loaded(load)
+        self._host.loaded(load.shard, event)
+
+    async def _loaded(self, load: effects.Load) -> Loaded:
+        if isinstance(load, effects.LoadBatches):
+            return await self._load_batches(load)
+        if isinstance(load, effects.LoadTable):
+            return await self._load_table(load)
+        return await self._fetch_table(load)
+
+    async def _load_batches(
+        self, load: effects.LoadBatches
+    ) -> events.BatchesLoaded | events.BatchesUnavailable:
+        try:
+            batches = await self._reader.read(
+                load.shard, load.epoch, load.begin, load.end, load.bytes_max
+            )
+        except Corrupt as error:
+            _log.error("own copy is damaged", shard=load.shard, why=str(error))
+            batches = []
+        except Refused:
+            batches = []
+        if not batches:
+            return events.BatchesUnavailable(
+                replica=load.replica, epoch=load.epoch, begin=load.begin
+            )
+        return events.BatchesLoaded(
+            replica=load.replica, epoch=load.epoch, begin=load.begin, batches=tuple(batches)
+        )
+
+    async def _load_table(
+        self, load: effects.LoadTable
+    ) -> events.TableLoaded | events.TableUnavailable:
+        try:
+            table = await self._reader.load_table(load)
+        except Refused:
+            table = None
+        if table is None:
+            return events.TableUnavailable(token=load.token, answered=True)
+        return events.TableLoaded(token=load.token, table=table)
+
+    async def _fetch_table(
+        self, load: effects.FetchTable
+    ) -> events.TableFetched | events.TableUnavailable:
+        try:
+            table = await self._calls.fetch_table(
+                load.source, load.shard, load.as_of, load.since, or_later=load.or_later
+            )
+        except PeerUnreachable as error:
+            _log.info("producer table not fetched", shard=load.shard, why=str(error))
+            return events.TableUnavailable(token=load.token, answered=False)
+        if table is None:
+            return events.TableUnavailable(token=load.token, answered=True)
+        return events.TableFetched(token=load.token, table=table)
+
+    # ------------------------------------------------------------------ the LAS
+
+    def report(self, report: effects.Report) -> None:
+        """See `Outside`."""
+        self._report(encode_report(report))
+
+    # ------------------------------------------------------------------ who is talked to
+
+    def heard(self, process: ProcessId) -> None:
+        """A frame came from `process`."""
+        self._neighbours.heard(process)
+
+    def silent_ms(self, peer: NodeName) -> int | None:
+        """See `ReplicationHost`."""
+        return self._neighbours.silent_ms(peer)
+
+    def stream_broke(self, process: ProcessId) -> None:
+        """A stream from `process` ended."""
+        self._neighbours.stream_broke(process)
+
+    async def read(
+        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """See `Outside`."""
+        return await self._reader.read(shard, epoch, from_offset, to_offset, bytes_max)
+
+    async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
+        self,
+        holder: ReplicaId,
+        shard: ShardId,
+        epoch: Epoch,
+        from_offset: int,
+        to_offset: int,
+        bytes_max: int,
+    ) -> list[PlacedBatch]:
+        """See `Outside`."""
+        return await self._calls.fetch(holder, shard, epoch, from_offset, to_offset, bytes_max)
+
+    async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
+        """See `Outside`."""
+        return await self._reader.find_time(shard, epoch, timestamp_ms)
+
+    def neighbours_changed(self) -> None:
+        """See `Outside`. Looks once for all changes of one turn of the loop."""
+        if not self._look_again:
+            self._look_again = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._look_again = False
+        followers: dict[ReplicaId, str] = {}
+        neighbours: dict[NodeName, str] = {}
+        for shard in self._host.map_entries():
+            for segment in (shard.open, shard.prepared):
+                if segment is not None:
+                    self._add(segment, followers, neighbours)
+        if self._map.cluster_id:
+            self._neighbours.expect(neighbours)
+            self._links.want(followers, self._map.cluster_id)
+
+    def _add(
+        self, segment: Segment, followers: dict[ReplicaId, str], neighbours: dict[NodeName, str]
+    ) -> None:
+        """Whom this process sends to, and whom it listens to, because of `segment`."""
+        primary = segment.plan.primary
+        mine = self._me.replica
+        if primary == self._me:
+            for replica in segment.plan.replicas:
+                node = self._map.nodes.get(replica.peer)
+                if replica != mine and node is not None and node.store == replica.store:
+                    followers[replica] = neighbours[replica.peer] = node.address
+        elif mine in segment.plan.replicas and primary.peer != self._me.peer:
+            address = self._map.address_of(primary.peer)
+            if address is not None:
+                neighbours[primary.peer] = address
+
+
+def encode_report(report: effects.Report) -> fleet_pb2.PeerReport:
+    """A core's report in its wire form."""
+    if isinstance(report, effects.SegmentOpened):
+        return fleet_pb2.PeerReport(
+            segment_opened=fleet_pb2.SegmentOpened(
+                shard=report.shard,
+                epoch=report.epoch,
+                begin=report.begin,
+                holders=[encode_replica(replica) for replica in report.holders],
+            )
+        )
+    if isinstance(report, effects.Declined):
+        return fleet_pb2.PeerReport(
+            declined=fleet_pb2.Declined(
+                shard=report.shard,
+                epoch=report.epoch,
+                prepared=report.prepared,
+                why=f"{report.process.peer} goes on with epoch {report.epoch}",
+            )
+        )
+    if isinstance(report, effects.Stall):
+        return fleet_pb2.PeerReport(
+            stall=fleet_pb2.Stall(
+                shard=report.shard,
+                epoch=report.epoch,
+                voter=encode_replica(report.replica),
+                stalled_ms=report.stalled_ms,
+            )
+        )
+    return fleet_pb2.PeerReport(
+        higher_promise=fleet_pb2.HigherPromise(
+            shard=report.shard, epoch=report.epoch, promised=report.promised
+        )
+    )
