@@ -35,9 +35,11 @@ else:
 # ones wait.
 READERS_MAX = 126
 
-# Where the map begins, and the largest step in which it grows. A step costs one unmap and map of
-# address space; the file itself grows only with what is written.
+# Where the map begins. Address space, which costs nothing; the file grows with what is written.
 MAP_BYTES_MIN = 1 << 30
+
+# limit: bytes by which the map exceeds what is stored at most; so it is resized, which makes readers
+# wait for a moment, only a few times in the life of a store.
 MAP_GROWTH_BYTES_MAX = 64 << 30
 
 _TABLES = ("store", "shards", "segments", "batches", "producers", "drops")

@@ -100,9 +100,8 @@ class WriteGroup:
 
     def finish(self) -> bool:
         """Write the rows of all that changed. False if there is nothing to commit."""
-        for shard, rows in self._tables_changed.items():
+        for rows in self._tables_changed.values():
             rows.write()
-            self._shards.setdefault(shard, self._state.shards.get(shard, StoredShard(shard=shard)))
         for shard, after in self._shards.items():
             self._write_shard(self._state.shards.get(shard), after)
         return bool(self._shards) or bool(self._state.drops)
@@ -188,8 +187,7 @@ class WriteGroup:
         rows = self._table(after.shard)
         try:
             for base, epoch, header in self._headers(after, begin):
-                if header.producer:
-                    rows.remember(epoch, base, header)
+                rows.remember(epoch, base, header)
         except (Corrupt, CorruptRow):
             # A row that misses a batch would let that batch in a second time (G4). Without rows
             # this store says that it does not know, and the table is fetched from another.
@@ -243,16 +241,20 @@ class _TableRows:
         self._tables = tables
         self._shard = shard
         self._complete = mark.complete
+        self._timestamp_ms = mark.timestamp_ms
         self._digest = mark.digest
         self._changed: dict[ProducerId, bytes] = {}
 
     @property
     def mark(self) -> TableMark:
         """What the shard's row is to say, after `write`."""
-        return TableMark(self._complete, self._digest)
+        return TableMark(self._complete, self._timestamp_ms, self._digest)
 
     def remember(self, epoch: Epoch, base: Offset, header: BatchHeader) -> None:
         """`producer.remembered` on the packed row, which is neither unpacked nor packed again."""
+        self._timestamp_ms = max(self._timestamp_ms, header.timestamp_ms)
+        if not header.producer:
+            return
         row = self._changed.get(header.producer)
         if row is None:
             row, crc = self._stored(header.producer)
@@ -265,6 +267,8 @@ class _TableRows:
         if table.since == 0:
             self.forget()
             self._complete = table.complete
+            self._timestamp_ms = 0
+        self._timestamp_ms = max(self._timestamp_ms, table.timestamp_ms)
         for producer, row in table.producers.items():
             if table.since and producer not in self._changed:
                 self._digest ^= self._stored(producer)[1]

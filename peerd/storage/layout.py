@@ -6,7 +6,7 @@ is the order of shards, epochs and offsets:
 | table     | key                             | value                                             |
 | --------- | ------------------------------- | ------------------------------------------------- |
 | store     | b"store"                        | store id, format version                          |
-| shards    | shard u64                       | promised, adopted; table as of, complete, digest  |
+| shards    | shard u64                       | promised, adopted; table: as of, complete, time … |
 | segments  | shard u64, epoch u64            | begin, end, commit, seal                          |
 | batches   | shard, epoch, offset, part u32  | part 0: header, stored CRC, payload; then payload |
 | producers | shard u64, producer 16 B        | the last batches of the producer, oldest first    |
@@ -32,7 +32,7 @@ from peerd.storage.errors import CorruptRow
 
 Bytes: TypeAlias = bytes | memoryview
 
-# A 4 KiB page holds 4,080 bytes of one value after its page header.
+# limit: bytes of a value; a page of 4 KiB holds 4,080 of one value after its header.
 PART_BYTES_MAX = 4_000
 
 _SHARD_KEY = struct.Struct(">Q")

@@ -24,7 +24,7 @@ from peerd.storage.layout import (
     shard_key,
 )
 
-_SHARD = struct.Struct(">QQQ?I")
+_SHARD = struct.Struct(">QQQ?qI")
 _SEGMENT = struct.Struct(">QQQ?Q")
 _STORE = struct.Struct(">32sI")
 _STORE_KEY = b"store"
@@ -44,11 +44,13 @@ class DropRange:
 class TableMark:
     """What a shard's row says of its producer rows.
 
-    `complete` as in `TableSnapshot`. `digest` is the exclusive or of the rows' checksums: it tells
-    a row that is missing, or is an older one, which no checksum of the rows themselves can.
+    `complete` and `timestamp_ms` as in `TableSnapshot`. `digest` is the exclusive or of the rows'
+    checksums: it tells a row that is missing, or is an older one, which no checksum of the rows
+    themselves can.
     """
 
     complete: bool = True
+    timestamp_ms: int = 0
     digest: int = 0
 
 
@@ -85,7 +87,14 @@ def put_shard(
 ) -> None:
     """Write a shard's row; its segments have rows of their own."""
     key = shard_key(state.shard)
-    body = _SHARD.pack(state.promised, state.adopted, state.table_as_of, mark.complete, mark.digest)
+    body = _SHARD.pack(
+        state.promised,
+        state.adopted,
+        state.table_as_of,
+        mark.complete,
+        mark.timestamp_ms,
+        mark.digest,
+    )
     transaction.put(key, seal_row(key, body), db=tables.shards)
 
 
@@ -128,14 +137,14 @@ def read_segment(
 
 
 def _open_shard(key: bytes | memoryview, value: memoryview) -> tuple[StoredShard, TableMark]:
-    promised, adopted, as_of, complete, digest = _SHARD.unpack(open_row("shards", key, value))
+    promised, adopted, as_of, *mark = _SHARD.unpack(open_row("shards", key, value))
     state = StoredShard(
         shard=read_shard_key(key),
         promised=Epoch(promised),
         adopted=Epoch(adopted),
         table_as_of=Offset(as_of),
     )
-    return state, TableMark(complete, digest)
+    return state, TableMark(*mark)
 
 
 def _open_segment(key: bytes | memoryview, value: memoryview) -> StoredSegment:

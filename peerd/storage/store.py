@@ -320,7 +320,12 @@ class Store:
             producer: unpack_row(packed)
             for producer, packed in read_producers(transaction, tables, shard, mark)
         }
-        return TableSnapshot(as_of=state.table_as_of, complete=mark.complete, producers=producers)
+        return TableSnapshot(
+            as_of=state.table_as_of,
+            complete=mark.complete,
+            timestamp_ms=mark.timestamp_ms,
+            producers=producers,
+        )
 
     # -------------------------------------------------------------- the end
     def close(self, timeout_s: float = 10.0) -> bool:

@@ -34,11 +34,12 @@ from peerd.storage.errors import Corrupt, CorruptRow
 from peerd.storage.reads import SegmentReader
 from peerd.storage.rows import read_producers, read_state, read_store
 
-# A walk reads 0.2 to 1 GB/s: up to this size of the file it delays a start by 0.4 s at most.
+# limit: bytes of a data file whose pages a quick look walks, too; at 0.2 to 1 GB/s that delays a
+# start by 0.4 s at most.
 QUICK_WALK_BYTES_MAX = 64 << 20
 
-# A quick look reads at most this much of each adopted segment: what one commit can have written.
-QUICK_TAIL_BATCHES_MAX = 4_096
+# limit: records that a quick look reads of each adopted segment: about what one commit writes.
+QUICK_TAIL_RECORDS_MAX = 4_096
 
 # A disk that has not answered a quick look by then is not one to open a store on.
 QUICK_TIMEOUT_S = 120.0
@@ -179,7 +180,7 @@ def _ranges(stored: StoredShard, depth: Depth) -> Iterable[tuple[StoredSegment, 
     segment = stored.segments.get(stored.adopted)
     if segment is None or segment.end == segment.begin:
         return []
-    begin = max(segment.begin, segment.end - QUICK_TAIL_BATCHES_MAX)
+    begin = max(segment.begin, segment.end - QUICK_TAIL_RECORDS_MAX)
     return [(segment, Offset(max(begin, min(segment.commit, segment.end - 1))))]
 
 

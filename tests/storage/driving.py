@@ -81,7 +81,7 @@ class Outcomes:
 
 
 class Held:
-    """A commit hook that lets commits through only when told: what queues up meanwhile is a group."""
+    """A commit hook that lets no commit through until told; what queues up meanwhile is a group."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
