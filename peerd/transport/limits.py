@@ -22,10 +22,8 @@ RESULTS_PER_MESSAGE_MAX = 1024
 # limit: payload bytes gathered into one message of a read; below 64 KiB the cost is per message,
 # above 256 KiB nothing is gained any more
 READ_MESSAGE_BYTES = 256 * 1024
-# limit: messages of one whole-log read that are made but not yet sent; with batches of at most
-# 1 MiB this keeps one call below some 10 MiB, however many shards it merges
-READ_MESSAGES_WAITING_MAX = 8
-# limit: shards that one non-following read of a whole log reads at the same time
+# limit: shards that one non-following read of a whole log reads at the same time; each holds one
+# message, so that such a call stays below some 10 MiB however many shards it merges
 READ_SHARDS_AT_ONCE_MAX = 8
 # limit: shards asked at the same time for one GetTail of a whole log
 TAIL_SHARDS_AT_ONCE_MAX = 16
@@ -33,11 +31,16 @@ TAIL_SHARDS_AT_ONCE_MAX = 16
 TAIL_FORWARD_TIMEOUT_MS = 1_000
 # Advice to a client that ran into a bound: about the time of a few group commits.
 RETRY_AFTER_MS = 20
+# The same to one that came before the map did: about the time of a registration.
+MAP_UNKNOWN_RETRY_MS = 100
 # How long to wait before asking again where nothing tells that it has become worth it.
 RETRY_STEP_MS = 20
 # What is kept of a caller's deadline for the answer to travel: a typed refusal that arrives is
 # worth more than the last try.
 ANSWER_RESERVE_MS = 50
+# limit: longest that a unary append is kept waiting, whatever deadline its caller set; what waits
+# keeps its batch in memory
+CALL_WAIT_MS_MAX = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +61,26 @@ class EdgeLimits:
 
     reads_max: int = 256
     """Read calls open at once: OVERLOADED."""
+
+
+class ByteBudget:
+    """A bound on bytes in flight. `whose` names it in refusals."""
+
+    def __init__(self, whose: str, bytes_max: int) -> None:
+        self.whose = whose
+        self.bytes_max = bytes_max
+        self.used_bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Reserves `size` bytes; False, with nothing reserved, if there is no room.
+
+        Something always fits into an empty budget, or what is larger could never pass.
+        """
+        if self.used_bytes and self.used_bytes + size > self.bytes_max:
+            return False
+        self.used_bytes += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Gives back what was taken."""
+        self.used_bytes -= size

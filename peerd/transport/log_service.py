@@ -1,0 +1,278 @@
+"""`peerd.v1.LogService` on a peer: translates, bounds, and hands on to the parts that do the work.
+
+The service is registered with byte-passing twins of the public messages: a batch is looked at once,
+where it is checked, and travels as the bytes that it came in. Errors leave through
+`peerd.transport.typed_errors`, which every server has in front of its services.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from peerd.core.errors import Reason
+from peerd.core.ids import ShardId
+from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.append_edge import AppendEdge, unknown_shard
+from peerd.transport.append_router import AppendRouter
+from peerd.transport.append_stream import AppendStream, overloaded
+from peerd.transport.host_api import ShardHost
+from peerd.transport.limits import (
+    ANSWER_RESERVE_MS,
+    CALL_WAIT_MS_MAX,
+    RETRY_AFTER_MS,
+    ByteBudget,
+    EdgeLimits,
+)
+from peerd.transport.map_cache import MapCache
+from peerd.transport.read_path import LogRead, ReadServices, ShardRead, Start
+from peerd.transport.read_source import ReadSource
+from peerd.transport.router import FORWARDED_KEY, ChannelSource, Router
+from peerd.transport.status import Context, Refused, refusal
+from peerd.transport.tail_service import TailService
+from peerd.v1 import log_pb2
+
+SERVICE = "peerd.v1.LogService"
+
+
+class LogService:
+    """The data path of one peer, for clients and for peers that forward their calls."""
+
+    def __init__(
+        self, host: ShardHost, cache: MapCache, channels: ChannelSource, limits: EdgeLimits
+    ) -> None:
+        self._host = host
+        self._cache = cache
+        self._limits = limits
+        self._router = Router(host, cache, channels)
+        self._edge = AppendEdge(cache, limits, host.is_primary)
+        self._appends = AppendRouter(host, cache, self._router)
+        self._tails = TailService(host, cache, self._router)
+        self._budget = ByteBudget("this peer", limits.inflight_bytes_max)
+        self._reads_open = 0
+        self._read_services = ReadServices(
+            host=host,
+            cache=cache,
+            source=ReadSource(host, cache),
+            router=self._router,
+            wait_ms=limits.no_primary_wait_ms,
+        )
+
+    def close(self) -> None:
+        """Lets go of the map."""
+        self._router.close()
+
+    # -------------------------------------------------------------------------- appending
+
+    async def Append(
+        self, request: log_bytes_pb2.AppendRequestBytes, context: Context
+    ) -> log_pb2.AppendResponse:
+        """One batch, forwarded one hop if another peer is primary.
+
+        Raises:
+            Refused: as docs/errors.md says.
+        """
+        append = self._edge.check(request)
+        if not self._budget.take(len(append.payload)):
+            raise Refused(overloaded(self._budget))
+        try:
+            receipt = await self._appends.append(
+                append,
+                timeout_s=self._timeout_s(context),
+                may_forward=not _is_forwarded(context),
+            )
+        finally:
+            self._budget.give(len(append.payload))
+        return log_pb2.AppendResponse(receipt=receipt)
+
+    async def AppendStream(
+        self,
+        requests: AsyncIterator[log_bytes_pb2.AppendStreamRequestBytes],
+        context: Context,
+    ) -> None:
+        """Many batches, to shards whose primary this peer is."""
+        stream = AppendStream(
+            self._host,
+            self._edge,
+            self._router,
+            peer_budget=self._budget,
+            stream_budget=ByteBudget("this stream", self._limits.stream_inflight_bytes_max),
+        )
+        await stream.serve(requests, context)
+
+    def _timeout_s(self, context: Context) -> float:
+        # None without a deadline, which grpc's types do not say.
+        left_s = cast("float | None", context.time_remaining())
+        if left_s is None:
+            return self._limits.no_primary_wait_ms / 1000
+        return min(max(0.0, left_s - ANSWER_RESERVE_MS / 1000), CALL_WAIT_MS_MAX / 1000)
+
+    # -------------------------------------------------------------------------- reading
+
+    async def Read(self, request: log_pb2.ReadRequest, context: Context) -> None:
+        """One shard, or all of a log.
+
+        Raises:
+            Refused: as docs/errors.md says.
+        """
+        if self._reads_open >= self._limits.reads_max:
+            raise Refused(
+                refusal(
+                    Reason.OVERLOADED,
+                    f"{self._reads_open} reads are open on this peer, the bound: try another peer",
+                    retry_after_ms=RETRY_AFTER_MS,
+                )
+            )
+        self._reads_open += 1
+        try:
+            await self._read(request, context)
+        finally:
+            self._reads_open -= 1
+
+    async def _read(self, request: log_pb2.ReadRequest, context: Context) -> None:
+        shards = self._tails.shards_of(request.log)
+        if not request.HasField("shard"):
+            if request.WhichOneof("start") == "offset":
+                message = "start.offset needs a shard: offsets count within one"
+                raise Refused(refusal(Reason.INVALID_ARGUMENT, message))
+            reads = [self._shard_read(request, shard, context) for shard in shards]
+            await LogRead(reads, context.write).run()
+            return
+        shard = ShardId(request.shard)
+        if shard not in shards:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, unknown_shard(request.log, shard)))
+        async for answer in self._shard_read(request, shard, context).messages():
+            await context.write(answer)
+
+    def _shard_read(
+        self, request: log_pb2.ReadRequest, shard: ShardId, context: Context
+    ) -> ShardRead:
+        return ShardRead(
+            services=self._read_services,
+            log=request.log,
+            shard=shard,
+            start=_start(request, shard),
+            follow=request.follow,
+            local=getattr(request, "from") == log_pb2.READ_FROM_LOCAL,
+            may_forward=not _is_forwarded(context),
+        )
+
+    async def GetTail(
+        self, request: log_pb2.GetTailRequest, context: Context
+    ) -> log_pb2.GetTailResponse:
+        """The committed end of one shard or of all.
+
+        Raises:
+            Refused: UNKNOWN_LOG, UNKNOWN_SHARD, NOT_SERVED_YET for a linearizable tail.
+        """
+        return await self._tails.tails(request, may_forward=not _is_forwarded(context))
+
+    # -------------------------------------------------------------------------- not served yet
+
+    async def Trim(
+        self,
+        request: log_pb2.TrimRequest,  # noqa: ARG002 - as the contract has it
+        context: Context,  # noqa: ARG002 - as the contract has it
+    ) -> log_pb2.TrimResponse:
+        """Not served yet.
+
+        Raises:
+            Refused: NOT_SERVED_YET.
+        """
+        raise _not_served("Trim")
+
+    async def CommitPosition(
+        self,
+        request: log_pb2.CommitPositionRequest,  # noqa: ARG002 - as the contract has it
+        context: Context,  # noqa: ARG002 - as the contract has it
+    ) -> log_pb2.CommitPositionResponse:
+        """Not served yet.
+
+        Raises:
+            Refused: NOT_SERVED_YET.
+        """
+        raise _not_served("CommitPosition")
+
+    async def GetPosition(
+        self,
+        request: log_pb2.GetPositionRequest,  # noqa: ARG002 - as the contract has it
+        context: Context,  # noqa: ARG002 - as the contract has it
+    ) -> log_pb2.GetPositionResponse:
+        """Not served yet.
+
+        Raises:
+            Refused: NOT_SERVED_YET.
+        """
+        raise _not_served("GetPosition")
+
+
+def add_log_service(server: grpc.aio.Server, service: LogService) -> None:
+    """Registers the service with the twins of its messages, which have the same wire form."""
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Append": unary(
+            _any(service.Append),
+            log_bytes_pb2.AppendRequestBytes.FromString,
+            log_pb2.AppendResponse.SerializeToString,
+        ),
+        "AppendStream": stream(
+            _any(service.AppendStream),
+            log_bytes_pb2.AppendStreamRequestBytes.FromString,
+            log_pb2.AppendStreamResponse.SerializeToString,
+        ),
+        "Read": grpc.unary_stream_rpc_method_handler(
+            _any(service.Read),
+            log_pb2.ReadRequest.FromString,
+            log_bytes_pb2.ReadResponseBytes.SerializeToString,
+        ),
+        "GetTail": unary(
+            _any(service.GetTail),
+            log_pb2.GetTailRequest.FromString,
+            log_pb2.GetTailResponse.SerializeToString,
+        ),
+        "Trim": unary(
+            _any(service.Trim),
+            log_pb2.TrimRequest.FromString,
+            log_pb2.TrimResponse.SerializeToString,
+        ),
+        "CommitPosition": unary(
+            _any(service.CommitPosition),
+            log_pb2.CommitPositionRequest.FromString,
+            log_pb2.CommitPositionResponse.SerializeToString,
+        ),
+        "GetPosition": unary(
+            _any(service.GetPosition),
+            log_pb2.GetPositionRequest.FromString,
+            log_pb2.GetPositionResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _any(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """The method without its type: grpc's types know servers that block, not those that await."""
+    return behaviour
+
+
+def _start(request: log_pb2.ReadRequest, shard: ShardId) -> Start:
+    kind = request.WhichOneof("start")
+    if kind == "offset":
+        return Start(offset=request.offset)
+    if kind == "timestamp_ms":
+        return Start(timestamp_ms=request.timestamp_ms)
+    if kind == "latest" and request.latest:
+        return Start(latest=True)
+    if kind == "resume" and shard in request.resume.offsets:
+        return Start(offset=request.resume.offsets[shard], resumed=True)
+    return Start()
+
+
+def _is_forwarded(context: Context) -> bool:
+    return any(key == FORWARDED_KEY for key, _ in context.invocation_metadata() or ())
+
+
+def _not_served(method: str) -> Refused:
+    return Refused(
+        refusal(Reason.NOT_SERVED_YET, f"{method} is part of the contract, but not served yet")
+    )

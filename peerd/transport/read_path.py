@@ -1,0 +1,351 @@
+"""Reads: one shard from where it is, a whole log as the merge of its shards.
+
+A read of one shard is served by the primary of its open segment (which fetches what it lacks of
+the past), so a peer that is asked and is not the primary passes the answer on, one hop. When the
+primary changes, the read goes on at the next one from where it stands.
+
+Invariants:
+- Per shard, batches leave in offset order without gap or repetition, across failovers too.
+- A read that does not follow ends at the tail seen at its start.
+- Memory is bounded: a read holds one message per shard that it has begun, and of a whole log at
+  most `READ_SHARDS_AT_ONCE_MAX` shards are under way unless it follows.
+- `resume` after a message is where a new read goes on with what comes next, for all shards.
+
+Must not: skip what cannot be read. After `no_primary_wait_ms` without progress the read ends with
+RANGE_UNAVAILABLE (a following read that has reached the tail waits for ever).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from peerd.core.batch import PlacedBatch
+from peerd.core.errors import Reason
+from peerd.core.ids import NO_EPOCH, Epoch, ShardId
+from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.host_api import ShardHost
+from peerd.transport.limits import (
+    READ_MESSAGE_BYTES,
+    READ_SHARDS_AT_ONCE_MAX,
+    RETRY_AFTER_MS,
+    RETRY_STEP_MS,
+)
+from peerd.transport.map_cache import MapCache
+from peerd.transport.read_source import ReadSource, unavailable
+from peerd.transport.router import Router, Target
+from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
+from peerd.transport.waiting import is_cancelled, wait_for
+from peerd.v1 import errors_pb2, log_pb2
+
+Message = log_bytes_pb2.ReadResponseBytes
+
+# Refusals of a peer that was taken for the primary after which another look at the map may help.
+_LOOK_AGAIN = frozenset(
+    {
+        Reason.NOT_PRIMARY,
+        Reason.MOVED,
+        Reason.MAP_UNKNOWN,
+        Reason.SHUTTING_DOWN,
+        Reason.RANGE_UNAVAILABLE,
+        Reason.STORE_FAILED,
+        Reason.OVERLOADED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a shard's read begins: an offset, a time, or the tail; all None = the earliest."""
+
+    offset: int | None = None
+    timestamp_ms: int | None = None
+    latest: bool = False
+    resumed: bool = False
+    """The offset was handed out by an earlier read: it may lie beyond what is known here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadServices:
+    """What reads are made of, shared by all of one peer."""
+
+    host: ShardHost
+    cache: MapCache
+    source: ReadSource
+    router: Router
+    wait_ms: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardRead:
+    """One shard's part of a read. `next` is the next offset to send, None until it is known."""
+
+    services: ReadServices
+    log: str
+    shard: ShardId
+    start: Start
+    follow: bool
+    local: bool
+    may_forward: bool
+    next: int | None = None
+    tail: int | None = None
+    _hint: Target | None = None
+    _progress_s: float = field(default_factory=time.monotonic)
+
+    async def messages(self) -> AsyncGenerator[Message, None]:
+        """The answer: first a message that tells where it starts, then batches.
+
+        Raises:
+            Refused: OFFSET_BEYOND_TAIL, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT.
+        """
+        while not self._is_done():
+            changed = self.services.host.commit_changed(self.shard)
+            self._check_replica()
+            if self._is_ours():
+                served = False
+                async with contextlib.aclosing(self._serve()) as messages:
+                    async for message in messages:
+                        served = True
+                        yield message
+                if not served and not self._is_done():
+                    await self._wait(changed)
+            elif self.may_forward:
+                async with contextlib.aclosing(self._pass_on()) as messages:
+                    async for message in messages:
+                        yield message
+            else:
+                raise Refused(self._not_primary())
+
+    def _is_ours(self) -> bool:
+        return self.local or self.services.host.is_primary(self.shard)
+
+    def _is_done(self) -> bool:
+        if self.follow or self.next is None or self.tail is None:
+            return False
+        return self.next >= self.tail
+
+    # -------------------------------------------------------------------------- from here
+
+    async def _serve(self) -> AsyncGenerator[Message, None]:
+        """What can be served now; ends when there is nothing more at the moment."""
+        if self.next is None:
+            self.next = await self._begin()
+            yield self._message(NO_EPOCH, ())
+        while self._is_ours() and not self._is_done():
+            span = self.services.source.span_at(self.shard, self.next)
+            if span is None:
+                return
+            stop = self._known_end() if self.follow or self.tail is None else self.tail
+            batches = await self.services.source.read(
+                self.shard, span, self.next, stop, READ_MESSAGE_BYTES
+            )
+            if not batches:
+                return
+            self.next = batches[-1].end
+            self._progress_s = time.monotonic()
+            yield self._message(span.epoch, batches)
+
+    async def _begin(self) -> int:
+        tail = self._known_end()
+        if self.tail is None:
+            self.tail = tail
+        start = self.start
+        if start.latest:
+            return tail
+        if start.timestamp_ms is not None:
+            return await self.services.source.offset_at(self.shard, start.timestamp_ms, tail)
+        if start.offset is None:
+            return 0
+        if start.offset > tail and not start.resumed:
+            raise Refused(
+                refusal(
+                    Reason.OFFSET_BEYOND_TAIL,
+                    f"offset {start.offset} of shard {self.shard} lies beyond the committed tail "
+                    f"{tail}: start at the tail, or later",
+                    first_offset=tail,
+                )
+            )
+        return start.offset
+
+    def _known_end(self) -> int:
+        """Up to where this peer knows the shard to be committed, by its store or by the map."""
+        known = self.services.host.committed(self.shard)
+        entry = self.services.cache.shards.get(self.shard)
+        begin = 0 if entry is None else entry.open.begin or 0
+        return begin if known is None else max(begin, known[1])
+
+    def _message(self, epoch: Epoch, batches: Sequence[PlacedBatch]) -> Message:
+        message = Message(
+            batches=[
+                log_bytes_pb2.ReadBatchBytes(
+                    shard=self.shard,
+                    epoch=epoch,
+                    base_offset=batch.base,
+                    timestamp_ms=batch.header.timestamp_ms,
+                    payload_crc=batch.header.payload_crc,
+                    batch=bytes(batch.payload),
+                )
+                for batch in batches
+            ],
+            committed={self.shard: self._known_end()},
+        )
+        message.resume.offsets[self.shard] = self.next or 0
+        return message
+
+    async def _wait(self, changed: asyncio.Event) -> None:
+        """Waits for the shard to move; what is committed but not readable yet is tried again."""
+        if self.follow and self.next is not None and self.next >= self._known_end():
+            await changed.wait()
+            return
+        await self._pause(changed)
+
+    # -------------------------------------------------------------------------- from the primary
+
+    async def _pass_on(self) -> AsyncGenerator[Message, None]:
+        """The primary's answer, as far as it comes; ends when the map has to be looked at again."""
+        router = self.services.router
+        changed = self.services.cache.changed
+        target = self._hint or router.primary_of(self.shard)
+        self._hint = None
+        if target is None or not await router.connected(target.address, RETRY_STEP_MS / 1000):
+            await self._pause(changed)
+            return
+        call = router.server_stream(target.address, "Read", Message.FromString)(
+            self._request().SerializeToString(), metadata=router.forward_metadata
+        )
+        router.watch(self.shard, target, call)
+        try:
+            async for message in call:
+                self._passed(message)
+                yield message
+                if self._is_done():
+                    return
+        except grpc.aio.AioRpcError as error:
+            self._hint = self._judge(error)
+        except asyncio.CancelledError:
+            if not router.unwatch(self.shard, call) or is_cancelled():
+                raise
+        finally:
+            router.unwatch(self.shard, call)
+            call.cancel()
+        if self._hint is None:
+            await self._pause(changed)
+
+    def _passed(self, message: Message) -> None:
+        self.next = message.resume.offsets[self.shard]
+        if self.tail is None:
+            self.tail = message.committed[self.shard]
+        self._progress_s = time.monotonic()
+
+    def _judge(self, error: grpc.aio.AioRpcError) -> Target | None:
+        """Returns the peer to ask instead, if the refusal names one.
+
+        Raises:
+            Refused: asking again, here or elsewhere, would give the same answer.
+        """
+        refused = refusal_of_error(error)
+        if refused is None:
+            return None
+        if reason_of(refused) not in _LOOK_AGAIN:
+            raise Refused(refused)
+        return self.services.router.target_at(self.shard, refused.leader)
+
+    def _request(self) -> log_pb2.ReadRequest:
+        request = log_pb2.ReadRequest(log=self.log, shard=self.shard, follow=self.follow)
+        start = self.start
+        if self.next is not None:
+            request.resume.offsets[self.shard] = self.next
+        elif start.latest:
+            request.latest = True
+        elif start.timestamp_ms is not None:
+            request.timestamp_ms = start.timestamp_ms
+        elif start.offset is not None and start.resumed:
+            request.resume.offsets[self.shard] = start.offset
+        elif start.offset is not None:
+            request.offset = start.offset
+        return request
+
+    async def _pause(self, changed: asyncio.Event) -> None:
+        """Waits a step, or until something changed.
+
+        Raises:
+            Refused: RANGE_UNAVAILABLE, if there was no progress for too long.
+        """
+        idle_ms = (time.monotonic() - self._progress_s) * 1000
+        if not self.follow and idle_ms > self.services.wait_ms:
+            message = unavailable(self.shard, self.next or 0)
+            raise Refused(refusal(Reason.RANGE_UNAVAILABLE, message, retry_after_ms=RETRY_AFTER_MS))
+        await wait_for(changed, RETRY_STEP_MS / 1000)
+
+    def _check_replica(self) -> None:
+        """A local read needs a store that goes on getting the shard's batches.
+
+        Raises:
+            Refused: NOT_PRIMARY, if this one does not.
+        """
+        entry = self.services.cache.shards.get(self.shard)
+        me = self.services.host.me.replica
+        if self.local and (entry is None or me not in entry.open.plan.replicas):
+            raise Refused(self._not_primary())
+
+    def _not_primary(self) -> errors_pb2.Refusal:
+        target = self.services.router.primary_of(self.shard)
+        return refusal(
+            Reason.NOT_PRIMARY,
+            f"{self.services.host.me.peer} does not serve the newest part of shard {self.shard}: "
+            "go to its primary, or refresh the map",
+            leader="" if target is None else target.address,
+        )
+
+
+class LogRead:
+    """All shards of a log in one answer."""
+
+    def __init__(
+        self, reads: Sequence[ShardRead], write: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """`write` sends one message to the client and returns when there is room for the next."""
+        self._reads = reads
+        self._write = write
+        self._writing = asyncio.Lock()
+        self._resolving = asyncio.Semaphore(READ_SHARDS_AT_ONCE_MAX)
+        # A following read is under way in all shards for ever; another one takes them in turn.
+        follows = bool(reads) and reads[0].follow
+        at_once = len(reads) if follows else min(len(reads), READ_SHARDS_AT_ONCE_MAX)
+        self._under_way = asyncio.Semaphore(max(1, at_once))
+        self._positions: dict[int, int] = {}
+
+    async def run(self) -> None:
+        """Sends everything.
+
+        Raises:
+            ExceptionGroup: of the `Refused` of any shard; the others end with it.
+        """
+        # All positions and tails are known before the first batch leaves, so that every token
+        # names every shard: one that it did not name would be read from its beginning.
+        async with asyncio.TaskGroup() as group:
+            for read in self._reads:
+                group.create_task(self._resolve(read))
+        first = Message()
+        first.resume.offsets.update(self._positions)
+        await self._write(first)
+        async with asyncio.TaskGroup() as group:
+            for read in self._reads:
+                group.create_task(self._pump(read))
+
+    async def _resolve(self, read: ShardRead) -> None:
+        async with self._resolving, contextlib.aclosing(read.messages()) as messages:
+            async for message in messages:
+                self._positions.update(message.resume.offsets)
+                break
+
+    async def _pump(self, read: ShardRead) -> None:
+        async with self._under_way, contextlib.aclosing(read.messages()) as messages:
+            async for message in messages:
+                async with self._writing:
+                    self._positions.update(message.resume.offsets)
+                    message.resume.offsets.update(self._positions)
+                    await self._write(message)

@@ -1,0 +1,225 @@
+"""Where the batches of a shard are: the chain of segments, and which store can give which part.
+
+Invariants (docs/protocol.md §7):
+- A batch is taken only from the epoch that the map, or in the open segment the adopted epoch,
+  gives for its offset (G2).
+- Of a sealed segment's kept tail nothing is read until as many stores as its plan's `acks` are
+  known to have it (G12). Of an open segment nothing beyond a commit offset: the store that serves
+  it holds to that, be it ours or another's.
+- What leaves here has no gap: each batch begins where the one before ended.
+
+Must not: wait for anything but a store's answer; when to try again is the caller's to say.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peerd.core.batch import PlacedBatch
+from peerd.core.errors import Reason
+from peerd.core.ids import Epoch, Offset, ReplicaId, ShardId
+from peerd.core.shard_map import Segment, Shard
+from peerd.transport.host_api import Corrupt, HolderUnavailable, ShardHost
+from peerd.transport.map_cache import MapCache
+from peerd.transport.status import Refused, refusal
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Offsets [begin, limit) of one epoch, as far as the map lets them be read.
+
+    `end` is where the segment ends, None if it is the last; `limit` is below `end` while a kept
+    tail is not copied yet, and None if only the serving store knows. `holders` may have it.
+    """
+
+    epoch: Epoch
+    begin: Offset
+    limit: Offset | None
+    end: Offset | None
+    holders: tuple[ReplicaId, ...]
+
+
+def sealed_limit(segment: Segment) -> Offset | None:
+    """Up to where a sealed segment may be read (G12)."""
+    if segment.known_commit is None or len(segment.holders) >= segment.plan.acks:
+        return segment.end
+    return segment.known_commit
+
+
+class ReadSource:
+    """Batches of any shard, from this store or another peer's."""
+
+    def __init__(self, host: ShardHost, cache: MapCache) -> None:
+        self._host = host
+        self._cache = cache
+
+    # -------------------------------------------------------------------------- the chain
+
+    def spans(self, shard: ShardId) -> Iterator[Span]:
+        """The shard's segments in offset order; none if the map does not know the shard."""
+        entry = self._cache.shards.get(shard)
+        if entry is None:
+            return
+        for segment in entry.sealed:
+            if segment.begin is not None:
+                yield Span(
+                    epoch=segment.epoch,
+                    begin=segment.begin,
+                    limit=sealed_limit(segment),
+                    end=segment.end,
+                    holders=segment.holders,
+                )
+        yield from self._newest(shard, entry)
+
+    def _newest(self, shard: ShardId, entry: Shard) -> Iterator[Span]:
+        """The open segment, and one that began here before the committed map shows it (G9)."""
+        begin = entry.open.begin
+        if begin is None:
+            return
+        known = self._host.committed(shard)
+        next_begin = None
+        if known is not None and known[0] > entry.open.epoch:
+            next_begin = self._host.segment_begin(shard, known[0])
+        if next_begin is None or next_begin > begin:
+            yield Span(
+                epoch=entry.open.epoch,
+                begin=begin,
+                # What only an adoption tells of the end does not tell what is committed below it.
+                limit=None,
+                end=next_begin,
+                holders=entry.open.plan.replicas,
+            )
+        if known is not None and next_begin is not None:
+            yield Span(epoch=known[0], begin=next_begin, limit=None, end=None, holders=())
+
+    def span_at(self, shard: ShardId, offset: int) -> Span | None:
+        """The segment that `offset` lies in; None if the chain does not reach it."""
+        for span in self.spans(shard):
+            if span.begin <= offset and (span.end is None or offset < span.end):
+                return span
+        return None
+
+    # -------------------------------------------------------------------------- batches
+
+    async def read(
+        self, shard: ShardId, span: Span, offset: int, to_offset: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """Batches from the one that contains `offset` on, ending at or below `to_offset`.
+
+        Empty if nothing of that is known to be committed yet where it lies.
+
+        Raises:
+            Refused: CORRUPT, if every copy that could be reached is damaged.
+        """
+        stop = to_offset if span.end is None else min(to_offset, span.end)
+        if span.limit is not None:
+            stop = min(stop, span.limit)
+        if offset >= stop:
+            return []
+        damaged = False
+        limit = self._host.readable_limit(shard, span.epoch)
+        if limit is not None and offset < min(limit, stop):
+            try:
+                found = await self._host.read(
+                    shard, span.epoch, offset, min(limit, stop), bytes_max
+                )
+            except Corrupt as error:
+                damaged = True
+                _LOG.warning("read from another holder: %s", error)
+            else:
+                batches = _fitting(found, offset, min(limit, stop))
+                if batches:
+                    return batches
+        for holder in self._others(span):
+            try:
+                found = await self._host.fetch(holder, shard, span.epoch, offset, stop, bytes_max)
+            except HolderUnavailable:
+                continue
+            batches = _fitting(found, offset, stop)
+            if batches:
+                return batches
+        if damaged:
+            raise Refused(refusal(Reason.CORRUPT, _damaged(shard, span, offset)))
+        return []
+
+    def _others(self, span: Span) -> list[ReplicaId]:
+        """Other stores that may have the span, those on nodes that are up first."""
+
+        def is_down(replica: ReplicaId) -> bool:
+            node = self._cache.nodes.get(replica.peer)
+            return node is None or not node.up or node.store != replica.store
+
+        others = [holder for holder in span.holders if holder != self._host.me.replica]
+        return sorted(others, key=is_down)
+
+    # -------------------------------------------------------------------------- by time
+
+    async def offset_at(self, shard: ShardId, timestamp_ms: int, tail: int) -> int:
+        """Base offset of the first batch below `tail` whose time is not below `timestamp_ms`.
+
+        `tail` if there is none. Time never decreases within a shard, so halving finds it.
+
+        Raises:
+            Refused: RANGE_UNAVAILABLE, if a batch on the way cannot be read; CORRUPT.
+        """
+        result = tail
+        for span in reversed([span for span in self.spans(shard) if span.begin < tail]):
+            end = min(tail, tail if span.end is None else span.end)
+            if (await self._batch(shard, span, span.begin, end)).header.timestamp_ms < timestamp_ms:
+                return min(result, await self._search(shard, span, timestamp_ms, end))
+            result = span.begin
+        return result
+
+    async def _search(self, shard: ShardId, span: Span, timestamp_ms: int, end: int) -> int:
+        limit = self._host.readable_limit(shard, span.epoch)
+        if limit is not None and limit >= end:
+            try:
+                found = await self._host.find_time(shard, span.epoch, timestamp_ms)
+            except Corrupt as error:
+                _LOG.warning("look for a time among another holder's batches: %s", error)
+            else:
+                return max(span.begin, min(end, found))
+        low, high = int(span.begin), end
+        while low < high:
+            batch = await self._batch(shard, span, (low + high) // 2, end)
+            if batch.header.timestamp_ms < timestamp_ms:
+                low = batch.end
+            else:
+                high = batch.base
+        return low
+
+    async def _batch(self, shard: ShardId, span: Span, offset: int, end: int) -> PlacedBatch:
+        batches = await self.read(shard, span, offset, end, 1)
+        if not batches:
+            raise Refused(refusal(Reason.RANGE_UNAVAILABLE, unavailable(shard, offset)))
+        return batches[0]
+
+
+def unavailable(shard: int, offset: int) -> str:
+    """The message for a range without a reachable holder."""
+    return (
+        f"offset {offset} of shard {shard} has no reachable holder at the moment: try again, "
+        "or another peer"
+    )
+
+
+def _damaged(shard: int, span: Span, offset: int) -> str:
+    return (
+        f"offset {offset} of shard {shard} (epoch {span.epoch}) is damaged in this peer's store "
+        "and no other copy can be reached: try again when its holders are back"
+    )
+
+
+def _fitting(batches: list[PlacedBatch], offset: int, stop: int) -> list[PlacedBatch]:
+    """The run of `batches` that contains `offset`, has no gap and ends at or below `stop`."""
+    fitting: list[PlacedBatch] = []
+    expected = offset
+    for batch in batches:
+        starts_right = batch.base == expected if fitting else batch.base <= offset < batch.end
+        if not starts_right or batch.end > stop:
+            break
+        fitting.append(batch)
+        expected = batch.end
+    return fitting
