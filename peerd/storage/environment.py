@@ -38,8 +38,8 @@ READERS_MAX = 126
 # Where the map begins. Address space, which costs nothing; the file grows with what is written.
 MAP_BYTES_MIN = 1 << 30
 
-# limit: bytes by which the map exceeds what is stored at most; so it is resized, which makes readers
-# wait for a moment, only a few times in the life of a store.
+# limit: bytes by which the map exceeds what is stored at most; so it is resized, which makes
+# readers wait for a moment, only a few times in the life of a store.
 MAP_GROWTH_BYTES_MAX = 64 << 30
 
 _TABLES = ("store", "shards", "segments", "batches", "producers", "drops")
@@ -130,10 +130,13 @@ def walk_pages(path: Path) -> list[str]:
 class Environment:
     """An open environment. One thread writes; any thread reads."""
 
-    def __init__(self, directory: Path, *, map_bytes_max: int, read_only: bool = False) -> None:
-        """Open, or create unless `read_only`. The caller holds the directory's lock.
+    def __init__(
+        self, directory: Path, *, map_bytes_max: int, create: bool = False, read_only: bool = False
+    ) -> None:
+        """Open the environment. The caller holds the directory's lock.
 
-        Raises `lmdb.Error`.
+        Raises `lmdb.Error`, also if a table is missing and it is not to `create` them: a damaged
+        name of a table must not look like a store with nothing in it.
         """
         self._path = directory / "data.mdb"
         self._map_bytes_max = map_bytes_max
@@ -146,7 +149,7 @@ class Environment:
             max_readers=READERS_MAX,
             subdir=True,
             readonly=read_only,
-            create=not read_only,
+            create=create,
             # The directory's own lock keeps other processes out; a checker must leave no traces.
             lock=not read_only,
             sync=True,
@@ -156,9 +159,13 @@ class Environment:
             readahead=False,
             mode=0o600,
         )
-        self.tables = Tables(
-            *(self._lmdb.open_db(name.encode(), create=not read_only) for name in _TABLES)
-        )
+        try:
+            self.tables = Tables(
+                *(self._lmdb.open_db(name.encode(), create=create) for name in _TABLES)
+            )
+        except lmdb.Error:
+            self._lmdb.close()
+            raise
         self.page_bytes: int = self._lmdb.stat()["psize"]
 
     @contextmanager

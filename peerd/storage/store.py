@@ -347,7 +347,7 @@ def _create(directory: StoreDirectory, options: StorageOptions) -> None:
     directory.begin_creation()
     try:
         with closing(
-            Environment(directory.path, map_bytes_max=options.map_size_bytes_max)
+            Environment(directory.path, map_bytes_max=options.map_size_bytes_max, create=True)
         ) as environment:
             transaction = environment.begin_write()
             put_store(transaction, environment.tables, manifest.store_id, manifest.format_version)
@@ -373,10 +373,8 @@ def _open_environment(
     try:
         check_data_file(directory.data_file)
         environment = Environment(directory.path, map_bytes_max=options.map_size_bytes_max)
-    except DataFileDamaged as error:
+    except (DataFileDamaged, lmdb.Error) as error:
         raise StoreDamaged(directory.path, str(error)) from error
-    except lmdb.Error as error:
-        raise StorageFailed(directory.path, str(error)) from error
     try:
         with environment.read() as transaction:
             store_id, _ = read_store(transaction, environment.tables)
