@@ -1,0 +1,216 @@
+"""Does to one peer, or to the whole machine, what a plan says. One thread an episode.
+
+A fault ends with the peer stopped: when it does not end by itself soon after its last stage, the
+peer is killed, since it no longer acknowledges (`watch.stopped`). Look-alikes end as they came.
+Every helper that an episode starts is ended with it, whatever happens.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from models.lab.plan import Episode, Shared
+from models.lab.watch import LabPeer, PeerWatch
+from peerd.testing.faults import DutyCycle, FaultFile, Faults, Ramp, Shape
+
+STEP_S = 0.2
+# What a peer gets to end by itself once its fault is complete, before it is killed.
+LAST_STAGE_S_MAX = 20.0
+_HANG_MS = 60_000.0
+_BACKUP_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of an episode, in seconds of the monotonic clock."""
+
+    begun_s: float | None = None
+    stopped_s: float | None = None
+    why: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class EpisodeThread:
+    """Runs one episode on a peer. `start`, then `join`; `outcome` is complete after that."""
+
+    episode: Episode
+    peer: LabPeer
+    run_begun_s: float
+    ending: threading.Event
+    outcome: Outcome = field(default_factory=Outcome)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; the episode waits for its onset by itself."""
+        self._thread = threading.Thread(target=self._run, name=self.episode.kind, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        onset_s = self.run_begun_s + self.episode.onset_s
+        if self.ending.wait(max(onset_s - time.monotonic(), 0.0)):
+            return
+        self.outcome.begun_s = time.monotonic()
+        watch = PeerWatch(self.peer)
+        try:
+            {
+                "storage_delay": self._storage_delay,
+                "pauses": self._pauses,
+                "memory_leak": self._memory_leak,
+                "slow_stable": self._slow,
+                "slow_step": self._slow,
+                "slow_spell": self._slow,
+                "single_pause": self._single_pause,
+            }[self.episode.kind](watch)
+        finally:
+            watch.close()
+
+    def _number(self, name: str) -> float:
+        return float(self.episode.parameters[name])
+
+    def _ramp(self, start: float, end: float) -> Ramp:
+        begun_s = cast(float, self.outcome.begun_s)
+        shape = cast(Shape, self.episode.parameters["shape"])
+        return Ramp(
+            onset_s=begun_s, start=start, end=end, duration_s=self.episode.duration_s, shape=shape
+        )
+
+    def _follow(self, watch: PeerWatch, seconds: float) -> bool:
+        """Wait a step; True when the peer stopped or the run ends."""
+        why = watch.stopped()
+        if why:
+            self.outcome.stopped_s, self.outcome.why = time.monotonic(), why
+        return bool(why) or self.ending.wait(seconds)
+
+    def _finish(self, watch: PeerWatch) -> None:
+        """The last stage has begun: see the peer stop, and kill what no longer acknowledges."""
+        until_s = time.monotonic() + LAST_STAGE_S_MAX
+        while self.outcome.stopped_s is None and time.monotonic() < until_s:
+            if self._follow(watch, STEP_S):
+                break
+        if self.outcome.stopped_s is None:
+            self.outcome.stopped_s = time.monotonic()
+            self.outcome.why = "killed at the end of its fault"
+        if not watch.gone():
+            os.kill(self.peer.pid, signal.SIGKILL)
+
+    def _storage_delay(self, watch: PeerWatch) -> None:
+        file = FaultFile(self.peer.faults_file)
+        ramp = self._ramp(self._number("start_ms"), self._number("end_ms"))
+        until_s = ramp.onset_s + ramp.duration_s
+        while time.monotonic() < until_s:
+            delay_ms = ramp.value(time.monotonic())
+            jitter_ms = delay_ms * self._number("jitter_share")
+            file.set(Faults(write_delay_ms=delay_ms, write_delay_jitter_ms=jitter_ms))
+            if self._follow(watch, STEP_S):
+                break
+        else:
+            fails = self.episode.parameters["ends_by"] == "failed_write"
+            file.set(Faults(fail=True) if fails else Faults(write_delay_ms=_HANG_MS))
+        self._finish(watch)
+
+    def _pauses(self, watch: PeerWatch) -> None:
+        ramp = self._ramp(self._number("start_share"), self._number("end_share"))
+        period_ms = self._number("period_ms")
+        cycle = DutyCycle(self.peer.pid, stopped_ms=0.0, running_ms=period_ms)
+        cycle.start()
+        until_s = ramp.onset_s + ramp.duration_s
+        while time.monotonic() < until_s:
+            stopped_ms = period_ms * ramp.value(time.monotonic())
+            cycle.set(stopped_ms=stopped_ms, running_ms=period_ms - stopped_ms)
+            if self._follow(watch, STEP_S):
+                break
+        cycle.stop()
+        if self.outcome.stopped_s is None and not watch.gone():
+            os.kill(self.peer.pid, signal.SIGSTOP)
+        self._finish(watch)
+
+    def _memory_leak(self, watch: PeerWatch) -> None:
+        leak_bytes_per_s = self._number("leak_bytes") / self.episode.duration_s
+        FaultFile(self.peer.faults_file).set(Faults(leak_bytes_per_s=leak_bytes_per_s))
+        until_s = time.monotonic() + self.episode.duration_s
+        while time.monotonic() < until_s and not self._follow(watch, STEP_S):
+            pass
+        self._finish(watch)
+
+    def _slow(self, watch: PeerWatch) -> None:
+        file = FaultFile(self.peer.faults_file)
+        delay_ms = self._number("delay_ms")
+        jitter_ms = delay_ms * self._number("jitter_share")
+        file.set(Faults(write_delay_ms=delay_ms, write_delay_jitter_ms=jitter_ms))
+        until_s = time.monotonic() + self.episode.duration_s
+        while time.monotonic() < until_s and not watch.gone():
+            if self.ending.wait(STEP_S):
+                break
+        file.clear()
+
+    def _single_pause(self, watch: PeerWatch) -> None:
+        if watch.gone():
+            return
+        os.kill(self.peer.pid, signal.SIGSTOP)
+        try:
+            self.ending.wait(self._number("stopped_ms") / 1000.0)
+        finally:
+            os.kill(self.peer.pid, signal.SIGCONT)
+
+
+def limit_memory(peer: LabPeer, headroom_bytes: int) -> None:
+    """Let the process have this much more data memory than it has now, and no more, for good."""
+    for line in Path(f"/proc/{peer.pid}/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            limit = int(line.split()[1]) * 1024 + headroom_bytes
+            resource.prlimit(peer.pid, resource.RLIMIT_DATA, (limit, limit))
+
+
+def run_shared(
+    event: Shared, directories: list[Path], scratch: Path, ending: threading.Event
+) -> None:
+    """Do a shared event that needs no client; blocks for as long as it lasts."""
+    until_s = time.monotonic() + event.duration_s
+    if event.kind == "cpu_hog":
+        command = [sys.executable, "-c", "while True: pass"]
+        hogs = [subprocess.Popen(command) for _ in range(round(event.strength))]
+        try:
+            ending.wait(event.duration_s)
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
+    elif event.kind == "backup":
+        while time.monotonic() < until_s and not ending.is_set():
+            _copy_all(directories, scratch, until_s, ending)
+            ending.wait(STEP_S)
+
+
+def _copy_all(
+    directories: list[Path], scratch: Path, until_s: float, ending: threading.Event
+) -> None:
+    """Read everything that the peers have stored, and write it elsewhere, once."""
+    target = scratch / "backup"
+    with target.open("wb") as copy:
+        for path in (p for d in directories for p in sorted(d.rglob("*")) if p.is_file()):
+            try:
+                with path.open("rb") as source:
+                    os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    while block := source.read(_BACKUP_BLOCK_BYTES):
+                        copy.write(block)
+                        if time.monotonic() > until_s or ending.is_set():
+                            return
+            except FileNotFoundError:
+                continue  # a file that a peer removed meanwhile
+        copy.flush()
+        os.fsync(copy.fileno())
+    target.unlink()

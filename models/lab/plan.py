@@ -1,0 +1,182 @@
+"""What a run of the lab will do, drawn from its number and a seed. Pure.
+
+Kinds of fault, look-alike and shared event rotate with the number, so that training runs and
+held-out runs (every third) both see all of them; everything else is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+PEERS = 5
+# Which faults a run has, one peer each. Growing storage delay is the commonest real one.
+FAULTS_BY_TURN: tuple[tuple[str, ...], ...] = (
+    ("storage_delay", "pauses"),
+    ("storage_delay", "memory_leak"),
+    ("storage_delay",),
+    ("pauses", "storage_delay"),
+    ("memory_leak", "storage_delay"),
+    ("pauses",),
+)
+LOOK_ALIKES_BY_TURN: tuple[tuple[str, ...], ...] = (
+    ("slow_stable", "single_pause"),
+    ("slow_spell",),
+    ("slow_step", "slow_stable"),
+    ("single_pause", "slow_spell"),
+    ("slow_step",),
+)
+SHARED_BY_TURN: tuple[tuple[str, ...], ...] = (
+    ("load_spike", "backup"),
+    ("cpu_hog", "load_spike"),
+    ("large_batches", "load_spike"),
+    ("backup", "cpu_hog"),
+)
+# From onset to stop, log-uniform. Seconds.
+FAULT_S = (30.0, 240.0)
+ONSET_S = (25.0, 80.0)
+# A second fault of a run begins anywhere in the first two minutes.
+SECOND_ONSET_S = (25.0, 120.0)
+# What a run goes on for after the last fault should have ended.
+TAIL_S = 12.0
+# limit: seconds of a run, whatever was drawn.
+RUN_S_MAX = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """Something done to one peer: `kind`, when it begins, how long it grows or lasts."""
+
+    kind: str
+    peer: int
+    onset_s: float
+    duration_s: float
+    parameters: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Something that all peers of the machine feel."""
+
+    kind: str
+    start_s: float
+    duration_s: float
+    strength: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One run: its length, its load, and everything that will happen in it."""
+
+    number: int
+    seed: int
+    length_s: float
+    appends_per_s: float
+    record_bytes: int
+    shards: int
+    limit_memory: bool
+    faults: tuple[Episode, ...]
+    look_alikes: tuple[Episode, ...]
+    shared: tuple[Shared, ...]
+
+
+def plan_run(number: int, seed: int) -> RunPlan:
+    """The plan of run `number`; the same for the same arguments, on any machine."""
+    draw = random.Random(f"{seed}/{number}")
+    turn = number // 3 + 2 * (number % 3)
+    peers = list(range(PEERS))
+    draw.shuffle(peers)
+    fault_kinds = FAULTS_BY_TURN[turn % len(FAULTS_BY_TURN)]
+    faults = tuple(
+        _fault(kind, peers.pop(), ONSET_S if index == 0 else SECOND_ONSET_S, draw)
+        for index, kind in enumerate(fault_kinds)
+    )
+    ends_s = max(fault.onset_s + fault.duration_s for fault in faults)
+    length_s = min(ends_s + TAIL_S, RUN_S_MAX)
+    look_alikes = tuple(
+        _look_alike(kind, peers.pop(), length_s, draw)
+        for kind in LOOK_ALIKES_BY_TURN[turn % len(LOOK_ALIKES_BY_TURN)]
+    )
+    shared = tuple(
+        _shared(kind, length_s, draw) for kind in SHARED_BY_TURN[turn % len(SHARED_BY_TURN)]
+    )
+    return RunPlan(
+        number=number,
+        seed=seed,
+        length_s=round(length_s, 1),
+        appends_per_s=round(_log_uniform(60.0, 500.0, draw), 1),
+        record_bytes=round(_log_uniform(100.0, 3000.0, draw)),
+        shards=draw.choice((6, 12, 20)),
+        limit_memory="memory_leak" in fault_kinds or draw.random() < 0.5,
+        faults=faults,
+        look_alikes=look_alikes,
+        shared=shared,
+    )
+
+
+def _log_uniform(low: float, high: float, draw: random.Random) -> float:
+    return math.exp(draw.uniform(math.log(low), math.log(high)))
+
+
+def _fault(kind: str, peer: int, onset_s: tuple[float, float], draw: random.Random) -> Episode:
+    begins_s = draw.uniform(*onset_s)
+    duration_s = min(_log_uniform(*FAULT_S, draw), RUN_S_MAX - TAIL_S - begins_s)
+    parameters: dict[str, float | str] = {}
+    if kind == "storage_delay":
+        parameters = {
+            "start_ms": round(draw.uniform(0.5, 3.0), 2),
+            "end_ms": round(_log_uniform(120.0, 2500.0, draw), 1),
+            "shape": draw.choice(("linear", "exponential", "exponential", "quadratic")),
+            "jitter_share": round(draw.uniform(0.0, 0.6), 2),
+            "ends_by": draw.choice(("failed_write", "hang")),
+        }
+    elif kind == "pauses":
+        parameters = {
+            "period_ms": round(draw.uniform(700.0, 2500.0)),
+            "start_share": round(draw.uniform(0.02, 0.06), 3),
+            "end_share": round(draw.uniform(0.7, 0.95), 3),
+            "shape": draw.choice(("linear", "exponential")),
+        }
+    elif kind == "memory_leak":
+        parameters = {"leak_bytes": 400e6}
+    return Episode(
+        kind=kind,
+        peer=peer,
+        onset_s=round(begins_s, 1),
+        duration_s=round(duration_s, 1),
+        parameters=parameters,
+    )
+
+
+def _look_alike(kind: str, peer: int, length_s: float, draw: random.Random) -> Episode:
+    onset_s = draw.uniform(20.0, max(length_s - 50.0, 25.0))
+    duration_s = draw.uniform(15.0, 60.0)
+    parameters: dict[str, float | str] = {
+        "delay_ms": round(_log_uniform(4.0, 60.0, draw), 1),
+        "jitter_share": round(draw.uniform(0.0, 0.6), 2),
+    }
+    if kind == "slow_stable":
+        onset_s, duration_s = 0.0, length_s
+    elif kind == "slow_step":
+        duration_s = length_s - onset_s
+    elif kind == "single_pause":
+        parameters = {"stopped_ms": round(_log_uniform(200.0, 1200.0, draw))}
+        duration_s = 2.0
+    return Episode(
+        kind=kind,
+        peer=peer,
+        onset_s=round(onset_s, 1),
+        duration_s=round(duration_s, 1),
+        parameters=parameters,
+    )
+
+
+def _shared(kind: str, length_s: float, draw: random.Random) -> Shared:
+    duration_s = draw.uniform(10.0, 35.0)
+    return Shared(
+        kind=kind,
+        start_s=round(draw.uniform(15.0, max(length_s - duration_s, 20.0)), 1),
+        duration_s=round(duration_s, 1),
+        strength=round(_log_uniform(2.0, 6.0, draw), 2),
+    )
