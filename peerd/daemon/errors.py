@@ -38,7 +38,17 @@ class RegistrationRefused(CannotStart):
     """The LAS does not accept this peer, and trying again would not change that."""
 
 
-class StorageFailedError(DaemonError):
-    """The store failed for good; it must be verified before it is used again."""
+class StoreUnusable(CannotStart):
+    """The data directory cannot be opened as this peer's store."""
+
+
+class StoreBroken(DaemonError):
+    """The store failed for good, or is damaged; it must be verified before it is used again."""
 
     exit_status = EXIT_STORAGE_FAILED
+
+
+class BrokenInvariant(DaemonError):
+    """A bug, or a store or peer that contradicts the protocol; going on could lose a record."""
+
+    exit_status = EXIT_BUG

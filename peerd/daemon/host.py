@@ -20,7 +20,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from peerd.core import effects, events
@@ -48,6 +48,7 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
 from peerd.storage.errors import StorageFailed, StoreClosed, WriterOverloaded
+from peerd.storage.options import Space
 from peerd.storage.store import Store
 from peerd.transport.host_api import AppendOutcome
 from peerd.transport.map_cache import MapCache, MapChange
@@ -165,6 +166,7 @@ class ShardHost:
         self._incoming: dict[NodeName, IncomingStream] = {}
         self._next_request = 0
         self._waiting: dict[RequestId, Callable[[effects.Reply], None]] = {}
+        self._answered_all = asyncio.Event()
         self._refusing: Refusal | None = None
         self._broken = False
         self._submitted = 0
@@ -235,6 +237,15 @@ class ShardHost:
         """See `peerd.transport.host_api.ShardHost`."""
         return self._store.space().in_reserve
 
+    def space(self) -> Space:
+        """Room for batches."""
+        return self._store.space()
+
+    @property
+    def storage_queued_bytes(self) -> int:
+        """What waits for the storage writer."""
+        return self._store.queued_bytes
+
     def is_primary(self, shard: ShardId) -> bool:
         """See `peerd.transport.host_api.ShardHost`."""
         replica = self._replicas.get(shard)
@@ -285,10 +296,21 @@ class ShardHost:
         """See `peerd.transport.host_api.ShardHost`."""
         return await self._tell_outside().find_time(shard, epoch, timestamp_ms)
 
+    async def drain(self, reason: Refusal, *, timeout_s: float) -> None:
+        """Take no append any more, and give those under way `timeout_s` to be acknowledged."""
+        self._refusing = reason
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._waiting:
+                    self._answered_all.clear()
+                    await self._answered_all.wait()
+        except TimeoutError:
+            self.refuse_all(reason)
+
     def refuse_all(self, reason: Refusal) -> None:
         """Take no append any more, and answer those that wait: their outcome is not known."""
         self._refusing = reason
-        unknown = Refusal(reason=reason.reason, message=reason.message, taken=Taken.UNKNOWN)
+        unknown = replace(reason, taken=Taken.UNKNOWN)
         for request in tuple(self._waiting):
             self._reply(effects.AppendRefused(request=request, refusal=unknown))
 
@@ -359,6 +381,10 @@ class ShardHost:
             self._handle(ack.shard, events.AckReceived(sender=replica, message=ack))
         for expect in expects:
             self._handle(expect.shard, events.ExpectReceived(sender=replica, message=expect))
+
+    def frame_taken(self, duration_ms: float) -> None:
+        """A message of frames was written at its other end, this long after it was sent."""
+        self._own.record_replication_ack(duration_ms)
 
     def promise(
         self, shard: ShardId, fence: Epoch, epoch: Epoch, prepared: Epoch
@@ -461,6 +487,10 @@ class ShardHost:
         """What the store has of `shard`, as of the last write that was delivered."""
         replica = self._replicas.get(shard)
         return StoredShard(shard=shard) if replica is None else replica.stored
+
+    def stored_shards(self) -> list[StoredShard]:
+        """The same of every shard."""
+        return [replica.stored for replica in self._replicas.values()]
 
     def submit(self, operation: StoreOperation, on_outcome: OnOutcome) -> None:
         """Write for the copier; the core of the shard hears the outcome first.
@@ -581,6 +611,8 @@ class ShardHost:
         on_reply = self._waiting.pop(reply.request, None)
         if on_reply is not None:
             on_reply(reply)
+        if not self._waiting:
+            self._answered_all.set()
 
     def _ask(
         self,

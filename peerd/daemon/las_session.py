@@ -105,11 +105,13 @@ class SessionStatistics:
 class LasSession:
     """One per process; `run` is its only task."""
 
-    def __init__(self, addresses: Sequence[str], channels: Channels, client: LasClient) -> None:
+    def __init__(
+        self, addresses: Sequence[str], channels: Channels, client: LasClient, *, boot_id: str
+    ) -> None:
         self._addresses = tuple(addresses)
         self._channels = channels
         self._client = client
-        self._boot_id = client.registration().boot_id
+        self._boot_id = boot_id
         self._reports: dict[ReportKey, fleet_pb2.PeerReport] = {}
         self._reports_waiting = asyncio.Event()
         self._reports_answered = asyncio.Event()

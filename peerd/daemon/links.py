@@ -4,9 +4,9 @@ Invariants:
 - A link carries messages in the order in which they were given, and loses none without telling:
   whatever breaks or overflows ends the stream, the cores hear `link_down`, and start over from
   what the replica says when `link_up` follows.
-- At most `MESSAGES_UNDER_WAY_MAX` messages of at most about `MESSAGE_BYTES` each are beyond what
-  the replica has written, and at most `QUEUE_BYTES_MAX` wait behind them. Whatever comes while a
-  message is under way travels in the next one: batching grows with load and adds no delay.
+- What the replica has not written yet, and what waits behind it, is bounded (`LinkLimits`).
+  Whatever comes while messages are under way travels in the next one: batching grows with load
+  and adds no delay.
 - The first message names cluster, sender and the store that is meant; the first answer names the
   process at the other end. Another store than the one meant ends the stream.
 - `alive` frames are sent by the event loop: if it hangs, they stop, and others notice.
@@ -40,16 +40,6 @@ from peerd.transport.replication_codec import (
     size_bytes,
 )
 
-# limit: messages beyond what the replica has written; two keep the wire busy while the other end
-# commits, more only queue there
-MESSAGES_UNDER_WAY_MAX = 2
-# limit: bytes joined into one message before it is closed; one batch may exceed it alone. Larger
-# messages gain nothing, and delay the acknowledgement of what they begin with.
-MESSAGE_BYTES = 1024 * 1024
-# limit: bytes that wait for one peer; the cores stop far below it for each shard, this bounds the
-# sum. Beyond it the stream starts over, and what the peer lacks is read from the store.
-QUEUE_BYTES_MAX = 64 * 1024 * 1024
-
 # The other end has this long to name itself. Seconds.
 HELLO_TIMEOUT_S = 2.0
 # Pauses before dialling again: at once, then soon, then every second.
@@ -78,6 +68,21 @@ class LinkEvents(Protocol):
 
     def frame_taken(self, duration_ms: float) -> None:
         """A message was written at the other end, this long after it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkLimits:
+    """Bounds of one link."""
+
+    under_way_messages_max: int = 2
+    """Messages beyond what the replica has written: two keep the wire busy while the other end
+    commits, more would only queue there."""
+    message_bytes_max: int = 1024 * 1024
+    """Joined into one message; a single batch may exceed it. Larger messages gain nothing, and
+    delay the acknowledgement of what they begin with."""
+    queue_bytes_max: int = 64 * 1024 * 1024
+    """Waiting for one peer. The cores stop far below it for each shard, this bounds the sum:
+    beyond it the stream starts over, and what the peer lacks is read from the store."""
 
 
 class LinkBroken(Exception):
@@ -109,6 +114,7 @@ class Link:
         address: str,
         channels: Channels,
         events: LinkEvents,
+        limits: LinkLimits,
         neighbours: Neighbours,
         now_s: Callable[[], float],
     ) -> None:
@@ -118,6 +124,7 @@ class Link:
         self._cluster_id = cluster_id
         self._channels = channels
         self._events = events
+        self._limits = limits
         self._neighbours = neighbours
         self._now_s = now_s
         self._queue: deque[tuple[Adopt | Frame, int]] = deque()
@@ -138,7 +145,7 @@ class Link:
         if self._process is None or self._overflowed:
             return
         size = size_bytes(message)
-        if self._queued_bytes + size > QUEUE_BYTES_MAX:
+        if self._queued_bytes + size > self._limits.queue_bytes_max:
             self._overflowed = True
             self._overflows += 1
         else:
@@ -222,8 +229,8 @@ class Link:
             await self._wake.wait()
             self._wake.clear()
             if self._overflowed:
-                raise LinkBroken(f"{QUEUE_BYTES_MAX} bytes wait for it: starting over")
-            while self._queue and len(self._under_way) < MESSAGES_UNDER_WAY_MAX:
+                raise LinkBroken(f"{self._limits.queue_bytes_max} bytes wait for it: starting over")
+            while self._queue and len(self._under_way) < self._limits.under_way_messages_max:
                 await call.write(self._next_message())
                 self._wrote = True
             if self._pulse_due:
@@ -231,7 +238,7 @@ class Link:
                 await call.write(_ALIVE)
 
     def _next_message(self) -> replication_pb2.ReplicateRequest:
-        """Join what waits, in order, up to `MESSAGE_BYTES`."""
+        """Join what waits, in order, up to `message_bytes_max`."""
         self._number += 1
         message = replication_pb2.ReplicateRequest(number=self._number)
         framed: set[ShardId] = set()
@@ -240,7 +247,7 @@ class Link:
             item, size = self._queue[0]
             # The other end takes the adoptions of a message before its frames.
             overtakes = isinstance(item, Adopt) and item.shard in framed
-            if joined_bytes and (joined_bytes + size > MESSAGE_BYTES or overtakes):
+            if joined_bytes and (joined_bytes + size > self._limits.message_bytes_max or overtakes):
                 break
             self._queue.popleft()
             self._queued_bytes -= size
@@ -301,6 +308,7 @@ class Links:
         me: ProcessId,
         channels: Channels,
         events: LinkEvents,
+        limits: LinkLimits,
         neighbours: Neighbours,
         supervisor: Supervisor,
         now_s: Callable[[], float],
@@ -308,6 +316,7 @@ class Links:
         self._me = me
         self._channels = channels
         self._events = events
+        self._limits = limits
         self._neighbours = neighbours
         self._supervisor = supervisor
         self._now_s = now_s
@@ -330,6 +339,7 @@ class Links:
                 address=address,
                 channels=self._channels,
                 events=self._events,
+                limits=self._limits,
                 neighbours=self._neighbours,
                 now_s=self._now_s,
             )

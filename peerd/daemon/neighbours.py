@@ -3,7 +3,7 @@
 docs/protocol.md §6. A neighbour is a peer with which this one shares an open or prepared segment,
 one of the two being its primary. Two kinds of evidence go to the LAS:
 - the stream broke and the address refuses connections: strong, told at once;
-- no frame for `SILENCE_MS`, which is four missing ones.
+- no frame for `FRAMES_MISSING` periods.
 
 Invariants:
 - Only a process that was heard before is suspected, and by the boot id that was heard: a report
@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.daemon.supervisor import Supervisor
 
-# Both sides of a replication stream send at least this often. Milliseconds.
-FRAME_PERIOD_MS = 250
-# Four missing frames. Milliseconds.
-SILENCE_MS = 4 * FRAME_PERIOD_MS
-# A look that comes this much late means that this process slept itself. Milliseconds.
-OWN_LAG_MS_MAX = 2 * FRAME_PERIOD_MS
+# Frames that are missing when a neighbour counts as silent.
+FRAMES_MISSING = 4
+# A look that comes this many frame periods late means that this process slept itself.
+OWN_LAG_PERIODS_MAX = 2
 # A suspicion is told again this often while its reason lasts. Milliseconds.
 SUSPECT_AGAIN_MS = 1_000
 # How long one attempt to connect may take before it proves nothing. Seconds.
@@ -49,8 +47,14 @@ class Neighbours:
     """Used on the event loop alone. `now_ms` is a monotonic clock."""
 
     def __init__(
-        self, *, now_ms: Callable[[], int], supervisor: Supervisor, report: ReportSuspect
+        self,
+        *,
+        frame_period_ms: int,
+        now_ms: Callable[[], int],
+        supervisor: Supervisor,
+        report: ReportSuspect,
     ) -> None:
+        self._frame_period_ms = frame_period_ms
         self._now_ms = now_ms
         self._supervisor = supervisor
         self._report = report
@@ -86,14 +90,16 @@ class Neighbours:
             self._begin_probe(process.peer, process.boot)
 
     def look(self) -> None:
-        """Tell of neighbours that fell silent; call it every `FRAME_PERIOD_MS`."""
+        """Tell of neighbours that fell silent; call it every frame period."""
         now_ms = self._now_ms()
-        late_ms = now_ms - self._looked_at_ms - FRAME_PERIOD_MS
+        late_ms = now_ms - self._looked_at_ms - self._frame_period_ms
         self._looked_at_ms = now_ms
+        slept = late_ms > OWN_LAG_PERIODS_MAX * self._frame_period_ms
+        silence_ms = FRAMES_MISSING * self._frame_period_ms
         for peer, known in self._heard.items():
-            if late_ms > OWN_LAG_MS_MAX:
+            if slept:
                 known.at_ms = now_ms
-            elif now_ms - known.at_ms >= SILENCE_MS and self._may_tell(known, now_ms):
+            elif now_ms - known.at_ms >= silence_ms and self._may_tell(known, now_ms):
                 self._tell(peer, known, now_ms, refused=False)
                 self._begin_probe(peer, known.boot)
 

@@ -1,0 +1,111 @@
+"""The peer's own counts at `/metrics`: bounds that are visible before they are reached."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from peerd.daemon.copier import CopierStatistics
+from peerd.daemon.host import HostStatistics
+from peerd.daemon.las_session import SessionStatistics
+from peerd.daemon.links import LinkStatistics
+from peerd.storage.options import Space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatistics:
+    """Everything that is counted, at one moment."""
+
+    host: HostStatistics
+    links: list[LinkStatistics]
+    session: SessionStatistics
+    copier: CopierStatistics
+    space: Space
+    storage_queued_bytes: int
+    map_version: int
+    map_age_ms: int
+    tasks: int
+
+
+class PeerExporter(Collector):
+    """Register with a `CollectorRegistry`; `statistics` is called once a scrape."""
+
+    def __init__(self, statistics: Callable[[], PeerStatistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of one scrape."""
+        now = self._statistics()
+        yield from _gauges(
+            peerd_shards=("Shards with a copy or a promise here", now.host.shards),
+            peerd_primaries=("Shards that this process orders", now.host.primaries),
+            peerd_requests_unanswered=(
+                "Appends, promises and hand-overs that wait for an answer",
+                now.host.unanswered_requests,
+            ),
+            peerd_storage_writes_pending=(
+                "Operations given to the storage writer and not yet durable",
+                now.host.writes_pending,
+            ),
+            peerd_storage_queued_bytes=("Bytes that wait for it", now.storage_queued_bytes),
+            peerd_storage_free_bytes=("Bytes that can still be stored", now.space.free_bytes),
+            peerd_storage_stored_bytes=("Bytes of pages in use", now.space.stored_bytes),
+            peerd_storage_in_reserve=(
+                "1 while appends are refused for lack of space",
+                int(now.space.in_reserve),
+            ),
+            peerd_streams_in=("Streams of frames from other peers", now.host.streams_in),
+            peerd_las_connected=(
+                "1 while a session with the LAS leader stands",
+                now.session.connected,
+            ),
+            peerd_las_reports_waiting=("Reports not yet answered", now.session.reports_waiting),
+            peerd_map_version=("Version of the shard map known here", now.map_version),
+            peerd_map_age_seconds=(
+                "Since the map was last heard to be current",
+                now.map_age_ms / 1000,
+            ),
+            peerd_copies_wanted=(
+                "Sealed segments still to be copied here",
+                now.copier.wanted_segments,
+            ),
+            peerd_tasks=("Supervised tasks that run", now.tasks),
+        )
+        yield from _counters(
+            peerd_las_reports_dropped=(
+                "Reports dropped because too many waited",
+                now.session.reports_dropped,
+            ),
+            peerd_copied_bytes=("Bytes read for copies", now.copier.copied_bytes),
+            peerd_copied_segments=("Sealed segments copied here", now.copier.copied_segments),
+        )
+        yield from _links(now.links)
+
+
+def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:
+    for name, (meaning, value) in values.items():
+        yield GaugeMetricFamily(name, meaning, value=value)
+
+
+def _counters(**values: tuple[str, float]) -> Iterator[Metric]:
+    for name, (meaning, value) in values.items():
+        yield CounterMetricFamily(name, meaning, value=value)
+
+
+def _links(links: list[LinkStatistics]) -> Iterator[Metric]:
+    up = GaugeMetricFamily("peerd_link_up", "1 while its stream is open", labels=["peer"])
+    queued = GaugeMetricFamily("peerd_link_queued_bytes", "Bytes that wait for it", labels=["peer"])
+    breaks = CounterMetricFamily("peerd_link_breaks", "Times that it broke", labels=["peer"])
+    overflows = CounterMetricFamily(
+        "peerd_link_overflows",
+        "Times that it started over because too much waited",
+        labels=["peer"],
+    )
+    for link in links:
+        up.add_metric([link.peer], link.up)
+        queued.add_metric([link.peer], link.queued_bytes)
+        breaks.add_metric([link.peer], link.breaks)
+        overflows.add_metric([link.peer], link.overflows)
+    yield from (up, queued, breaks, overflows)

@@ -1,0 +1,171 @@
+"""What a peer tells about itself: its registration, and heartbeats with its health samples.
+
+Invariants:
+- A new session gets the whole window, a later heartbeat what came since the one before; so the
+  LAS leader, whoever it is, misses at most what was not sampled.
+- Samples are taken by their own thread; building a heartbeat only copies.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from las.v1 import fleet_pb2, shard_map_pb2
+from peerd.core.durable import StoredShard
+from peerd.core.ids import ProcessId
+from peerd.daemon.config import PeerdConfig
+from peerd.daemon.errors import RegistrationRefused
+from peerd.daemon.host import ShardHost
+from peerd.daemon.las_session import SAMPLES_PER_HEARTBEAT_MAX, SessionBroken
+from peerd.daemon.logging import get_logger
+from peerd.daemon.telemetry.collector import Collector, Sample, TelemetrySampler
+from peerd.daemon.telemetry.own import OwnMetrics
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.daemon.telemetry.window import Recorder, Window
+from peerd.storage.errors import WrongCluster
+from peerd.storage.store import Store
+from peerd.transport.map_cache import MapCache, MapForeign
+from peerd.transport.map_codec import MapMalformed
+
+# Level of what this version can do, told to the LAS and raised with each step that older versions
+# could not follow.
+FEATURE_LEVEL = 1
+
+_log = get_logger("member")
+
+
+class HealthSampling:
+    """The sampling thread, its window, and the recording if one is wanted."""
+
+    def __init__(self, data_dir: Path, own: OwnMetrics, record_file: Path | None) -> None:
+        self.window = Window()
+        self._recorder = Recorder(record_file) if record_file is not None else None
+        self._sampler = TelemetrySampler(Collector(data_dir, own.take), self._add)
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._sampler.start()
+
+    def stop(self) -> None:
+        """End; waits for the sample under way."""
+        self._sampler.stop()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _add(self, sample: Sample) -> None:
+        self.window.add(sample)
+        if self._recorder is not None:
+            self._recorder.add(sample)
+
+
+class Member:
+    """This process as the LAS knows it: fulfils `peerd.daemon.las_session.LasClient`."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        config: PeerdConfig,
+        address: str,
+        store: Store,
+        host: ShardHost,
+        map_cache: MapCache,
+        window: Window,
+    ) -> None:
+        self._me = me
+        self._config = config
+        self._address = address
+        self._store = store
+        self._host = host
+        self._map = map_cache
+        self._window = window
+        self._told_tick_ms = -1
+
+    def registration(self) -> fleet_pb2.RegisterRequest:
+        """What this process and its store are, now."""
+        manifest = self._store.manifest
+        domain = self._config.failure_domain
+        labels = {"host": domain.host, "rack": domain.rack, "zone": domain.zone}
+        return fleet_pb2.RegisterRequest(
+            cluster_id=manifest.cluster_id,
+            store_id=manifest.store_id,
+            boot_id=self._me.boot,
+            address=self._address,
+            labels={name: value for name, value in labels.items() if value},
+            may_lead=self._config.role != "shadow",
+            shards=[_encode_stored(stored) for stored in self._host.stored_shards()],
+            telemetry_schema=TELEMETRY_SCHEMA.version,
+            format_version=manifest.format_version,
+            feature_level=FEATURE_LEVEL,
+        )
+
+    async def registered(self, cluster_id: str) -> None:
+        """The LAS accepted this store: from now on it belongs to that cluster.
+
+        Raises:
+            RegistrationRefused: it belongs to another one already.
+        """
+        if self._store.manifest.cluster_id == cluster_id:
+            return
+        try:
+            # Writes a file durably, once in the life of a store.
+            await asyncio.to_thread(self._store.adopt_cluster, cluster_id)
+        except WrongCluster as error:
+            raise RegistrationRefused(str(error)) from error
+        _log.info("joined the cluster", cluster_id=cluster_id)
+
+    def map_updated(self, update: shard_map_pb2.MapUpdate) -> None:
+        """Take a part of the committed map.
+
+        Raises:
+            RegistrationRefused: it is another cluster's.
+            SessionBroken: it is no map.
+        """
+        try:
+            self._map.apply(update)
+        except MapForeign as error:
+            raise RegistrationRefused(str(error)) from error
+        except MapMalformed as error:
+            _log.error("the LAS sent a malformed map", why=str(error))
+            raise SessionBroken(str(error)) from error
+
+    def map_current(self) -> None:
+        """The leader said that there is nothing newer."""
+        self._map.heard_current()
+
+    def heartbeat(self, *, whole_window: bool) -> fleet_pb2.HeartbeatRequest:
+        """The next heartbeat; samples as described above."""
+        if whole_window:
+            self._told_tick_ms = -1
+        samples = self._window.since(self._told_tick_ms)[-SAMPLES_PER_HEARTBEAT_MAX:]
+        if samples:
+            self._told_tick_ms = samples[-1].tick_ms
+        space = self._store.space()
+        now_ms = int(time.monotonic() * 1000)
+        return fleet_pb2.HeartbeatRequest(
+            boot_id=self._me.boot,
+            samples=[_encode_sample(sample, now_ms) for sample in samples],
+            map_version=self._map.version,
+            free_bytes=space.free_bytes,
+            stored_bytes=space.stored_bytes,
+        )
+
+
+def _encode_sample(sample: Sample, now_ms: int) -> fleet_pb2.HealthSample:
+    return fleet_pb2.HealthSample(
+        age_ms=max(0, now_ms - sample.tick_ms),
+        sequence=sample.sequence,
+        values=sample.values.tolist(),
+    )
+
+
+def _encode_stored(stored: StoredShard) -> fleet_pb2.StoredShard:
+    return fleet_pb2.StoredShard(
+        shard=stored.shard,
+        promised=stored.promised,
+        adopted=stored.adopted,
+        segments=[
+            fleet_pb2.StoredSegment(epoch=segment.epoch, begin=segment.begin, end=segment.end)
+            for segment in stored.segments.values()
+        ],
+    )

@@ -1,0 +1,412 @@
+"""One peer of a cluster, put together: store, cores, streams, services, its line to the LAS.
+
+`Peer.start` brings everything up in the order in which mistakes are cheap to find: ports, then the
+store, then what needs both. `stop` takes it down in the reverse order, with a bound on each step.
+
+Invariants:
+- Nothing is served before the store is open, and the store is closed last.
+- Whatever ends the process (a broken invariant, a failed store, a dead task, a refused
+  registration) ends up in `Peer.ended`, once, with the error that says why.
+
+Must not: touch signals, exit statuses or the terminal (`peerd.daemon.serve`).
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from las.v1 import fleet_pb2, shard_map_pb2, shard_map_pb2_grpc
+from peerd.core.check import InvariantViolation
+from peerd.core.durable import Outcome
+from peerd.core.errors import Reason, Refusal
+from peerd.core.ids import BootId, NodeName, ProcessId
+from peerd.core.limits import Limits
+from peerd.daemon.channels import Channels
+from peerd.daemon.config import PeerdConfig, verify_identity
+from peerd.daemon.copier import Copier
+from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
+from peerd.daemon.exporter import PeerExporter, PeerStatistics
+from peerd.daemon.heartbeat import HealthSampling, Member
+from peerd.daemon.host import ShardHost
+from peerd.daemon.http import HttpEndpoint
+from peerd.daemon.las_session import LasSession
+from peerd.daemon.links import LinkLimits, Links
+from peerd.daemon.logging import get_logger
+from peerd.daemon.neighbours import Neighbours
+from peerd.daemon.outside import Surroundings
+from peerd.daemon.peer_calls import PeerCalls
+from peerd.daemon.ports import bind_grpc, split_address
+from peerd.daemon.reader import StoreReader
+from peerd.daemon.supervisor import Supervisor
+from peerd.daemon.telemetry.collector import watch_loop_lag
+from peerd.daemon.telemetry.exporter import TelemetryExporter
+from peerd.daemon.telemetry.own import OwnMetrics
+from peerd.internal.v1 import replication_pb2_grpc
+from peerd.pki import Identity
+from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
+from peerd.storage.options import StorageOptions
+from peerd.storage.store import Store
+from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.limits import EdgeLimits
+from peerd.transport.log_service import LogService, add_log_service
+from peerd.transport.map_cache import MapCache
+from peerd.transport.map_service import ShardMapServicer
+from peerd.transport.options import SERVER_OPTIONS
+from peerd.transport.replication_service import ReplicationService
+from peerd.transport.tls import server_credentials
+from peerd.transport.typed_errors import TypedErrors
+from peerd.v1 import log_pb2
+
+# The services that clients may discover and ask the health of.
+PUBLIC_SERVICES = (
+    log_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
+    shard_map_pb2.DESCRIPTOR.services_by_name["ShardMapService"].full_name,
+)
+# How long the last report of a failed store is tried. Seconds.
+LAST_REPORT_TIMEOUT_S = 1.0
+# How long calls under way may take to end when the peer stops; no append is among them. Seconds.
+CALLS_TIMEOUT_S = 0.5
+# How long the end of tasks is waited for. Seconds.
+TASKS_TIMEOUT_S = 2.0
+# How long the store may take to write what is queued when the peer stops. Seconds.
+STORE_CLOSE_TIMEOUT_S = 5.0
+
+_log = get_logger("peer")
+
+
+class Peer:
+    """Made by `Peer.start`. One event loop; several may live in one process (in tests)."""
+
+    def __init__(self, config: PeerdConfig, identity: Identity) -> None:
+        """Use `Peer.start`."""
+        self.config = config
+        self.supervisor = Supervisor()
+        self.own = OwnMetrics()
+        self.map_cache = MapCache(lambda: int(time.monotonic() * 1000))
+        self.address = ""
+        self.http_address = ""
+        self._plaintext = config.tls is None
+        self._channels = Channels(identity, config.tls_files())
+        self._server = grpc.aio.server(
+            options=SERVER_OPTIONS,
+            interceptors=[
+                AuthorizationInterceptor(config.cluster, plaintext=self._plaintext),
+                TypedErrors(self._on_bug),
+            ],
+        )
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[DaemonError] = self._loop.create_future()
+        self._health = health.HealthServicer()
+        self._store: Store | None = None
+        self._http: HttpEndpoint | None = None
+        self._assembled = False
+        self._serving = False
+
+    @classmethod
+    async def start(cls, config: PeerdConfig) -> "Peer":
+        """Bring a peer up; it serves when this returns, and looks for the LAS meanwhile.
+
+        Raises:
+            ConfigError: its certificates do not fit.
+            PortInUse: it cannot listen.
+            StoreUnusable: the data directory is not this peer's, or another process has it.
+            StoreBroken: the store is damaged, or the disk fails.
+        """
+        peer = cls(config, verify_identity(config))
+        try:
+            await peer._bring_up()
+        except BaseException:
+            await peer.stop()
+            raise
+        return peer
+
+    async def ended(self) -> DaemonError:
+        """Wait until the peer cannot go on; returns why."""
+        return await asyncio.shield(self._ended)
+
+    # ------------------------------------------------------------------ coming up
+
+    async def _bring_up(self) -> None:
+        files = self.config.tls_files()
+        credentials = None if files is None else server_credentials(files)
+        port = bind_grpc(self._server, self.config.listen, credentials)
+        host, advertised_port = split_address(self.config.advertise)
+        self.address = f"{host}:{advertised_port or port}"
+        self._store = store = await asyncio.to_thread(self._open_store)
+        self.map_cache.cluster_id = store.manifest.cluster_id
+        self.me = ProcessId(
+            NodeName(self.config.name), store.manifest.store_id, BootId(secrets.token_hex(16))
+        )
+        self._assemble(store)
+        self._add_services()
+        self._assembled = True
+        await self._open_http()
+        self._run_tasks()
+        await self._server.start()
+        self._serving = True
+        for service in ("", *PUBLIC_SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving", address=self.address, http=self.http_address, store=self.me.store)
+
+    def _open_store(self) -> Store:
+        """Open the store in this thread: verification after an unclean stop takes a while."""
+        settings = self.config.storage
+        try:
+            return Store.open(
+                self.config.data_dir,
+                StorageOptions(
+                    map_size_bytes_max=settings.map_size_bytes_max,
+                    reserve_bytes=settings.reserve_bytes,
+                    commit_bytes_max=settings.commit_bytes_max,
+                    queue_bytes_max=settings.queue_bytes_max,
+                ),
+                deliver=self._deliver,
+                on_failure=self._on_storage_failure,
+                before_commit=_fault_hook(self.config),
+                metrics=self.own,
+            )
+        except (StoreDamaged, StorageFailed) as error:
+            raise StoreBroken(str(error)) from error
+        except StorageError as error:
+            raise StoreUnusable(f"data_dir: {error}") from error
+
+    def _deliver(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
+        """Called by the storage writer's thread; the host is made after the store."""
+        self.host.deliver(outcomes)
+
+    def _assemble(self, store: Store) -> None:
+        """Make the parts and introduce them to each other."""
+        config, me, loop = self.config, self.me, self._loop
+        self.host = ShardHost(
+            me=me,
+            store=store,
+            map_cache=self.map_cache,
+            queue_bytes_max=config.storage.queue_bytes_max,
+            limits=Limits(
+                stall_timeout_ms=config.stall_timeout_ms,
+                drain_timeout_ms=config.drain_timeout_ms,
+                commit_notice_ms=config.replication.commit_notice_ms,
+            ),
+            own=self.own,
+            fatal=self._on_bug,
+        )
+        self._sampling = HealthSampling(config.data_dir, self.own, config.telemetry.record_file)
+        member = Member(
+            me=me,
+            config=config,
+            address=self.address,
+            store=store,
+            host=self.host,
+            map_cache=self.map_cache,
+            window=self._sampling.window,
+        )
+        self.session = LasSession(config.las, self._channels, member, boot_id=me.boot)
+        self._neighbours = Neighbours(
+            frame_period_ms=config.replication.beat_ms,
+            now_ms=lambda: int(loop.time() * 1000),
+            supervisor=self.supervisor,
+            report=self._report_suspect,
+        )
+        self._links = Links(
+            me=me,
+            channels=self._channels,
+            events=self.host,
+            limits=LinkLimits(
+                under_way_messages_max=config.replication.frames_inflight_max,
+                message_bytes_max=config.replication.frame_bytes_max,
+                queue_bytes_max=config.replication.queue_bytes_max,
+            ),
+            neighbours=self._neighbours,
+            supervisor=self.supervisor,
+            now_s=loop.time,
+        )
+        calls = PeerCalls(me=me, channels=self._channels, map_cache=self.map_cache)
+        self._reader = StoreReader(store)
+        self.host.connect(
+            Surroundings(
+                me=me,
+                host=self.host,
+                map_cache=self.map_cache,
+                links=self._links,
+                neighbours=self._neighbours,
+                calls=calls,
+                reader=self._reader,
+                report=self.session.report,
+                supervisor=self.supervisor,
+            )
+        )
+        self.copier = Copier(
+            me=me,
+            host=self.host,
+            map_cache=self.map_cache,
+            calls=calls,
+            report=self.session.report,
+            bytes_per_s_max=config.copier.bytes_per_s_max,
+            now_s=loop.time,
+        )
+
+    def _add_services(self) -> None:
+        limits = EdgeLimits(
+            batch_bytes_max=self.config.append.batch_bytes_max,
+            inflight_bytes_max=self.config.append.inflight_bytes_max,
+        )
+        self._replication = ReplicationService(self.host, plaintext=self._plaintext)
+        self._log_service = LogService(self.host, self.map_cache, self._channels, limits)
+        replication_pb2_grpc.add_ReplicationServiceServicer_to_server(
+            self._replication, self._server
+        )
+        add_log_service(self._server, self._log_service)
+        shard_map_pb2_grpc.add_ShardMapServiceServicer_to_server(
+            ShardMapServicer(self.map_cache), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def _open_http(self) -> None:
+        registry = CollectorRegistry()
+        registry.register(TelemetryExporter(self._sampling.window.latest))
+        registry.register(PeerExporter(self.statistics))
+        self._http = HttpEndpoint(registry, self.why_not_ready)
+        host, port = split_address(self.config.http_listen)
+        self.http_address = f"{host}:{await self._http.start(host, port)}"
+
+    def _run_tasks(self) -> None:
+        self._sampling.start()
+        self.supervisor.spawn("watch of the tasks", self._watch_tasks())
+        self.supervisor.start("session with the LAS", self.session.run())
+        self.supervisor.start("copier", self.copier.run())
+        self.supervisor.start("pulse", self._pulse())
+        self.supervisor.start("loop lag", watch_loop_lag(self.own))
+
+    async def _pulse(self) -> None:
+        """Frames that say "I live", both ways, and the look for those that do not."""
+        while True:
+            self._links.pulse()
+            self._replication.pulse()
+            self._neighbours.look()
+            await asyncio.sleep(self.config.replication.beat_ms / 1000)
+
+    # ------------------------------------------------------------------ telling
+
+    def why_not_ready(self) -> str | None:
+        """None if clients are served, else one line."""
+        if not self._serving:
+            return "not serving"
+        if self.map_cache.version == 0:
+            return "the shard map is not known yet: no LAS node was reached since the start"
+        return None
+
+    def statistics(self) -> PeerStatistics:
+        """Everything that is counted, now."""
+        return PeerStatistics(
+            host=self.host.statistics(),
+            links=self._links.statistics(),
+            session=self.session.statistics(),
+            copier=self.copier.statistics(),
+            space=self.host.space(),
+            storage_queued_bytes=self.host.storage_queued_bytes,
+            map_version=self.map_cache.version,
+            map_age_ms=self.map_cache.age_ms,
+            tasks=self.supervisor.task_count,
+        )
+
+    def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:
+        _log.warning("neighbour is silent", peer=peer, refused=refused, silent_ms=silent_ms)
+        self.session.report(
+            fleet_pb2.PeerReport(
+                suspect=fleet_pb2.Suspect(
+                    peer=peer, boot_id=boot, connection_refused=refused, silent_ms=silent_ms
+                )
+            )
+        )
+
+    # ------------------------------------------------------------------ the end
+
+    async def _watch_tasks(self) -> None:
+        failure = await self.supervisor.failed()
+        cause = failure.__cause__
+        if isinstance(cause, DaemonError):
+            self._end(cause)
+        elif isinstance(cause, InvariantViolation):
+            self._end(BrokenInvariant(str(cause)))
+        else:
+            _log.error("task died", task=failure.name, exc_info=cause)
+            self._end(DaemonError(str(failure)))
+
+    def _on_bug(self, error: Exception) -> None:
+        """A broken invariant ends the process; other bugs are told where they were met."""
+        self.own.record_error()
+        if isinstance(error, InvariantViolation):
+            self._end(BrokenInvariant(str(error)))
+
+    def _on_storage_failure(self, failure: StorageFailed) -> None:
+        """Called by the storage writer's thread."""
+        self._loop.call_soon_threadsafe(self._storage_failed, failure)
+
+    def _storage_failed(self, failure: StorageFailed) -> None:
+        _log.critical("storage failed", why=str(failure))
+        if isinstance(failure.__cause__, InvariantViolation):
+            self._end(BrokenInvariant(str(failure.__cause__)))
+            return
+        self.host.refuse_all(Refusal(reason=Reason.STORE_FAILED, message=str(failure)))
+        self._replication.close()
+        self.session.report(
+            fleet_pb2.PeerReport(storage_failed=fleet_pb2.StorageFailed(why=str(failure)))
+        )
+        self.supervisor.spawn("last report", self._tell_failure(failure))
+
+    async def _tell_failure(self, failure: StorageFailed) -> None:
+        await self.session.flush(timeout_s=LAST_REPORT_TIMEOUT_S)
+        self._end(StoreBroken(str(failure)))
+
+    def _end(self, error: DaemonError) -> None:
+        if not self._ended.done():
+            self._ended.set_result(error)
+
+    async def stop(self) -> None:
+        """Take the peer down, each step with a bound; also one that came up only in part."""
+        self._serving = False
+        await self._health.enter_graceful_shutdown()
+        if self._assembled:
+            going = Refusal(
+                reason=Reason.SHUTTING_DOWN, message=f"{self.me.peer} is stopping: go elsewhere"
+            )
+            await self.host.drain(going, timeout_s=self.config.shutdown_timeout_ms / 1000)
+            self._replication.close()
+            self._log_service.close()
+        await self._server.stop(CALLS_TIMEOUT_S)
+        hanging = await self.supervisor.stop(timeout_s=TASKS_TIMEOUT_S)
+        if hanging:
+            _log.error("tasks do not end", tasks=hanging)
+        await self._channels.close()
+        if self._http is not None:
+            await self._http.stop()
+        if self._assembled:
+            self.host.stop()
+            self._reader.close()
+        await asyncio.to_thread(self._close_store)
+
+    def _close_store(self) -> None:
+        """What has to be waited for outside the event loop."""
+        if self._assembled:
+            self._sampling.stop()
+        if self._store is not None and not self._store.close(STORE_CLOSE_TIMEOUT_S):
+            _log.error("the store does not close: it is verified at the next start")
+
+
+def _fault_hook(config: PeerdConfig) -> Callable[[], None] | None:
+    """What the storage writer calls before each commit; nothing, unless a test asks for faults."""
+    if config.testing.faults_file is None:
+        return None
+    from peerd.testing.faults import StorageFaults
+
+    return StorageFaults(config.testing.faults_file).before_commit
