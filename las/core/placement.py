@@ -1,0 +1,272 @@
+"""Where copies and primaries go: the rules of docs/anticipation.md §4, and nothing about when.
+
+Hard rules: only the recorded store of a node that is up, never two replicas on a host, a primary
+that may lead, never fewer voters than the log's `acks`. Preferences, in this order: what is there
+already, healthy before endangered, racks apart, zones apart, few votes, few primaries, name. The
+last makes every choice the same on every run.
+
+A node at risk or being drained is *endangered*: it keeps getting everything as a non-voter, so that
+its copy stays good while nobody waits for it. It votes or leads only where too few others can.
+"""
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from las.core.index import FleetIndex
+from las.core.state import ClusterState, Log, Node, NodeState
+from peerd.core.ids import NodeName, ProcessId, ReplicaId, ShardId, Tick
+from peerd.core.shard_map import Plan
+
+# limit: non-voters of one plan; each costs the primary a stream of everything.
+NON_VOTERS_MAX = 3
+# limit: nodes that are weighed for one place, least used first; more would not place it better.
+CANDIDATES_MAX = 64
+
+
+class Health(Enum):
+    """What may be built on a replica."""
+
+    HEALTHY = "healthy"
+    ENDANGERED = "endangered"
+    """Up, but at risk or being drained."""
+    GONE = "gone"
+    """Down, failed, or another store than the recorded one of its node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetView:
+    """What the leader sees beside the committed state. Times are of its own clock.
+
+    Attributes:
+        now: the time of this view.
+        free_bytes: bytes free for data as last heard; a node that is missing here has enough.
+        down_since: when the leader saw a node down first; missing = long ago.
+        stalled: voters whose acknowledgements stall, by the shard in which they do.
+    """
+
+    now: Tick
+    free_bytes: Mapping[NodeName, int] = field(default_factory=dict)
+    down_since: Mapping[NodeName, Tick] = field(default_factory=dict)
+    stalled: frozenset[tuple[ShardId, ReplicaId]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the planner may have under way at once, and how long it waits.
+
+    Attributes:
+        changes_max: segments prepared at once; each is a switch that costs its primary a drain.
+        copies_max: fetches wanted at once over the whole fleet.
+        copies_per_segment_max: fetches of one segment wanted at once.
+        free_bytes_min: a node with less free is given nothing new.
+        repair_delay_ms: how long a dead node's copies are waited for before they are made anew.
+    """
+
+    changes_max: int = 64
+    copies_max: int = 256
+    copies_per_segment_max: int = 3
+    free_bytes_min: int = 1 << 30
+    repair_delay_ms: int = 600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a new plan should keep.
+
+    Attributes:
+        log: whose policy it follows.
+        kept: replicas to keep, best first.
+        shunned: replicas that vote only if too few others can: they stall, or did not answer.
+        primary: the process that should go on, if it is healthy and votes.
+        heirs: who should lead otherwise: stores that have what came before.
+    """
+
+    log: Log
+    kept: tuple[ReplicaId, ...]
+    shunned: frozenset[ReplicaId] = frozenset()
+    primary: ProcessId | None = None
+    heirs: frozenset[ReplicaId] = frozenset()
+
+
+class Placement:
+    """One round of choices. Each choice counts as load for the next, so a round spreads itself."""
+
+    def __init__(
+        self, state: ClusterState, view: FleetView, limits: Limits, index: FleetIndex
+    ) -> None:
+        self._state = state
+        self._view = view
+        self._limits = limits
+        self._votes: Counter[NodeName] = Counter(index.voting)
+        self._leads: Counter[NodeName] = Counter(index.leading)
+        self._copies: Counter[NodeName] = Counter(index.holding)
+        healthy = (
+            node
+            for node in state.nodes.values()
+            if self.health(node.replica) is Health.HEALTHY and self._has_room(node)
+        )
+        self._queue = sorted((self._load(node.name), node.name) for node in healthy)
+
+    def health(self, replica: ReplicaId) -> Health:
+        """What may be built on `replica`."""
+        node = self._state.nodes.get(replica.peer)
+        if node is None or node.store != replica.store or node.state is not NodeState.UP:
+            return Health.GONE
+        return Health.ENDANGERED if node.at_risk or node.draining else Health.HEALTHY
+
+    def host(self, replica: ReplicaId) -> str:
+        """The host of a replica's node."""
+        return self._state.nodes[replica.peer].host
+
+    # ------------------------------------------------------------------ plans
+    def compose(self, wish: Wish) -> Plan | None:
+        """The best plan for `wish`; None if too few nodes could vote, or none of them may lead."""
+        alive = [each for each in wish.kept if self.health(each) is not Health.GONE]
+        steady = [
+            each
+            for each in alive
+            if self.health(each) is Health.HEALTHY and each not in wish.shunned
+        ]
+        others = [each for each in alive if each not in steady]
+        voters = self._voters(wish, steady, self._hosts(others))
+        if len(voters) < wish.log.copies:  # the hosts of endangered replicas are needed
+            voters = self._voters(wish, steady, set())
+        if len(voters) < wish.log.acks:
+            # Of those that should not vote the least bad first: endangered, then shunned.
+            shunned = [each for each in others if each in wish.shunned]
+            endangered = [each for each in others if each not in wish.shunned]
+            for each in (*endangered, *self._other_endangered(wish), *shunned):
+                if len(voters) < wish.log.acks and self.host(each) not in self._hosts(voters):
+                    voters.append(each)
+        primary = self._primary(wish, voters)
+        if len(voters) < wish.log.acks or primary is None:
+            return None
+        hosts = self._hosts(voters)
+        non_voters: list[ReplicaId] = []
+        for each in others:
+            if self.host(each) not in hosts and len(non_voters) < NON_VOTERS_MAX:
+                non_voters.append(each)
+                hosts.add(self.host(each))
+        return Plan(
+            primary=primary,
+            voters=tuple(voters),
+            non_voters=tuple(non_voters),
+            acks=wish.log.acks,
+        )
+
+    def commit(self, plan: Plan, before: Plan | None = None) -> None:
+        """Count `plan`, in place of `before`, as load for the choices that follow."""
+        for old in before.voters if before is not None else ():
+            self._use(old.peer, -1)
+        for new in plan.voters:
+            self._use(new.peer, +1)
+        if before is not None:
+            self._leads[before.primary.peer] -= 1
+        self._leads[plan.primary.peer] += 1
+
+    def _voters(
+        self, wish: Wish, steady: Iterable[ReplicaId], blocked: set[str]
+    ) -> list[ReplicaId]:
+        """Up to `copies` healthy voters: the steady ones, then others on hosts not `blocked`."""
+        voters: list[ReplicaId] = []
+        for each in steady:
+            if len(voters) < wish.log.copies and self.host(each) not in self._hosts(voters):
+                voters.append(each)
+        if len(voters) == wish.log.copies and not any(map(self._may_lead, voters)):
+            voters.pop()  # room for one that may lead
+        while len(voters) < wish.log.copies:
+            last = len(voters) == wish.log.copies - 1
+            leader_needed = last and not any(map(self._may_lead, voters))
+            added = self.pick(voters, blocked, wish.shunned, may_lead=leader_needed)
+            if added is None:
+                break
+            voters.append(added)
+        return voters
+
+    def pick(
+        self,
+        beside: Iterable[ReplicaId],
+        blocked: set[str],
+        shunned: Iterable[ReplicaId] = (),
+        *,
+        may_lead: bool = False,
+    ) -> ReplicaId | None:
+        """The healthy store that fits best beside others, on no host of theirs or `blocked`."""
+        nodes = [self._state.nodes[each.peer] for each in beside]
+        hosts = {node.host for node in nodes} | blocked
+        racks = Counter(rack for node in nodes if (rack := node.label("rack")))
+        zones = Counter(zone for node in nodes if (zone := node.label("zone")))
+        refused = {each.peer for each in shunned}
+        best: tuple[tuple[int, int, int, NodeName], Node] | None = None
+        weighed = 0
+        for load, name in self._queue:
+            node = self._state.nodes[name]
+            if node.host in hosts or name in refused or (may_lead and not node.may_lead):
+                continue
+            score = (racks[node.label("rack")], zones[node.label("zone")], load, name)
+            if best is None or score < best[0]:
+                best = score, node
+            weighed += 1
+            if weighed == CANDIDATES_MAX:
+                break
+        return None if best is None else best[1].replica
+
+    def use_for_copy(self, replica: ReplicaId) -> None:
+        """Count a wanted copy as load."""
+        before = self._load(replica.peer)
+        self._copies[replica.peer] += 1
+        self._requeue(replica.peer, before)
+
+    def _other_endangered(self, wish: Wish) -> list[ReplicaId]:
+        """Endangered nodes with room that have no part yet: draining before at risk, least used."""
+        names = sorted(
+            (node.at_risk, self._load(node.name), node.name)
+            for node in self._state.nodes.values()
+            if self.health(node.replica) is Health.ENDANGERED and self._has_room(node)
+        )
+        replicas = (self._state.nodes[name].replica for _, _, name in names)
+        return [each for each in replicas if each not in wish.kept]
+
+    def _primary(self, wish: Wish, voters: list[ReplicaId]) -> ProcessId | None:
+        """Who leads: the one who does, if it is healthy; else the healthiest heir, least used."""
+        able = [each for each in voters if self._may_lead(each)]
+        if not able:
+            return None
+
+        def order(each: ReplicaId) -> tuple[bool, bool, bool, int, NodeName]:
+            stays = wish.primary is not None and wish.primary == self._process(each)
+            weak = self.health(each) is not Health.HEALTHY or each in wish.shunned
+            return weak, not stays, each not in wish.heirs, self._leads[each.peer], each.peer
+
+        return self._process(min(able, key=order))
+
+    # ------------------------------------------------------------------ small facts
+    def _process(self, replica: ReplicaId) -> ProcessId:
+        return self._state.nodes[replica.peer].process
+
+    def _may_lead(self, replica: ReplicaId) -> bool:
+        return self._state.nodes[replica.peer].may_lead
+
+    def _hosts(self, replicas: Iterable[ReplicaId]) -> set[str]:
+        return {self.host(each) for each in replicas}
+
+    def _has_room(self, node: Node) -> bool:
+        free = self._view.free_bytes.get(node.name)
+        return free is None or free >= self._limits.free_bytes_min
+
+    def _load(self, name: NodeName) -> int:
+        return self._votes[name] + self._copies[name]
+
+    def _use(self, name: NodeName, change: int) -> None:
+        before = self._load(name)
+        self._votes[name] += change
+        self._requeue(name, before)
+
+    def _requeue(self, name: NodeName, load_before: int) -> None:
+        at = bisect_left(self._queue, (load_before, name))
+        if at < len(self._queue) and self._queue[at] == (load_before, name):  # else not healthy
+            del self._queue[at]
+            insort(self._queue, (self._load(name), name))

@@ -1,0 +1,524 @@
+"""What should be changed, and why: a pure function of the committed state and the leader's view.
+
+Invariants:
+- *Protection never shrinks.* A new plan has at least the log's `acks` voters, or there is none.
+- *Only a changed plan makes an action*, and only what needs a change is changed: what is healthy
+  stays where it is. Planning again after the actions were carried out gives none.
+- *A gone primary is recovered, everything else is planned* (docs/protocol.md §4): while the
+  primary's process lives it alone knows what it acknowledged.
+- Each action says in words why it is wanted; that text is what an operator reads.
+
+Whether a node is at risk is judged elsewhere and committed; here it is a fact of the state.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from las.core.index import FleetIndex, indexed
+from las.core.placement import FleetView, Health, Limits, Placement, Wish
+from las.core.recovery import Recovered
+from las.core.state import LOG_SHARDS_MAX, ClusterState, Log, NodeState, ShardEntry
+from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ReplicaId, ShardId, Tick
+from peerd.core.shard_map import Plan, Segment
+
+# limit: nodes among which the shards of one new log are spread; its creation must fit one command.
+INITIAL_NODES_MAX = 512
+
+
+class Urgency(IntEnum):
+    """What goes first when not everything may go at once; lower is sooner."""
+
+    PAUSED = 0
+    STALLED = 1
+    AT_RISK = 2
+    DRAINING = 3
+    SHORT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recover:
+    """The primary is gone, or a fence stands: docs/protocol.md §4.2."""
+
+    shard: ShardId
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """A planned change of the open segment `epoch`: docs/protocol.md §4.1."""
+
+    shard: ShardId
+    epoch: Epoch
+    plan: Plan
+    why: str
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Stores that shall fetch the sealed segment `epoch`, in place of those wanted now.
+
+    `kept_tail`: fewer stores than `acks` have a kept tail, whose retries wait for it (§4.2); it
+    goes before all others. `healthy` is the number of healthy holders: then the fewest go first.
+    """
+
+    shard: ShardId
+    epoch: Epoch
+    holders: tuple[ReplicaId, ...]
+    why: str
+    kept_tail: bool
+    healthy: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """The shard needs a change, and too few nodes are left for one."""
+
+    shard: ShardId
+    why: str
+
+
+Action = Recover | Prepare | Want | Shortage
+
+
+class _Round:
+    """What one round of planning looks at."""
+
+    def __init__(
+        self, state: ClusterState, view: FleetView, limits: Limits, index: FleetIndex | None
+    ) -> None:
+        self.state = state
+        self.view = view
+        self.limits = limits
+        self.index = indexed(state) if index is None else index
+        self.placement = Placement(state, view, limits, self.index)
+
+
+def plan(
+    state: ClusterState,
+    view: FleetView,
+    limits: Limits,
+    *,
+    index: FleetIndex | None = None,
+    shards: Iterable[ShardId] | None = None,
+) -> list[Action]:
+    """What should be done now, the most urgent first; nothing that is under way already.
+
+    `index` is an index of `state`; it is built if there is none. `shards` restricts the look to
+    shards that may need something.
+    """
+    seen = _Round(state, view, limits, index)
+    recoveries: list[Recover] = []
+    prepares: list[Prepare] = []
+    wants: list[Want] = []
+    shortages: list[Shortage] = []
+    for shard in sorted(state.shards if shards is None else set(shards)):
+        entry = state.shards.get(shard)
+        if entry is None or entry.halted:
+            continue
+        wants += _wants(seen, entry)
+        found = _change(seen, entry)
+        if isinstance(found, Recover):
+            recoveries.append(found)
+        elif isinstance(found, Prepare):
+            prepares.append(found)
+        elif isinstance(found, Shortage):
+            shortages.append(found)
+    prepares.sort(key=lambda each: (each.urgency, each.shard))
+    room = max(0, limits.changes_max - len(seen.index.unsettled))
+    wants.sort(key=lambda each: (not each.kept_tail, each.healthy, each.shard, each.epoch))
+    return [*recoveries, *prepares[:room], *_within(seen, wants), *shortages]
+
+
+# ---------------------------------------------------------------------------------- open segments
+def _change(seen: _Round, entry: ShardEntry) -> Recover | Prepare | Shortage | None:
+    """What the open segment of one shard needs."""
+    state, placement = seen.state, seen.placement
+    shard = entry.shard
+    if shard.fence != NO_EPOCH:
+        return Recover(shard=shard.shard, why=f"fence {shard.fence} stands")
+    if why := primary_gone(state, entry):
+        return Recover(shard=shard.shard, why=why)
+    if shard.prepared is not None:
+        return None
+    now = shard.open.plan
+    log = state.logs[shard.log]
+    stalled = frozenset(each for each in now.voters if (shard.shard, each) in seen.view.stalled)
+    troubles = _troubles(seen, now, stalled)
+    if not troubles and len(now.voters) >= log.copies:
+        return None
+    kept = _kept(seen, now)
+    wish = Wish(
+        log=log,
+        kept=kept,
+        shunned=stalled,
+        primary=now.primary,
+        heirs=frozenset(now.voters),
+    )
+    composed = placement.compose(wish)
+    if composed is None:
+        why = f"{_list(troubles)}; fewer than {log.acks} nodes could vote, or none of them may lead"
+        return Shortage(shard=shard.shard, why=why)
+    if composed.primary == now.primary and set(composed.voters) == set(now.voters):
+        return None
+    placement.commit(composed, now)
+    return Prepare(
+        shard=shard.shard,
+        epoch=shard.open.epoch,
+        plan=composed,
+        why=_explain(troubles, now, composed),
+        urgency=_urgency(seen, now, stalled),
+    )
+
+
+def primary_gone(state: ClusterState, entry: ShardEntry) -> str:
+    """Why the primary process of the open segment cannot go on; empty if nothing is known."""
+    primary = entry.shard.open.plan.primary
+    node = state.nodes.get(primary.peer)
+    if node is None or node.store != primary.store:
+        return f"{primary.peer} has another store"
+    if node.boot != primary.boot:
+        return f"{primary.peer} has restarted"
+    if node.state is NodeState.FAILED:
+        return f"the storage of {primary.peer} failed"
+    return f"{primary.peer} is down" if node.state is NodeState.DOWN else ""
+
+
+def _troubles(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> list[str]:
+    """What is wrong with the voters and the primary, in words."""
+    found = []
+    for voter in now.voters:
+        health = seen.placement.health(voter)
+        if health is Health.GONE:
+            found.append(f"{voter.peer} is gone")
+        elif health is Health.ENDANGERED:
+            at_risk = seen.state.nodes[voter.peer].at_risk
+            found.append(f"{voter.peer} is {'at risk' if at_risk else 'being drained'}")
+        elif voter in stalled:
+            found.append(f"{voter.peer} stalls")
+    return found
+
+
+def _kept(seen: _Round, now: Plan) -> tuple[ReplicaId, ...]:
+    """Replicas of a plan, the primary first, so that it is the last to be left out."""
+    first = now.primary.replica
+    alive = [
+        each
+        for each in (*now.voters, *now.non_voters)
+        if seen.placement.health(each) is not Health.GONE
+    ]
+    return tuple(sorted(alive, key=lambda each: each != first))
+
+
+def _urgency(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> Urgency:
+    able = [
+        each
+        for each in now.voters
+        if seen.placement.health(each) is not Health.GONE and each not in stalled
+    ]
+    if len(able) < now.acks:
+        return Urgency.PAUSED
+    if stalled:
+        return Urgency.STALLED
+    nodes = [seen.state.nodes[each.peer] for each in able]
+    if any(node.at_risk for node in nodes):
+        return Urgency.AT_RISK
+    return Urgency.DRAINING if any(node.draining for node in nodes) else Urgency.SHORT
+
+
+def _explain(troubles: list[str], before: Plan, after: Plan) -> str:
+    told = _list(troubles) if troubles else "too few copies"
+    joined = [each.peer for each in after.voters if each not in before.voters]
+    left = [each.peer for each in before.voters if each not in after.voters]
+    parts = [f"{_list(joined)} joins" if joined else "", f"{_list(left)} leaves" if left else ""]
+    if after.primary != before.primary:
+        parts.append(f"{after.primary.peer} leads in place of {before.primary.peer}")
+    return f"{told}: {', '.join(part for part in parts if part)}"
+
+
+def _list(words: Iterable[str]) -> str:
+    return " and ".join(words)
+
+
+# ---------------------------------------------------------------------------------- recovery
+def recovery_plan(
+    state: ClusterState,
+    view: FleetView,
+    limits: Limits,
+    *,
+    shard: ShardId,
+    recovered: Recovered,
+    answered: frozenset[ReplicaId],
+    index: FleetIndex | None = None,
+) -> Plan | None:
+    """The plan of the segment that a fence opens; None if too few nodes could vote.
+
+    Stores that have what was recovered come first, then others that answered. Who did not answer
+    may well be down, whatever its node's state says: it votes only if too few others can.
+    """
+    entry = state.shards[shard].shard
+    last = entry.open.plan if entry.prepared is None else entry.prepared.plan
+    known = {*last.replicas, *entry.open.plan.replicas, *answered}
+    silent = frozenset(known - answered)
+    # The order of the last plan decides between equals, so that a recovery moves little.
+    rank = {each: number for number, each in enumerate(last.replicas)}
+    order = sorted(
+        (each for each in known if each.peer in state.nodes),
+        key=lambda each: (
+            each not in recovered.sources,
+            each not in answered,
+            rank.get(each, len(rank)),
+            each,
+        ),
+    )
+    wish = Wish(
+        log=state.logs[entry.log],
+        kept=tuple(order),
+        shunned=silent,
+        heirs=recovered.sources,
+    )
+    return _Round(state, view, limits, index).placement.compose(wish)
+
+
+# ---------------------------------------------------------------------------------- the past
+def _wants(seen: _Round, entry: ShardEntry) -> list[Want]:
+    """Copies that the sealed segments of one shard lack, and wishes that are of no use any more."""
+    copies, placement = seen.state.logs[entry.shard.log].copies, seen.placement
+    found = []
+    for segment in entry.shard.sealed:
+        healthy = [each for each in segment.holders if placement.health(each) is Health.HEALTHY]
+        wanted = [
+            each for each in segment.wanted_holders if placement.health(each) is Health.HEALTHY
+        ]
+        lacking = copies - len(healthy) - len(wanted)
+        if lacking > 0:
+            lacking -= _awaited(seen, segment)
+        if len(healthy) >= copies:
+            wanted = []
+        elif lacking > 0:
+            wanted = _choose(seen, entry, segment, wanted, lacking)
+        if tuple(wanted) != segment.wanted_holders:
+            why = f"{len(healthy)} of {copies} healthy holders"
+            found.append(
+                Want(
+                    shard=entry.shard.shard,
+                    epoch=segment.epoch,
+                    holders=tuple(wanted),
+                    why=why,
+                    kept_tail=_lacks_tail(placement, segment),
+                    healthy=len(healthy),
+                )
+            )
+    return found
+
+
+def _awaited(seen: _Round, segment: Segment) -> int:
+    """How many gone holders may still come back with their copies (docs/protocol.md §8).
+
+    Zero while a single holder is left, or fewer than `acks` hold a kept tail: that is not left to
+    luck.
+    """
+    if len(_alive(seen.placement, segment)) <= 1 or _lacks_tail(seen.placement, segment):
+        return 0
+    awaited = 0
+    for each in segment.holders:
+        node = seen.state.nodes.get(each.peer)
+        if node is None or node.store != each.store or node.state is not NodeState.DOWN:
+            continue
+        since = seen.view.down_since.get(each.peer)
+        awaited += since is not None and seen.view.now - since < seen.limits.repair_delay_ms
+    return awaited
+
+
+def _alive(placement: Placement, segment: Segment) -> list[ReplicaId]:
+    """Holders from which a copy can be fetched."""
+    return [each for each in segment.holders if placement.health(each) is not Health.GONE]
+
+
+def _lacks_tail(placement: Placement, segment: Segment) -> bool:
+    """Whether a kept tail is on fewer live stores than answer a retry."""
+    has_tail = (segment.known_commit or 0) < (segment.end or 0)
+    return has_tail and len(_alive(placement, segment)) < segment.plan.acks
+
+
+def _choose(
+    seen: _Round, entry: ShardEntry, segment: Segment, wanted: list[ReplicaId], lacking: int
+) -> list[ReplicaId]:
+    """New holders: the voters of the open segment first, then whoever is used least.
+
+    A segment of which nobody is known to hold all is wanted from its own replicas: `acks` of them
+    had all that was acknowledged, and who has it whole says so without a fetch.
+    """
+    placement, limits = seen.placement, seen.limits
+    chosen = list(wanted)
+    alive = _alive(placement, segment)
+    first = () if alive else segment.plan.replicas
+    for each in (*first, *entry.shard.open.plan.voters):
+        if lacking <= 0 or len(chosen) >= limits.copies_per_segment_max:
+            return chosen
+        health = placement.health(each)
+        usable = health is Health.HEALTHY or (each in first and health is Health.ENDANGERED)
+        if not usable or each in segment.holders:
+            continue
+        if placement.host(each) not in {placement.host(other) for other in (*alive, *chosen)}:
+            chosen.append(each)
+            placement.use_for_copy(each)
+            lacking -= 1
+    while alive and lacking > 0 and len(chosen) < limits.copies_per_segment_max:
+        blocked = {placement.host(other) for other in (*alive, *chosen)}
+        added = placement.pick([*alive, *chosen], blocked, segment.holders)
+        if added is None:
+            break
+        chosen.append(added)
+        placement.use_for_copy(added)
+        lacking -= 1
+    return chosen
+
+
+def _within(seen: _Round, wants: list[Want]) -> list[Want]:
+    """The wants that fit beside the fetches under way; those that only take back always fit."""
+    room = seen.limits.copies_max - seen.index.fetching
+    kept = []
+    for want in wants:
+        sealed = seen.state.shards[want.shard].shard.sealed
+        before = next(each for each in sealed if each.epoch == want.epoch).wanted_holders
+        more = len(want.holders) - len(before)
+        if more <= 0 or more <= room:
+            kept.append(want)
+            room -= more
+    return kept
+
+
+# ---------------------------------------------------------------------------------- new logs
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialPlacement:
+    """Nodes and rows as `CreateLog` takes them: the first of a row is the primary."""
+
+    nodes: tuple[NodeName, ...]
+    rows: tuple[tuple[int, ...], ...]
+
+
+def resolve_policy(state: ClusterState, copies: int, acks: int) -> tuple[int, int] | str:
+    """Copies and acks of a new log, 0 meaning the default; a text says why there are none.
+
+    Three copies where three hosts are up, else two, else refused: one copy must be asked for.
+    """
+    hosts = {node.host for node in state.nodes.values() if node.state is NodeState.UP}
+    if copies == 0:
+        copies = min(3, len(hosts))
+        if copies < 2:
+            return f"{len(hosts)} hosts are up: a log needs 2, or copies = 1 must be asked for"
+    if acks == 0:
+        acks = min(2, copies)
+    if copies > len(hosts):
+        return f"{copies} copies need as many hosts; {len(hosts)} are up"
+    if acks > copies:
+        return f"acks = {acks} is more than copies = {copies}"
+    return copies, acks
+
+
+def initial_plans(
+    state: ClusterState,
+    view: FleetView,
+    limits: Limits,
+    *,
+    shards: int,
+    copies: int,
+    index: FleetIndex | None = None,
+) -> InitialPlacement | str:
+    """Where the shards of a new log go, spread over the fleet; a text says why they cannot."""
+    if not 1 <= shards <= LOG_SHARDS_MAX:
+        return f"a log has 1 to {LOG_SHARDS_MAX} shards"
+    placement = _Round(state, view, limits, index).placement
+    # All copies vote in the first segment, so a plan must reach them all, endangered ones too.
+    log = Log(name="", copies=copies, acks=copies, shards=())
+    nodes: dict[NodeName, int] = {}
+    rows = []
+    for _ in range(shards):
+        composed = placement.compose(Wish(log=log, kept=()))
+        if composed is None:
+            return f"fewer than {copies} hosts with room are up, or none of them may lead"
+        placement.commit(composed)
+        first = composed.primary.replica
+        ordered = sorted(composed.voters, key=lambda each: each != first)
+        rows.append(tuple(nodes.setdefault(each.peer, len(nodes)) for each in ordered))
+        if len(nodes) > INITIAL_NODES_MAX:
+            return f"the shards would lie on more than {INITIAL_NODES_MAX} nodes: create fewer"
+    return InitialPlacement(nodes=tuple(nodes), rows=tuple(rows))
+
+
+def switch_plan(
+    state: ClusterState,
+    view: FleetView,
+    limits: Limits,
+    shard: ShardId,
+    node: NodeName,
+    *,
+    index: FleetIndex | None = None,
+) -> Plan | str:
+    """The plan that makes `node` the primary of a shard on an operator's word; a text if it cannot.
+
+    It joins as a voter if it is none; then the voter that is no primary and used most leaves.
+    """
+    entry = state.shards.get(shard)
+    target = state.nodes.get(node)
+    if entry is None:
+        return f"there is no shard {shard}"
+    if target is None:
+        return f"no node is called {node}"
+    if target.state is not NodeState.UP:
+        return f"{node} is not up"
+    if not target.may_lead:
+        return f"{node} stores copies only and is never primary"
+    seen = _Round(state, view, limits, index)
+    now = entry.shard.open.plan
+    if now.primary == target.process:
+        return f"{node} is the primary already"
+    kept = (target.replica, *_kept(seen, now))
+    wish = Wish(
+        log=state.logs[entry.shard.log],
+        kept=tuple(dict.fromkeys(kept)),
+        primary=target.process,
+    )
+    composed = seen.placement.compose(wish)
+    if composed is None or composed.primary != target.process:
+        return f"{node} is at risk or being drained, or its host has a copy already"
+    return composed
+
+
+# ---------------------------------------------------------------------------------- outcomes
+def is_shielded(state: ClusterState, node: NodeName, index: FleetIndex | None = None) -> bool:
+    """No open or prepared segment needs the node, neither as voter nor as primary."""
+    shards = state.shards if index is None else index.shards_of(node)
+    for shard in shards:
+        entry = state.shards[shard].shard
+        for segment in (entry.open, entry.prepared):
+            if segment is None:
+                continue
+            if segment.plan.primary.peer == node:
+                return False
+            if any(voter.peer == node for voter in segment.plan.voters):
+                return False
+    return True
+
+
+def is_expendable(state: ClusterState, node: NodeName, index: FleetIndex | None = None) -> bool:
+    """Shielded, and each sealed segment that it holds has `copies` other healthy holders."""
+    if not is_shielded(state, node, index):
+        return False
+    placement = _Round(state, FleetView(now=Tick(0)), Limits(), index).placement
+    for shard in state.shards if index is None else index.shards_of(node):
+        entry = state.shards[shard].shard
+        copies = state.logs[entry.log].copies
+        for segment in entry.sealed:
+            if not any(holder.peer == node for holder in segment.holders):
+                continue
+            others = [
+                each
+                for each in segment.holders
+                if each.peer != node and placement.health(each) is Health.HEALTHY
+            ]
+            if len(others) < copies:
+                return False
+    return True
