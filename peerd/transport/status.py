@@ -11,7 +11,7 @@ Invariants:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -24,7 +24,7 @@ from peerd.core.ids import NodeName
 from peerd.transport.authz import ERROR_DOMAIN
 from peerd.v1 import errors_pb2
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 AddressOf = Callable[[NodeName], str | None]
 
 CODES: Mapping[Reason, grpc.StatusCode] = {

@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -22,7 +22,8 @@ from google.protobuf.message import DecodeError
 from peerd.core.errors import Reason, Taken
 from peerd.transport.status import Context, Refused, refusal, refuse
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Behaviour = Callable[..., Any]
 
 _LOG = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ class TypedErrors(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> MaybeHandler:
         """Called by grpc.aio for each call; returns its handler inside the wrapping."""
         handler = await continuation(handler_call_details)
         # Without a handler grpc.aio answers UNIMPLEMENTED by itself.
