@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from peerd.core.ids import Offset, ProducerId
 
 _HEADER = struct.Struct(">IIQQ16sQqI")
-"""record_count, payload_crc, key_hash_low, key_hash_high, producer, first_sequence, timestamp_ms, size."""
+"""record_count, payload_crc, key_hash_low, key_hash_high, producer, first_sequence, timestamp_ms,
+payload_bytes."""
 
 HEADER_BYTES = _HEADER.size
 NO_PRODUCER = ProducerId(b"")

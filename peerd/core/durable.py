@@ -353,7 +353,7 @@ def _with_segment(state: StoredShard, segment: StoredSegment) -> StoredShard:
     segments = state.segments.copy()
     segments[segment.epoch] = segment
     as_of = state.table_as_of
-    # The way of every append: the table stands inside the open segment, so nothing need be searched.
+    # The way of every append: the table stands inside the open segment; nothing need be searched.
     inside = segment.epoch == state.adopted and segment.seal is None and segment.begin <= as_of
     changed = StoredShard(
         shard=state.shard,

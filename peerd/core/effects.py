@@ -1,8 +1,9 @@
 """What a core wants done: the only output of `Replica.handle`, one `Step` per event.
 
-The host carries a step out in the order of its fields: it submits `persist` to the store, then sends,
-loads, replies, reports. It does not wait between them: the store's queue keeps the order of operations,
-and whatever depends on a write being durable is emitted only from that write's `WriteDone`.
+The host carries a step out in the order of its fields: it submits `persist` to the store, then
+sends, loads, replies, reports. It does not wait between them: the store's queue keeps the order of
+operations, and whatever depends on a write being durable is emitted only from that write's
+`WriteDone`.
 """
 
 from dataclasses import dataclass
@@ -48,11 +49,11 @@ class LoadBatches:
 class LoadTable:
     """Read the producer table from the own store and extend it over `ranges`, in order.
 
-    `from_store` True: begin with the durable table (skip what of the ranges lies below its `as_of`);
-    False: begin with `producer.empty_table(ranges[0].begin, complete=False)`, for a past that is lost.
-    Each range is added with `producer.extended(table, epoch, headers)`. If the durable table is
-    already beyond `as_of`: give it as it is if `or_later`, else answer `TableUnavailable(answered=True)`.
-    Answered by `TableLoaded` with the same `token`.
+    `from_store` True: begin with the durable table (skip what of the ranges lies below its
+    `as_of`); False: begin with `producer.empty_table(ranges[0].begin, complete=False)`, for a past
+    that is lost. Each range is added with `producer.extended(table, epoch, headers)`. If the
+    durable table is already beyond `as_of`: give it as it is if `or_later`, else answer
+    `TableUnavailable(answered=True)`. Answered by `TableLoaded` with the same `token`.
     """
 
     shard: ShardId
@@ -83,8 +84,8 @@ Load = LoadBatches | LoadTable | FetchTable
 # ------------------------------------------------------------------ reply
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendAccepted:
-    """A receipt. `durable_on`: voters known to have it on disk now (for a retry of a batch of an older
-    segment: its listed holders). `duplicate`: the batch was taken at an earlier request.
+    """A receipt. `durable_on`: voters known to have it on disk now (for a retry of a batch of an
+    older segment: its listed holders). `duplicate`: the batch was taken at an earlier request.
     """
 
     request: RequestId
@@ -118,8 +119,8 @@ class EpochAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromiseAnswered:
-    """`promised` is the fence asked for, and then it is durable, or a higher epoch: then the fence was
-    not promised and `open` and `prepared` are None. `prepared` is None too if none was named.
+    """`promised` is the fence asked for, and then it is durable, or a higher epoch: then the fence
+    was not promised and `open` and `prepared` are None. `prepared` is None too if none was named.
     """
 
     request: RequestId
@@ -244,3 +245,32 @@ class Step:
     reply: tuple[Reply, ...] = ()
     report: tuple[Report, ...] = ()
     note: tuple[Note, ...] = ()
+
+
+class Effects:
+    """Collects the effects of one event; `step` closes it."""
+
+    __slots__ = ("load", "note", "persist", "reply", "report", "send")
+
+    def __init__(self) -> None:
+        self.persist: list[StoreOperation] = []
+        self.send: list[Send] = []
+        self.load: list[Load] = []
+        self.reply: list[Reply] = []
+        self.report: list[Report] = []
+        self.note: list[Note] = []
+
+    def step(self) -> Step:
+        """Everything that was collected, in the order of its kinds."""
+        return Step(
+            tuple(self.persist),
+            tuple(self.send),
+            tuple(self.load),
+            tuple(self.reply),
+            tuple(self.report),
+            tuple(self.note),
+        )
+
+    def refuse(self, request: RequestId, refusal: Refusal) -> None:
+        """Answer one append with `refusal`."""
+        self.reply.append(AppendRefused(request=request, refusal=refusal))

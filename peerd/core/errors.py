@@ -69,8 +69,9 @@ class Refusal:
     """One refusal, with the facts of `peerd.v1.Refusal`.
 
     `message` is one line for a person: what was wrong, where, what to do. `leader` is the process
-    to go to, when known; the edge turns it into an address. `first_offset`: TRIMMED the first offset
-    left, OFFSET_MISMATCH the actual end, SPLIT the parent's end. `next_sequence`: SEQUENCE_GAP.
+    to go to, when known; the edge turns it into an address. `first_offset`: TRIMMED the first
+    offset left, OFFSET_MISMATCH the actual end, SPLIT the parent's end. `next_sequence`:
+    SEQUENCE_GAP.
     """
 
     reason: Reason

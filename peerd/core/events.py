@@ -16,7 +16,7 @@ from peerd.core.shard_map import Shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapLearned:
-    """The committed map's entry of this shard, new or changed. An older one than known is ignored."""
+    """The committed map's entry of this shard, new or changed. An older one is ignored."""
 
     shard: Shard
     now: Tick
@@ -41,7 +41,8 @@ class AppendRequested:
 class WriteDone:
     """The store took or refused an operation. Delivered for each `persist` operation, in order.
 
-    Outcomes of `FillSealed`, which the copier submits by itself, are delivered too, in the same order.
+    Outcomes of `FillSealed`, which the copier submits by itself, are delivered too, in the same
+    order.
     """
 
     outcome: Outcome
@@ -98,7 +99,7 @@ class ExpectReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyReceived:
-    """From the next primary; `message.sender` names its process. No answer but, in time, `Begin`."""
+    """From the next primary; `message.sender` is its process. Answered by `Begin`, in time."""
 
     sender: ReplicaId
     message: Ready

@@ -42,9 +42,12 @@ class Limits:
     commit_notice_ms: int = 5
     """The commit offset travels by itself after this time (§3, step 5)."""
     commit_persist_ms: int = 1_000
-    """An idle store makes the commit offset durable after this time: a lag costs only a header scan."""
+    """An idle store makes the commit offset durable after this time: a lag costs only a header
+    scan.
+    """
     drain_timeout_ms: int = 50
-    """A planned switch waits this long for what is in flight: half of the pause that is aimed at."""
+    """A planned switch waits this long for what is in flight: half of the pause that is aimed at.
+    """
     ready_timeout_ms: int = 5_000
     """The next primary has this long to say `Ready`, then the prepared segment is declined."""
     stall_timeout_ms: int = 500

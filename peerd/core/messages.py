@@ -75,8 +75,8 @@ class Begin:
     """P → N: `old_epoch` ended at `begin`, `epoch` begins there. Repeated until answered.
 
     `table` is the producer table as of `begin` (its `since` says what it leaves out), `holders` are
-    the replicas of `old_epoch` that are durable up to `begin`, `timestamp_ms` is the time of the last
-    batch, below which no later batch may fall.
+    the replicas of `old_epoch` that are durable up to `begin`, `timestamp_ms` is the time of the
+    last batch, below which no later batch may fall.
     """
 
     shard: ShardId

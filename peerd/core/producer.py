@@ -1,30 +1,33 @@
 """Who appended what last: the producer table (docs/protocol.md §3.1, G4).
 
 The table maps (producer, sequence) to (epoch, base offset) for the last W batches of each producer.
-Sequences number records: a batch with `first_sequence` s and n records is followed by s + n. A retry is
-the same (s, n) again; it gets the first answer again. W is also the bound of a producer's unanswered
-batches, so a retry always finds its entry.
+Sequences number records: a batch with `first_sequence` s and n records is followed by s + n. A
+retry is the same (s, n) again; it gets the first answer again. W is also the bound of a producer's
+unanswered batches, so a retry always finds its entry.
 
 Invariants:
-- A `TableSnapshot` is exact as of `as_of`: it covers the batches of the log below that offset and none
-  at or beyond it. So all tables as of the same offset are equal, and none is ever undone.
-- A table that is not `complete` misses some past: what it has is true, but a producer that it does not
-  know may have written there, and is refused. It does not guess.
-- `ProducerTable` keeps what is committed and what is only ordered apart, so that the table as of the
-  commit offset can be read off at any time, without what may be cut off (spec mutant
+- A `TableSnapshot` is exact as of `as_of`: it covers the batches of the log below that offset and
+  none at or beyond it. So all tables as of the same offset are equal, and none is ever undone.
+- A table that is not `complete` misses some past: what it has is true, but a producer that it does
+  not know may have written there, and is refused. It does not guess.
+- `ProducerTable` keeps what is committed and what is only ordered apart, so that the table as of
+  the commit offset can be read off at any time, without what may be cut off (spec mutant
   `table-keeps-tail`).
 
 Must not: forget a producer by itself (a clock would make tables differ).
 """
 
 import struct
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from peerd.core import refusals
 from peerd.core.batch import BatchHeader
 from peerd.core.check import invariant
+from peerd.core.errors import Refusal
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId
-from peerd.core.limits import PRODUCER_WINDOW_BATCHES
+from peerd.core.limits import PRODUCER_WINDOW_BATCHES, PRODUCERS_PER_SHARD_MAX
 
 _ROW_ENTRY = struct.Struct(">QIQQq")
 """first_sequence, record_count, epoch, base, timestamp_ms."""
@@ -73,7 +76,9 @@ class TableSnapshot:
 
 
 def empty_table(as_of: Offset = FIRST_OFFSET, *, complete: bool = True) -> TableSnapshot:
-    """The table of a log that begins at 0; or, not `complete`, of one whose past below `as_of` is lost."""
+    """The table of a log that begins at 0; or, not `complete`, of one whose past below `as_of` is
+    lost.
+    """
     invariant(
         as_of == 0 or not complete, "a complete table below batches is not empty", as_of=as_of
     )
@@ -86,14 +91,14 @@ def entry_of(epoch: Epoch, base: Offset, header: BatchHeader) -> TableBatch:
 
 
 def remembered(row: Row, entry: TableBatch) -> Row:
-    """`row` with `entry` as its newest, cut to the window. What the durable table does per batch."""
+    """`row` with `entry` as its newest, cut to the window: what a store does per batch."""
     return (*row, entry)[-PRODUCER_WINDOW_BATCHES:]
 
 
 def extended(
     table: TableSnapshot, epoch: Epoch, headers: Iterable[tuple[Offset, BatchHeader]]
 ) -> TableSnapshot:
-    """`table` moved over consecutive batches (base, header) of `epoch` that begin at its `as_of`."""
+    """`table` moved over consecutive batches (base, header) of `epoch` from its `as_of` on."""
     producers = dict(table.producers)
     as_of = table.as_of
     timestamp_ms = table.timestamp_ms
@@ -114,7 +119,9 @@ def extended(
 
 
 def merged(base: TableSnapshot, changes: TableSnapshot) -> TableSnapshot | None:
-    """`base` brought forward by `changes`; None if they do not meet (`changes.since` beyond `base`)."""
+    """`base` brought forward by `changes`; None if they do not meet (`changes.since` beyond
+    `base`).
+    """
     if changes.since == 0 or base.as_of > changes.as_of:
         return changes if changes.since == 0 else None
     if base.as_of < changes.since or not base.complete or base.since:
@@ -159,3 +166,110 @@ def unpack_row(data: bytes | memoryview) -> Row:
         TableBatch(sequence, count, Epoch(epoch), Offset(base), timestamp_ms)
         for sequence, count, epoch, base, timestamp_ms in _ROW_ENTRY.iter_unpack(data)
     )
+
+
+# ------------------------------------------------------------------ the primary's table
+class _Producer:
+    """One producer as its primary sees it: what is committed, and what is only ordered."""
+
+    __slots__ = ("committed", "pending")
+
+    def __init__(self, row: Row = ()) -> None:
+        self.committed: deque[TableBatch] = deque(row, maxlen=PRODUCER_WINDOW_BATCHES)
+        self.pending: deque[TableBatch] = deque()
+
+
+class ProducerTable:
+    """The table of a primary: as of the commit offset, and beside it what is ordered since.
+
+    Bounds: `PRODUCER_WINDOW_BATCHES` committed and as many pending batches per producer,
+    `PRODUCERS_PER_SHARD_MAX` producers.
+    """
+
+    __slots__ = ("_complete", "_producers", "as_of", "timestamp_ms")
+
+    def __init__(self, table: TableSnapshot) -> None:
+        """Takes over from `table`, the table as of the begin of the primary's segment."""
+        invariant(table.since == 0, "a primary begins with a whole table", since=table.since)
+        self.as_of = table.as_of
+        self.timestamp_ms = table.timestamp_ms
+        self._complete = table.complete
+        # In the order of their last committed batch, so that what changed lately is found fast.
+        self._producers: OrderedDict[ProducerId, _Producer] = OrderedDict(
+            (producer, _Producer(row))
+            for producer, row in sorted(table.producers.items(), key=lambda item: item[1][-1].end)
+        )
+
+    def judge(self, header: BatchHeader) -> TableBatch | Refusal | None:
+        """What a batch of a producer is: None if it is the next one and may be ordered, the entry
+        of the batch that it repeats, or why it is refused.
+        """
+        producer = self._producers.get(header.producer)
+        sequence = header.first_sequence
+        if producer is None:
+            if not self._complete:
+                return refusals.producer_state_lost()
+            if sequence != 0:
+                return refusals.sequence_gap(sequence, 0)
+            if len(self._producers) >= PRODUCERS_PER_SHARD_MAX:
+                return refusals.too_many_producers(PRODUCERS_PER_SHARD_MAX)
+            return None
+        newest = producer.pending[-1] if producer.pending else producer.committed[-1]
+        following = newest.next_sequence
+        if sequence == following:
+            if len(producer.pending) >= PRODUCER_WINDOW_BATCHES:
+                return refusals.producer_window_full(PRODUCER_WINDOW_BATCHES)
+            return None
+        if sequence > following:
+            return refusals.sequence_gap(sequence, following)
+        for entries in (producer.pending, producer.committed):
+            for entry in reversed(entries):
+                if entry.first_sequence == sequence and entry.record_count == header.record_count:
+                    return entry
+        return refusals.sequence_too_old(sequence, following)
+
+    def order(self, epoch: Epoch, base: Offset, header: BatchHeader) -> None:
+        """The batch, judged None, was given its place."""
+        producer = self._producers.get(header.producer)
+        if producer is None:
+            producer = self._producers[header.producer] = _Producer()
+        producer.pending.append(entry_of(epoch, base, header))
+
+    def commit(self, end: Offset, header: BatchHeader) -> None:
+        """The next ordered batch, which ends at `end`, is committed. In offset order."""
+        self.as_of = end
+        self.timestamp_ms = max(self.timestamp_ms, header.timestamp_ms)
+        if header.producer:
+            producer = self._producers[header.producer]
+            entry = producer.pending.popleft()
+            invariant(entry.end == end, "producers commit in offset order", entry=entry, end=end)
+            producer.committed.append(entry)
+            self._producers.move_to_end(header.producer)
+
+    def drop_pending(self) -> None:
+        """Back to the table as of the commit offset: what was only ordered is ordered anew."""
+        for name, producer in list(self._producers.items()):
+            producer.pending.clear()
+            if not producer.committed:
+                del self._producers[name]
+
+    def snapshot(self, since: Offset = FIRST_OFFSET) -> TableSnapshot:
+        """The table as of the commit offset, but for producers unchanged at or after `since`."""
+        producers: dict[ProducerId, Row] = {}
+        for name, producer in reversed(self._producers.items()):
+            if producer.committed:
+                if producer.committed[-1].end <= since:
+                    break
+                producers[name] = tuple(producer.committed)
+        return TableSnapshot(
+            as_of=self.as_of,
+            complete=self._complete,
+            timestamp_ms=self.timestamp_ms,
+            producers=producers,
+            since=since,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether it covers the whole past."""
+        return self._complete

@@ -1,7 +1,8 @@
 """One shard's entry of the committed map, as plain values (docs/protocol.md §4).
 
 Both sides use them: the LAS core commits them, the peer core reacts to them. Invariants that
-`Shard` checks when it is built (G7): sealed segments tile [0, begin of the open one) in epoch order.
+`Shard` checks when it is built (G7): sealed segments tile [0, begin of the open one) in epoch
+order.
 """
 
 from dataclasses import dataclass

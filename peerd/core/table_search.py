@@ -1,0 +1,162 @@
+"""Finding the producer table as of an offset, for a primary that begins there (protocol.md §3.1).
+
+In this order: "from `Begin`" (then there is nothing to search), "from its own store (table plus
+headers up to X, and nothing beyond X), or fetched from a holder. If no holder is left, producers
+that it does not know are refused with `PRODUCER_STATE_LOST`; it does not guess."
+
+A holder may not have heard yet that its segment is sealed, and then it cannot give the table: all
+sources are asked again and again until `table_timeout_ms`.
+"""
+
+from peerd.core.durable import TableRange, table_ranges
+from peerd.core.effects import Effects, FetchTable, LoadTable, TableAnswer
+from peerd.core.events import TableAsked
+from peerd.core.ids import Offset, ReplicaId, Tick
+from peerd.core.producer import TableSnapshot, changed_since, empty_table
+from peerd.core.shard_map import Shard
+from peerd.core.situation import Situation
+
+TABLE_REQUESTS_MAX = 64
+"""Tables that are read for others at the same time; more than a shard has replicas."""
+
+
+def serve_table(situation: Situation, event: TableAsked, out: Effects) -> None:
+    """Give a replica the table as of `as_of` from the own store, or a later one if that will do."""
+    stored = situation.stored
+    ranges = table_ranges(stored, stored.table_as_of, event.as_of)
+    reached = ranges[-1].end if ranges else stored.table_as_of
+    known = reached >= event.as_of if event.or_later else reached == event.as_of
+    if not known or len(situation.tables_awaited) >= TABLE_REQUESTS_MAX:
+        out.reply.append(TableAnswer(request=event.request, table=None))
+        return
+
+    def loaded(table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
+        told = changed_since(table, event.since) if table is not None else None
+        out.reply.append(TableAnswer(request=event.request, table=told))
+
+    out.load.append(
+        LoadTable(
+            shard=situation.shard,
+            token=situation.await_table(loaded),
+            from_store=True,
+            ranges=ranges,
+            as_of=event.as_of,
+            or_later=event.or_later,
+        )
+    )
+
+
+def sources_of(shard: Shard, me: ReplicaId) -> tuple[ReplicaId, ...]:
+    """Stores that may know the table as of the begin of the open segment, best first."""
+    found: dict[ReplicaId, None] = {}
+    for segment in reversed(shard.sealed):
+        found.update(dict.fromkeys(segment.holders))
+        found.update(dict.fromkeys(segment.plan.replicas))
+    found.update(dict.fromkeys(shard.open.plan.replicas))
+    found.pop(me, None)
+    return tuple(found)
+
+
+def known_suffix(situation: Situation, as_of: Offset) -> tuple[TableRange, ...]:
+    """The batches below `as_of` that the own store has without gap, going back as far as it can."""
+    ranges: list[TableRange] = []
+    end = as_of
+    for segment in reversed(situation.map.sealed if situation.map is not None else ()):
+        stored = situation.stored.segments.get(segment.epoch)
+        if segment.end != end or stored is None or stored.end < end:
+            break
+        ranges.append(TableRange(epoch=segment.epoch, begin=stored.begin, end=end))
+        end = stored.begin
+    return tuple(reversed(ranges))
+
+
+class TableSearch:
+    """One search; `found` is set when it is over."""
+
+    def __init__(self, situation: Situation, as_of: Offset, sources: tuple[ReplicaId, ...]) -> None:
+        self.found: TableSnapshot | None = None
+        self._s = situation
+        self._as_of = as_of
+        self._sources = sources
+        self._next_source = 0
+        self._began_at = situation.now
+        self._round_over_at: Tick | None = None
+        self._giving_up = False
+
+    def start(self, out: Effects) -> None:
+        """Begin a round: the own store first, then one source after the other."""
+        self._next_source = 0
+        self._round_over_at = None
+        if self._as_of == 0:
+            self.found = empty_table()
+            return
+        stored = self._s.stored
+        ranges = table_ranges(stored, stored.table_as_of, self._as_of)
+        reached = ranges[-1].end if ranges else stored.table_as_of
+        if reached == self._as_of:
+            self._load(ranges, from_store=True, out=out)
+        else:
+            self._ask_next(out)
+
+    def tick(self, out: Effects) -> None:
+        """Begin another round, or give up."""
+        if self.found is not None or self._giving_up:
+            return
+        limits, now = self._s.limits, self._s.now
+        if now - self._began_at >= limits.table_timeout_ms:
+            self._give_up(out)
+        elif self._round_over_at is not None and now - self._round_over_at >= limits.repeat_ms:
+            self.start(out)
+
+    def _ask_next(self, out: Effects) -> None:
+        if self._next_source == len(self._sources):
+            self._round_over_at = self._s.now
+            if not self._sources:
+                self._give_up(out)
+            return
+        source = self._sources[self._next_source]
+        self._next_source += 1
+        out.load.append(
+            FetchTable(
+                shard=self._s.shard,
+                token=self._s.await_table(self._answered),
+                source=source,
+                as_of=self._as_of,
+                or_later=False,
+                since=Offset(0),
+            )
+        )
+
+    def _answered(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
+        if self.found is not None:
+            return
+        exact = table is not None and table.as_of == self._as_of and table.since == 0
+        if table is not None and exact and (table.complete or self._giving_up):
+            self.found = table
+        elif self._giving_up:
+            self.found = empty_table(self._as_of, complete=False)
+        else:
+            self._ask_next(out)
+
+    def _give_up(self, out: Effects) -> None:
+        """Nobody has the past. What this store has of it without gap tells the last batch of every
+        producer that it names; of the others nothing is known.
+        """
+        self._giving_up = True
+        ranges = known_suffix(self._s, self._as_of)
+        if ranges:
+            self._load(ranges, from_store=False, out=out)
+        else:
+            self.found = empty_table(self._as_of, complete=False)
+
+    def _load(self, ranges: tuple[TableRange, ...], *, from_store: bool, out: Effects) -> None:
+        out.load.append(
+            LoadTable(
+                shard=self._s.shard,
+                token=self._s.await_table(self._answered),
+                from_store=from_store,
+                ranges=ranges,
+                as_of=self._as_of,
+                or_later=False,
+            )
+        )
