@@ -42,14 +42,13 @@ MAP_BYTES_MIN = 1 << 30
 # readers wait for a moment, only a few times in the life of a store.
 MAP_GROWTH_BYTES_MAX = 64 << 30
 
-_TABLES = ("store", "shards", "segments", "batches", "producers", "drops")
+_TABLES = ("shards", "segments", "batches", "producers", "drops")
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
     """Handles of the named databases; valid as long as the environment is open."""
 
-    store: Database
     shards: Database
     segments: Database
     batches: Database

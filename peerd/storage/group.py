@@ -46,6 +46,7 @@ from peerd.storage.rows import (
     put_producer,
     put_segment,
     put_shard,
+    put_store,
 )
 
 # Rows that one transaction deletes of dead batches: about a millisecond, so that appends that share
@@ -104,7 +105,10 @@ class WriteGroup:
             rows.write()
         for shard, after in self._shards.items():
             self._write_shard(self._state.shards.get(shard), after)
-        return bool(self._shards) or bool(self._state.drops)
+        if not self._shards and not self._state.drops:
+            return False
+        put_store(self._transaction, self._state.store)
+        return True
 
     def take_over(self) -> None:
         """The group is durable: from now on it is the state."""

@@ -5,7 +5,7 @@ is the order of shards, epochs and offsets:
 
 | table     | key                             | value                                             |
 | --------- | ------------------------------- | ------------------------------------------------- |
-| store     | b"store"                        | store id, format version                          |
+| (main)    | b".store"                       | store id, format version, transaction             |
 | shards    | shard u64                       | promised, adopted; table: as of, complete, time … |
 | segments  | shard u64, epoch u64            | begin, end, commit, seal                          |
 | batches   | shard, epoch, offset, part u32  | part 0: header, stored CRC, payload; then payload |

@@ -26,8 +26,8 @@ from peerd.storage.layout import (
 
 _SHARD = struct.Struct(">QQQ?qI")
 _SEGMENT = struct.Struct(">QQQ?Q")
-_STORE = struct.Struct(">32sI")
-_STORE_KEY = b"store"
+_STORE = struct.Struct(">32sIQ")
+_STORE_KEY = b".store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,14 @@ class DropRange:
     epoch: Epoch
     begin: Offset
     end: Offset
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMark:
+    """Which store a data file is of, so that it is never taken for another's."""
+
+    store_id: StoreId
+    format_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +66,36 @@ class TableMark:
 class StoredState:
     """All small rows of a store but the producer rows, as read at opening."""
 
+    store: StoreMark
     shards: dict[ShardId, StoredShard]
     marks: dict[ShardId, TableMark]
     drops: list[DropRange]
 
 
 # ------------------------------------------------------------------ the store itself
-def put_store(
-    transaction: Transaction, tables: Tables, store_id: StoreId, format_version: int
-) -> None:
-    """Write who the store is, so that a data file is never taken for another store's."""
-    body = _STORE.pack(store_id.encode(), format_version)
-    transaction.put(_STORE_KEY, seal_row(_STORE_KEY, body), db=tables.store)
+def put_store(transaction: Transaction, mark: StoreMark) -> None:
+    """Write who the store is, and which transaction wrote it: a part of every commit.
+
+    The row lies in the main database, whose page every commit writes anyway.
+    """
+    body = _STORE.pack(mark.store_id.encode(), mark.format_version, transaction.id())
+    transaction.put(_STORE_KEY, seal_row(_STORE_KEY, body))
 
 
-def read_store(transaction: Transaction, tables: Tables) -> tuple[StoreId, int]:
-    """Store id and format version. Raises `CorruptRow`, also if there is no such row."""
-    value = transaction.get(_STORE_KEY, db=tables.store)
+def read_store(transaction: Transaction) -> StoreMark:
+    """Who the store is. Raises `CorruptRow`, also if what is read is not the newest state.
+
+    A damaged meta page may make LMDB take an older state for the newest one. Then the row says so:
+    it names the transaction that wrote it.
+    """
+    value = transaction.get(_STORE_KEY)
     if value is None:
-        raise CorruptRow("store", _STORE_KEY, "missing")
-    store_id, format_version = _STORE.unpack(open_row("store", _STORE_KEY, value))
-    return StoreId(store_id.decode()), format_version
+        raise CorruptRow("main", _STORE_KEY, "missing")
+    store_id, format_version, number = _STORE.unpack(open_row("main", _STORE_KEY, value))
+    if number != transaction.id():
+        why = f"it was written by transaction {number}, but the newest one is {transaction.id()}"
+        raise CorruptRow("main", _STORE_KEY, why)
+    return StoreMark(StoreId(store_id.decode()), format_version)
 
 
 # ------------------------------------------------------------------ shards and segments
@@ -242,7 +259,8 @@ def _all_rows(
 
 
 def read_state(transaction: Transaction, tables: Tables) -> StoredState:
-    """All shards with their segments, and the pending drops. Raises `CorruptRow`."""
+    """The store's mark, all shards with their segments, the pending drops. Raises `CorruptRow`."""
+    store = read_store(transaction)
     segments: dict[ShardId, dict[Epoch, StoredSegment]] = {}
     for key, value in _all_rows(transaction, "segments", tables.segments):
         segment = _open_segment(key, value)
@@ -266,4 +284,4 @@ def read_state(transaction: Transaction, tables: Tables) -> StoredState:
     for key, value in _all_rows(transaction, "drops", tables.drops):
         open_row("drops", key, value)
         drops.append(DropRange(*read_drop_key(key)))
-    return StoredState(shards, marks, drops)
+    return StoredState(store, shards, marks, drops)

@@ -38,16 +38,17 @@ from peerd.storage.errors import (
     StorageFailed,
     StoreDamaged,
 )
+from peerd.storage.layout import shard_key
 from peerd.storage.options import CommitMetrics, Space, StorageOptions
 from peerd.storage.reads import SegmentReader, find_time
 from peerd.storage.rows import (
     StoredState,
+    StoreMark,
     put_store,
     read_producers,
     read_segment,
     read_shard,
     read_state,
-    read_store,
 )
 from peerd.storage.verify import QUICK_TIMEOUT_S, Depth, VerifyReport, verify_locked
 from peerd.storage.writer import Deliver, Writer
@@ -116,7 +117,7 @@ class Store:
                 manifest = locked.read_manifest()
                 locked.clear_creation()
                 verified = _verify_if_unclean(locked)
-                environment, state = _open_environment(locked, manifest, options)
+                environment, state, stored_bytes = _open_environment(locked, manifest, options)
                 stack.callback(environment.close)
                 locked.mark_running()
             except OSError as error:
@@ -126,6 +127,7 @@ class Store:
                 environment,
                 state,
                 options,
+                stored_bytes=stored_bytes,
                 deliver=deliver,
                 on_failure=on_failure,
                 before_commit=before_commit,
@@ -312,14 +314,17 @@ class Store:
 
     def _table(self, transaction: Transaction, shard: ShardId) -> TableSnapshot:
         tables = self._environment.tables
-        row = read_shard(transaction, tables, shard)
-        if row is None:
-            return empty_table()
-        state, mark = row
-        producers = {
-            producer: unpack_row(packed)
-            for producer, packed in read_producers(transaction, tables, shard, mark)
-        }
+        try:
+            row = read_shard(transaction, tables, shard)
+            if row is None:
+                return empty_table()
+            state, mark = row
+            producers = {
+                producer: unpack_row(packed)
+                for producer, packed in read_producers(transaction, tables, shard, mark)
+            }
+        except lmdb.Error as error:
+            raise CorruptRow("producers", shard_key(shard), str(error)) from error
         return TableSnapshot(
             as_of=state.table_as_of,
             complete=mark.complete,
@@ -350,7 +355,7 @@ def _create(directory: StoreDirectory, options: StorageOptions) -> None:
             Environment(directory.path, map_bytes_max=options.map_size_bytes_max, create=True)
         ) as environment:
             transaction = environment.begin_write()
-            put_store(transaction, environment.tables, manifest.store_id, manifest.format_version)
+            put_store(transaction, StoreMark(manifest.store_id, manifest.format_version))
             transaction.commit()
     except lmdb.Error as error:
         raise StorageFailed(directory.path, str(error)) from error
@@ -368,8 +373,8 @@ def _verify_if_unclean(directory: StoreDirectory) -> VerifyReport | None:
 
 def _open_environment(
     directory: StoreDirectory, manifest: StoreManifest, options: StorageOptions
-) -> tuple[Environment, StoredState]:
-    """Map the file, once it is known to be safe, and read all small rows."""
+) -> tuple[Environment, StoredState, int]:
+    """Map the file, once that is known to be safe; read the small rows and the bytes in use."""
     try:
         check_data_file(directory.data_file)
         environment = Environment(directory.path, map_bytes_max=options.map_size_bytes_max)
@@ -377,15 +382,16 @@ def _open_environment(
         raise StoreDamaged(directory.path, str(error)) from error
     try:
         with environment.read() as transaction:
-            store_id, _ = read_store(transaction, environment.tables)
             state = read_state(transaction, environment.tables)
+            stored_bytes = environment.tree_bytes(transaction)
     except (CorruptRow, lmdb.Error) as error:
         environment.close()
         raise StoreDamaged(directory.path, str(error)) from error
-    if store_id != manifest.store_id:
+    if state.store.store_id != manifest.store_id:
         environment.close()
         raise NotAStore(
             directory.path,
-            f"data.mdb is that of store {store_id}, the manifest of {manifest.store_id}",
+            f"data.mdb is that of store {state.store.store_id},"
+            f" the manifest of {manifest.store_id}",
         )
-    return environment, state
+    return environment, state, stored_bytes

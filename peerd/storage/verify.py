@@ -32,7 +32,7 @@ from peerd.storage.directory import StoreDirectory, lock_directory
 from peerd.storage.environment import Environment, check_data_file, walk_pages
 from peerd.storage.errors import Corrupt, CorruptRow
 from peerd.storage.reads import SegmentReader
-from peerd.storage.rows import read_producers, read_state, read_store
+from peerd.storage.rows import read_producers, read_state
 
 # limit: bytes of a data file whose pages a quick look walks, too; at 0.2 to 1 GB/s that delays a
 # start by 0.4 s at most.
@@ -159,9 +159,8 @@ def examine(directory: Path, depth: Depth) -> VerifyReport:
 
 def _examine_rows(environment: Environment, depth: Depth, report: VerifyReport) -> None:
     with environment.read() as transaction:
-        store_id, _ = read_store(transaction, environment.tables)
-        report.store_id = store_id
         state = read_state(transaction, environment.tables)
+        report.store_id = state.store.store_id
         if depth is Depth.FULL:
             for shard, mark in state.marks.items():
                 for _ in read_producers(transaction, environment.tables, shard, mark):

@@ -69,6 +69,7 @@ class Writer:
         state: StoredState,
         options: StorageOptions,
         *,
+        stored_bytes: int,
         deliver: Deliver,
         on_failure: Callable[[StorageFailed], None],
         before_commit: Callable[[], None] | None,
@@ -87,15 +88,13 @@ class Writer:
         self._queued_bytes = 0
         self._closing = False
         self._failure: StorageFailed | None = None
-        self.stored_bytes = 0
+        self.stored_bytes = stored_bytes
         """Bytes of pages in use as of the last commit."""
         # A daemon thread: a disk that hangs must not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="storage-writer", daemon=True)
 
     def start(self) -> None:
         """Begin to take operations."""
-        with self._environment.read() as transaction:
-            self.stored_bytes = self._environment.tree_bytes(transaction)
         self._thread.start()
 
     @property

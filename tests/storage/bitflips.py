@@ -21,6 +21,20 @@ BATCHES = 40
 SIZES = (10, 300, 3_000, 9_000)
 
 
+# Every other bit is drawn from where LMDB keeps its own structure: the page's header, its pointers,
+# and the meta pages' numbers.
+STRUCTURE_BYTES = 200
+_PAGE_BYTES = 4_096
+_BRANCH_LEAF_OR_META = 0x01 | 0x02 | 0x08
+
+
+def structure_pages(data: bytearray) -> list[int]:
+    """Where the pages begin that are not just payload."""
+    return [
+        page for page in range(0, len(data), _PAGE_BYTES) if data[page + 10] & _BRANCH_LEAF_OR_META
+    ]
+
+
 def payload_of(shard: int, base: int) -> bytes:
     """What the store holds at (shard, base)."""
     return random.Random(shard * 1_000 + base).randbytes(SIZES[base % len(SIZES)])
@@ -64,8 +78,11 @@ def examine(original: Path, scratch: Path, number: int) -> str:
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(original, scratch)
     data = bytearray((scratch / "data.mdb").read_bytes())
-    bit = random.Random(number).randrange(8 * len(data))
-    data[bit // 8] ^= 1 << bit % 8
+    draw = random.Random(number)
+    at = draw.randrange(len(data))
+    if number % 2:
+        at = draw.choice(structure_pages(data)) + draw.randrange(STRUCTURE_BYTES)
+    data[at] ^= 1 << draw.randrange(8)
     (scratch / "data.mdb").write_bytes(data)
     try:
         store = Store.open(
