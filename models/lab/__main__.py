@@ -1,0 +1,111 @@
+"""Records runs of the fault lab.
+
+    python -m models.lab --runs 18 --seed 1 [--out models/recordings] [--parallel 2] [--first 0]
+
+Resumable: a run whose recording exists is not done again; a spoiled one is tried again, up to
+`TRIES_MAX` times. Each run is a process of its own, so that its load generator has one to itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from models.dataset import RECORDINGS, write_run
+from models.lab.cluster import ClusterFailed, start_cluster
+from models.lab.load import Load, LoadFailed
+from models.lab.plan import plan_run
+from models.lab.run import RunSpoiled, carry_out
+
+TRIES_MAX = 3
+# Each run has ports of its own: two clusters at a time must not meet.
+PORT_BASE = 21_000
+PORTS_BY_RUN = 200
+_PORT_RANGES = 50  # up to 31,000: below the ports that the kernel hands out
+
+
+def record(number: int, seed: int, out: Path) -> None:
+    """Do one run and write its recording. Raises `RunSpoiled` and what its parts raise."""
+    plan = plan_run(number, seed)
+    scratch = Path(tempfile.mkdtemp(prefix=f"peerd-lab-{number:03}-"))
+    cluster = start_cluster(scratch / "cluster", PORT_BASE + PORTS_BY_RUN * (number % _PORT_RANGES))
+    try:
+        load = Load(
+            addresses=cluster.addresses,
+            credentials=cluster.credentials,
+            shards=plan.shards,
+            appends_per_s=plan.appends_per_s,
+            record_bytes=plan.record_bytes,
+            seed=seed,
+        )
+        load.start()
+        try:
+            run = carry_out(plan, cluster.peers, scratch, load.play)
+        finally:
+            load.stop()
+    finally:
+        cluster.stop()
+    write_run(recording_path(out, number), run)
+    told = [
+        f"{node.peer} {node.kind} {node.onset_s}→{node.stop_s} s ({node.parameters['why']})"
+        for node in run.truth.nodes
+        if node.stop_s is not None
+    ]
+    print(f"run {number}: {'; '.join(told)}; load {load.counts}", flush=True)
+    shutil.rmtree(scratch)
+
+
+def recording_path(out: Path, number: int) -> Path:
+    """Where the recording of a run stands."""
+    return out / f"run-{number:03}.parquet"
+
+
+def run_in_process(number: int, seed: int, out: Path) -> bool:
+    """Do one run in a process of its own, again when it was spoiled; whether it succeeded."""
+    command = [sys.executable, "-m", "models.lab", "--one", str(number)]
+    command += ["--seed", str(seed), "--out", str(out)]
+    return any(subprocess.run(command, check=False).returncode == 0 for _ in range(TRIES_MAX))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m models.lab", description=__doc__)
+    parser.add_argument("--runs", type=int, default=18, help="how many runs there shall be")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RECORDINGS)
+    parser.add_argument("--parallel", type=int, default=2, help="clusters at a time")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.one is not None:
+        try:
+            record(options.one, options.seed, options.out)
+        except (RunSpoiled, ClusterFailed, LoadFailed) as error:
+            print(f"run {options.one}: {error}", file=sys.stderr, flush=True)
+            return 1
+        return 0
+    missing = [
+        number
+        for number in range(options.first, options.first + options.runs)
+        if not recording_path(options.out, number).exists()
+    ]
+    begun_s = time.monotonic()
+    with ThreadPoolExecutor(options.parallel) as pool:
+        done = list(
+            pool.map(lambda number: run_in_process(number, options.seed, options.out), missing)
+        )
+    minutes = (time.monotonic() - begun_s) / 60.0
+    print(f"{sum(done)} of {len(missing)} missing runs recorded in {minutes:.0f} min")
+    return 0 if all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
