@@ -43,6 +43,10 @@ REPORT_TIMEOUT_S = 2.0
 # the new leader soon, and a handful of small calls a second is nothing.
 RETRY_DELAY_S_MIN = 0.05
 RETRY_DELAY_S_MAX = 0.5
+# The leader answers each heartbeat. Without an answer for this many periods, and at least this
+# time, it hangs, or its host is gone without a word.
+SILENT_PERIODS_MAX = 4
+SILENCE_S_MIN = 2.0
 
 # Trying again changes nothing about these; a person has to.
 _FINAL_REASONS = frozenset(
@@ -144,22 +148,25 @@ class LasSession:
         hint = ""
         while True:
             for address in self._order(hint):
-                hint = ""
-                began_connected = self._connected
-                try:
-                    await self._session(address)
-                except NotLeader as error:
-                    hint = error.leader
-                except (SessionBroken, grpc.aio.AioRpcError) as error:
-                    if self._connected or began_connected:
-                        _log.warning("session with the LAS broke", address=address, why=_why(error))
+                hint = await self._try(address)
                 if self._connected:
                     self._connected, delay_s = False, RETRY_DELAY_S_MIN
                 if hint:
                     break
-            if not hint:
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, RETRY_DELAY_S_MAX)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_DELAY_S_MAX)
+
+    async def _try(self, address: str) -> str:
+        """One session with a node, until it breaks; returns the leader's address if it told one."""
+        try:
+            await self._session(address)
+        except NotLeader as error:
+            return error.leader if error.leader != address else ""
+        except SessionBroken as error:
+            # Once a session: while there is no leader, each node would be told of each round.
+            if self._connected:
+                _log.warning("session with the LAS broke", address=address, why=str(error))
+        return ""
 
     async def flush(self, *, timeout_s: float) -> bool:
         """Wait until every report was answered; False if that took longer than `timeout_s`."""
@@ -211,12 +218,14 @@ class LasSession:
             await asyncio.sleep(due_s - loop.time())
 
     async def _read_updates(self, call: HeartbeatCall) -> None:
+        silence_s = max(SILENCE_S_MIN, SILENT_PERIODS_MAX * self._period_s)
         while True:
-            response = await call.read()
+            try:
+                async with asyncio.timeout(silence_s):
+                    response = await call.read()
+            except TimeoutError as error:
+                raise SessionBroken(f"no answer to heartbeats for {silence_s} s") from error
             if not isinstance(response, fleet_pb2.HeartbeatResponse):
-                code = await call.code()
-                if code is not grpc.StatusCode.OK:
-                    raise SessionBroken(f"{code.name}: {await call.details()}")
                 raise SessionBroken("the LAS ended the stream")
             if response.HasField("map"):
                 self._client.map_updated(response.map)
@@ -270,7 +279,3 @@ def _translated(error: grpc.aio.AioRpcError) -> Exception:
     if refusal is not None and reason_of(refusal) in _FINAL_REASONS:
         return RegistrationRefused(f"the LAS refuses this peer: {refusal.message}")
     return SessionBroken(f"{error.code().name}: {error.details()}")
-
-
-def _why(error: Exception) -> str:
-    return str(error)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
@@ -268,7 +269,7 @@ class Peer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*PUBLIC_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
         )
 
     async def _open_http(self) -> None:

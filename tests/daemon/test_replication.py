@@ -1,0 +1,189 @@
+"""Peers with real stores and real streams do what the map says."""
+
+import asyncio
+from dataclasses import replace
+
+from peerd.core.effects import AppendAccepted
+from peerd.core.errors import Reason, Taken
+from tests.daemon.fleet import (
+    SHARD,
+    Fleet,
+    StandInLas,
+    append,
+    append_later,
+    opened,
+    plan,
+    sealed,
+    shard_of,
+    until,
+    values_at,
+)
+
+PRODUCER = bytes(range(16))
+
+
+async def three_peers(fleet: Fleet, las: StandInLas):
+    """Three peers with an open segment of epoch 1, whose primary is the first."""
+    one, two, three = await fleet.start("peer-1", "peer-2", "peer-3")
+    las.commit(shard_of(opened(1, plan(one, one, two, three))))
+    await until(lambda: one.host.is_primary(SHARD), "peer-1 is primary")
+    return one, two, three
+
+
+async def test_an_append_is_acknowledged_by_the_voters_that_have_it(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three = await three_peers(fleet, las)
+    receipt = await append(one, b"a", b"b")
+    assert (receipt.base, receipt.epoch) == (0, 1)
+    assert len(receipt.durable_on) >= 2
+    assert (await append(one, b"c")).base == 2
+    for peer in (one, two, three):
+        await until(lambda peer=peer: peer.host.committed(SHARD) == (1, 3), "commit is heard")
+        assert await values_at(peer, 1, 0, 3) == [b"a", b"b", b"c"]
+
+
+async def test_the_death_of_a_shadow_pauses_nobody_and_is_told_with_its_boot_id(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, _, three = await three_peers(fleet, las)
+    await append(one, b"before")
+    await fleet.kill("peer-3")
+    assert (await append(one, b"after")).base == 1
+    await until(
+        lambda: any(
+            suspect.connection_refused and suspect.boot_id == three.me.boot
+            for _, suspect in las.reported("suspect")
+        ),
+        "the refused connection is told",
+    )
+
+
+async def test_a_shadow_that_comes_back_is_caught_up_from_the_store(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, _, _ = await three_peers(fleet, las)
+    await append(one, b"a")
+    await fleet.kill("peer-3")
+    for number in range(20):
+        await append(one, b"%d" % number)
+    back = await fleet.start_peer("peer-3")
+    await until(lambda: back.host.committed(SHARD) == (1, 21), "it has everything")
+    assert len(await values_at(back, 1, 0, 21)) == 21
+
+
+async def test_a_planned_switch_moves_the_primary_and_loses_nothing(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three = await three_peers(fleet, las)
+    for sequence in range(5):
+        await append(one, b"%d" % sequence, producer=PRODUCER, sequence=sequence)
+    first = opened(1, plan(one, one, two, three))
+    second = opened(2, plan(two, one, two, three))
+    las.commit(shard_of(first, prepared=replace(second, begin=None)))
+    await until(lambda: two.host.is_primary(SHARD), "peer-2 is primary")
+    await until(lambda: las.reported("segment_opened"), "it is reported")
+    boot, report = las.reported("segment_opened")[0]
+    assert (boot, report.epoch, report.begin) == (two.me.boot, 2, 5)
+    # Without the LAS having committed it: the old primary knows where to go.
+    refused = await append_later(one, b"late", producer=PRODUCER, sequence=5)
+    assert (refused.reason, refused.taken) == (Reason.MOVED, Taken.NO)
+    assert refused.leader == two.me
+    # The producer's table came along: a retry gets its first answer again.
+    retry = await append(two, b"4", producer=PRODUCER, sequence=4)
+    assert (retry.duplicate, retry.base, retry.epoch) == (True, 4, 1)
+    assert (await append(two, b"5", producer=PRODUCER, sequence=5)).base == 5
+    las.commit(shard_of(replace(second, begin=5), sealed=(sealed(first, 5, one, two, three),)))
+    assert (await append(two, b"6", producer=PRODUCER, sequence=6)).base == 6
+
+
+async def test_a_stalled_or_dead_voter_is_replaced_without_a_client_noticing(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, _ = await three_peers(fleet, las)
+    four = await fleet.start_peer("peer-4")
+    await append(one, b"a")
+    await fleet.kill("peer-3")
+    appends = [append_later(one, b"%d" % number) for number in range(10)]
+    prepared = replace(opened(2, plan(one, one, two, four)), begin=None)
+    las.commit(replace(las.shards[SHARD], prepared=prepared))
+    await until(lambda: las.reported("segment_opened"), "the new segment is open")
+    appends += [append_later(one, b"%d" % number) for number in range(10, 20)]
+    outcomes = await asyncio.gather(*appends)
+    assert [outcome.base for outcome in outcomes] == list(range(1, 21))
+    await until(lambda: four.host.committed(SHARD) == (2, 21), "the new voter has the new part")
+
+
+async def test_an_unplanned_failover_keeps_what_was_acknowledged(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three = await three_peers(fleet, las)
+    receipts = [await append(one, b"%d" % number) for number in range(10)]
+    await fleet.kill("peer-1")
+    await until(
+        lambda: any(s.boot_id == one.me.boot for _, s in las.reported("suspect")), "it is told"
+    )
+    answers = [await fleet.promise(peer, 2, 1) for peer in (two, three)]
+    assert all(answer.promised == 2 and answer.open.adopted for answer in answers)
+    # n = 3, a = 2, k = 2: the (2 - (3 - 2))-th largest end.
+    end = max(answer.open.end for answer in answers)
+    assert end >= receipts[-1].base + 1
+    holders = [
+        peer for peer, answer in zip((two, three), answers, strict=True) if answer.open.end == end
+    ]
+    first = opened(1, plan(one, one, two, three))
+    second = opened(2, plan(holders[0], two, three), begin=end)
+    las.commit(shard_of(second, sealed=(sealed(first, end, *holders),)))
+    await until(lambda: holders[0].host.is_primary(SHARD), "the new primary")
+    assert (await append(holders[0], b"new")).base == end
+    assert (await values_at(holders[0], 1, 0, end))[:10] == [b"%d" % number for number in range(10)]
+
+
+async def test_a_fenced_primary_acknowledges_nothing_more(fleet: Fleet, las: StandInLas) -> None:
+    one, two, three = await three_peers(fleet, las)
+    await append(one, b"a")
+    for peer in (two, three):
+        assert (await fleet.promise(peer, 2, 1)).promised == 2
+    refused = await append_later(one, b"too late")
+    assert (refused.reason, refused.taken) == (Reason.FENCED, Taken.UNKNOWN)
+    assert not one.host.is_primary(SHARD)
+    await until(lambda: las.reported("higher_promise"), "the half-done fence is told")
+
+
+async def test_a_promise_for_an_unknown_shard_is_durable_and_not_adopted(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    (one,) = await fleet.start("peer-1")
+    answer = await fleet.promise(one, 7, 3)
+    assert (answer.promised, answer.open.adopted, answer.open.end) == (7, False, 0)
+    await fleet.peers.pop("peer-1").stop()
+    again = await fleet.start_peer("peer-1")
+    assert again.host.stored(SHARD).promised == 7
+    assert (await fleet.promise(again, 5, 3)).promised == 7
+
+
+async def test_a_restarted_primary_is_primary_of_nothing(fleet: Fleet, las: StandInLas) -> None:
+    one, _, _ = await three_peers(fleet, las)
+    await append(one, b"a")
+    await fleet.kill("peer-1")
+    back = await fleet.start_peer("peer-1")
+    await until(lambda: back.map_cache.shards, "it knows the map")
+    assert not back.host.is_primary(SHARD)
+    refused = await append_later(back, b"b")
+    assert (refused.reason, refused.taken) == (Reason.NOT_PRIMARY, Taken.NO)
+    registered = [r for r in las.registrations if r.boot_id == back.me.boot][0]
+    assert [(s.adopted, s.segments[0].end) for s in registered.shards] == [(1, 1)]
+
+
+async def test_with_the_las_down_appends_go_on_and_it_is_found_again(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, _, _ = await three_peers(fleet, las)
+    address = las.address
+    await las.stop()
+    outcomes = [await append(one, b"%d" % number) for number in range(5)]
+    assert all(isinstance(outcome, AppendAccepted) for outcome in outcomes)
+    known = len(las.registrations)
+    await las.start(address)
+    await until(lambda: len(las.registrations) >= known + 3, "all register again")
+    assert one.host.is_primary(SHARD)
