@@ -444,6 +444,12 @@ def test_producers_of_other_shards_are_not_touched(open_store):
 
 
 # ------------------------------------------------------------------ size
+def test_the_environment_syncs_data_and_meta_pages_and_maps_nothing_writable(open_store):
+    flags = open_store().store._environment._lmdb.flags()
+    assert (flags["sync"], flags["metasync"]) == (True, True)
+    assert (flags["writemap"], flags["map_async"]) == (False, False)
+
+
 def test_no_value_needs_two_contiguous_pages(open_store):
     driven = open_store()
     driven.stored(adopt(), append(*(placed(base, b"x" * size) for base, size in enumerate(SIZES))))
