@@ -244,18 +244,17 @@ def _list(words: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------- recovery
 def recovery_plan(
     state: ClusterState,
-    view: FleetView,
-    limits: Limits,
+    placement: Placement,
     *,
     shard: ShardId,
     recovered: Recovered,
     answered: frozenset[ReplicaId],
-    index: FleetIndex | None = None,
 ) -> Plan | None:
     """The plan of the segment that a fence opens; None if too few nodes could vote.
 
     Stores that have what was recovered come first, then others that answered. Who did not answer
     may well be down, whatever its node's state says: it votes only if too few others can.
+    `placement` may serve a whole wave of recoveries, and spreads them.
     """
     entry = state.shards[shard].shard
     last = entry.open.plan if entry.prepared is None else entry.prepared.plan
@@ -278,7 +277,10 @@ def recovery_plan(
         shunned=silent,
         heirs=recovered.sources,
     )
-    return _Round(state, view, limits, index).placement.compose(wish)
+    composed = placement.compose(wish)
+    if composed is not None:
+        placement.commit(composed, entry.open.plan)
+    return composed
 
 
 # ---------------------------------------------------------------------------------- the past

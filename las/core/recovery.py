@@ -84,11 +84,13 @@ class Recovered:
 class Contradiction:
     """The answers cannot all be true: a store is broken or the LAS lost its past.
 
-    The shard is to be halted: going on would be a guess.
+    The shard is to be halted: going on would be a guess. `promised` is the epoch above the fence
+    that was met, if that is what is wrong.
     """
 
     replica: ReplicaId
     why: str
+    promised: Epoch = NO_EPOCH
 
 
 Decision = Wait | Recovered | Contradiction
@@ -114,7 +116,7 @@ def decide(shard: Shard, answers: Iterable[Answer]) -> Decision:
             continue
         if answer.promised > shard.fence:
             why = f"it promised {answer.promised}, above the fence {shard.fence}"
-            return Contradiction(replica=answer.replica, why=why)
+            return Contradiction(replica=answer.replica, why=why, promised=answer.promised)
         if answer.promised == shard.fence:
             counted[answer.replica] = answer
     for answer in counted.values():

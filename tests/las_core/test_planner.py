@@ -293,8 +293,7 @@ def after_fence(state: ClusterState, holders, answered) -> Plan | None:
     state = done(state, down(1), FenceSegment(shard=SHARD, epoch=Epoch(1)))
     return recovery_plan(
         state,
-        VIEW,
-        LIMITS,
+        Placement(state, VIEW, LIMITS, indexed(state)),
         shard=SHARD,
         recovered=recovered(*holders),
         answered=frozenset(map(replica, answered)),

@@ -1,0 +1,417 @@
+"""The leader's hands: sees what the map needs and carries it out, many shards at once.
+
+A loop that compares what is committed with what should be, and starts what is missing. It holds
+no plan of its own: everything that must survive is in the committed state, so a new leader's
+executor goes on where the last one stopped, and a step that is done twice is refused once.
+
+- *Planned*: commit `PrepareSegment`; the peers do the rest and report. A prepared segment that
+  hangs is asked for (`HasBegun`) and, if nobody has begun it, fenced.
+- *Unplanned*: `las.daemon.reconcile.Recovery`, for each shard whose primary is gone or whose fence
+  stands.
+- *Copies*: commit `WantHolders`; the new holders fetch and report.
+
+Bounds: each kind of work has one; what does not fit stays to be looked at. One look goes through a
+bounded number of shards, so that the event loop it shares with heartbeats stays responsive.
+
+Must not: weigh evidence (detector), choose places (planner), decide ends (recovery).
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from las.core.commands import (
+    PrepareSegment,
+    RecordEvent,
+    SetNodeState,
+    WantHolders,
+)
+from las.core.index import FleetIndex
+from las.core.placement import Limits, Placement
+from las.core.planner import Action, Prepare, Recover, Shortage, Want, plan
+from las.core.state import ClusterState, Node, NodeState
+from las.daemon.detector import Ask, Detector, Judged, Verdict
+from las.daemon.reconcile import (
+    Consensus,
+    PeerCalls,
+    PromiseBatcher,
+    Recovery,
+    RecoveryTiming,
+)
+from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
+from peerd.core.shard_map import Plan
+from peerd.daemon.logging import get_logger
+from peerd.transport.status import Refused
+
+_log = get_logger("executor")
+
+Work = Callable[[], Coroutine[None, None, None]]
+
+# limit: shards planned for in one look, some 50 ms of the event loop; the others come next.
+LOOK_SHARDS_MAX = 4_096
+# limit: shards looked at again in each look though nothing is known to have changed: 100,000 of
+# them in 20 seconds.
+SWEEP_SHARDS_MAX = 512
+# limit: shards recovered at once; each waits for answers most of the time.
+RECOVERIES_MAX = 2_048
+# limit: commands and questions of other kinds under way at once.
+TASKS_MAX = 1_024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorTiming:
+    """In milliseconds.
+
+    Attributes:
+        look_ms: pause between two looks if nothing wakes the executor.
+        rest_ms: the shortest pause between two looks, whatever wakes it; also how long one set of
+            free places serves the recoveries of a wave.
+        again_ms: pause before shards are planned for again that did not fit, or lacked nodes.
+        hang_ms: age from which a prepared segment hangs, above the 5 s after which its old primary
+            declines it.
+        hang_gone_ms: the same if the process that should begin it is gone.
+        story_ms: time over which equal events of a node are told as one.
+    """
+
+    look_ms: int = 100
+    rest_ms: int = 10
+    again_ms: int = 250
+    hang_ms: int = 7_000
+    hang_gone_ms: int = 500
+    story_ms: int = 300
+
+
+class Executor:
+    """One term's executor. `run` goes on until it is cancelled, and ends all that it started."""
+
+    def __init__(
+        self,
+        *,
+        consensus: Consensus,
+        peers: PeerCalls,
+        detector: Detector,
+        limits: Limits,
+        now: Callable[[], Tick],
+        wall_ms: Callable[[], int],
+        timing: ExecutorTiming | None = None,
+        recovery_timing: RecoveryTiming | None = None,
+    ) -> None:
+        """`now` is a monotonic clock; `wall_ms` is for people who read the history."""
+        self._consensus = consensus
+        self._peers = peers
+        self._detector = detector
+        self._limits = limits
+        self._now = now
+        self._timing = timing or ExecutorTiming()
+        self._recovery_timing = recovery_timing or RecoveryTiming()
+        self._story = _Story(wall_ms)
+        self._woken = asyncio.Event()
+        self._seen_version = -1
+        self._look_at: set[ShardId] = set()
+        self._again: set[ShardId] = set()
+        self._again_at = Tick(0)
+        self._sweep: list[ShardId] = []
+        self._busy: set[object] = set()
+        self._recovering = 0
+        self._prepared_since: dict[tuple[ShardId, Epoch], Tick] = {}
+        self._shortages: dict[ShardId, str] = {}
+        self._placement: tuple[Tick, Placement] | None = None
+
+    @property
+    def shortages(self) -> Mapping[ShardId, str]:
+        """Shards that need a change for which too few nodes are left, and why."""
+        return self._shortages
+
+    @property
+    def recovering(self) -> int:
+        """Shards that are being recovered now."""
+        return self._recovering
+
+    def wake(self) -> None:
+        """Something was heard or committed: look now and not only at the next turn."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Look and act until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            recovery = Recovery(
+                consensus=self._consensus,
+                peers=self._peers,
+                promises=PromiseBatcher(self._peers, group),
+                timing=self._recovery_timing,
+                placement=self._shared_placement,
+            )
+            while True:
+                looked_at = self._now()
+                self._look(group, recovery)
+                try:
+                    async with asyncio.timeout(self._timing.look_ms / 1000):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass  # nothing was heard; time itself may make something due
+                rest_ms = self._timing.rest_ms - (self._now() - looked_at)
+                if rest_ms > 0:
+                    await asyncio.sleep(rest_ms / 1000)
+                self._woken.clear()
+
+    # ------------------------------------------------------------------ one look
+    def _look(self, group: asyncio.TaskGroup, recovery: Recovery) -> None:
+        """Start everything that is due and fits."""
+        now = self._now()
+        state, index = self._consensus.indexed()
+        for verdict in self._detector.judge(state, index, now):
+            self._act_on_verdict(group, verdict)
+        for shard, why in self._hanging(state, index, now):
+            self._start_recovery(group, recovery, shard, why)
+        self._collect_dirty(state, index, now)
+        shards: set[ShardId] = set()
+        while self._look_at and len(shards) < LOOK_SHARDS_MAX:
+            shards.add(self._look_at.pop())
+        if shards:
+            view = self._detector.view(state, now)
+            actions = plan(state, view, self._limits, index=index, shards=shards)
+            if _may_be_cut(actions, self._limits, index):
+                self._again |= shards
+            for shard in shards:
+                self._shortages.pop(shard, None)
+            for action in actions:
+                self._act(group, recovery, state, action)
+        for command in self._story.due(now, self._timing.story_ms):
+            self._start(group, ("story", command.node, command.kind), partial(self._tell, command))
+
+    def _collect_dirty(self, state: ClusterState, index: FleetIndex, now: Tick) -> None:
+        """Shards that may need something: what changed, what was put off, and a few in turn."""
+        change = state.changed_ids(self._seen_version)
+        self._seen_version = state.version
+        if change is None:
+            self._look_at.update(state.shards)
+        else:
+            self._look_at.update(change.shards)
+            for node in change.nodes:
+                self._look_at.update(index.shards_of(node))
+        self._look_at |= self._detector.stalled_shards()
+        if now >= self._again_at:
+            self._look_at |= self._again
+            self._look_at.update(self._shortages)
+            self._again = set()
+            self._again_at = Tick(now + self._timing.again_ms)
+            if not self._sweep:
+                self._sweep = list(state.shards)
+            self._look_at.update(self._sweep[-SWEEP_SHARDS_MAX:])
+            del self._sweep[-SWEEP_SHARDS_MAX:]
+
+    def _hanging(
+        self, state: ClusterState, index: FleetIndex, now: Tick
+    ) -> list[tuple[ShardId, str]]:
+        """Prepared segments that neither began nor were declined in time."""
+        since: dict[tuple[ShardId, Epoch], Tick] = {}
+        hanging = []
+        for shard in index.unsettled:
+            entry = state.shards[shard]
+            prepared = entry.shard.prepared
+            if prepared is None or entry.shard.fence != NO_EPOCH or entry.halted:
+                continue
+            key = (shard, prepared.epoch)
+            since[key] = self._prepared_since.get(key, now)
+            primary = prepared.plan.primary
+            gone = not _is_running(state.nodes.get(primary.peer), prepared.plan)
+            patience_ms = self._timing.hang_gone_ms if gone else self._timing.hang_ms
+            if now - since[key] >= patience_ms:
+                what = "is gone" if gone else "has not begun it"
+                hanging.append((shard, f"{prepared.epoch} is prepared and {primary.peer} {what}"))
+        self._prepared_since = since
+        return hanging
+
+    def _shared_placement(self) -> Placement:
+        """Where there is room: looked up for a wave of recoveries and not for each shard."""
+        now = self._now()
+        if self._placement is None or now - self._placement[0] >= self._timing.rest_ms:
+            state, index = self._consensus.indexed()
+            view = self._detector.view(state, now)
+            self._placement = now, Placement(state, view, self._limits, index)
+        return self._placement[1]
+
+    # ------------------------------------------------------------------ acting
+    def _act_on_verdict(self, group: asyncio.TaskGroup, verdict: Verdict) -> None:
+        if isinstance(verdict, Judged):
+            self._start(group, ("judge", verdict.node), partial(self._judge, verdict))
+        elif not self._start(group, ("ask", verdict.node), partial(self._ask, verdict)):
+            self._detector.answered(verdict, {}, self._now())
+
+    def _act(
+        self,
+        group: asyncio.TaskGroup,
+        recovery: Recovery,
+        state: ClusterState,
+        action: Action,
+    ) -> None:
+        if isinstance(action, Recover):
+            self._start_recovery(group, recovery, action.shard, action.why)
+        elif isinstance(action, Prepare):
+            before = state.shards[action.shard].shard.open.plan
+            if not self._start(group, action.shard, partial(self._prepare, action, before)):
+                self._again.add(action.shard)
+        elif isinstance(action, Want):
+            key = ("want", action.shard, action.epoch)
+            if not self._start(group, key, partial(self._want, action)):
+                self._again.add(action.shard)
+        else:
+            self._shortage(action)
+
+    def _start_recovery(
+        self, group: asyncio.TaskGroup, recovery: Recovery, shard: ShardId, why: str
+    ) -> None:
+        if shard in self._busy:
+            return
+        if self._recovering >= RECOVERIES_MAX:
+            self._again.add(shard)
+            return
+        self._recovering += 1
+        self._create(group, shard, partial(self._recover, recovery, shard, why))
+
+    def _start(self, group: asyncio.TaskGroup, key: object, work: Work) -> bool:
+        """Start `work`; False if work of that key is under way, or too much is."""
+        if key in self._busy or len(self._busy) - self._recovering >= TASKS_MAX:
+            return False
+        self._create(group, key, work)
+        return True
+
+    def _create(self, group: asyncio.TaskGroup, key: object, work: Work) -> None:
+        self._busy.add(key)
+        group.create_task(self._finish(key, work), name=f"executor {key}")
+
+    async def _finish(self, key: object, work: Work) -> None:
+        try:
+            await work()
+        except Refused as refused:
+            # Not the leader any more, or in doubt: what is committed says how to go on.
+            _log.info("put off", work=str(key), why=str(refused))
+        finally:
+            self._busy.discard(key)
+        self.wake()
+
+    async def _ask(self, ask: Ask) -> None:
+        answers = await asyncio.gather(
+            *(self._peers.hears(witness, ask.node) for witness in ask.witnesses)
+        )
+        silences = {
+            witness: heard.silent_ms
+            for witness, heard in zip(ask.witnesses, answers, strict=True)
+            if heard is not None
+        }
+        verdict = self._detector.answered(ask, silences, self._now())
+        if verdict is not None:
+            await self._judge(verdict)
+
+    async def _judge(self, verdict: Judged) -> None:
+        result = await self._consensus.submit(
+            SetNodeState(node=verdict.node, boot=verdict.boot, state=verdict.state, why=verdict.why)
+        )
+        if result.ok:
+            _log.info("node judged", node=verdict.node, state=verdict.state, why=verdict.why)
+
+    async def _prepare(self, action: Prepare, before: Plan) -> None:
+        result = await self._consensus.submit(
+            PrepareSegment(shard=action.shard, epoch=action.epoch, plan=action.plan, why=action.why)
+        )
+        if not result.ok:
+            self._again.add(action.shard)
+            return
+        stay = {voter.peer for voter in action.plan.voters}
+        for node in sorted({voter.peer for voter in before.voters} - stay):
+            led = before.primary.peer == node
+            self._story.add("switch", node, action.why, self._now(), led=led)
+
+    async def _want(self, action: Want) -> None:
+        await self._consensus.submit(
+            WantHolders(shard=action.shard, epoch=action.epoch, holders=action.holders)
+        )
+
+    async def _recover(self, recovery: Recovery, shard: ShardId, why: str) -> None:
+        began = self._now()
+        state, _ = self._consensus.indexed()
+        primary = state.shards[shard].shard.open.plan.primary
+        try:
+            outcome = await recovery.recover(shard, why)
+        finally:
+            self._recovering -= 1
+            self._again.add(shard)
+        _log.info("shard recovered", shard=shard, why=why, outcome=outcome.text)
+        if outcome.opened is not None:
+            took_ms = self._now() - began
+            self._story.add("failover", primary.peer, why, self._now(), led=True, took_ms=took_ms)
+
+    async def _tell(self, command: RecordEvent) -> None:
+        await self._consensus.submit(command)
+
+    def _shortage(self, action: Shortage) -> None:
+        if self._shortages.get(action.shard) != action.why:
+            _log.warning("too few nodes", shard=action.shard, why=action.why)
+        self._shortages[action.shard] = action.why
+
+
+def _may_be_cut(actions: Iterable[Action], limits: Limits, index: FleetIndex) -> bool:
+    """Whether the planner may have left something out because enough is under way."""
+    prepares = sum(isinstance(action, Prepare) for action in actions)
+    wanted = sum(len(action.holders) for action in actions if isinstance(action, Want))
+    changes_left = limits.changes_max - len(index.unsettled) - prepares
+    copies_left = limits.copies_max - index.fetching - wanted
+    return changes_left <= 0 or copies_left < limits.copies_per_segment_max
+
+
+def _is_running(node: Node | None, prepared: Plan) -> bool:
+    """Whether the process that should begin a prepared segment is the registered one, and up."""
+    return node is not None and node.process == prepared.primary and node.state is NodeState.UP
+
+
+@dataclass(slots=True)
+class _Chapter:
+    why: str
+    at: Tick
+    wall_ms: int
+    shards: int = 0
+    led: int = 0
+    slowest_ms: int = 0
+
+
+class _Story:
+    """Joins what happened to many shards for one reason into one line of a node's history."""
+
+    def __init__(self, wall_ms: Callable[[], int]) -> None:
+        self._wall_ms = wall_ms
+        self._chapters: dict[tuple[str, NodeName], _Chapter] = {}
+
+    def add(
+        self, kind: str, node: NodeName, why: str, now: Tick, *, led: bool, took_ms: int = 0
+    ) -> None:
+        """One more shard of which `node` was a voter, and `led` it or not."""
+        key = (kind, node)
+        if key not in self._chapters:
+            self._chapters[key] = _Chapter(why=why, at=now, wall_ms=self._wall_ms())
+        chapter = self._chapters[key]
+        chapter.shards += 1
+        chapter.led += led
+        chapter.slowest_ms = max(chapter.slowest_ms, took_ms)
+
+    def due(self, now: Tick, story_ms: int) -> list[RecordEvent]:
+        """The chapters that are long enough ago to be whole."""
+        commands = []
+        for (kind, node), chapter in list(self._chapters.items()):
+            if now - chapter.at < story_ms:
+                continue
+            del self._chapters[kind, node]
+            shards = f"{chapter.shards} shard{'' if chapter.shards == 1 else 's'}"
+            if kind == "failover":
+                text = f"{shards} opened elsewhere, the slowest in {chapter.slowest_ms} ms"
+            else:
+                text = f"{shards} prepared without its vote, {chapter.led} of them led elsewhere"
+            commands.append(
+                RecordEvent(
+                    node=node,
+                    kind=kind,
+                    text=f"{text}: {chapter.why}",
+                    timestamp_ms=chapter.wall_ms,
+                )
+            )
+        return commands
