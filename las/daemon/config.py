@@ -58,8 +58,9 @@ class Policy(Section):
         default=0.34,
         gt=0.0,
         le=1.0,
-        description="Share of the fleet that may be at risk at once, but at least one node. If the "
-        "model says more it is not believed: the map is kept and an alert is raised",
+        description="Share of the fleet that may be at risk at once, but at least one node; the "
+        "riskiest go first. If more than half of it seems to fail the forecast is not believed: "
+        "the map is kept and status says so",
     )
     heartbeat_ms: int = Field(
         default=500, ge=50, le=60_000, description="Time between two heartbeats of a peer"

@@ -1,0 +1,133 @@
+"""`las`: the command line of the LAS daemon. Each command does one call; errors are one line."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+# Before grpc is imported: this process never forks, and its handlers for that cost a tenth.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# The C core writes free text to stderr, where this daemon writes JSON lines; what matters of it
+# comes back as errors of calls.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+app = typer.Typer(
+    name="las",
+    help="A node of the LAS, the group that keeps a cluster's shard map and foresees failures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", help="Settings of this LAS node, a TOML file.")
+]
+
+
+@app.command()
+def init(
+    config: ConfigFile,
+    cluster_id: Annotated[
+        str | None,
+        typer.Option(help="Id that `las init` printed for the first member; without it a new one."),
+    ] = None,
+) -> None:
+    """Make the data directory of a member of a new cluster, once; prints the cluster's id.
+
+    Run it on the first member without --cluster-id, and on the others with the id that it printed.
+    """
+    from las.daemon import serve as daemon
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
+
+    try:
+        settings = load_config(config)
+        manifest = daemon.init(settings, cluster_id)
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+    except DaemonError as error:
+        _fail(str(error), error.exit_status)
+    else:
+        print(manifest.cluster_id)
+        others = [name for name in manifest.members if name != manifest.name]
+        if cluster_id is None and others:
+            typer.echo(
+                f"initialised {manifest.name}; on {', '.join(others)} run "
+                f"`las init --cluster-id {manifest.cluster_id}`, then `las serve` on each",
+                err=True,
+            )
+
+
+@app.command()
+def rejoin(
+    config: ConfigFile,
+    cluster_id: Annotated[str, typer.Option(help="Id of the cluster, see `peerctl status`.")],
+) -> None:
+    """Make the data directory of a member whose old one was lost or is damaged.
+
+    What is there is moved aside. The member votes again once it holds what it had promised.
+    """
+    from las.daemon import serve as daemon
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
+
+    try:
+        manifest = daemon.rejoin(load_config(config), cluster_id)
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+    except DaemonError as error:
+        _fail(str(error), error.exit_status)
+    else:
+        print(f"{manifest.name} rejoins cluster {manifest.cluster_id} when it is served")
+
+
+@app.command()
+def check(config: ConfigFile) -> None:
+    """Say whether a node could start with these settings, without starting it."""
+    from las.daemon import serve as daemon
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START
+
+    try:
+        print(daemon.check(load_config(config)))
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(help="Write pid and addresses to this file, as JSON, once the node serves."),
+    ] = None,
+) -> None:
+    """Run a LAS node until SIGTERM or SIGINT."""
+    from las.daemon import serve as daemon
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
+    from peerd.daemon.logging import configure_logging
+
+    try:
+        settings = load_config(config)
+        configure_logging(las=settings.name)
+        raise typer.Exit(daemon.serve(settings, ready_file))
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+    except DaemonError as error:
+        _fail(str(error), error.exit_status)
+
+
+def _fail(message: str, exit_status: int) -> None:
+    typer.echo(f"las: {message}", err=True)
+    raise typer.Exit(exit_status)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

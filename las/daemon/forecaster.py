@@ -1,0 +1,262 @@
+"""The forecast on the leader: windows in, one model run a second in its own thread, flags out.
+
+Invariants:
+- The event loop never waits for the model: it copies the windows, a thread judges the copy.
+- A model that answers with something that is no probability is not asked again; the named rule
+  stands in, and says so.
+- What is decided is committed; each second's forecast is not.
+
+Bounds: one run at a time; reasons for at most `EXPLAINED_MAX` nodes a run.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from las.core.commands import SetAtRisk
+from las.core.state import ClusterState, NodeState
+from las.daemon.config import Policy
+from las.daemon.group import Group
+from las.daemon.judgement import Judge, Outlook, Verdict
+from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
+from las.forecast.contract import HORIZONS_S, ModelRefused
+from las.forecast.heuristic import RULE_WINDOW, HeuristicForecaster
+from las.forecast.load import load_forecaster
+from las.forecast.window import FleetFull, FleetWindows
+from las.v1 import fleet_pb2
+from peerd.core.ids import NodeName
+from peerd.daemon.logging import get_logger
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.transport.status import Refused
+
+# limit: nodes whose reasons are worked out in one run, the riskiest first; each costs some model
+# runs, and nobody reads more.
+EXPLAINED_MAX = 16
+# From this probability on a node is worth an explanation.
+EXPLAINED_FROM = 0.2
+
+_log = get_logger("forecast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOutlook:
+    """The forecast of one node. `probabilities` are by horizon of `HORIZONS_S`."""
+
+    node: NodeName
+    probabilities: tuple[float, ...]
+    known: bool
+    input_age_ms: int
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def p_10_min(self) -> float:
+        """Probability of failing within 10 minutes."""
+        return self.probabilities[HORIZONS_S.index(600)]
+
+    @property
+    def words(self) -> str:
+        """`p(10 min) 0.87: fsync p99 ×31 (62 ms), commit stalls 4/s`."""
+        text = f"p(10 min) {self.p_10_min:.2f}"
+        reasons = ", ".join(reason.text for reason in self.reasons)
+        return f"{text}: {reasons}" if reasons else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One run for the whole fleet. `timestamp_ms` is wall time, for people."""
+
+    number: int = 0
+    timestamp_ms: int = 0
+    model_id: str = ""
+    nodes: Mapping[NodeName, NodeOutlook] = field(default_factory=dict)
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+class Model:
+    """The model of this process with its thread; shared by the terms that follow each other."""
+
+    def __init__(self, forecaster: Forecaster, note: str) -> None:
+        """`note` is what an operator should know of it; empty if the wanted model answers."""
+        self._forecaster = forecaster
+        self.note = note
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="las-forecast")
+
+    @classmethod
+    def load(cls, path: Path | None) -> "Model":
+        """The model of `path`, the shipped one, or the rule. Blocks while it reads the file."""
+        return cls(*load_forecaster(path))
+
+    @property
+    def model_id(self) -> str:
+        """Names what answers."""
+        return self._forecaster.model_id
+
+    @property
+    def window(self) -> int:
+        """Samples that suffice for the model and for the rule that may have to stand in."""
+        return max(self._forecaster.window, RULE_WINDOW)
+
+    async def judge(self, windows: Windows) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
+        """Forecast a fleet [nodes, `window`, metrics]; reasons by row for the riskiest nodes."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._judge, windows)
+
+    def close(self) -> None:
+        """End the thread after the run under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _judge(self, windows: Windows) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
+        try:
+            return self._answer(self._forecaster, windows)
+        except ModelRefused as error:
+            self.note = (
+                f"the forecast model was given up ({error}); the rule "
+                "'fsync p99 > 10 × own past' stands in"
+            )
+            _log.error("model given up", why=str(error))
+            self._forecaster = HeuristicForecaster()
+            return self._answer(self._forecaster, windows)
+
+    @staticmethod
+    def _answer(
+        forecaster: Forecaster, windows: Windows
+    ) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
+        newest = windows[:, -forecaster.window :]
+        forecast = forecaster.predict(newest)
+        probabilities = forecast.p_10_min
+        riskiest = np.argsort(-probabilities, kind="stable")[:EXPLAINED_MAX]
+        reasons = {
+            row: forecaster.reasons(newest, row, count=REASONS_MAX)
+            for row in riskiest.tolist()
+            if probabilities[row] >= EXPLAINED_FROM and forecast.known[row]
+        }
+        return forecast, reasons
+
+
+class FleetForecaster:
+    """The forecast of one term. Used on the event loop."""
+
+    def __init__(self, group: Group, policy: Policy, model: Model) -> None:
+        self._group = group
+        self._policy = policy
+        self.model = model
+        self._judge = Judge(policy)
+        self._windows = FleetWindows(model.window)
+        self._unreadable: set[NodeName] = set()
+        self._evaluated = asyncio.Event()
+        self.latest = Evaluation()
+
+    @property
+    def evaluated(self) -> asyncio.Event:
+        """The event that is set by the next evaluation; take it before looking, then wait."""
+        return self._evaluated
+
+    @property
+    def unreadable(self) -> frozenset[NodeName]:
+        """Nodes whose samples follow another telemetry schema: they have no forecast."""
+        return frozenset(self._unreadable)
+
+    def registered(self, node: NodeName, schema_version: int) -> None:
+        """A node says which telemetry schema its samples follow."""
+        if schema_version == TELEMETRY_SCHEMA.version:
+            self._unreadable.discard(node)
+        else:
+            self._unreadable.add(node)
+            _log.warning("other telemetry schema", node=node, version=schema_version)
+
+    def take(self, node: NodeName, samples: Iterable[fleet_pb2.HealthSample], now_ms: int) -> None:
+        """Samples of a heartbeat."""
+        if node in self._unreadable:
+            return
+        for sample in samples:
+            try:
+                self._windows.add(
+                    node,
+                    sequence=sample.sequence,
+                    age_ms=sample.age_ms,
+                    values=sample.values,
+                    now_ms=now_ms,
+                )
+            except (FleetFull, ValueError) as error:
+                self._unreadable.add(node)
+                _log.warning("samples not read", node=node, why=str(error))
+                return
+
+    async def run(self) -> None:
+        """Evaluate each `interval_ms`, for ever."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        while True:
+            # From now on if the loop was late: two forecasts of the same second tell nothing.
+            due_s = max(due_s + self._policy.interval_ms / 1000, loop.time())
+            await asyncio.sleep(due_s - loop.time())
+            await self.evaluate(int(time.monotonic() * 1000))
+
+    async def evaluate(self, now_ms: int) -> None:
+        """One evaluation, and what follows from it."""
+        snapshot = self._windows.snapshot(now_ms=now_ms)
+        for gone in [node for node in snapshot.nodes if node not in self._group.state.nodes]:
+            self._windows.forget(gone)
+        forecast, reasons = await self.model.judge(snapshot.windows.copy())
+        nodes = {
+            NodeName(name): NodeOutlook(
+                node=NodeName(name),
+                probabilities=tuple(forecast.probabilities[row].tolist()),
+                known=bool(forecast.known[row]),
+                input_age_ms=int(snapshot.age_ms[row]),
+                reasons=reasons.get(row, ()),
+            )
+            for row, name in enumerate(snapshot.nodes)
+        }
+        state = self._group.state
+        verdict = self._judge.judge(_judged(state, nodes), _at_risk(state), now_ms)
+        self.latest = Evaluation(
+            number=self.latest.number + 1,
+            timestamp_ms=int(time.time() * 1000),
+            model_id=forecast.model_id,
+            nodes=nodes,
+            verdict=verdict,
+        )
+        event, self._evaluated = self._evaluated, asyncio.Event()
+        event.set()
+        await self._carry_out(verdict)
+
+    async def _carry_out(self, verdict: Verdict) -> None:
+        if verdict.crying:
+            _log.error("not believed", crying=verdict.crying)
+        changes = [(node, True) for node in verdict.begin] + [(node, False) for node in verdict.end]
+        for node, at_risk in changes:
+            _log.warning("at risk" if at_risk else "recovered", node=node, why=self.words(node))
+            try:
+                await self._group.submit(SetAtRisk(node=node, at_risk=at_risk))
+            except Refused as refused:
+                # The next evaluation finds it still to be done.
+                _log.warning("judgement not committed", node=node, why=str(refused))
+
+    def words(self, node: NodeName) -> str:
+        """Why a node's forecast is what it is; empty if it has none."""
+        outlook = self.latest.nodes.get(node)
+        return "" if outlook is None else outlook.words
+
+
+def _judged(state: ClusterState, nodes: Mapping[NodeName, NodeOutlook]) -> dict[NodeName, Outlook]:
+    """Outlooks of all nodes that are up; one without samples is not known."""
+    unknown = Outlook(probability=0.0, known=False)
+    return {
+        name: (
+            Outlook(probability=nodes[name].p_10_min, known=nodes[name].known)
+            if name in nodes
+            else unknown
+        )
+        for name, node in state.nodes.items()
+        if node.state is NodeState.UP
+    }
+
+
+def _at_risk(state: ClusterState) -> frozenset[NodeName]:
+    return frozenset(name for name, node in state.nodes.items() if node.at_risk)

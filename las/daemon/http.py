@@ -1,0 +1,102 @@
+"""What a LAS node shows at `/metrics`: consensus on every node, the fleet on the leader."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from las.core.state import NodeState
+from las.daemon.group import Group
+from las.daemon.status_view import StatusView
+from las.daemon.term import Term
+
+
+class LasExporter(Collector):
+    """Register with a `CollectorRegistry`; everything is looked up at each scrape."""
+
+    def __init__(
+        self, group: Group, leading: Callable[[], Term | None], status: StatusView
+    ) -> None:
+        """`leading` gives the term under way on this node, if it leads."""
+        self._group = group
+        self._leading = leading
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of one scrape."""
+        yield from self._consensus()
+        yield from self._map()
+        term = self._leading()
+        if term is not None:
+            yield from _fleet(term)
+
+    def _consensus(self) -> Iterator[Metric]:
+        status = self._group.status
+        yield from _gauges(
+            las_raft_term=("Current term", status.term),
+            las_raft_is_leader=("1 on the leader", int(status.is_leader)),
+            las_raft_has_leader=("1 while a leader is known", int(status.leader is not None)),
+            las_raft_commit_index=("Index up to which the log is committed", status.commit_index),
+            las_raft_applied_index=("Index up to which it is applied", status.applied_index),
+            las_raft_members_up=("Members in reach, this one included", len(status.members_up)),
+            las_raft_voting=("0 while this member rejoins", int(status.voting)),
+        )
+
+    def _map(self) -> Iterator[Metric]:
+        state, index = self._group.indexed()
+        facts = self._status.facts()
+        yield from _gauges(
+            las_map_version=("Version of the applied map", state.version),
+            las_logs=("Logs", len(state.logs)),
+            las_shards=("Shards", len(state.shards)),
+            las_shards_paused=("Shards that take no appends", len(facts.paused)),
+            las_shards_halted=("Shards that wait for a person", len(facts.halted)),
+            las_shards_unsettled=("Shards whose plan is being changed", len(index.unsettled)),
+            las_segments_short=(
+                "Sealed segments on fewer healthy nodes than promised",
+                facts.short,
+            ),
+            las_copies_wanted=("Copies of sealed segments under way", index.fetching),
+        )
+        nodes = GaugeMetricFamily("las_nodes", "Nodes by state", labels=["state"])
+        for each in NodeState:
+            count = sum(node.state is each for node in state.nodes.values())
+            nodes.add_metric([each.value], count)
+        yield nodes
+        flags = (("at_risk", "at risk"), ("draining", "being drained"))
+        for flag, words in flags:
+            count = sum(getattr(node, flag) for node in state.nodes.values())
+            yield GaugeMetricFamily(f"las_nodes_{flag}", f"Nodes {words}", value=count)
+
+
+def _fleet(term: Term) -> Iterator[Metric]:
+    latest = term.forecaster.latest
+    probability = GaugeMetricFamily(
+        "las_forecast_failure_probability",
+        "Probability of failing within 10 minutes; absent while it is not known",
+        labels=["node"],
+    )
+    for name, outlook in latest.nodes.items():
+        if outlook.known:
+            probability.add_metric([name], outlook.p_10_min)
+    yield probability
+    model = GaugeMetricFamily("las_forecast_model", "1 for the model that answers", labels=["id"])
+    model.add_metric([latest.model_id], 1)
+    yield model
+    yield from _gauges(
+        las_forecast_evaluations=("Evaluations since this node leads", latest.number),
+        las_forecast_breaker_open=(
+            "1 while so many nodes seem to fail that none is moved",
+            int(bool(latest.verdict.crying)),
+        ),
+        las_forecast_held_back=(
+            "Nodes that would be at risk if the budget were larger",
+            len(latest.verdict.held_back),
+        ),
+    )
+
+
+def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:
+    for name, (words, value) in values.items():
+        yield GaugeMetricFamily(name, words, value=value)

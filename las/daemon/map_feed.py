@@ -1,0 +1,112 @@
+"""The committed map in its wire form, encoded once for all who need the same part of it.
+
+Invariant: `since(v)` brings a reader that has version `v` to the newest one; a reader that has
+nothing (version 0) gets the whole map, marked `full`.
+
+Bound: one whole map and one delta for each version that readers lag by, all of the newest version.
+"""
+
+from collections.abc import Iterable
+
+from las.core.state import ClusterState, Log, MapDelta, Node, NodeState, ShardEntry
+from las.v1 import shard_map_pb2
+from peerd.transport.map_codec import (
+    LogEntry,
+    NodeEntry,
+    encode_log,
+    encode_node,
+    encode_shard,
+)
+
+# limit: deltas kept encoded for readers of different versions; most readers have the last one.
+DELTAS_KEPT_MAX = 64
+# No reader has this version, so what changed since is everything.
+_NOTHING = -1
+
+
+class MapFeed:
+    """Encodes for many readers. Used on one event loop."""
+
+    def __init__(self) -> None:
+        self._version = _NOTHING
+        self._updates: dict[int, shard_map_pb2.MapUpdate] = {}
+
+    def since(self, state: ClusterState, version: int) -> shard_map_pb2.MapUpdate | None:
+        """What a reader with `version` (0: nothing) lacks of `state`; None if nothing."""
+        if version == state.version and version > 0:
+            return None
+        if state.version != self._version:
+            self._updates.clear()
+            self._version = state.version
+        key = version if 0 < version < state.version else _NOTHING
+        update = self._updates.get(key)
+        if update is None:
+            update = encode_delta(state.cluster_id, state.changes_since(key))
+            if len(self._updates) < DELTAS_KEPT_MAX:
+                self._updates[key] = update
+        return update
+
+    def whole(self, state: ClusterState) -> shard_map_pb2.MapUpdate:
+        """The whole map."""
+        update = self.since(state, 0)
+        if update is None:  # pragma: no cover - version 0 always gets everything
+            raise AssertionError("no whole map")
+        return update
+
+
+def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
+    """A part of the map, or all of it."""
+    return shard_map_pb2.MapUpdate(
+        cluster_id=cluster_id,
+        version=delta.version,
+        full=delta.full,
+        nodes=map(encode_las_node, delta.nodes),
+        logs=map(encode_las_log, delta.logs),
+        shards=map(encode_entry, delta.shards),
+    )
+
+
+def encode_part(state: ClusterState, log: Log) -> shard_map_pb2.MapUpdate:
+    """One log with its shards, and all nodes."""
+    return encode_delta(
+        state.cluster_id,
+        MapDelta(
+            version=state.version,
+            full=True,
+            nodes=tuple(state.nodes.values()),
+            logs=(log,),
+            shards=tuple(shards_of(state, log)),
+        ),
+    )
+
+
+def shards_of(state: ClusterState, log: Log) -> Iterable[ShardEntry]:
+    """A log's shards in the order of their key ranges."""
+    return (state.shards[shard] for shard in log.shards)
+
+
+def encode_las_node(node: Node) -> shard_map_pb2.Node:
+    """A node as clients and peers see it; one whose storage failed is down to them."""
+    return encode_node(
+        NodeEntry(
+            name=node.name,
+            address=node.address,
+            store=node.store,
+            boot=node.boot,
+            labels=dict(node.labels),
+            may_lead=node.may_lead,
+            up=node.state is NodeState.UP,
+            at_risk=node.at_risk,
+            draining=node.draining,
+        )
+    )
+
+
+def encode_las_log(log: Log) -> shard_map_pb2.Log:
+    """A log's entry."""
+    return encode_log(LogEntry(name=log.name, copies=log.copies, acks=log.acks, shards=log.shards))
+
+
+def encode_entry(entry: ShardEntry) -> shard_map_pb2.Shard:
+    """A shard's entry; what only the LAS needs stays here."""
+    return encode_shard(entry.shard)

@@ -1,0 +1,284 @@
+"""`las.v1.FleetService`: peers register, say that they live and what they see; operators drain.
+
+Invariants:
+- A peer speaks for itself alone: its name is the one in its certificate, its process the one that
+  it names and that registered last.
+- A report is answered when its command is committed, or when it is of no use any more; until then
+  the peer repeats it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from las.core.apply import suspicious_epochs
+from las.core.commands import RegisterNode, SetDraining
+from las.core.state import ClusterState, Node
+from las.daemon.config import Policy
+from las.daemon.group import Group
+from las.daemon.leader import Leadership
+from las.daemon.map_feed import MapFeed
+from las.daemon.services.callers import Callers
+from las.daemon.services.registration import parse_registration
+from las.daemon.services.reports import Reports
+from las.daemon.services.results import invalid, not_served_yet, require_ok
+from las.daemon.status_view import StatusView
+from las.daemon.term import Term
+from las.v1 import fleet_pb2, fleet_pb2_grpc
+from peerd.core.errors import Reason
+from peerd.core.ids import BootId, NodeName
+from peerd.daemon.logging import get_logger
+from peerd.transport.status import Context, Refused, refusal
+
+# limit: samples of one heartbeat, as the contract says.
+SAMPLES_PER_HEARTBEAT_MAX = 120
+# limit: suspicious epochs of a store that one registration tells; one is enough to halt a shard,
+# and a store with more has to be looked at anyway.
+SUSPICIOUS_EPOCHS_MAX = 1_000
+
+_log = get_logger("fleet")
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
+    """Serves on the leader; others name it."""
+
+    def __init__(
+        self,
+        *,
+        group: Group,
+        leadership: Leadership,
+        feed: MapFeed,
+        policy: Policy,
+        callers: Callers,
+        status: StatusView,
+    ) -> None:
+        self._group = group
+        self._leadership = leadership
+        self._feed = feed
+        self._policy = policy
+        self._callers = callers
+        self._status = status
+        self._newest: dict[NodeName, _Session] = {}
+
+    # ------------------------------------------------------------------ peers
+
+    async def Register(
+        self, request: fleet_pb2.RegisterRequest, context: Context
+    ) -> fleet_pb2.RegisterResponse:
+        """The caller's process is the node's from now on; the one before it is dead.
+
+        Raises:
+            Refused: WRONG_CLUSTER, STORE_ID_CHANGED, INVALID_ARGUMENT, LIMIT_REACHED,
+                STATE_CHANGED (a newer process has registered, or the LAS lost its past).
+        """
+        term = self._leadership.require()
+        name = NodeName(self._callers.name_of(context))
+        self._check_cluster(request.cluster_id, name)
+        registration = parse_registration(name, request)
+        stored = suspicious_epochs(self._group.state, registration.epochs)
+        if stored:
+            _log.critical("a store knows more than this LAS", node=name, stored=stored)
+        command = RegisterNode(
+            name=name,
+            store=registration.store,
+            boot=registration.boot,
+            address=request.address,
+            labels=registration.labels,
+            may_lead=request.may_lead,
+            stored=stored[:SUSPICIOUS_EPOCHS_MAX],
+        )
+        result = await self._group.submit(command)
+        if not result.ok:
+            _log.warning("registration refused", node=name, why=result.text)
+        require_ok(result)
+        term.registered(name, registration.boot, request.telemetry_schema)
+        return fleet_pb2.RegisterResponse(
+            cluster_id=self._group.state.cluster_id,
+            map=self._feed.whole(self._group.state),
+            heartbeat_period_ms=self._policy.heartbeat_ms,
+            lease_ms=self._policy.lease_ms,
+        )
+
+    def _check_cluster(self, cluster_id: str, name: NodeName) -> None:
+        own = self._group.state.cluster_id
+        if cluster_id and cluster_id != own:
+            text = (
+                f"the store of {name} belongs to cluster {cluster_id}, this LAS to {own}: "
+                "give the peer a data directory of its own, or the right LAS addresses"
+            )
+            raise Refused(refusal(Reason.WRONG_CLUSTER, text))
+
+    async def Heartbeat(
+        self,
+        request_iterator: AsyncIterator[fleet_pb2.HeartbeatRequest],
+        context: "grpc.aio.ServicerContext[object, object]",
+    ) -> AsyncIterator[fleet_pb2.HeartbeatResponse]:
+        """Each heartbeat is answered, with what changed in the map; a change is sent at once.
+
+        Raises:
+            Refused: STATE_CHANGED (another process registered: register again), INVALID_ARGUMENT,
+                NOT_LAS_LEADER also in the middle, when the leadership is lost.
+        """
+        term = self._leadership.require()
+        name = NodeName(self._callers.name_of(context))
+        session = _Session(name)
+        with self._group.watch() as wake:
+            reading = asyncio.ensure_future(self._read(term, session, request_iterator, wake))
+            try:
+                while not reading.done():
+                    await wake.wait()
+                    wake.clear()
+                    if term.over.is_set():
+                        raise self._group.not_leader()
+                    response = self._next_response(session)
+                    if response is not None:
+                        yield response
+                reading.result()
+            finally:
+                reading.cancel()
+
+    def _next_response(self, session: "_Session") -> fleet_pb2.HeartbeatResponse | None:
+        if session.version is None:
+            return None
+        update = self._feed.since(self._group.state, session.version)
+        if update is not None:
+            session.version = update.version
+        elif not session.heard:
+            return None
+        session.heard = False
+        return fleet_pb2.HeartbeatResponse(map=update)
+
+    async def _read(
+        self,
+        term: Term,
+        session: "_Session",
+        requests: AsyncIterator[fleet_pb2.HeartbeatRequest],
+        wake: asyncio.Event,
+    ) -> None:
+        try:
+            async for request in requests:
+                if term.over.is_set():
+                    return
+                if session.version is None:
+                    session.boot = BootId(request.boot_id)
+                    session.version = request.map_version
+                    self._newest[session.name] = session
+                self._take(term, session, request)
+                session.heard = True
+                wake.set()
+        finally:
+            # A peer that came again has a newer stream; then the end of this one says nothing.
+            if self._newest.get(session.name) is session:
+                del self._newest[session.name]
+                term.stream_broken(session.name, session.boot)
+            wake.set()
+
+    def _take(self, term: Term, session: "_Session", request: fleet_pb2.HeartbeatRequest) -> None:
+        node = registered(self._group.state, session.name, session.boot)
+        if len(request.samples) > SAMPLES_PER_HEARTBEAT_MAX:
+            raise invalid(
+                f"{len(request.samples)} samples in a heartbeat of {session.name}: "
+                f"at most {SAMPLES_PER_HEARTBEAT_MAX}"
+            )
+        term.heartbeat(node.name, node.boot, request)
+
+    async def Report(
+        self, request: fleet_pb2.ReportRequest, context: Context
+    ) -> fleet_pb2.ReportResponse:
+        """What a peer saw becomes commands, or is weighed.
+
+        Raises:
+            Refused: STATE_CHANGED (another process registered), INVALID_ARGUMENT, NOT_LAS_LEADER,
+                LAS_UNAVAILABLE. The peer repeats what was not answered.
+        """
+        term = self._leadership.require()
+        name = NodeName(self._callers.name_of(context))
+        node = registered(self._group.state, name, BootId(request.boot_id))
+        await Reports(self._group, term, node).take(request.reports)
+        return fleet_pb2.ReportResponse()
+
+    # ------------------------------------------------------------------ operators
+
+    async def GetStatus(
+        self,
+        request: fleet_pb2.GetStatusRequest,
+        context: Context,
+    ) -> fleet_pb2.GetStatusResponse:
+        """The fleet at a glance, from the leader; without one, from what this node has applied.
+
+        Raises:
+            Refused: NOT_LAS_LEADER while another node leads.
+        """
+        term = self._leadership.term
+        if term is None and self._group.leader:
+            raise self._group.not_leader()
+        return self._status.response(term)
+
+    async def Drain(
+        self,
+        request: fleet_pb2.DrainRequest,
+        context: Context,
+    ) -> fleet_pb2.DrainResponse:
+        """Treat a node as at risk until `Undrain`.
+
+        Raises:
+            Refused: UNKNOWN_NODE, NOT_LAS_LEADER.
+        """
+        await self._set_draining(request.node, draining=True)
+        return fleet_pb2.DrainResponse()
+
+    async def Undrain(
+        self,
+        request: fleet_pb2.UndrainRequest,
+        context: Context,
+    ) -> fleet_pb2.UndrainResponse:
+        """End a drain. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        await self._set_draining(request.node, draining=False)
+        return fleet_pb2.UndrainResponse()
+
+    async def _set_draining(self, node: str, *, draining: bool) -> None:
+        self._leadership.require()
+        command = SetDraining(node=NodeName(node), draining=draining)
+        require_ok(await self._group.submit(command))
+
+    async def RemoveNode(
+        self, request: fleet_pb2.RemoveNodeRequest, context: Context
+    ) -> fleet_pb2.RemoveNodeResponse:
+        """Not served yet."""
+        raise not_served_yet("RemoveNode")
+
+    async def ReplaceNode(
+        self, request: fleet_pb2.ReplaceNodeRequest, context: Context
+    ) -> fleet_pb2.ReplaceNodeResponse:
+        """Not served yet."""
+        raise not_served_yet("ReplaceNode")
+
+    async def CheckStop(
+        self, request: fleet_pb2.CheckStopRequest, context: Context
+    ) -> fleet_pb2.CheckStopResponse:
+        """Not served yet."""
+        raise not_served_yet("CheckStop")
+
+
+class _Session:
+    """One heartbeat stream. `version` is the map version that the peer has; None before it said."""
+
+    def __init__(self, name: NodeName) -> None:
+        self.name = name
+        self.boot = BootId("")
+        self.version: int | None = None
+        self.heard = False
+
+
+def registered(state: ClusterState, name: NodeName, boot: BootId) -> Node:
+    """The node, if `boot` is its process.
+
+    Raises:
+        Refused: STATE_CHANGED, if it never registered or another process of it did.
+    """
+    node = state.nodes.get(name)
+    if node is None or node.boot != boot:
+        text = f"{name} has not registered this process, or a newer one has: register first"
+        raise Refused(refusal(Reason.STATE_CHANGED, text))
+    return node

@@ -1,0 +1,126 @@
+"""`las.v1.ForecastService`: what the leader expects of each node, and the story of a node."""
+
+from collections.abc import AsyncIterator
+
+from las.core.state import ClusterState
+from las.daemon.forecaster import Evaluation, NodeOutlook
+from las.daemon.group import Group
+from las.daemon.leader import Leadership
+from las.daemon.services.results import not_served_yet
+from las.forecast.contract import HORIZONS_S
+from las.v1 import forecast_pb2, forecast_pb2_grpc
+from peerd.core.errors import Reason
+from peerd.core.ids import NodeName
+from peerd.transport.status import Context, Refused, refusal
+
+
+class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
+    """Serves on the leader; others name it."""
+
+    def __init__(self, group: Group, leadership: Leadership) -> None:
+        self._group = group
+        self._leadership = leadership
+
+    async def GetForecast(
+        self,
+        request: forecast_pb2.GetForecastRequest,
+        context: Context,
+    ) -> forecast_pb2.GetForecastResponse:
+        """The newest forecasts. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        term = self._leadership.require()
+        state = self._group.state
+        names = sorted(state.nodes)
+        if request.node:
+            names = [known_node(state, request.node)]
+        return forecast_pb2.GetForecastResponse(
+            forecasts=[forecast_of(state, name, term.forecaster.latest) for name in names]
+        )
+
+    async def WatchForecast(
+        self,
+        request: forecast_pb2.WatchForecastRequest,
+        context: Context,
+    ) -> AsyncIterator[forecast_pb2.WatchForecastResponse]:
+        """The newest evaluation, then each one. Raises `Refused`: NOT_LAS_LEADER."""
+        term = self._leadership.require()
+        told = 0
+        while not term.over.is_set():
+            evaluated = term.forecaster.evaluated
+            latest = term.forecaster.latest
+            if latest.number > told:
+                told = latest.number
+                state = self._group.state
+                yield forecast_pb2.WatchForecastResponse(
+                    forecasts=[forecast_of(state, name, latest) for name in sorted(state.nodes)],
+                    timestamp_ms=latest.timestamp_ms,
+                )
+            await evaluated.wait()
+        raise self._group.not_leader()
+
+    async def Explain(
+        self,
+        request: forecast_pb2.ExplainRequest,
+        context: Context,
+    ) -> forecast_pb2.ExplainResponse:
+        """The story of a node. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        term = self._leadership.require()
+        state = self._group.state
+        name = known_node(state, request.node)
+        return forecast_pb2.ExplainResponse(
+            forecast=forecast_of(state, name, term.forecaster.latest),
+            events=[
+                forecast_pb2.ForecastEvent(
+                    timestamp_ms=event.timestamp_ms,
+                    kind=event.kind,
+                    node=event.node,
+                    text=event.text,
+                )
+                for event in state.events.get(name, ())
+            ],
+        )
+
+    async def ReportForecast(
+        self, request: forecast_pb2.ReportForecastRequest, context: Context
+    ) -> forecast_pb2.ReportForecastResponse:
+        """Not served yet."""
+        raise not_served_yet("ReportForecast")
+
+
+def known_node(state: ClusterState, name: str) -> NodeName:
+    """`name`, if it is a node. Raises `Refused`: UNKNOWN_NODE."""
+    node = NodeName(name)
+    if node not in state.nodes:
+        text = f"no node is called {name!r}: `peerctl node list` shows them"
+        raise Refused(refusal(Reason.UNKNOWN_NODE, text))
+    return node
+
+
+def forecast_of(
+    state: ClusterState, name: NodeName, evaluation: Evaluation
+) -> forecast_pb2.NodeForecast:
+    """The wire form of a node's newest forecast; without samples of it, one that is not known."""
+    at_risk = state.nodes[name].at_risk
+    outlook = evaluation.nodes.get(name)
+    if outlook is None:
+        return forecast_pb2.NodeForecast(node=name, model_id=evaluation.model_id, at_risk=at_risk)
+    return forecast_pb2.NodeForecast(
+        node=name,
+        horizons=_horizons(outlook),
+        reasons=[
+            forecast_pb2.ForecastReason(
+                metric=reason.metric, text=reason.text, weight=reason.weight
+            )
+            for reason in outlook.reasons
+        ],
+        model_id=evaluation.model_id,
+        input_age_ms=outlook.input_age_ms,
+        at_risk=at_risk,
+        known=outlook.known,
+    )
+
+
+def _horizons(outlook: NodeOutlook) -> list[forecast_pb2.Horizon]:
+    return [
+        forecast_pb2.Horizon(horizon_s=horizon_s, probability=probability)
+        for horizon_s, probability in zip(HORIZONS_S, outlook.probabilities, strict=True)
+    ]

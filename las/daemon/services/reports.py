@@ -1,0 +1,128 @@
+"""Reports of peers: facts become commands, suspicions are handed to the detector.
+
+Facts of one call are given to consensus in the order in which they came. A command that finds the
+state changed meanwhile is of no use any more: the report counts as answered.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from las.core.commands import (
+    AddHolder,
+    Command,
+    DropHolder,
+    HaltShard,
+    SegmentOpened,
+    SetNodeState,
+    WithdrawSegment,
+)
+from las.core.state import Node, NodeState
+from las.daemon.group import Group
+from las.daemon.services.results import invalid
+from las.daemon.term import Term
+from las.v1 import fleet_pb2
+from peerd.core.ids import Epoch, Offset, ShardId
+from peerd.daemon.logging import get_logger
+from peerd.transport.map_codec import decode_replica
+
+# limit: reports of one call, as the contract says.
+REPORTS_PER_CALL_MAX = 1_024
+# limit: commands of one call that wait for consensus at a time; a group takes 1,024 of all callers.
+COMMANDS_WAITING_MAX = 64
+
+_log = get_logger("reports")
+
+
+class Reports:
+    """Takes the reports of one call of the registered process of `reporter`."""
+
+    def __init__(self, group: Group, term: Term, reporter: Node) -> None:
+        self._group = group
+        self._term = term
+        self._reporter = reporter
+
+    async def take(self, reports: Sequence[fleet_pb2.PeerReport]) -> None:
+        """Returns when all of them are answered.
+
+        Raises:
+            Refused: INVALID_ARGUMENT, or what consensus refuses a command with.
+        """
+        if len(reports) > REPORTS_PER_CALL_MAX:
+            raise invalid(f"{len(reports)} reports in one call: at most {REPORTS_PER_CALL_MAX}")
+        commands = [command for report in reports if (command := self._command(report))]
+        for begin in range(0, len(commands), COMMANDS_WAITING_MAX):
+            batch = commands[begin : begin + COMMANDS_WAITING_MAX]
+            async with asyncio.TaskGroup() as waiting:
+                for command in batch:
+                    waiting.create_task(self._commit(command))
+
+    async def _commit(self, command: Command) -> None:
+        result = await self._group.submit(command)
+        level = "info" if result.ok else "warning"
+        getattr(_log, level)(
+            type(command).__name__,
+            reporter=self._reporter.name,
+            shard=getattr(command, "shard", None),
+            epoch=getattr(command, "epoch", None),
+            outcome=result.text,
+        )
+
+    def _command(self, report: fleet_pb2.PeerReport) -> Command | None:
+        """The command of a fact; None for what is only weighed."""
+        me = self._reporter
+        match report.WhichOneof("kind"):
+            case "segment_opened":
+                opened = report.segment_opened
+                return SegmentOpened(
+                    shard=ShardId(opened.shard),
+                    epoch=Epoch(opened.epoch),
+                    begin=Offset(opened.begin),
+                    holders=tuple(sorted(map(decode_replica, opened.holders))),
+                )
+            case "declined":
+                declined = report.declined
+                return WithdrawSegment(
+                    shard=ShardId(declined.shard),
+                    epoch=Epoch(declined.prepared),
+                    declined_by=me.process,
+                )
+            case "holder_added":
+                added = report.holder_added
+                return AddHolder(
+                    shard=ShardId(added.shard), epoch=Epoch(added.epoch), holder=me.replica
+                )
+            case "holder_lost":
+                lost = report.holder_lost
+                return DropHolder(
+                    shard=ShardId(lost.shard), epoch=Epoch(lost.epoch), holder=me.replica
+                )
+            case "higher_promise":
+                return self._higher_promise(report.higher_promise)
+            case "storage_failed":
+                why = report.storage_failed.why
+                _log.error("storage failed", node=me.name, why=why)
+                return SetNodeState(node=me.name, boot=me.boot, state=NodeState.FAILED, why=why)
+            case "stall":
+                self._term.stall(me, report.stall)
+            case "suspect":
+                self._term.suspect(me, report.suspect)
+            case _:
+                raise invalid(f"a report of {me.name} says nothing that this version knows")
+        return None
+
+    def _higher_promise(self, met: fleet_pb2.HigherPromise) -> Command | None:
+        """An epoch that the LAS never drew means that it lost its past (docs/protocol.md §4.4).
+
+        One that it drew is a fence: it stands and is finished, or it was finished meanwhile.
+        """
+        shard, promised = ShardId(met.shard), Epoch(met.promised)
+        entry = self._group.state.shards.get(shard)
+        if entry is None or promised <= entry.drawn:
+            self._term.look_at(shard)
+            return None
+        return HaltShard(
+            shard=shard,
+            epoch=promised,
+            node=self._reporter.name,
+            why="a replica has promised an epoch that this LAS never drew",
+        )

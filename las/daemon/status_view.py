@@ -1,0 +1,304 @@
+"""The fleet at a glance: counts, nodes, and what is wrong in words, worst first.
+
+Invariants:
+- No warning means that nothing is wrong: every shard takes appends, every sealed segment has its
+  copies on healthy nodes, every node and LAS member is heard, the forecast answers.
+- Each warning names what, and what to do next, in one line.
+
+What follows from the committed map alone is worked out once a version: 100,000 shards take a while.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from las.core import planner
+from las.core.index import FleetIndex
+from las.core.state import ClusterState, Node, NodeState, ShardEntry
+from las.daemon.forecaster import Model
+from las.daemon.group import Group
+from las.daemon.map_feed import encode_las_node
+from las.daemon.term import Term, now_ms
+from las.v1 import fleet_pb2
+from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId
+
+# limit: names listed in one warning; the rest is counted.
+NAMES_LISTED_MAX = 5
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapFacts:
+    """What follows from one version of the map.
+
+    Attributes:
+        paused: shards that take no appends, as `log/number`, with the reason.
+        halted: shards that the LAS does not change until a person has looked, with the reason.
+        thin: shards whose open segment has fewer healthy voters than its log's copies.
+        short: sealed segments with fewer healthy holders than their log's copies.
+        unreadable: sealed segments with no holder that is up.
+        shielded, expendable: nodes of which that is true.
+    """
+
+    version: int
+    paused: tuple[tuple[str, str], ...]
+    halted: tuple[tuple[str, str], ...]
+    thin: tuple[str, ...]
+    short: int
+    unreadable: int
+    shielded: frozenset[NodeName]
+    expendable: frozenset[NodeName]
+
+
+class StatusView:
+    """Builds answers to `GetStatus`. Used on the event loop."""
+
+    def __init__(self, group: Group, model: Model) -> None:
+        self._group = group
+        self._model = model
+        self._facts: MapFacts | None = None
+
+    def facts(self) -> MapFacts:
+        """What follows from the newest map."""
+        state, index = self._group.indexed()
+        if self._facts is None or self._facts.version != state.version:
+            self._facts = map_facts(state, index)
+        return self._facts
+
+    def response(self, term: Term | None) -> fleet_pb2.GetStatusResponse:
+        """The answer of this node, which leads in `term` or knows no leader."""
+        state, index = self._group.indexed()
+        facts = self.facts()
+        members_up = set(self._group.status.members_up)
+        return fleet_pb2.GetStatusResponse(
+            cluster_id=state.cluster_id,
+            las_leader=self._group.leader,
+            las=[
+                fleet_pb2.LasNode(name=name, address=address, up=name in members_up)
+                for name, address in sorted(self._group.addresses.items())
+            ],
+            nodes=[
+                _node_status(state.nodes[name], index, facts, term) for name in sorted(state.nodes)
+            ],
+            logs=len(state.logs),
+            shards=len(state.shards),
+            shards_paused=len(facts.paused),
+            segments_short=facts.short,
+            copying=index.fetching,
+            warnings=self.warnings(term),
+            map_version=state.version,
+        )
+
+    # ------------------------------------------------------------------ what is wrong
+
+    def warnings(self, term: Term | None) -> list[str]:
+        """One line each, worst first."""
+        state, _ = self._group.indexed()
+        facts = self.facts()
+        return [
+            *self._about_leader(),
+            *_about_shards(facts),
+            *_about_nodes(state, term),
+            *self._about_members(),
+            *_about_forecast(state, facts, term),
+            *self._about_model(term),
+            *_about_copies(state, facts),
+        ]
+
+    def _about_leader(self) -> Iterator[str]:
+        if not self._group.leader:
+            up = sorted(self._group.status.members_up)
+            yield (
+                f"the LAS has no leader that {self._group.name} knows: appends and reads go on, "
+                f"every change of the map waits; it hears {_names(up)} of "
+                f"{len(self._group.addresses)} LAS nodes, start the others"
+            )
+
+    def _about_members(self) -> Iterator[str]:
+        up = set(self._group.status.members_up)
+        missing = sorted(self._group.addresses.keys() - up)
+        if missing and self._group.leader:
+            spare = len(up) - (len(self._group.addresses) // 2 + 1)
+            after = "no further loss can be borne" if spare <= 0 else "one more can be borne"
+            yield (
+                f"LAS {_names(missing)} cannot be reached from {self._group.name} "
+                f"({len(up)} of {len(self._group.addresses)} are up, {after}): start it, or "
+                "`las rejoin` if its data is lost"
+            )
+
+    def _about_model(self, term: Term | None) -> Iterator[str]:
+        if self._model.note:
+            yield f"{self._model.note}: set model_path to a model of this version"
+        if term is not None and term.forecaster.unreadable:
+            names = _names(sorted(term.forecaster.unreadable))
+            yield f"no forecast for {names}: another telemetry schema, update the older software"
+
+
+def map_facts(state: ClusterState, index: FleetIndex) -> MapFacts:
+    """Go through the whole map once."""
+    paused: list[tuple[str, str]] = []
+    halted: list[tuple[str, str]] = []
+    thin: list[str] = []
+    short = unreadable = 0
+    for shard in sorted(state.shards):
+        entry = state.shards[shard]
+        name = shard_name(state, entry)
+        if entry.halted:
+            halted.append((name, entry.halted))
+        if why := why_paused(state, entry):
+            paused.append((name, why))
+        copies = state.logs[entry.shard.log].copies
+        healthy = sum(_is_healthy(state, voter) for voter in entry.shard.open.plan.voters)
+        if healthy < copies:
+            thin.append(name)
+        for segment in entry.shard.sealed:
+            short += sum(_is_healthy(state, holder) for holder in segment.holders) < copies
+            unreadable += not any(_is_up(state, holder) for holder in segment.holders)
+    endangered = [name for name, node in state.nodes.items() if node.at_risk or node.draining]
+    shielded = [name for name in endangered if planner.is_shielded(state, name, index)]
+    return MapFacts(
+        version=state.version,
+        paused=tuple(paused),
+        halted=tuple(halted),
+        thin=tuple(thin),
+        short=short,
+        unreadable=unreadable,
+        shielded=frozenset(shielded),
+        expendable=frozenset(
+            name for name in shielded if planner.is_expendable(state, name, index)
+        ),
+    )
+
+
+def shard_name(state: ClusterState, entry: ShardEntry) -> str:
+    """`orders/3`: a shard by its log and its place in the log's key ranges."""
+    shards = state.logs[entry.shard.log].shards
+    return f"{entry.shard.log}/{shards.index(entry.shard.shard)}"
+
+
+def why_paused(state: ClusterState, entry: ShardEntry) -> str:
+    """Why the open segment takes no appends, as far as the map tells; empty if it does."""
+    if entry.shard.fence != NO_EPOCH:
+        return "its primary is gone and its end is being found out"
+    if gone := planner.primary_gone(state, entry):
+        return gone
+    plan = entry.shard.open.plan
+    up = sum(_is_up(state, voter) for voter in plan.voters)
+    return f"{up} of its {len(plan.voters)} voters are up, {plan.acks} needed" * (up < plan.acks)
+
+
+def _is_up(state: ClusterState, replica: ReplicaId) -> bool:
+    node = state.nodes.get(replica.peer)
+    return node is not None and node.store == replica.store and node.state is NodeState.UP
+
+
+def _is_healthy(state: ClusterState, replica: ReplicaId) -> bool:
+    node = state.nodes.get(replica.peer)
+    return _is_up(state, replica) and node is not None and not (node.at_risk or node.draining)
+
+
+def _node_status(
+    node: Node, index: FleetIndex, facts: MapFacts, term: Term | None
+) -> fleet_pb2.NodeStatus:
+    name = node.name
+    heard = term.vitals.of(name) if term is not None else None
+    outlook = term.forecaster.latest.nodes.get(name) if term is not None else None
+    return fleet_pb2.NodeStatus(
+        node=encode_las_node(node),
+        primaries=index.leading[name],
+        voting=index.voting[name],
+        holding=index.holding[name],
+        silent_ms=term.vitals.silent_ms(name, now_ms()) if term is not None else 0,
+        p_10_min=outlook.p_10_min if outlook is not None and outlook.known else NAN,
+        shielded=name in facts.shielded,
+        expendable=name in facts.expendable,
+        free_bytes=heard.free_bytes if heard is not None else 0,
+        stored_bytes=heard.stored_bytes if heard is not None else 0,
+    )
+
+
+# ---------------------------------------------------------------------------------- in words
+def _about_shards(facts: MapFacts) -> Iterator[str]:
+    for name, why in facts.halted[:NAMES_LISTED_MAX]:
+        yield f"shard {name} is halted, the LAS does not change it until a person has looked: {why}"
+    if len(facts.halted) > NAMES_LISTED_MAX:
+        yield f"{len(facts.halted) - NAMES_LISTED_MAX} more shards are halted"
+    for why, count in Counter(why for _, why in facts.paused).most_common():
+        names = _names([name for name, reason in facts.paused if reason == why])
+        yield f"{_count(count, 'shard')} paused ({names}), appends wait: {why}"
+    if facts.unreadable:
+        yield (
+            f"{_count(facts.unreadable, 'sealed segment')} cannot be read: no node that has a copy "
+            "is up; bring one of them back"
+        )
+
+
+def _about_nodes(state: ClusterState, term: Term | None) -> Iterator[str]:
+    for name in sorted(state.nodes):
+        node = state.nodes[name]
+        if node.state is NodeState.FAILED:
+            yield f"the storage of {name} failed: run `peerd verify` on its data, then start it"
+        elif node.state is NodeState.DOWN:
+            silent_s = 0 if term is None else term.vitals.silent_ms(name, now_ms()) // 1000
+            yield f"{name} is down (silent for {silent_s} s): start it, or look at its host"
+    if not state.nodes and term is not None:
+        yield "no peer has registered yet: start peers with this LAS in their `las` setting"
+
+
+def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> Iterator[str]:
+    verdict = term.forecaster.latest.verdict if term is not None else None
+    if verdict is not None and verdict.crying:
+        yield (
+            f"the forecast says that {len(verdict.crying)} of {len(state.nodes)} nodes fail within "
+            f"10 minutes ({_names(verdict.crying)}): not believed, nothing is moved; look for what "
+            "they have in common"
+        )
+    for name in sorted(state.nodes):
+        node = state.nodes[name]
+        if not node.at_risk or node.state is not NodeState.UP:
+            continue
+        words = term.forecaster.words(name) if term is not None else ""
+        if name in facts.expendable:
+            what = "it may be stopped now: everything on it is elsewhere, too"
+        elif name in facts.shielded:
+            what = "appends do not need it any more, its past is being copied"
+        else:
+            what = "its shards are being moved"
+        yield f"{name} is at risk{f', {words}' if words else ''}: {what}"
+    if verdict is not None and verdict.held_back:
+        yield (
+            f"{_names(verdict.held_back)} would be at risk, too, but the budget is spent: see "
+            "policy.at_risk_share_max"
+        )
+
+
+def _about_copies(state: ClusterState, facts: MapFacts) -> Iterator[str]:
+    if facts.short:
+        yield (
+            f"{_count(facts.short, 'sealed segment')} on fewer healthy nodes than promised: copies "
+            "are made as soon as there is a node with room"
+        )
+    if facts.thin:
+        yield (
+            f"{_count(len(facts.thin), 'shard')} with fewer healthy voters than copies "
+            f"({_names(facts.thin)}): replaced as soon as there is a node for it"
+        )
+    single = sorted(name for name, log in state.logs.items() if log.copies == 1)
+    if single:
+        yield f"one copy only, by choice: {_names(single)}; what its node loses is lost"
+    stiff = sorted(name for name, log in state.logs.items() if 1 < log.copies == log.acks)
+    if stiff:
+        yield (
+            f"every copy must answer in {_names(stiff)} (acks = copies): appends pause whenever "
+            "one of its nodes stops, more hosts would change that for new logs"
+        )
+
+
+def _names(names: "list[str] | tuple[str, ...] | list[NodeName] | tuple[NodeName, ...]") -> str:
+    listed = ", ".join(names[:NAMES_LISTED_MAX])
+    more = len(names) - NAMES_LISTED_MAX
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"

@@ -1,0 +1,93 @@
+"""One term of leadership: what the leader hears, and the works that act on it.
+
+Made at election, thrown away at its end; nothing survives it but what was committed.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+
+from las.core.placement import FleetView, Limits
+from las.core.state import Node
+from las.daemon.config import Policy
+from las.daemon.detector import Detector, DetectorTiming
+from las.daemon.forecaster import FleetForecaster, Model
+from las.daemon.group import Group
+from las.daemon.vitals import Vitals
+from las.v1 import fleet_pb2
+from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
+from peerd.transport.map_codec import decode_replica
+
+Work = Coroutine[None, None, None]
+
+
+def now_ms() -> int:
+    """The leader's monotonic clock in milliseconds."""
+    return int(time.monotonic() * 1000)
+
+
+class Term:
+    """Used on the event loop."""
+
+    def __init__(self, number: int, group: Group, policy: Policy, model: Model) -> None:
+        self.number = number
+        self.forecaster = FleetForecaster(group, policy, model)
+        self.limits = Limits(repair_delay_ms=policy.repair_delay_s * 1000)
+        self.vitals = Vitals(now_ms())
+        self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
+        self.over = asyncio.Event()
+        self._group = group
+
+    def works(self) -> Iterator[tuple[str, Work]]:
+        """What runs while the term lasts, by name; each goes on until it is cancelled."""
+        yield "forecast", self.forecaster.run()
+
+    def end(self) -> None:
+        """The leadership is lost: streams end, works are cancelled by who started them."""
+        self.over.set()
+        self.forecaster.evaluated.set()
+
+    def view(self) -> FleetView:
+        """What the planner may know beside the committed state."""
+        return self.detector.view(self._group.state, Tick(now_ms()))
+
+    def heartbeat(
+        self, node: NodeName, boot: BootId, heartbeat: fleet_pb2.HeartbeatRequest
+    ) -> None:
+        """A heartbeat of the registered process of `node`."""
+        now = now_ms()
+        self.vitals.heard(node, boot, heartbeat, now)
+        self.detector.heard(node, boot, Tick(now), heartbeat.free_bytes)
+        self.forecaster.take(node, heartbeat.samples, now)
+
+    def registered(self, node: NodeName, boot: BootId, schema_version: int) -> None:
+        """A process registered."""
+        self.detector.heard(node, boot, Tick(now_ms()))
+        self.forecaster.registered(node, schema_version)
+
+    def stream_broken(self, node: NodeName, boot: BootId) -> None:
+        """The heartbeat stream of a process ended, and not by this node's will."""
+        self.detector.stream_broken(node, boot)
+
+    def suspect(self, accuser: Node, report: fleet_pb2.Suspect) -> None:
+        """A peer cannot hear another one."""
+        self.detector.suspected(
+            accuser.name,
+            NodeName(report.peer),
+            BootId(report.boot_id),
+            refused=report.connection_refused,
+            now=Tick(now_ms()),
+        )
+
+    def stall(self, accuser: Node, report: fleet_pb2.Stall) -> None:
+        """The acknowledgements of a voter stall at its primary."""
+        self.detector.stalled(
+            accuser.name,
+            ShardId(report.shard),
+            Epoch(report.epoch),
+            decode_replica(report.voter),
+            Tick(now_ms()),
+        )
+
+    def look_at(self, shard: ShardId) -> None:
+        """Something about this shard may have been left half done."""

@@ -1,0 +1,51 @@
+"""What the leader has heard of each node since its election: when, from which process, how full.
+
+Volatile on purpose: a new leader knows nothing but what it hears, and what it has not heard yet it
+does not hold against anybody.
+
+Bound: one entry a node of the committed map.
+"""
+
+from dataclasses import dataclass
+
+from las.v1 import fleet_pb2
+from peerd.core.ids import BootId, NodeName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The last heartbeat of a node. `at_ms` is of the leader's monotonic clock."""
+
+    at_ms: int
+    boot: BootId
+    free_bytes: int
+    stored_bytes: int
+
+
+class Vitals:
+    """Used on the event loop; time is passed in."""
+
+    def __init__(self, begin_ms: int) -> None:
+        """`begin_ms` is when this node began to lead."""
+        self._begin_ms = begin_ms
+        self._heard: dict[NodeName, Heard] = {}
+
+    def heard(
+        self, node: NodeName, boot: BootId, heartbeat: fleet_pb2.HeartbeatRequest, now_ms: int
+    ) -> None:
+        """A heartbeat came."""
+        self._heard[node] = Heard(
+            at_ms=now_ms,
+            boot=boot,
+            free_bytes=heartbeat.free_bytes,
+            stored_bytes=heartbeat.stored_bytes,
+        )
+
+    def of(self, node: NodeName) -> Heard | None:
+        """The last heartbeat; None if there was none in this term."""
+        return self._heard.get(node)
+
+    def silent_ms(self, node: NodeName, now_ms: int) -> int:
+        """Time since the last heartbeat, or since the election if there was none."""
+        heard = self._heard.get(node)
+        return now_ms - (self._begin_ms if heard is None else heard.at_ms)
