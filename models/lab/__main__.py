@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from models.dataset import RECORDINGS, write_run
-from models.lab.cluster import ClusterFailed, start_cluster
+from models.lab.cluster import lab_cluster, lab_peers
 from models.lab.load import Load, LoadFailed
 from models.lab.plan import plan_run
 from models.lab.run import RunSpoiled, carry_out
+from peerd.testing.dev_cluster import DevClusterError
 
 TRIES_MAX = 3
 # Each run has ports of its own: two clusters at a time must not meet.
@@ -35,11 +36,11 @@ def record(number: int, seed: int, out: Path) -> None:
     """Do one run and write its recording. Raises `RunSpoiled` and what its parts raise."""
     plan = plan_run(number, seed)
     scratch = Path(tempfile.mkdtemp(prefix=f"peerd-lab-{number:03}-"))
-    cluster = start_cluster(scratch / "cluster", PORT_BASE + PORTS_BY_RUN * (number % _PORT_RANGES))
-    try:
+    port_base = PORT_BASE + PORTS_BY_RUN * (number % _PORT_RANGES)
+    with lab_cluster(scratch / "cluster", port_base) as cluster:
         load = Load(
-            addresses=cluster.addresses,
-            credentials=cluster.credentials,
+            addresses=[member.address for member in cluster.peers],
+            credentials=cluster.peerctl_toml,
             shards=plan.shards,
             appends_per_s=plan.appends_per_s,
             record_bytes=plan.record_bytes,
@@ -47,11 +48,9 @@ def record(number: int, seed: int, out: Path) -> None:
         )
         load.start()
         try:
-            run = carry_out(plan, cluster.peers, scratch, load.play)
+            run = carry_out(plan, lab_peers(cluster), scratch, load.play)
         finally:
             load.stop()
-    finally:
-        cluster.stop()
     write_run(recording_path(out, number), run)
     told = [
         f"{node.peer} {node.kind} {node.onset_s}→{node.stop_s} s ({node.parameters['why']})"
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one is not None:
         try:
             record(options.one, options.seed, options.out)
-        except (RunSpoiled, ClusterFailed, LoadFailed) as error:
+        except (RunSpoiled, DevClusterError, LoadFailed) as error:
             print(f"run {options.one}: {error}", file=sys.stderr, flush=True)
             return 1
         return 0
