@@ -26,14 +26,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from las.internal.v1 import raft_pb2
 from las.raft.codec import command_of, text_of
 from las.raft.errors import CommandInvalid, FrameRefused
 from las.raft.journal import Journal, LogEntry
-from las.raft.library import ReplicatedText
+from las.raft.library import Member, ReplicatedText
 from las.raft.prevote import PreVote
 from las.raft.sessions import Envelope
 from las.raft.snapshot import SnapshotStore, parse_snapshot
@@ -87,13 +86,15 @@ class Guard(Transport):  # type: ignore[misc]
 
     def __init__(self, others: Iterable[str], guards: Guards = ALL_GUARDS) -> None:
         super().__init__(None, None, [])
-        self._nodes = {name: Node(name) for name in others}
+        self._nodes = {name: Member(name) for name in others}
         self._guards = guards
         self._parts: Parts | None = None
         self._outbox: list[tuple[str, Frame]] = []
         # The newest AppendEntries to each member in the outbox: later entries join it.
         self._growing: dict[str, tuple[Frame, int]] = {}
         self._acknowledge_below: int | None = None
+        # Where the leader was told to begin after a conflict, until something fits.
+        self._advice: int | None = None
         self._voters: tuple[int, set[str]] = (0, set())
         self.up: set[str] = set()
         # Commit index that the current leader spoke of last, which may be beyond our log's end.
@@ -130,7 +131,7 @@ class Guard(Transport):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ library → frames
 
-    def send(self, node: Node, message: Message) -> bool:
+    def send(self, node: Member, message: Message) -> bool:
         """Called by the library. Unknown kinds (forwarding, transfer, utility) go nowhere."""
         peer = node.id
         if peer not in self.up:
@@ -209,11 +210,16 @@ class Guard(Transport):  # type: ignore[misc]
     def _send_append_reply(self, peer: str, message: Message) -> None:
         next_index, success = message["next_node_idx"], message["success"]
         journal = self._at.journal
-        if success and self._acknowledge_below is not None:
-            next_index = min(next_index, self._acknowledge_below)
-        elif not success and next_index <= journal.last().index:
+        if success:
+            self._advice = None
+            if self._acknowledge_below is not None:
+                next_index = min(next_index, self._acknowledge_below)
+        elif next_index <= journal.last().index:
             # Everything committed is in every leader's log: begin there instead of one step back.
-            next_index = journal.commit_floor + 1
+            next_index = self._advice = journal.commit_floor + 1
+        elif self._advice is not None:
+            # The frames behind a conflicting one seem to be beyond our end: do not take them there.
+            next_index = self._advice
         reply = raft_pb2.AppendReply(next_index=next_index, success=success, reset=message["reset"])
         self.enqueue(peer, Frame(append_reply=reply))
 

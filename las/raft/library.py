@@ -11,6 +11,7 @@ Must not: touch an attribute of the library that is not in PRIVATE_NAMES.
 import hashlib
 import os
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,20 @@ def set_private(library: SyncObj, name: str, value: object) -> None:
     setattr(library, f"_SyncObj__{name}", value)
 
 
+class Member(Node):  # type: ignore[misc]
+    """A member by its name.
+
+    The library keeps members in sets and sends in their order; Python's own hash of a text differs
+    from process to process, and a schedule would not follow from its seed.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and bool(self.id == other.id)
+
+    def __hash__(self) -> int:
+        return zlib.crc32(str(self.id).encode())
+
+
 class _SilentNotifier:
     """Stands in for the pipe that would wake the library's own poller; our thread drives it."""
 
@@ -103,10 +118,10 @@ class ReplicatedText(SyncObj):
         # Before the library's constructor, which looks at every attribute of the object.
         self.apply_text = apply
         super().__init__(
-            Node(name),
-            [Node(other) for other in others],
+            Member(name),
+            [Member(other) for other in others],
             conf=configuration,
-            nodeClass=Node,
+            nodeClass=Member,
             transport=transport,
         )
 
@@ -160,7 +175,12 @@ def configuration_of(
 
 
 def adopt(
-    library: ReplicatedText, *, journal: Journal, snapshots: object, rng: random.Random
+    library: ReplicatedText,
+    *,
+    journal: Journal,
+    snapshots: object,
+    rng: random.Random,
+    now: float,
 ) -> None:
     """Replaces the library's log, snapshot writer, timer and notifier by ours.
 
@@ -179,6 +199,7 @@ def adopt(
     set_private(library, "pipeNotifier", _SilentNotifier())
     set_private(library, "serializer", snapshots)
     set_private(library, "generateRaftTimeout", lambda: rng.uniform(shortest, longest))
+    set_private(library, "raftElectionDeadline", now + rng.uniform(shortest, longest))
     set_private(library, "raftLog", journal)
     last = journal.last()
     set_private(library, "raftCurrentTerm", journal.current_term)

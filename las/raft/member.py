@@ -199,14 +199,16 @@ class RaftMember:
             fatal=self._fatal,
         )
         self._guard = Guard(self._others, guards)
-        self._library = self._make_library(timing, rng)
+        self._library = self._make_library(timing, rng, clock)
         self._sender, self._pre_vote, self._rejoin = self._assemble(timing, rng, clock)
         # Loads the snapshot, before any frame comes.
         self.step()
         if snapshot is not None and self._library.raftLastApplied != snapshot.last.index:
             self._fatal("the snapshot was not loaded")
 
-    def _make_library(self, timing: Timing, rng: random.Random) -> ReplicatedText:
+    def _make_library(
+        self, timing: Timing, rng: random.Random, clock: Callable[[], float]
+    ) -> ReplicatedText:
         configuration = configuration_of(
             snapshot_path=self._store.snapshot_path,
             heartbeat_s=timing.heartbeat_s,
@@ -223,7 +225,7 @@ class RaftMember:
             self._guard,
             self._apply,
         )
-        adopt(library, journal=self._journal, snapshots=self._snapshots, rng=rng)
+        adopt(library, journal=self._journal, snapshots=self._snapshots, rng=rng, now=clock())
         return library
 
     def _assemble(
@@ -252,6 +254,7 @@ class RaftMember:
             clock=clock,
             may_vote=rejoin.may_vote,
             send=guard.enqueue,
+            enforced=self._guards.ask_before_standing,
         )
         self._receiver = SnapshotReceiver(store.directory / "snapshot.received.draft", store.disk)
         guard.attach(
@@ -362,8 +365,7 @@ class RaftMember:
 
     def _tick(self) -> None:
         library = self._library
-        if self._guards.ask_before_standing:
-            self._pre_vote.before_tick()
+        self._pre_vote.before_tick()
         if self._journal.size_bytes > JOURNAL_BYTES_COMPACT and not self._snapshots.is_writing:
             library.forceLogCompaction()
         library.doTick(0.0)

@@ -6,6 +6,7 @@ asked; only a majority of grants within one round lets it run out for the librar
 
 Invariants:
 - Advice only: no term, vote or log changes by asking or answering, so safety never rests on it.
+- A member that has no vote (see `las.raft.rejoin`) never stands.
 - A member grants only if it votes at all, does not lead, has heard no leader for the shortest
   election timeout, and the asking one's log is not behind its own.
 - Whatever resets the library's timer (a leader's frame, a vote given) ends the asking.
@@ -40,7 +41,10 @@ class PreVote:
         clock: Callable[[], float],
         may_vote: Callable[[], bool],
         send: Callable[[str, raft_pb2.RaftFrame], None],
+        enforced: bool,
     ) -> None:
+        """`enforced` is False only in a test that wants to see what happens then."""
+        self._enforced = enforced
         self._library = library
         self._journal = journal
         self._others = others
@@ -71,10 +75,13 @@ class PreVote:
         if not held and deadline > now:
             self._asking = False
             return
-        set_private(self._library, "raftElectionDeadline", math.inf)
         if not self._may_vote():
             self._asking = False
+            set_private(self._library, "raftElectionDeadline", math.inf)
             return
+        if not self._enforced:
+            return
+        set_private(self._library, "raftElectionDeadline", math.inf)
         if not self._asking or now >= self._next_round_at:
             self._ask(now)
         if (1 + len(self._grants)) * 2 > 1 + len(self._others):

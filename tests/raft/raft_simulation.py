@@ -6,7 +6,6 @@ happens by itself.
 """
 
 import collections
-import contextlib
 import os
 import pickle
 import shutil
@@ -170,6 +169,9 @@ class ClusterBase:
         queue = self.network.queues[source, target]
         count = len(queue) if count is None else min(count, len(queue))
         for _ in range(count):
+            if not queue:
+                # The receiver ended while it took the message before.
+                break
             payload = queue.popleft()
             if target in self.nodes:
                 self.take(source, target, payload)
@@ -547,5 +549,4 @@ class Cluster(ClusterBase):
 
     def close(self):
         for name in list(self.nodes):
-            with contextlib.suppress(FailStop):
-                self.kill(name)
+            self.kill(name)
