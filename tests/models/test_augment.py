@@ -1,0 +1,50 @@
+"""Variations change what they are meant to change, and nothing else."""
+
+import numpy as np
+
+from models.augment import part, vary
+from models.features import FEATURES, IDENTITY, INPUTS, SPANS, WINDOW
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind, Scope
+
+
+def windows(peers=5):
+    values = np.full((peers, WINDOW, len(FEATURES)), 4.0, dtype=np.float32)
+    values[:, :, FEATURES.index(IDENTITY)] = 77.0
+    return values
+
+
+def test_a_variation_leaves_its_original_and_the_identity_alone():
+    original = windows()
+    varied = vary(original, np.random.default_rng(1))
+    assert np.array_equal(original, windows())
+    assert (varied[:, :, FEATURES.index(IDENTITY)] == 77.0).all()
+    assert not np.array_equal(varied, original, equal_nan=True)
+
+
+def test_a_disk_is_faster_or_slower_as_a_whole():
+    latencies = [FEATURES.index(f"commit_latency_ms_{part}") for part in ("p50", "p99", "max")]
+    for seed in range(20):
+        varied = vary(windows(), np.random.default_rng(seed))
+        for peer in varied[:, :, latencies]:
+            seen = peer[~np.isnan(peer)]
+            assert np.unique(seen).size == 1
+
+
+def test_peers_are_parted_into_machines_that_no_other_moment_shares():
+    random = np.random.default_rng(3)
+    first = [set(part(5, 0, random).tolist()) for _ in range(200)]
+    assert {len(machines) for machines in first} >= {1, 2, 5}
+    second = set(part(5, 16, random).tolist())
+    assert all(not (machines & second) for machines in first)
+
+
+def test_only_process_metrics_and_the_machine_are_read():
+    for name in FEATURES:
+        metric = TELEMETRY_SCHEMA.metric(name)
+        assert metric.scope is Scope.PROCESS or metric.kind is Kind.IDENTITY
+    assert len(set(FEATURES)) == len(INPUTS) + 1
+
+
+def test_spans_tile_the_window():
+    assert [newest for newest, _ in SPANS] == [0, *(oldest for _, oldest in SPANS[:-1])]
+    assert SPANS[-1][1] == WINDOW
