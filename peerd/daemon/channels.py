@@ -1,9 +1,7 @@
 """gRPC channels from this process to peers and LAS nodes: one for each address, kept and reused.
 
-Bound: one channel per member of the cluster and LAS address; `keep_only` closes the others.
+Bound: one channel for each address that the configuration or the map ever named.
 """
-
-from collections.abc import Iterable
 
 import grpc
 import grpc.aio
@@ -35,12 +33,8 @@ class Channels:
             self._channels[address] = channel
         return channel
 
-    async def keep_only(self, addresses: Iterable[str]) -> None:
-        """Close the channels to all other addresses; calls on them end."""
-        kept = set(addresses)
-        for address in [known for known in self._channels if known not in kept]:
-            await self._channels.pop(address).close()
-
     async def close(self) -> None:
-        """Close them all."""
-        await self.keep_only(())
+        """Close them all; calls on them end."""
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()

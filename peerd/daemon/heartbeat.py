@@ -41,14 +41,17 @@ class HealthSampling:
         self.window = Window()
         self._recorder = Recorder(record_file) if record_file is not None else None
         self._sampler = TelemetrySampler(Collector(data_dir, own.take), self._add)
+        self._sampling = False
 
     def start(self) -> None:
         """Begin to sample."""
+        self._sampling = True
         self._sampler.start()
 
     def stop(self) -> None:
-        """End; waits for the sample under way."""
-        self._sampler.stop()
+        """End; waits for the sample under way. Also if it was never begun."""
+        if self._sampling:
+            self._sampler.stop()
         if self._recorder is not None:
             self._recorder.close()
 

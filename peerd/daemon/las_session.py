@@ -26,7 +26,7 @@ from peerd.core.errors import Reason
 from peerd.daemon.channels import Channels
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.logging import get_logger
-from peerd.transport.concurrency import first_ended
+from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.status import reason_of, refusal_of_error
 
 # limit: facts that wait for the LAS; more than a peer with 1,000 shards has to tell after a long
@@ -201,6 +201,8 @@ class LasSession:
             await first_ended(
                 self._send_heartbeats(call), self._read_updates(call), self._send_reports(stub)
             )
+        except CallOver as error:
+            raise SessionBroken(str(error)) from error
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         finally:
@@ -211,7 +213,7 @@ class LasSession:
         whole_window = True
         due_s = loop.time()
         while True:
-            await call.write(self._client.heartbeat(whole_window=whole_window))
+            await write_to(call, self._client.heartbeat(whole_window=whole_window))
             whole_window = False
             # From now on if the loop was late: a burst of heartbeats would tell nothing.
             due_s = max(due_s + self._period_s, loop.time())

@@ -30,7 +30,7 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
 from peerd.daemon.supervisor import Supervisor
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
-from peerd.transport.concurrency import first_ended
+from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.map_codec import decode_process, encode_process
 from peerd.transport.replication_codec import (
     decode_ack,
@@ -178,7 +178,7 @@ class Link:
             breaks_before = self._breaks
             try:
                 await self._stream()
-            except (LinkBroken, grpc.aio.AioRpcError) as error:
+            except (LinkBroken, CallOver, grpc.aio.AioRpcError) as error:
                 why = _one_line(error)
             if self._breaks > breaks_before:
                 delay_s = 0.0
@@ -209,12 +209,13 @@ class Link:
         """Say who calls whom; returns the process that answers."""
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                await call.write(
+                await write_to(
+                    call,
                     replication_pb2.ReplicateRequest(
                         cluster_id=self._cluster_id,
                         sender=encode_process(self._me),
                         target_store_id=self.target.store,
-                    )
+                    ),
                 )
                 answer = await self._next(call)
         except TimeoutError as error:
@@ -231,11 +232,11 @@ class Link:
             if self._overflowed:
                 raise LinkBroken(f"{self._limits.queue_bytes_max} bytes wait for it: starting over")
             while self._queue and len(self._under_way) < self._limits.under_way_messages_max:
-                await call.write(self._next_message())
+                await write_to(call, self._next_message())
                 self._wrote = True
             if self._pulse_due:
                 self._pulse_due = False
-                await call.write(_ALIVE)
+                await write_to(call, _ALIVE)
 
     def _next_message(self) -> replication_pb2.ReplicateRequest:
         """Join what waits, in order, up to `message_bytes_max`."""

@@ -1,7 +1,30 @@
-"""Coroutines that make sense only together."""
+"""Coroutines that make sense only together, and what a stream's end looks like to its writer."""
 
 import asyncio
 from collections.abc import Coroutine
+from typing import TypeVar
+
+import grpc.aio
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class CallOver(Exception):
+    """The call ended before it was written to; the reading side learns why."""
+
+
+async def write_to(call: "grpc.aio.StreamStreamCall[Request, Response]", message: Request) -> None:
+    """Write `message` to a stream that this process dialled.
+
+    Raises:
+        CallOver: the call has ended meanwhile, which grpc.aio calls an invalid state.
+        AioRpcError: it ends just now.
+    """
+    try:
+        await call.write(message)
+    except asyncio.InvalidStateError as error:
+        raise CallOver(str(error)) from error
 
 
 async def first_ended(*works: Coroutine[None, None, None]) -> None:

@@ -1,4 +1,4 @@
-"""A small fleet in one process: real peers, stores and gRPC, and a LAS that a test writes by hand."""
+"""A small fleet in one process: real peers, stores and gRPC, and a LAS written by hand."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,9 +18,9 @@ from peerd.daemon.config import PeerdConfig
 from peerd.daemon.peer import Peer
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role
+from peerd.transport.concurrency import first_ended
 from peerd.transport.host_api import AppendOutcome
 from peerd.transport.map_codec import LogEntry, NodeEntry, encode_log, encode_node, encode_shard
-from peerd.transport.concurrency import first_ended
 from peerd.transport.status import Refused, refuse
 from peerd.transport.tls import plaintext_metadata
 from peerd.v1 import batch_pb2
@@ -37,7 +37,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition with a deadline; the loop of the test runs on meanwhile."""
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions of many kinds, one way to wait
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"did not happen within {DEADLINE_S:.0f} s: {what}") from None
