@@ -1,9 +1,9 @@
 """The LAS group as the services of one node see it: the committed state, who leads, commands.
 
 Invariants:
-- `state` is what this node has applied; right after `submit` returned it contains the command, right
-  after `barrier` returned it contains all that was acknowledged before.
-- A refusal other than `LAS_UNAVAILABLE` proves that the command was not and will not be applied.
+- `state` is what this node has applied; right after `submit` returned it contains the command,
+  right after `barrier` returned it contains all that was acknowledged before.
+- A refusal other than LAS_UNAVAILABLE proves that the command was not and will not be applied.
 - A watcher misses no change: its event is set after each one, never before.
 
 Must not: know what any command is for.

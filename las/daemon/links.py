@@ -1,4 +1,4 @@
-"""Channels from this LAS node to the other members, for the frames of consensus."""
+"""Channels from this LAS node to the other members and to peers."""
 
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
@@ -14,7 +14,7 @@ Requests = AsyncIterable[Any] | Iterable[Any]
 Continuation = Callable[[grpc.aio.ClientCallDetails, Requests], Any]
 
 
-def raft_channels(identity: Identity, tls: TlsFiles | None) -> ChannelFactory:
+def member_channels(identity: Identity, tls: TlsFiles | None) -> ChannelFactory:
     """Makes channels that show who this member is; `tls` None means plaintext on loopback."""
     if tls is None:
         naming = _NamesItself(identity)

@@ -27,8 +27,9 @@ from las.daemon.forecaster import Model
 from las.daemon.group import Group
 from las.daemon.http import LasExporter
 from las.daemon.leader import Leadership
-from las.daemon.links import raft_channels
+from las.daemon.links import member_channels
 from las.daemon.map_feed import MapFeed
+from las.daemon.peer_calls import GrpcPeerCalls
 from las.daemon.services.callers import Callers
 from las.daemon.services.fleet import FleetServicer
 from las.daemon.services.forecast import ForecastServicer
@@ -49,7 +50,6 @@ from las.v1 import (
     shard_map_pb2_grpc,
 )
 from peerd.core.check import InvariantViolation
-from peerd.daemon.channels import Channels
 from peerd.daemon.errors import BrokenInvariant, CannotStart, DaemonError
 from peerd.daemon.http import HttpEndpoint
 from peerd.daemon.logging import get_logger
@@ -93,7 +93,8 @@ class LasNode:
         self._ended: asyncio.Future[DaemonError] = asyncio.get_running_loop().create_future()
         self._plaintext = config.tls is None
         self._callers = Callers(config.cluster, plaintext=self._plaintext)
-        self._channels = Channels(identity, config.tls_files())
+        self._channels = member_channels(identity, config.tls_files())
+        self._calls: GrpcPeerCalls | None = None
         self._server = grpc.aio.server(
             interceptors=(
                 AuthorizationInterceptor(config.cluster, plaintext=self._plaintext),
@@ -169,7 +170,7 @@ class LasNode:
                 seed=secrets.randbits(32),
             ),
             group.machine,
-            channel_factory=raft_channels(self._identity, config.tls_files()),
+            channel_factory=self._channels,
             identify=self._callers.name_of,
             on_change=group.status_changed,
         )
@@ -178,10 +179,13 @@ class LasNode:
         """Make the parts and introduce them to each other."""
         policy = self.config.policy
         feed = MapFeed()
+        self._calls = calls = GrpcPeerCalls(
+            group, self._identity, self._channels, plaintext=self._plaintext
+        )
         self._leadership = leadership = Leadership(
             group,
             self.supervisor,
-            lambda number: Term(number, group, policy, model),
+            lambda number: Term(number, group, policy, model, calls),
         )
         self.status = StatusView(group, model)
         fleet = FleetServicer(
@@ -265,7 +269,8 @@ class LasNode:
         hanging = await self.supervisor.stop(timeout_s=TASKS_TIMEOUT_S)
         if hanging:
             _log.error("tasks do not end", tasks=hanging)
-        await self._channels.close()
+        if self._calls is not None:
+            await self._calls.close()
         if self._http is not None:
             await self._http.stop()
         if self._model is not None:

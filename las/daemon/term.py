@@ -11,8 +11,11 @@ from las.core.placement import FleetView, Limits
 from las.core.state import Node
 from las.daemon.config import Policy
 from las.daemon.detector import Detector, DetectorTiming
+from las.daemon.executor import Executor
 from las.daemon.forecaster import FleetForecaster, Model
 from las.daemon.group import Group
+from las.daemon.reconcile import PeerCalls
+from las.daemon.story import Story
 from las.daemon.vitals import Vitals
 from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
@@ -26,10 +29,17 @@ def now_ms() -> int:
     return int(time.monotonic() * 1000)
 
 
+def wall_ms() -> int:
+    """Milliseconds since 1970-01-01 UTC, for people."""
+    return int(time.time() * 1000)
+
+
 class Term:
     """Used on the event loop."""
 
-    def __init__(self, number: int, group: Group, policy: Policy, model: Model) -> None:
+    def __init__(
+        self, number: int, group: Group, policy: Policy, model: Model, peers: PeerCalls
+    ) -> None:
         self.number = number
         self.forecaster = FleetForecaster(group, policy, model)
         self.limits = Limits(repair_delay_ms=policy.repair_delay_s * 1000)
@@ -37,10 +47,29 @@ class Term:
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()
         self._group = group
+        self.executor = Executor(
+            consensus=group,
+            peers=peers,
+            detector=self.detector,
+            limits=self.limits,
+            now=lambda: Tick(now_ms()),
+            wall_ms=wall_ms,
+        )
+        self._story = Story(group, self.forecaster.words, wall_ms)
 
     def works(self) -> Iterator[tuple[str, Work]]:
         """What runs while the term lasts, by name; each goes on until it is cancelled."""
+        yield "executor", self.executor.run()
+        yield "watch of the map", self._wake_executor()
         yield "forecast", self.forecaster.run()
+        yield "story", self._story.run()
+
+    async def _wake_executor(self) -> None:
+        with self._group.watch() as changed:
+            while True:
+                await changed.wait()
+                changed.clear()
+                self.executor.wake()
 
     def end(self) -> None:
         """The leadership is lost: streams end, works are cancelled by who started them."""
@@ -68,6 +97,7 @@ class Term:
     def stream_broken(self, node: NodeName, boot: BootId) -> None:
         """The heartbeat stream of a process ended, and not by this node's will."""
         self.detector.stream_broken(node, boot)
+        self.executor.wake()
 
     def suspect(self, accuser: Node, report: fleet_pb2.Suspect) -> None:
         """A peer cannot hear another one."""
@@ -78,6 +108,7 @@ class Term:
             refused=report.connection_refused,
             now=Tick(now_ms()),
         )
+        self.executor.wake()
 
     def stall(self, accuser: Node, report: fleet_pb2.Stall) -> None:
         """The acknowledgements of a voter stall at its primary."""
@@ -88,6 +119,4 @@ class Term:
             decode_replica(report.voter),
             Tick(now_ms()),
         )
-
-    def look_at(self, shard: ShardId) -> None:
-        """Something about this shard may have been left half done."""
+        self.executor.wake()

@@ -75,7 +75,8 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
                     node=event.node,
                     text=event.text,
                 )
-                for event in state.events.get(name, ())
+                # Some lines are written a moment after what they tell of.
+                for event in sorted(state.events.get(name, ()), key=lambda each: each.timestamp_ms)
             ],
         )
 

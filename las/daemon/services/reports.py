@@ -118,7 +118,6 @@ class Reports:
         shard, promised = ShardId(met.shard), Epoch(met.promised)
         entry = self._group.state.shards.get(shard)
         if entry is None or promised <= entry.drawn:
-            self._term.look_at(shard)
             return None
         return HaltShard(
             shard=shard,

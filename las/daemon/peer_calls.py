@@ -1,0 +1,157 @@
+"""Calls of the leader to peers: promise, have you begun, do you still hear it.
+
+Invariants:
+- Each call has a deadline and raises nothing: None is *no usable answer*.
+- An answer counts only if it comes from the store that was asked (docs/protocol.md §4.5).
+- A channel belongs to one process: who restarted is dialled anew, without an old back-off.
+
+Bound: one channel for each node of the committed map.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from las.core.recovery import EpochAnswer
+from las.daemon.group import Group
+from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
+from las.raft.links import ChannelFactory
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.daemon.logging import get_logger
+from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.pki import Identity
+from peerd.transport.map_codec import decode_replica
+from peerd.transport.tls import plaintext_metadata
+
+# A promise needs an fsync of the store, which a sick disk may hold up; who asks goes on with
+# the others' answers meanwhile.
+PROMISE_TIMEOUT_S = 2.0
+# Answered from memory: later than this it is no answer.
+BEGUN_TIMEOUT_S = 1.0
+HEARS_TIMEOUT_S = 0.3
+
+_log = get_logger("peers")
+
+
+@dataclass(slots=True)
+class _Dialled:
+    address: str
+    boot: BootId
+    channel: grpc.aio.Channel
+
+
+class GrpcPeerCalls:
+    """Fulfils `las.daemon.reconcile.PeerCalls`. Used on the event loop."""
+
+    def __init__(
+        self, group: Group, identity: Identity, factory: ChannelFactory, *, plaintext: bool
+    ) -> None:
+        self._group = group
+        self._factory = factory
+        self._metadata = plaintext_metadata(identity) if plaintext else ()
+        self._dialled: dict[NodeName, _Dialled] = {}
+
+    async def promise(
+        self, target: ReplicaId, orders: Sequence[PromiseOrder]
+    ) -> Sequence[Promised] | None:
+        """See `PeerCalls`."""
+        request = replication_pb2.PromiseRequest(
+            cluster_id=self._group.state.cluster_id,
+            target_store_id=target.store,
+            orders=[
+                replication_pb2.PromiseOrder(
+                    shard=order.shard,
+                    fence=order.fence,
+                    epoch=order.epoch,
+                    prepared=order.prepared,
+                )
+                for order in orders
+            ],
+        )
+        try:
+            stub = await self._stub(target.peer)
+            answer = await stub.Promise(request, timeout=PROMISE_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            _log.info("no promise", store=target.store, node=target.peer, why=_words(error))
+            return None
+        if answer.store_id != target.store:
+            _log.error("another store answers", node=target.peer, store=answer.store_id)
+            return None
+        return [_promised(each) for each in answer.promised]
+
+    async def has_begun(self, target: ProcessId, shard: ShardId, epoch: Epoch) -> Begun | None:
+        """See `PeerCalls`."""
+        request = replication_pb2.HasBegunRequest(
+            cluster_id=self._group.state.cluster_id,
+            target_store_id=target.store,
+            shard=shard,
+            epoch=epoch,
+        )
+        try:
+            stub = await self._stub(target.peer)
+            answer = await stub.HasBegun(request, timeout=BEGUN_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            _log.info("no answer", node=target.peer, shard=shard, why=_words(error))
+            return None
+        return Begun(
+            begun=answer.begun,
+            begin=Offset(answer.begin),
+            holders=tuple(sorted(map(decode_replica, answer.holders))),
+        )
+
+    async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
+        """See `PeerCalls`."""
+        try:
+            stub = await self._stub(witness)
+            answer = await stub.Hears(
+                replication_pb2.HearsRequest(peer=suspect),
+                timeout=HEARS_TIMEOUT_S,
+                metadata=self._metadata,
+            )
+        except grpc.aio.AioRpcError:
+            return None
+        return Heard(silent_ms=answer.silent_ms if answer.neighbour else None)
+
+    async def close(self) -> None:
+        """End all channels."""
+        while self._dialled:
+            _, dialled = self._dialled.popitem()
+            await dialled.channel.close()
+
+    async def _stub(self, name: NodeName) -> "replication_pb2_grpc.ReplicationServiceAsyncStub":
+        """Of the process of `name` that registered last."""
+        node = self._group.state.nodes[name]
+        dialled = self._dialled.get(name)
+        if dialled is None or (dialled.address, dialled.boot) != (node.address, node.boot):
+            fresh = _Dialled(
+                address=node.address, boot=node.boot, channel=self._factory(node.address)
+            )
+            self._dialled[name] = fresh
+            if dialled is not None:
+                await dialled.channel.close()
+            dialled = fresh
+        return replication_pb2_grpc.ReplicationServiceStub(dialled.channel)
+
+
+def _promised(message: replication_pb2.Promised) -> Promised:
+    return Promised(
+        shard=ShardId(message.shard),
+        promised=Epoch(message.promised),
+        open=_epoch_answer(message.open),
+        prepared=_epoch_answer(message.prepared),
+    )
+
+
+def _epoch_answer(message: replication_pb2.EpochState) -> EpochAnswer:
+    return EpochAnswer(
+        adopted=message.adopted,
+        begin=Offset(message.begin),
+        end=Offset(message.end),
+        commit=Offset(message.commit_offset),
+    )
+
+
+def _words(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name} {error.details() or ''}".strip()
