@@ -1,0 +1,6 @@
+"""The asyncio door: `async with peerd.aio.connect("host:port", credentials=…) as client`."""
+
+from peerd.client.asynchronous import Client, ClientStatistics, connect
+from peerd.client.reading import RecordStream
+
+__all__ = ["Client", "ClientStatistics", "RecordStream", "connect"]

@@ -1,0 +1,540 @@
+"""The asyncio client: appends, reads, tails, logs. `peerd.aio.connect` makes one.
+
+Invariants:
+- Memory for records that are not answered yet is bounded: `append` waits for room, `append_nowait`
+  raises `QueueFull`.
+- Records of one shard are appended in the order of the calls.
+- Closing ends everything that is unanswered, and says of each append whether it may be in the log.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import grpc.aio
+
+from peerd.client.credentials import Access, access
+from peerd.client.directory import Directory, make_channels
+from peerd.client.errors import (
+    BatchTooLarge,
+    ClientClosed,
+    InvalidRequest,
+    KeysSpanShards,
+    PeerdError,
+    QueueFull,
+    Unavailable,
+    UnknownLog,
+    UnknownShard,
+    error_of_call,
+)
+from peerd.client.las import TRY_TIMEOUT_S, LasCalls
+from peerd.client.options import RETRY_STEP_S, TICK_S, ClientOptions
+from peerd.client.payload import serialize_record
+from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
+from peerd.client.reading import RecordStream, StartAt
+from peerd.client.streams import Streams
+from peerd.client.values import Headers, NewRecord, Receipt, Tail
+from peerd.core.ids import ShardId
+from peerd.core.shard_map import Shard
+from peerd.pki import TlsFiles
+from peerd.transport.append_edge import key_hash
+from peerd.transport.map_cache import MapChange
+from peerd.transport.map_codec import LogEntry
+from peerd.transport.map_service import unknown_log
+from peerd.transport.options import MESSAGE_BYTES_MAX
+from peerd.v1 import log_pb2, log_pb2_grpc
+
+# limit: bytes of records that one append may carry; servers may allow less and say so, and a
+# message of the contract carries no more than this beside its envelope
+ENTRY_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+# How long a log that was just created may take to be on the map here.
+NEW_LOG_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStatistics:
+    """What a client has done since it was opened, and the bytes of records it holds now."""
+
+    queued_bytes: int
+    batches_sent: int
+    batches_sent_again: int
+    batches_acknowledged: int
+    records_acknowledged: int
+
+
+class Client:
+    """A connection to a cluster. Used on one event loop; `async with` opens and closes it."""
+
+    def __init__(self, how: Access, options: ClientOptions) -> None:
+        self._options = options
+        self._channels = make_channels(how)
+        self._directory = Directory(how, self._channels)
+        self._streams = Streams(self._channels)
+        self._pipelines: dict[ShardId, ShardPipeline] = {}
+        self._counts = PipelineStatistics()
+        self._queued_bytes = 0
+        # Whoever holds it is the next to get room; a lock is handed on in the order of the calls.
+        self._gate = asyncio.Lock()
+        self._released = asyncio.Event()
+        self._turn = 0
+        self._ticking: asyncio.Task[None] | None = None
+        self._unsubscribe = self._directory.cache.subscribe(self._map_changed)
+        self._closed = False
+        self.las = LasCalls(how, self._channels, options.call_timeout_s)
+        """Everything that only the LAS can answer: status, forecasts, drains."""
+
+    async def __aenter__(self) -> Self:
+        """Gets the map.
+
+        Raises:
+            ConnectFailed: no address answered; says why.
+            AccessDenied: the cluster refuses this client.
+        """
+        try:
+            await self._directory.start(self._options.connect_timeout_s)
+        except BaseException:
+            await self._channels.close()
+            raise
+        self._ticking = asyncio.create_task(self._tick(), name="peerd client deadlines")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends what is under way: appends that are unanswered raise `ClientClosed`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._unsubscribe()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for pipeline in self._pipelines.values():
+            pipeline.abandon("the client was closed before the append was answered")
+        self._released.set()
+        await self._streams.close()
+        await self._directory.close()
+        await self._channels.close()
+
+    # -------------------------------------------------------------------------- appending
+
+    async def append(
+        self,
+        log: str,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends one record and returns when it is durable on the log's `acks` peers.
+
+        Args:
+            log: Name of the log.
+            value: The record.
+            key: Chooses the shard; records of one key keep their order. None: any shard.
+            headers: Named values beside the record.
+            timestamp_ms: The caller's own time of the record.
+            shard: Shard id, instead of being chosen.
+            expected_offset: Append only if this is the end of the shard; needs `shard` or `key`.
+            timeout_s: How long to try; the client's default if None.
+
+        Raises:
+            OutcomeUnknown: it may be in the log. NotAppended: it is not, and will not be.
+            OffsetMismatch, UnknownLog, UnknownShard, BatchTooLarge, DiskReserve, NotEnoughPeers,
+            Overloaded, AccessDenied, InvalidRequest, ClientClosed: what they say.
+        """
+        record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
+        return await self.append_batch(
+            log, [record], shard=shard, expected_offset=expected_offset, timeout_s=timeout_s
+        )
+
+    async def append_batch(
+        self,
+        log: str,
+        records: Sequence[NewRecord],
+        *,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends records as one: readers see all of them or none. Their keys share a shard.
+
+        Returns:
+            One receipt; the records fill its offsets.
+
+        Raises:
+            KeysSpanShards: the keys belong to several shards. Else as `append`.
+        """
+        serialized = [serialize_record(record) for record in records]
+        await self._known(log)
+        await self._has_room(entry_size(serialized))
+        return await self._add(
+            log,
+            records,
+            serialized,
+            shard=shard,
+            expected_offset=expected_offset,
+            timeout_s=timeout_s,
+        )
+
+    def append_nowait(
+        self,
+        log: str,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        timeout_s: float | None = None,
+    ) -> "asyncio.Future[Receipt]":
+        """Queues one record and returns a future of its receipt: many may be under way.
+
+        Raises:
+            QueueFull: there is no room; nothing was queued.
+            UnknownLog, UnknownShard, InvalidRequest, BatchTooLarge, ClientClosed: what they say.
+        """
+        record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
+        serialized = [serialize_record(record)]
+        if self._gate.locked() or not self._fits(entry_size(serialized)):
+            raise QueueFull(
+                f"{self._queued_bytes} of {self._options.queue_bytes_max} bytes wait for an "
+                "answer: await earlier appends first",
+                taken="no",
+            )
+        return self._add(log, [record], serialized, shard=shard, timeout_s=timeout_s)
+
+    async def append_many(
+        self,
+        log: str,
+        records: Iterable[NewRecord | bytes],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Receipt]:
+        """Appends records, each for itself, joined into batches; returns their receipts in order.
+
+        Raises:
+            PeerdError: the first that failed, after all have ended.
+        """
+        futures: list[asyncio.Future[Receipt]] = []
+        await self._known(log)
+        try:
+            for given in records:
+                record = NewRecord(value=given) if isinstance(given, bytes) else given
+                serialized = [serialize_record(record)]
+                await self._has_room(entry_size(serialized))
+                futures.append(self._add(log, [record], serialized, timeout_s=timeout_s))
+        finally:
+            ended = await asyncio.gather(*futures, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in ended if isinstance(outcome, Receipt)]
+
+    async def flush(self) -> None:
+        """Returns when every append made so far has ended, one way or the other."""
+        while any(not pipeline.is_idle for pipeline in self._pipelines.values()):
+            self._released.clear()
+            await self._released.wait()
+
+    def _add(
+        self,
+        log: str,
+        records: Sequence[NewRecord],
+        serialized: list[bytes],
+        *,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> "asyncio.Future[Receipt]":
+        self._check_open()
+        if not records:
+            raise InvalidRequest("an append carries at least one record")
+        size = entry_size(serialized)
+        if size > ENTRY_BYTES_MAX:
+            raise BatchTooLarge(
+                f"{size} bytes of records in one append, at most {ENTRY_BYTES_MAX} travel in one "
+                "message: cut them",
+                taken="no",
+            )
+        pipeline = self._pipeline(log, self._choose(log, records, shard))
+        loop = asyncio.get_running_loop()
+        timeout_s = self._options.append_timeout_s if timeout_s is None else timeout_s
+        entry = Entry(
+            records=serialized,
+            size=size,
+            deadline=loop.time() + timeout_s,
+            future=loop.create_future(),
+            expected_offset=expected_offset,
+        )
+        self._queued_bytes += size
+        pipeline.add(entry)
+        return entry.future
+
+    def _choose(self, log: str, records: Sequence[NewRecord], shard: int | None) -> ShardId:
+        """The shard that records go to.
+
+        Raises:
+            UnknownLog, UnknownShard, KeysSpanShards: what they say.
+        """
+        cache = self._directory.cache
+        shards = cache.shards_of(log)
+        if not shards:
+            raise UnknownLog(unknown_log(log), reason="UNKNOWN_LOG", taken="no")
+        if shard is not None:
+            if shard not in shards:
+                raise UnknownShard(
+                    f"log {log!r} has no shard {shard}, but {', '.join(map(str, sorted(shards)))}",
+                    reason="UNKNOWN_SHARD",
+                    taken="no",
+                )
+            return ShardId(shard)
+        keys = [record.key for record in records if record.key is not None]
+        found = {cache.shard_for(log, key_hash(key)) for key in keys}
+        if not found:
+            return self._next_shard(shards)
+        if len(found) > 1 or None in found:
+            raise KeysSpanShards(
+                f"the keys of the batch belong to {len(found)} shards of {log!r}, and a batch is "
+                "atomic within one: append them apart (`append_many`)",
+                reason="KEYS_SPAN_SHARDS",
+                taken="no",
+            )
+        chosen = found.pop()
+        return shards[0] if chosen is None else chosen
+
+    def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
+        """Where records without a key go: one shard while a batch gathers there, then the next."""
+        shard = shards[self._turn % len(shards)]
+        pipeline = self._pipelines.get(shard)
+        if pipeline is not None and not pipeline.has_waiting:
+            self._turn += 1
+            shard = shards[self._turn % len(shards)]
+        return shard
+
+    def _pipeline(self, log: str, shard: ShardId) -> ShardPipeline:
+        pipeline = self._pipelines.get(shard)
+        if pipeline is None:
+            pipeline = ShardPipeline(
+                log,
+                shard,
+                directory=self._directory,
+                streams=self._streams,
+                options=self._options,
+                released=self._release,
+                statistics=self._counts,
+            )
+            self._pipelines[shard] = pipeline
+        return pipeline
+
+    # -------------------------------------------------------------------------- room in the queue
+
+    def _fits(self, size: int) -> bool:
+        # Something always fits into an empty queue, or it could never be appended.
+        return not self._queued_bytes or self._queued_bytes + size <= self._options.queue_bytes_max
+
+    async def _has_room(self, size: int) -> None:
+        """Waits, in the order of the calls, until `size` bytes fit into the queue."""
+        async with self._gate:
+            while not self._fits(size):
+                self._released.clear()
+                await self._released.wait()
+                self._check_open()
+
+    def _release(self, size: int) -> None:
+        self._queued_bytes -= size
+        self._released.set()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("the client is closed: connect again", taken="no")
+
+    # -------------------------------------------------------------------------- time and the map
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = loop.time()
+            for pipeline in self._pipelines.values():
+                if not pipeline.is_idle:
+                    pipeline.tick(now)
+
+    def _map_changed(self, change: MapChange) -> None:
+        # An address that changed concerns every shard of that node.
+        touched = self._pipelines.keys() if change.nodes else change.shards
+        for shard in tuple(touched):
+            pipeline = self._pipelines.get(shard)
+            if pipeline is not None:
+                pipeline.map_changed()
+
+    async def _known(self, log: str) -> None:
+        """Asks for the map once if the log is not on it: it may be younger than the map here."""
+        self._check_open()
+        cache = self._directory.cache
+        if not cache.shards_of(log):
+            version = cache.version
+            self._directory.refresh()
+            await self._until(lambda: bool(cache.shards_of(log)) or cache.version > version, 1.0)
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    await self._directory.cache.changed.wait()
+        except TimeoutError:
+            return
+
+    # -------------------------------------------------------------------------- reading
+
+    def read(
+        self,
+        log: str,
+        *,
+        start: StartAt = "earliest",
+        shard: int | None = None,
+        follow: bool = False,
+        local: bool = False,
+    ) -> RecordStream:
+        """Reads records, in order per key (and per shard); shards of a whole log interleave.
+
+        Args:
+            log: Name of the log.
+            start: "earliest", "latest", an offset (with `shard`), an aware datetime, or the
+                `position` of an earlier read.
+            shard: Only this shard.
+            follow: Go on with new records; else end at the tail seen at the start.
+            local: Let any replica answer from what it has, which may be a little behind.
+
+        Returns:
+            An asynchronous iterator of `Record`, with `position` and `aclose`.
+
+        Raises:
+            InvalidRequest: `start` is none, or does not fit `shard`.
+        """
+        self._check_open()
+        return RecordStream(
+            self._directory,
+            self._channels,
+            log=log,
+            shard=shard,
+            start=start,
+            follow=follow,
+            local=local,
+        )
+
+    async def tail(self, log: str, shard: int | None = None) -> list[Tail]:
+        """The committed ends of a log's shards, or of one of them, by shard id.
+
+        Raises:
+            UnknownLog, UnknownShard: what they say. Unavailable: no peer answered in time.
+        """
+        request = log_pb2.GetTailRequest(log=log, shard=shard)
+        deadline = time.monotonic() + self._options.call_timeout_s
+        last: PeerdError = Unavailable("no peer is up: check the cluster (`peerctl status`)")
+        while (left_s := deadline - time.monotonic()) > 0:
+            self._check_open()
+            for address in self._peers():
+                stub = log_pb2_grpc.LogServiceStub(self._channels.to(address))
+                try:
+                    response = await stub.GetTail(request, timeout=min(left_s, TRY_TIMEOUT_S))
+                except grpc.aio.AioRpcError as error:
+                    last = error_of_call(error, f"the tail of {log!r} at {address}")
+                    if not isinstance(last, Unavailable):
+                        raise last from error
+                else:
+                    return [_tail(tail) for tail in response.tails]
+            await asyncio.sleep(RETRY_STEP_S)
+        raise last
+
+    def _peers(self) -> list[str]:
+        nodes = self._directory.cache.nodes.values()
+        return [node.address for node in nodes if node.up and node.address]
+
+    # -------------------------------------------------------------------------- logs
+
+    async def create_log(
+        self, name: str, *, shards: int = 1, copies: int = 0, acks: int = 0
+    ) -> LogEntry:
+        """Creates a log and returns when this client knows it.
+
+        Args:
+            name: 1 to 128 of `a-z 0-9 . _ -`.
+            shards: How many, 1 to 1,024; keys are spread over them.
+            copies: Copies of each record; 0 = 3 where there are three hosts, else 2.
+            acks: Copies that must be on disk before an append is acknowledged; 0 = 2.
+
+        Raises:
+            LogExists, NotEnoughPeers, LimitReached, InvalidRequest, AccessDenied: what they say.
+            LasUnavailable: nobody answered; the log may have been created.
+        """
+        self._check_open()
+        log = await self.las.create_log(name, shards=shards, copies=copies, acks=acks)
+        cache = self._directory.cache
+        self._directory.refresh()
+        await self._until(lambda: len(cache.shards_of(name)) == len(log.shards), NEW_LOG_WAIT_S)
+        return log
+
+    async def list_logs(self) -> list[LogEntry]:
+        """All logs, by name."""
+        self._check_open()
+        return await self.las.list_logs()
+
+    async def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
+        """A log and its shards: segments, epochs, who stores what.
+
+        Raises:
+            UnknownLog: no log of that name.
+        """
+        self._check_open()
+        return await self.las.describe_log(name)
+
+    # -------------------------------------------------------------------------- observability
+
+    def statistics(self) -> ClientStatistics:
+        """Counts."""
+        counts = self._counts
+        return ClientStatistics(
+            queued_bytes=self._queued_bytes,
+            batches_sent=counts.batches_sent,
+            batches_sent_again=counts.batches_sent_again,
+            batches_acknowledged=counts.batches_acknowledged,
+            records_acknowledged=counts.records_acknowledged,
+        )
+
+
+def _tail(tail: log_pb2.ShardTail) -> Tail:
+    return Tail(
+        shard=tail.shard,
+        epoch=tail.epoch,
+        committed=tail.committed,
+        first_offset=tail.first_offset,
+        peer=tail.peer,
+    )
+
+
+def connect(
+    addresses: str | Sequence[str] | None = None,
+    *,
+    credentials: str | Path | TlsFiles | None = None,
+    options: ClientOptions | None = None,
+) -> Client:
+    """Returns a client, to be opened by `async with`.
+
+    Args:
+        addresses: `host:port` of any peers or LAS nodes; None takes those of the credentials file.
+        credentials: Path of a `peerctl.toml`, TLS files, or None for plaintext on loopback.
+        options: Bounds and times.
+
+    Raises:
+        CredentialsError: the file or an address cannot be used.
+        ConnectFailed: a TLS file cannot be read.
+    """
+    return Client(access(addresses, credentials), options or ClientOptions())

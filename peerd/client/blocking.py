@@ -1,0 +1,364 @@
+"""The blocking client: the asyncio one on a thread of its own, for programs without a loop.
+
+Invariants:
+- All of gRPC and of the client's state stays on that one thread; calls from any thread go there and
+  wait for their answer.
+- Ctrl-C and other exceptions leave the thread in order: `close` always ends it.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from las.v1 import fleet_pb2, forecast_pb2
+from peerd.client import asynchronous
+from peerd.client.asynchronous import ClientStatistics
+from peerd.client.credentials import Access, access
+from peerd.client.errors import ClientClosed
+from peerd.client.options import ClientOptions
+from peerd.client.reading import RecordStream, StartAt
+from peerd.client.values import Headers, NewRecord, Position, Receipt, Record, Tail
+from peerd.core.shard_map import Shard
+from peerd.pki import TlsFiles
+from peerd.transport.map_codec import LogEntry
+
+Result = TypeVar("Result")
+
+# limit: records that a blocking iterator takes over from the loop's thread at once; each crossing
+# costs some 50 µs, which is shared by them
+RECORDS_TAKEN_MAX = 1024
+
+
+class _LoopThread:
+    """A thread that runs an event loop until it is stopped."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="peerd client", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs `work` there and waits; an interrupt of the waiting ends the work, too."""
+        if self.loop.is_closed() or not self._thread.is_alive():
+            work.close()
+            raise ClientClosed("the client is closed: connect again", taken="no")
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Ends loop and thread."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+
+
+class RecordIterator:
+    """A blocking iterator of `Record`. Made by `Client.read`; close it when it is left early."""
+
+    def __init__(self, thread: _LoopThread, stream: RecordStream) -> None:
+        self._thread = thread
+        self._stream = stream
+        self._taken: list[Record] = []
+
+    @property
+    def position(self) -> Position:
+        """Where a new read goes on after the last record that was given out."""
+        offsets = dict(self._stream.position.offsets)
+        for record in self._taken:
+            offsets[record.shard] = min(record.offset, offsets.get(record.shard, record.offset))
+        return Position(offsets)
+
+    def __iter__(self) -> Iterator[Record]:
+        return self
+
+    def __next__(self) -> Record:
+        """The next record; raises as `RecordStream.__anext__`."""
+        if not self._taken:
+            self._taken = self._thread.run(self._take())
+            self._taken.reverse()
+        if not self._taken:
+            raise StopIteration
+        return self._taken.pop()
+
+    async def _take(self) -> list[Record]:
+        return await self._stream.take(RECORDS_TAKEN_MAX)
+
+    def close(self) -> None:
+        """Ends the read. Doing it twice does no harm."""
+        self._taken = []
+        with contextlib.suppress(ClientClosed):
+            self._thread.run(self._stream.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BlockingLas:
+    """Everything that only the LAS can answer; see `peerd.client.las.LasCalls`."""
+
+    def __init__(self, thread: _LoopThread, client: asynchronous.Client) -> None:
+        self._thread = thread
+        self._las = client.las
+
+    def status(self) -> fleet_pb2.GetStatusResponse:
+        """The fleet at a glance."""
+        return self._thread.run(self._las.status())
+
+    def forecasts(self, node: str = "") -> Sequence[forecast_pb2.NodeForecast]:
+        """The newest forecast of a node, or of all."""
+        return self._thread.run(self._las.forecasts(node))
+
+    def explain(self, node: str) -> forecast_pb2.ExplainResponse:
+        """What was seen of a node, and what was decided why."""
+        return self._thread.run(self._las.explain(node))
+
+    def drain(self, node: str) -> None:
+        """Moves everything off a node and keeps it off, until `undrain`."""
+        self._thread.run(self._las.drain(node))
+
+    def undrain(self, node: str) -> None:
+        """Ends a drain."""
+        self._thread.run(self._las.undrain(node))
+
+    def switch_primary(self, shard: int, node: str) -> int:
+        """Hands a shard over to `node` by plan; returns the epoch of the prepared segment."""
+        return self._thread.run(self._las.switch_primary(shard, node))
+
+
+class Client:
+    """A connection to a cluster for programs without an event loop; usable from any thread.
+
+    Arguments and errors are those of `peerd.aio.Client`.
+    """
+
+    def __init__(self, how: Access, options: ClientOptions) -> None:
+        """Connects.
+
+        Raises:
+            ConnectFailed, AccessDenied: as `peerd.aio.Client.__aenter__`.
+        """
+        self._thread = _LoopThread()
+        try:
+            self._client = self._thread.run(_opened(how, options))
+        except BaseException:
+            self._thread.stop()
+            raise
+        self.las = BlockingLas(self._thread, self._client)
+
+    def close(self) -> None:
+        """Ends what is under way, and the thread. Doing it twice does no harm."""
+        with contextlib.suppress(ClientClosed):
+            self._thread.run(self._client.close())
+        self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------- appending
+
+    def append(
+        self,
+        log: str,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends one record and returns when it is durable."""
+        return self._thread.run(
+            self._client.append(
+                log,
+                value,
+                key=key,
+                headers=headers,
+                timestamp_ms=timestamp_ms,
+                shard=shard,
+                expected_offset=expected_offset,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def append_batch(
+        self,
+        log: str,
+        records: Sequence[NewRecord],
+        *,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends records as one: readers see all of them or none."""
+        return self._thread.run(
+            self._client.append_batch(
+                log, records, shard=shard, expected_offset=expected_offset, timeout_s=timeout_s
+            )
+        )
+
+    def append_nowait(
+        self,
+        log: str,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        timeout_s: float | None = None,
+    ) -> "concurrent.futures.Future[Receipt]":
+        """Begins to append one record and returns a future of its receipt.
+
+        The future raises `QueueFull` if the client had no room for it.
+        """
+        future: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
+
+        def begin() -> None:
+            try:
+                receipt = self._client.append_nowait(
+                    log,
+                    value,
+                    key=key,
+                    headers=headers,
+                    timestamp_ms=timestamp_ms,
+                    shard=shard,
+                    timeout_s=timeout_s,
+                )
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+                future.set_exception(error)
+            else:
+                receipt.add_done_callback(lambda ended: _pass_on(ended, future))
+
+        try:
+            self._thread.loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:
+            raise ClientClosed("the client is closed: connect again", taken="no") from error
+        return future
+
+    def append_many(
+        self,
+        log: str,
+        records: Iterable[NewRecord | bytes],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Receipt]:
+        """Appends records, each for itself, joined into batches."""
+        return self._thread.run(self._client.append_many(log, records, timeout_s=timeout_s))
+
+    def flush(self) -> None:
+        """Returns when every append made so far has ended, one way or the other."""
+        self._thread.run(self._client.flush())
+
+    # -------------------------------------------------------------------------- reading
+
+    def read(
+        self,
+        log: str,
+        *,
+        start: StartAt = "earliest",
+        shard: int | None = None,
+        follow: bool = False,
+        local: bool = False,
+    ) -> RecordIterator:
+        """Reads records; `for record in client.read(…)`."""
+        stream = self._thread.run(
+            _made(self._client, log, start=start, shard=shard, follow=follow, local=local)
+        )
+        return RecordIterator(self._thread, stream)
+
+    def tail(self, log: str, shard: int | None = None) -> list[Tail]:
+        """The committed ends of a log's shards, or of one of them."""
+        return self._thread.run(self._client.tail(log, shard))
+
+    # -------------------------------------------------------------------------- logs
+
+    def create_log(self, name: str, *, shards: int = 1, copies: int = 0, acks: int = 0) -> LogEntry:
+        """Creates a log and returns when this client knows it."""
+        return self._thread.run(
+            self._client.create_log(name, shards=shards, copies=copies, acks=acks)
+        )
+
+    def list_logs(self) -> list[LogEntry]:
+        """All logs, by name."""
+        return self._thread.run(self._client.list_logs())
+
+    def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
+        """A log and its shards: segments, epochs, who stores what."""
+        return self._thread.run(self._client.describe_log(name))
+
+    def statistics(self) -> ClientStatistics:
+        """Counts."""
+        return self._client.statistics()
+
+
+async def _opened(how: Access, options: ClientOptions) -> asynchronous.Client:
+    return await asynchronous.Client(how, options).__aenter__()
+
+
+async def _made(
+    client: asynchronous.Client,
+    log: str,
+    *,
+    start: StartAt,
+    shard: int | None,
+    follow: bool,
+    local: bool,
+) -> RecordStream:
+    return client.read(log, start=start, shard=shard, follow=follow, local=local)
+
+
+def _pass_on(
+    ended: "asyncio.Future[Receipt]", future: "concurrent.futures.Future[Receipt]"
+) -> None:
+    if future.cancelled():
+        # Nobody waits for it; a refusal has to be looked at nevertheless.
+        if not ended.cancelled():
+            ended.exception()
+        return
+    error = ended.exception()
+    if error is None:
+        future.set_result(ended.result())
+    else:
+        future.set_exception(error)
+
+
+def connect(
+    addresses: str | Sequence[str] | None = None,
+    *,
+    credentials: str | Path | TlsFiles | None = None,
+    options: ClientOptions | None = None,
+) -> Client:
+    """Connects to a cluster; a context manager.
+
+    Args:
+        addresses: `host:port` of any peers or LAS nodes; None takes those of the credentials file.
+        credentials: Path of a `peerctl.toml`, TLS files, or None for plaintext on loopback.
+        options: Bounds and times.
+
+    Raises:
+        CredentialsError: the file or an address cannot be used.
+        ConnectFailed: no address answered; the message says why.
+        AccessDenied: the cluster refuses this client.
+    """
+    return Client(access(addresses, credentials), options or ClientOptions())

@@ -1,0 +1,249 @@
+"""Calls to the LAS: whichever node answers leads to the leader.
+
+Only people and set-up need it; appends and reads never wait for it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from las.v1 import (
+    fleet_pb2,
+    fleet_pb2_grpc,
+    forecast_pb2,
+    forecast_pb2_grpc,
+    log_admin_pb2,
+    log_admin_pb2_grpc,
+)
+from peerd.client.credentials import Access
+from peerd.client.directory import ClientChannels
+from peerd.client.errors import LasUnavailable, LogExists, PeerdError, error_of_call
+from peerd.client.options import SLOW_RETRY_STEP_S
+from peerd.core.errors import Reason
+from peerd.core.shard_map import Shard
+from peerd.transport.map_codec import LogEntry, decode_log, decode_shard
+from peerd.transport.status import reason_of, refusal_of_error
+
+# How long one node may take before another one is asked; a commit takes milliseconds, an election
+# about a second.
+TRY_TIMEOUT_S = 3.0
+
+Answer = TypeVar("Answer")
+Call = Callable[[grpc.aio.Channel, float], Awaitable[Answer]]
+
+
+class LasCalls:
+    """The LAS services as the client uses them."""
+
+    def __init__(self, access: Access, channels: ClientChannels, timeout_s: float) -> None:
+        """`timeout_s` bounds each call, tries at several nodes included."""
+        self._channels = channels
+        self._timeout_s = timeout_s
+        # A LAS node may be among the addresses that the client was given.
+        self._addresses = list(dict.fromkeys(access.las or access.addresses))
+        self._leader = self._addresses[0]
+
+    # -------------------------------------------------------------------------- logs
+
+    async def create_log(self, name: str, *, shards: int, copies: int, acks: int) -> LogEntry:
+        """See `Client.create_log`."""
+        request = log_admin_pb2.CreateLogRequest(name=name, shards=shards, copies=copies, acks=acks)
+        in_doubt: list[PeerdError] = []
+        try:
+            response = await self.call(
+                lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(
+                    channel
+                ).CreateLog(request, timeout=timeout_s),
+                f"creating log {name!r}",
+                in_doubt,
+            )
+        except LogExists:
+            # An earlier try whose answer was lost may have created it.
+            log, _ = await self.describe_log(name)
+            if in_doubt and len(log.shards) == shards:
+                return log
+            raise
+        return decode_log(response.log)
+
+    async def list_logs(self) -> list[LogEntry]:
+        """See `Client.list_logs`."""
+        request = log_admin_pb2.ListLogsRequest()
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).ListLogs(
+                request, timeout=timeout_s
+            ),
+            "listing logs",
+        )
+        return [decode_log(log) for log in response.logs]
+
+    async def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
+        """See `Client.describe_log`."""
+        request = log_admin_pb2.DescribeLogRequest(name=name)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).DescribeLog(
+                request, timeout=timeout_s
+            ),
+            f"describing log {name!r}",
+        )
+        return decode_log(response.log), tuple(decode_shard(shard) for shard in response.shards)
+
+    async def switch_primary(self, shard: int, node: str) -> int:
+        """Hands a shard over to `node` by plan; returns the epoch of the prepared segment."""
+        request = log_admin_pb2.SwitchPrimaryRequest(shard=shard, node=node)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(
+                channel
+            ).SwitchPrimary(request, timeout=timeout_s),
+            f"handing shard {shard} over to {node}",
+        )
+        return response.epoch
+
+    # -------------------------------------------------------------------------- nodes
+
+    async def status(self) -> fleet_pb2.GetStatusResponse:
+        """The fleet at a glance."""
+        request = fleet_pb2.GetStatusRequest()
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).GetStatus(
+                request, timeout=timeout_s
+            ),
+            "asking for the status",
+        )
+
+    async def drain(self, node: str) -> None:
+        """Moves everything off a node and keeps it off, until `undrain`."""
+        request = fleet_pb2.DrainRequest(node=node)
+        await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).Drain(
+                request, timeout=timeout_s
+            ),
+            f"draining {node}",
+        )
+
+    async def undrain(self, node: str) -> None:
+        """Ends a drain."""
+        request = fleet_pb2.UndrainRequest(node=node)
+        await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).Undrain(
+                request, timeout=timeout_s
+            ),
+            f"ending the drain of {node}",
+        )
+
+    # -------------------------------------------------------------------------- forecasts
+
+    async def forecasts(self, node: str = "") -> Sequence[forecast_pb2.NodeForecast]:
+        """The newest forecast of a node, or of all."""
+        request = forecast_pb2.GetForecastRequest(node=node)
+        response = await self.call(
+            lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(channel).GetForecast(
+                request, timeout=timeout_s
+            ),
+            "asking for the forecast",
+        )
+        return response.forecasts
+
+    async def explain(self, node: str) -> forecast_pb2.ExplainResponse:
+        """What was seen of a node, and what was decided why."""
+        request = forecast_pb2.ExplainRequest(node=node)
+        return await self.call(
+            lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(channel).Explain(
+                request, timeout=timeout_s
+            ),
+            f"explaining {node}",
+        )
+
+    async def watch_forecasts(self) -> AsyncIterator[forecast_pb2.WatchForecastResponse]:
+        """All forecasts, again after each evaluation; begins anew at the leader when it changes.
+
+        Raises:
+            PeerdError: no LAS leader was found for as long as a call may take.
+        """
+        request = forecast_pb2.WatchForecastRequest()
+        while True:
+            # The leader is found by a call that every node answers or refuses at once.
+            await self.forecasts()
+            stub = forecast_pb2_grpc.ForecastServiceStub(self._channels.to(self._leader))
+            try:
+                async for evaluation in stub.WatchForecast(request):
+                    yield evaluation
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(SLOW_RETRY_STEP_S)
+
+    # -------------------------------------------------------------------------- finding the leader
+
+    async def call(
+        self, call: Call[Answer], what: str, in_doubt: list[PeerdError] | None = None
+    ) -> Answer:
+        """Makes `call` at the leader, wherever that is.
+
+        Args:
+            call: Makes the call on a channel, with a timeout in seconds.
+            what: Names the call in errors.
+            in_doubt: Gets the errors after which nobody knows whether a command was committed.
+
+        Raises:
+            LasUnavailable: no leader answered in time.
+            PeerdError: what the leader refused it with.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        last: PeerdError | None = None
+        tried = 0
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                return await call(self._channels.to(self._leader), min(left_s, TRY_TIMEOUT_S))
+            except grpc.aio.AioRpcError as error:
+                last = error_of_call(error, f"{what} at {self._leader}")
+                if not self._find_another(error):
+                    raise last from error
+                if in_doubt is not None and not _is_surely_not_done(error):
+                    in_doubt.append(last)
+            tried += 1
+            if tried % len(self._addresses) == 0:
+                await asyncio.sleep(SLOW_RETRY_STEP_S)
+        raise LasUnavailable(
+            f"{what}: no LAS leader answered within {self._timeout_s:.0f} s (last: {last}); "
+            "appends and reads go on without it, try again",
+            reason="LAS_UNAVAILABLE",
+        )
+
+    def _find_another(self, error: grpc.aio.AioRpcError) -> bool:
+        """Turns to the node to ask next; False if the answer was the leader's."""
+        refusal = refusal_of_error(error)
+        reason = None if refusal is None else reason_of(refusal)
+        if reason == Reason.NOT_LAS_LEADER and refusal is not None and refusal.leader:
+            self._leader = refusal.leader
+            return True
+        is_elsewhere = (
+            error.code() in _ELSEWHERE if refusal is None else reason in _ELSEWHERE_REASONS
+        )
+        if is_elsewhere:
+            known = self._addresses
+            at = known.index(self._leader) if self._leader in known else -1
+            self._leader = known[(at + 1) % len(known)]
+        return is_elsewhere
+
+
+# A peer does not serve the LAS's services; a node that is gone or hangs does not answer.
+_ELSEWHERE = frozenset(
+    {
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+_ELSEWHERE_REASONS = frozenset(
+    {Reason.NOT_LAS_LEADER, Reason.LAS_UNAVAILABLE, Reason.SHUTTING_DOWN}
+)
+
+
+def _is_surely_not_done(error: grpc.aio.AioRpcError) -> bool:
+    refusal = refusal_of_error(error)
+    if refusal is not None:
+        return reason_of(refusal) == Reason.NOT_LAS_LEADER
+    return error.code() == grpc.StatusCode.UNIMPLEMENTED

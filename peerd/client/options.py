@@ -1,0 +1,56 @@
+"""Bounds and times of the client library, each with its reason."""
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """What a program may set at `connect`. Sizes in bytes, times in seconds."""
+
+    append_timeout_s: float = 30.0
+    """How long an append is tried, over failovers, before it ends as unknown or not appended."""
+
+    call_timeout_s: float = 10.0
+    """The same for all other calls that are answered once."""
+
+    connect_timeout_s: float = 5.0
+    """How long `connect` looks for somebody who knows the map."""
+
+    batch_bytes_max: int = 256 * KIB
+    """Records are joined up to this size; beyond 256 KiB nothing is gained."""
+
+    batch_records_max: int = 1024
+    """Records joined into one batch at most."""
+
+    batches_inflight_max: int = 4
+    """Unanswered batches per shard. Fewer cost throughput; more only wait elsewhere. At most 64,
+    what the servers remember of a producer."""
+
+    queue_bytes_max: int = 32 * MIB
+    """Records of all shards that are not answered yet: `append` waits, `append_nowait` raises."""
+
+
+# limit: appends joined into one message of a stream, as the contract says
+APPENDS_PER_MESSAGE_MAX = 1024
+# limit: bytes joined into one message of a stream; a larger batch travels alone
+MESSAGE_BYTES_MAX = MIB
+# limit: times that a batch is sent again because its bytes arrived damaged; a link that damages
+# them more often will not carry them
+DAMAGED_TRIES_MAX = 3
+# Where nothing tells when to try again. A failover takes a hundred times as long, so that this
+# adds nothing to a pause; and it is one message a step for a shard that has no primary.
+RETRY_STEP_S = 0.020
+# A refusal that only an operator or repair ends is asked for again more slowly.
+SLOW_RETRY_STEP_S = 0.200
+# How often deadlines are looked at: those of batches under way, and those of records that wait, of
+# which there may be very many.
+TICK_S = 0.050
+SCAN_S = 0.500
+# An append that is unanswered for this long makes the client ask for the map, in case that those
+# who should tell it hang.
+STUCK_S = 0.500
+# How long a read looks for somebody who serves it, without any progress.
+READ_RETRY_S = 15.0

@@ -1,0 +1,514 @@
+"""One shard's appends on their way: joined into batches, sent in a window, again until answered.
+
+Invariants:
+- Per shard, records are appended in the order in which they were given to `add` (G8), each at most
+  once (G4): every batch has a producer id and a sequence, kept over all its sendings.
+- A batch gets a new sequence only if no earlier sending of it can be taken any more: each of them
+  was answered with *taken = no*, and what it stood behind is missing under the old producer id.
+- Every record ends once: with a receipt, with `NotAppended` or another refusal that says it was not
+  taken, or with `OutcomeUnknown`. Which of them is never guessed: what was sent and not answered is
+  unknown.
+
+Must not: wait. It acts on records added, answers, map changes and ticks; all on one event loop.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from peerd.client.directory import Directory
+from peerd.client.errors import (
+    ClientClosed,
+    NotAppended,
+    OffsetMismatch,
+    OutcomeUnknown,
+    PeerdError,
+    error_of_refusal,
+)
+from peerd.client.options import (
+    DAMAGED_TRIES_MAX,
+    RETRY_STEP_S,
+    SCAN_S,
+    SLOW_RETRY_STEP_S,
+    STUCK_S,
+    ClientOptions,
+)
+from peerd.client.payload import BATCH_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, build_batch
+from peerd.client.streams import Sent, Streams
+from peerd.client.values import Receipt
+from peerd.core.errors import Reason
+from peerd.core.ids import NodeName, ProcessId, ShardId
+from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.status import reason_of
+from peerd.v1 import batch_pb2, errors_pb2, log_pb2
+
+PRODUCER_ID_BYTES = 16
+
+# Another primary, or the same one later, may take the batch.
+_LOOK_FOR_PRIMARY = frozenset(
+    {
+        Reason.NOT_PRIMARY,
+        Reason.MOVED,
+        Reason.FENCED,
+        Reason.OUTCOME_UNKNOWN,
+        Reason.STORE_FAILED,
+        Reason.SHUTTING_DOWN,
+        Reason.MAP_UNKNOWN,
+        # Our map has it, or it would not have been sent: the peer's map lags behind.
+        Reason.UNKNOWN_LOG,
+        Reason.UNKNOWN_SHARD,
+    }
+)
+_WAIT = frozenset({Reason.OVERLOADED, Reason.PRODUCER_WINDOW_FULL})
+_WAIT_LONG = frozenset({Reason.DISK_RESERVE, Reason.NOT_ENOUGH_PEERS})
+# A stream that ends so was refused before any of its appends was looked at.
+_STREAM_REFUSED = frozenset(
+    {Reason.NO_IDENTITY, Reason.ROLE_NOT_ALLOWED, Reason.WRONG_CLUSTER, Reason.NOT_SERVED_YET}
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """Records that become part of one batch together. `deadline` is of the loop's clock."""
+
+    records: list[bytes]
+    size: int
+    deadline: float
+    future: "asyncio.Future[Receipt]"
+    expected_offset: int | None = None
+    ended: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """What is sent as one. `request_id` is that of the newest sending, 0 before the first."""
+
+    entries: list[Entry]
+    append: log_bytes_pb2.AppendRequestBytes
+    record_count: int
+    earliest_deadline: float
+    request_id: int = 0
+    is_out: bool = False
+    """The newest sending is unanswered."""
+    maybe_taken: bool = False
+    """An earlier sending was lost on the way or ended as unknown."""
+    done: bool = False
+    damaged_tries: int = 0
+    refusal: errors_pb2.Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the batches of a shard go. `process` is None for a hint that the map does not show."""
+
+    address: str
+    process: ProcessId | None
+
+
+@dataclass(slots=True)
+class _Hint:
+    address: str = ""
+    epoch: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class PipelineStatistics:
+    """Counts since the client was opened."""
+
+    batches_sent: int = 0
+    batches_sent_again: int = 0
+    batches_acknowledged: int = 0
+    records_acknowledged: int = 0
+
+
+class ShardPipeline:
+    """The appends of one client to one shard."""
+
+    def __init__(
+        self,
+        log: str,
+        shard: ShardId,
+        *,
+        directory: Directory,
+        streams: Streams,
+        options: ClientOptions,
+        released: Callable[[int], None],
+        statistics: PipelineStatistics,
+    ) -> None:
+        """`released` gets the bytes of each entry that has ended."""
+        self.log = log
+        self.shard = shard
+        self._directory = directory
+        self._streams = streams
+        self._options = options
+        self._released = released
+        self._statistics = statistics
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Entry] = deque()
+        self._inflight: deque[Batch] = deque()
+        self._producer = secrets.token_bytes(PRODUCER_ID_BYTES)
+        self._next_sequence = 0
+        self._hint = _Hint()
+        self._target: Target | None = None
+        self._pump_is_due = False
+        self._retry: asyncio.TimerHandle | None = None
+        # A sequence that will never be sent again is missing before the batches in flight.
+        self._hole = False
+        self._next_scan = 0.0
+        self._progress_at = self._loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        return not self._waiting and not self._inflight
+
+    @property
+    def has_waiting(self) -> bool:
+        """Records wait for room in the window."""
+        return bool(self._waiting)
+
+    # -------------------------------------------------------------------------- records come in
+
+    def add(self, entry: Entry) -> None:
+        """Takes records; they leave when this turn of the loop is over, with what else came in."""
+        if self.is_idle:
+            self._progress_at = self._loop.time()
+        self._waiting.append(entry)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Forms and sends batches while there is room in the window."""
+        self._pump_is_due = False
+        if self._retry is not None or self._hole:
+            return
+        while self._waiting and len(self._inflight) < self._options.batches_inflight_max:
+            # What depends on the end of the shard must know what stands before it.
+            conditional = self._waiting[0].expected_offset is not None
+            behind_conditional = bool(self._inflight) and self._inflight[-1].append.HasField(
+                "expected_offset"
+            )
+            if self._inflight and (conditional or behind_conditional):
+                return
+            if self._waiting[0].future.cancelled():
+                # Whoever appended it does not want it any more, and it was never sent.
+                self._end(self._waiting.popleft(), NotAppended("cancelled", taken="no"))
+                continue
+            batch = self._form()
+            self._inflight.append(batch)
+            if not self._send(batch):
+                self._retry_in(RETRY_STEP_S)
+                return
+
+    def _form(self) -> Batch:
+        entries = [self._waiting.popleft()]
+        first = entries[0]
+        records = list(first.records)
+        size = BATCH_OVERHEAD_BYTES + first.size
+        while self._waiting and first.expected_offset is None:
+            entry = self._waiting[0]
+            size += entry.size
+            if (
+                size > self._options.batch_bytes_max
+                or len(records) + len(entry.records) > self._options.batch_records_max
+                or entry.expected_offset is not None
+            ):
+                break
+            records += entry.records
+            entries.append(self._waiting.popleft())
+        built = build_batch(records)
+        append = log_bytes_pb2.AppendRequestBytes(
+            log=self.log,
+            shard=self.shard,
+            batch=built.payload,
+            payload_crc=built.crc,
+            producer_id=self._producer,
+            first_sequence=self._next_sequence,
+            expected_offset=first.expected_offset,
+        )
+        self._next_sequence += built.record_count
+        return Batch(
+            entries=entries,
+            append=append,
+            record_count=built.record_count,
+            earliest_deadline=min(entry.deadline for entry in entries),
+        )
+
+    # -------------------------------------------------------------------------- sending
+
+    def _send(self, batch: Batch) -> bool:
+        """Sends a batch to where the shard is; False if nobody knows that."""
+        target = self._find_target()
+        if target is None:
+            return False
+        self._target = target
+        if batch.is_out:
+            # The earlier sending may still be taken; its answer, if it is a receipt, still counts.
+            batch.maybe_taken = True
+        self._statistics.batches_sent += 1
+        if batch.request_id:
+            self._statistics.batches_sent_again += 1
+        batch.request_id = self._streams.next_request_id()
+        batch.is_out = True
+        self._streams.to(target.address).send(Sent(batch.request_id, batch, self, batch.append))
+        return True
+
+    def _find_target(self) -> Target | None:
+        entry = self._directory.cache.shards.get(self.shard)
+        if entry is None:
+            return None
+        if self._hint.address and self._hint.epoch > entry.open.epoch:
+            return Target(self._hint.address, None)
+        primary = entry.open.plan.primary
+        address = self._directory.cache.address_of(NodeName(primary.peer))
+        return None if address is None else Target(address, primary)
+
+    def _retry_in(self, delay_s: float) -> None:
+        """Sends everything unanswered again after `delay_s`, unless that happens sooner anyway."""
+        if self._retry is not None:
+            if self._retry.when() <= self._loop.time() + delay_s:
+                return
+            self._retry.cancel()
+        self._retry = self._loop.call_later(delay_s, self._resend)
+
+    def _resend(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        for batch in self._inflight:
+            if not self._send(batch):
+                self._retry_in(RETRY_STEP_S)
+                return
+        self._pump()
+
+    def map_changed(self) -> None:
+        """The shard's entry moved, or a node's address did."""
+        target = self._find_target()
+        if target is None:
+            return
+        moved = self._target is None or (
+            target.address != self._target.address
+            # The process that a hint led to is now in the map: the batches are there already.
+            or (self._target.process is not None and target.process != self._target.process)
+        )
+        if self._retry is not None or (self._inflight and moved):
+            self._resend()
+
+    # -------------------------------------------------------------------------- answers
+
+    def is_current(self, sent: Sent) -> bool:
+        """See `Sender`."""
+        batch = sent.batch
+        return isinstance(batch, Batch) and not batch.done and batch.request_id == sent.request_id
+
+    def answered(self, sent: Sent, result: log_pb2.AppendResult) -> None:
+        """See `Sender`. A receipt is the truth whichever sending it answers."""
+        batch = sent.batch
+        if not isinstance(batch, Batch) or batch.done:
+            return
+        if result.WhichOneof("outcome") == "receipt":
+            self._acknowledge(batch, result.receipt)
+        elif self.is_current(sent):
+            batch.is_out = False
+            self._refused(batch, result.refusal)
+
+    def lost(self, sent: Sent, why: errors_pb2.Refusal | None, *, may_have_arrived: bool) -> None:
+        """See `Sender`."""
+        batch = sent.batch
+        if not isinstance(batch, Batch) or not self.is_current(sent):
+            return
+        batch.is_out = False
+        if why is not None:
+            batch.refusal = why
+            if reason_of(why) in _STREAM_REFUSED:
+                self._fail(batch, error_of_refusal(why, is_append=True))
+                return
+        batch.maybe_taken |= may_have_arrived
+        self._retry_in(RETRY_STEP_S)
+
+    def _acknowledge(self, batch: Batch, receipt: batch_pb2.Receipt) -> None:
+        self._statistics.batches_acknowledged += 1
+        self._statistics.records_acknowledged += batch.record_count
+        self._progress_at = self._loop.time()
+        durable_on = tuple(receipt.durable_on)
+        offset = receipt.base_offset
+        for entry in batch.entries:
+            self._end(
+                entry,
+                Receipt(
+                    log=self.log,
+                    shard=self.shard,
+                    epoch=receipt.epoch,
+                    offset=offset,
+                    record_count=len(entry.records),
+                    durable_on=durable_on,
+                    duplicate=receipt.duplicate,
+                    timestamp_ms=receipt.timestamp_ms,
+                ),
+            )
+            offset += len(entry.records)
+        self._remove(batch)
+
+    def _refused(self, batch: Batch, refusal: errors_pb2.Refusal) -> None:
+        reason = reason_of(refusal)
+        batch.refusal = refusal
+        if refusal.taken != errors_pb2.TAKEN_NO:
+            batch.maybe_taken = True
+        if reason in _LOOK_FOR_PRIMARY:
+            self._look_for_primary(refusal)
+        elif reason in _WAIT:
+            self._retry_in(max(RETRY_STEP_S, refusal.retry_after_ms / 1000))
+        elif reason in _WAIT_LONG:
+            self._retry_in(max(SLOW_RETRY_STEP_S, refusal.retry_after_ms / 1000))
+        elif reason == Reason.SEQUENCE_GAP:
+            self._gap(refusal)
+        elif reason == Reason.PRODUCER_STATE_LOST:
+            self._producer_lost(refusal)
+        elif reason == Reason.CRC_MISMATCH and batch.damaged_tries < DAMAGED_TRIES_MAX:
+            batch.damaged_tries += 1
+            self._retry_in(RETRY_STEP_S)
+        else:
+            self._fail(batch, error_of_refusal(refusal, is_append=True))
+
+    def _look_for_primary(self, refusal: errors_pb2.Refusal) -> None:
+        before = self._target
+        if refusal.leader:
+            self._hint = _Hint(refusal.leader, refusal.epoch)
+        target = self._find_target()
+        goes_elsewhere = target is not None and (before is None or target.address != before.address)
+        # Somebody named the new primary: there at once. Else the map will, or time does.
+        self._retry_in(0.0 if goes_elsewhere else RETRY_STEP_S)
+
+    def _gap(self, refusal: errors_pb2.Refusal) -> None:
+        """The primary expects an earlier sequence: send again from there, or give the hole up."""
+        self._hole |= refusal.next_sequence < self._inflight[0].append.first_sequence
+        if not self._hole:
+            self._retry_in(RETRY_STEP_S)
+        elif not any(batch.is_out for batch in self._inflight):
+            self._renumber()
+
+    def _renumber(self) -> None:
+        """What stood before these batches will never come: they go on under a new producer id.
+
+        Only those that were answered *taken = no* each time; of the others nobody can be sure.
+        """
+        for batch in [batch for batch in self._inflight if batch.maybe_taken]:
+            self._fail(batch, _unknown(batch))
+        self._new_producer()
+        for batch in self._inflight:
+            batch.append.producer_id = self._producer
+            batch.append.first_sequence = self._next_sequence
+            self._next_sequence += batch.record_count
+        self._retry_in(0.0)
+
+    def _producer_lost(self, refusal: errors_pb2.Refusal) -> None:
+        for batch in tuple(self._inflight):
+            batch.maybe_taken = True
+            self._fail(batch, error_of_refusal(refusal, is_append=True))
+        self._new_producer()
+
+    def _new_producer(self) -> None:
+        self._producer = secrets.token_bytes(PRODUCER_ID_BYTES)
+        self._next_sequence = 0
+        self._hole = False
+
+    # -------------------------------------------------------------------------- endings
+
+    def tick(self, now: float) -> None:
+        """Ends what is past its deadline, and asks for the map if nothing moves."""
+        for batch in [batch for batch in self._inflight if batch.earliest_deadline <= now]:
+            error = self._too_late(batch)
+            for entry in batch.entries:
+                if entry.deadline <= now:
+                    self._end(entry, error)
+            if all(entry.ended for entry in batch.entries):
+                self._fail(batch, error)
+        if self._waiting and now >= self._next_scan:
+            self._next_scan = now + SCAN_S
+            late = [entry for entry in self._waiting if entry.deadline <= now]
+            for entry in late:
+                self._end(entry, NotAppended(self._never_sent(), taken="no"))
+            if late:
+                self._waiting = deque(entry for entry in self._waiting if not entry.ended)
+        if self._inflight and now - self._progress_at > STUCK_S:
+            self._progress_at = now
+            self._directory.refresh()
+
+    def abandon(self, message: str) -> None:
+        """The client closes: everything that is unanswered ends, as what it is."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        for batch in tuple(self._inflight):
+            taken = "unknown" if batch.maybe_taken or batch.is_out else "no"
+            self._fail(batch, ClientClosed(message, taken=taken))
+        while self._waiting:
+            self._end(self._waiting.popleft(), ClientClosed(message, taken="no"))
+
+    def _fail(self, batch: Batch, error: PeerdError) -> None:
+        """Ends a batch without a receipt; those behind it will be refused for the gap it leaves."""
+        if batch.maybe_taken and error.taken == "no" and not isinstance(error, OffsetMismatch):
+            error = _unknown(batch)
+        for entry in batch.entries:
+            self._end(entry, error)
+        self._remove(batch)
+        if not self._inflight:
+            # Nobody stands behind it: its sequence can be given again, unless it may be taken.
+            if self._hole or batch.maybe_taken or batch.is_out:
+                self._new_producer()
+            else:
+                self._next_sequence = batch.append.first_sequence
+
+    def _remove(self, batch: Batch) -> None:
+        batch.done = True
+        self._inflight.remove(batch)
+        if self._waiting:
+            self._pump_soon()
+
+    def _end(self, entry: Entry, outcome: Receipt | PeerdError) -> None:
+        if entry.ended:
+            return
+        entry.ended = True
+        self._released(entry.size)
+        if entry.future.done():
+            # Whoever appended does not wait any more.
+            return
+        if isinstance(outcome, Receipt):
+            entry.future.set_result(outcome)
+        else:
+            entry.future.set_exception(outcome)
+
+    def _too_late(self, batch: Batch) -> PeerdError:
+        if batch.maybe_taken or batch.is_out:
+            return _unknown(batch)
+        if batch.refusal is not None:
+            return error_of_refusal(batch.refusal, is_append=True)
+        return NotAppended(self._never_sent(), taken="no")
+
+    def _never_sent(self) -> str:
+        where = f"at {self._target.address}" if self._target is not None else "anywhere"
+        return (
+            f"{self.log}/{self.shard}: no answer of a primary {where} in time; the record was not "
+            "appended: check the cluster (`peerctl status`), then append it again"
+        )
+
+
+def _unknown(batch: Batch) -> OutcomeUnknown:
+    last = f" (last answer: {batch.refusal.message})" if batch.refusal is not None else ""
+    return OutcomeUnknown(
+        f"{batch.append.log}/{batch.append.shard}: the batch was sent and not acknowledged in "
+        f"time{last}: it may be in the log, read to know",
+        reason="OUTCOME_UNKNOWN",
+        taken="unknown",
+    )
+
+
+def entry_size(records: Iterable[bytes]) -> int:
+    """Bytes that serialized records take in a batch and in the client's queue."""
+    return sum(len(record) + RECORD_OVERHEAD_BYTES for record in records)
