@@ -210,6 +210,6 @@ def test_a_whole_run_becomes_a_recording_with_its_truth(start, tmp_path):
 def test_a_run_in_which_a_bystander_dies_is_spoiled(start, tmp_path):
     peers = [start("a"), start("b")]
     FaultFile(peers[1].faults_file).set(Faults(fail=True))
+    plan = small_plan(shared=(), length_s=3.0)
     with pytest.raises(RunSpoiled, match="b ended"):
-        plan = small_plan(shared=(), length_s=3.0)
         carry_out(plan, peers, tmp_path, lambda event, ending: None)
