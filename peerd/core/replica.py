@@ -333,8 +333,9 @@ class Replica:
     def _report_opened(
         self, epoch: Epoch, begin: Offset, holders: tuple[ReplicaId, ...], out: Effects
     ) -> None:
-        self._opened = SegmentOpened(shard=self._s.shard, epoch=epoch, begin=begin, holders=holders)
-        out.report.append(self._opened)
+        opened = SegmentOpened(shard=self._s.shard, epoch=epoch, begin=begin, holders=holders)
+        self._reports.opened = opened
+        out.report.append(opened)
 
     def _has_begun(self, event: ev.HasBegunAsked, out: Effects) -> None:
         opened = self._reports.opened

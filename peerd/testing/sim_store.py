@@ -1,0 +1,139 @@
+"""A store in memory that keeps exactly what a real one keeps, and loses what a real one may lose.
+
+Operations queue up; `commit` takes all that is queued, runs `durable.apply` on each in order and
+makes the results durable at once, like one group commit. What was queued and not committed is lost
+when the process dies (`crash`), what was committed never is.
+
+Invariant: after every commit the content agrees with `state`: the batches of each epoch fill its
+[begin, end), and the rows are the producer table as of `table_as_of`.
+
+It is the plain model against which other stores can be compared; it must stay simple.
+"""
+
+from peerd.core import durable, producer
+from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.durable import (
+    AppendBatches,
+    FillSealed,
+    InstallTable,
+    LearnMap,
+    Outcome,
+    Stored,
+    StoredShard,
+    StoreOperation,
+)
+from peerd.core.effects import LoadTable
+from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
+from peerd.core.producer import Row, TableSnapshot
+
+
+class SimStore:
+    """One shard of one store."""
+
+    def __init__(self, shard: ShardId) -> None:
+        self.state = StoredShard(shard=shard)
+        self.batches: dict[Epoch, dict[Offset, PlacedBatch]] = {}
+        self.queue: list[StoreOperation] = []
+        self._rows: dict[ProducerId, Row] = {}
+        self._timestamp_ms = 0
+
+    def submit(self, operation: StoreOperation) -> None:
+        """Queue one operation."""
+        self.queue.append(operation)
+
+    def crash(self) -> None:
+        """The process died: what was not committed is gone."""
+        self.queue.clear()
+
+    def commit(self) -> list[Outcome]:
+        """Make everything that is queued durable; the outcomes in order."""
+        taken, self.queue = self.queue, []
+        return [self._write(operation) for operation in taken]
+
+    # -------------------------------------------------------------- writing
+    def _write(self, operation: StoreOperation) -> Outcome:
+        before = self.state
+        outcome, after = durable.apply(before, operation)
+        if not isinstance(outcome, Stored):
+            return outcome
+        if isinstance(operation, AppendBatches | FillSealed):
+            content = self.batches.setdefault(operation.epoch, {})
+            content.update((batch.base, batch) for batch in operation.batches)
+        table_from = before.table_as_of
+        if isinstance(operation, InstallTable) and table_from < operation.table.as_of:
+            self._install(operation.table)
+            table_from = operation.table.as_of
+        self.state = after
+        if isinstance(operation, LearnMap | FillSealed):
+            self._drop()
+        for part in durable.table_ranges(after, table_from, after.table_as_of):
+            for base, header in self.headers(part.epoch, part.begin, part.end):
+                self._remember(part.epoch, base, header)
+        return outcome
+
+    def _drop(self) -> None:
+        """Only what the state still has stays."""
+        for epoch, content in list(self.batches.items()):
+            segment = self.state.segments.get(epoch)
+            if segment is None:
+                del self.batches[epoch]
+                continue
+            self.batches[epoch] = {
+                base: batch for base, batch in content.items() if base < segment.end
+            }
+
+    def _install(self, table: TableSnapshot) -> None:
+        if table.since == 0:
+            self._rows.clear()
+        self._rows.update(table.producers)
+        self._timestamp_ms = max(self._timestamp_ms, table.timestamp_ms)
+
+    def _remember(self, epoch: Epoch, base: Offset, header: BatchHeader) -> None:
+        self._timestamp_ms = max(self._timestamp_ms, header.timestamp_ms)
+        if header.producer:
+            entry = producer.entry_of(epoch, base, header)
+            row = self._rows.get(header.producer, ())
+            self._rows[header.producer] = producer.remembered(row, entry)
+
+    # -------------------------------------------------------------- reading
+    def headers(self, epoch: Epoch, begin: Offset, end: Offset) -> list[tuple[Offset, BatchHeader]]:
+        """(base, header) of the batches of `epoch` in [begin, end), in order."""
+        return [(batch.base, batch.header) for batch in self.read(epoch, begin, end)]
+
+    def read(
+        self, epoch: Epoch, begin: Offset, end: Offset, bytes_max: int | None = None
+    ) -> tuple[PlacedBatch, ...]:
+        """Batches of `epoch` in [begin, end), at least one if there is one, about `bytes_max`."""
+        found: list[PlacedBatch] = []
+        size_bytes = 0
+        content = self.batches.get(epoch, {})
+        while begin < end and begin in content:
+            if bytes_max is not None and found and size_bytes >= bytes_max:
+                break
+            found.append(content[begin])
+            size_bytes += len(content[begin].payload)
+            begin = content[begin].end
+        return tuple(found)
+
+    def table(self) -> TableSnapshot:
+        """The durable producer table."""
+        return TableSnapshot(
+            as_of=self.state.table_as_of,
+            timestamp_ms=self._timestamp_ms,
+            producers=dict(self._rows),
+        )
+
+    def load_table(self, load: LoadTable) -> TableSnapshot | None:
+        """What a host answers to `LoadTable`."""
+        if load.from_store:
+            table = self.table()
+        else:
+            table = producer.empty_table(load.ranges[0].begin, complete=False)
+        if table.as_of > load.as_of:
+            return table if load.or_later else None
+        for part in load.ranges:
+            begin = max(part.begin, table.as_of)
+            if begin < part.end:
+                headers = self.headers(part.epoch, begin, part.end)
+                table = producer.extended(table, part.epoch, headers)
+        return table
