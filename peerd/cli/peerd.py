@@ -12,6 +12,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
+from peerd.cli.dev import dev
+
 app = typer.Typer(
     name="peerd",
     help="A peer of a replicated transaction log that moves its data before a machine dies.",
@@ -52,14 +54,17 @@ def serve(
 @app.command()
 def check(config: ConfigFile) -> None:
     """Say whether a peer could start with these settings, without starting it."""
-    from peerd.daemon import serve as daemon
-    from peerd.daemon.config import ConfigError, load_config
+    from peerd.daemon.config import ConfigError, load_config, verify_identity
     from peerd.daemon.errors import EXIT_CANNOT_START
 
     try:
-        print(daemon.check(load_config(config)))
+        settings = load_config(config)
+        identity = verify_identity(settings)
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
+    else:
+        how = "plaintext on loopback" if settings.tls is None else "mutual TLS"
+        print(f"{identity.uri} at {settings.listen}, {how}, data in {settings.data_dir}: fit")
 
 
 @app.command()
@@ -87,6 +92,9 @@ def verify(
             print(f"{report.corrupt_batches} batches must be fetched again from other holders")
         print("sound" if report.sound else "not sound")
         raise typer.Exit(0 if report.sound else EXIT_FAILED)
+
+
+app.command()(dev)
 
 
 def _fail(message: str, exit_status: int) -> None:

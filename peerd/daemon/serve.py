@@ -1,4 +1,4 @@
-"""The peer as a process: `peerd serve` and `peerd check`.
+"""The peer as a process: what `peerd serve` runs.
 
 Exit statuses are stable (`peerd.daemon.errors`): 0 stopped as asked, 1 something else failed, 2 it
 cannot start as it is configured, 70 a broken invariant, 74 the storage failed.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import uvloop
 
-from peerd.daemon.config import PeerdConfig, verify_identity
+from peerd.daemon.config import PeerdConfig
 from peerd.daemon.errors import EXIT_BUG, EXIT_OK, BrokenInvariant, DaemonError
 from peerd.daemon.logging import get_logger
 from peerd.daemon.peer import Peer
@@ -30,17 +30,6 @@ from peerd.storage.directory import write_file_durably
 STOP_TIMEOUT_S = 15.0
 
 _log = get_logger("serve")
-
-
-def check(config: PeerdConfig) -> str:
-    """Judge what can be judged without starting; returns one line that says what was found fit.
-
-    Raises:
-        ConfigError: the certificates do not fit the configuration.
-    """
-    identity = verify_identity(config)
-    how = "plaintext on loopback" if config.tls is None else "mutual TLS"
-    return f"{identity.uri} at {config.listen}, {how}, data in {config.data_dir}: fit to start"
 
 
 def serve(config: PeerdConfig, ready_file: Path | None = None) -> int:

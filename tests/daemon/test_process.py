@@ -1,0 +1,176 @@
+"""`peerd serve` as a process: it says in one line what it lacks, serves, and stops as asked."""
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from typer.testing import CliRunner
+
+from peerd.cli.peerd import app
+from tests.daemon.fleet import CLUSTER, DEADLINE_S, Fleet, StandInLas, until
+
+SETTINGS = """
+cluster = "{cluster}"
+name = "{name}"
+listen = "{listen}"
+http_listen = "127.0.0.1:0"
+las = ["{las}"]
+data_dir = "{directory}/data"
+insecure_loopback = true
+[storage]
+reserve_bytes = 0
+map_size_bytes_max = 1073741824
+"""
+
+
+def settings(tmp_path: Path, las: str, listen: str = "127.0.0.1:0", extra: str = "") -> Path:
+    path = tmp_path / "peerd.toml"
+    text = SETTINGS.format(
+        cluster=CLUSTER, name="peer-1", listen=listen, las=las, directory=tmp_path
+    )
+    path.write_text(extra + text)
+    return path
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "peerd.cli.peerd",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    process = await start(*arguments)
+    out, error = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), error.decode()
+
+
+async def ready(path: Path, process: asyncio.subprocess.Process) -> dict[str, object]:
+    await until(lambda: path.exists() or process.returncode is not None, "it serves or ends")
+    assert process.returncode is None, "it ended before it served"
+    return json.loads(await asyncio.to_thread(path.read_text))
+
+
+async def test_it_serves_answers_and_stops_on_sigterm(tmp_path: Path, las: StandInLas) -> None:
+    config, told = settings(tmp_path, las.address), tmp_path / "ready.json"
+    process = await start("serve", "-c", str(config), "--ready-file", str(told))
+    facts = await ready(told, process)
+    assert facts["pid"] == process.pid
+    async with grpc.aio.insecure_channel(str(facts["address"])) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest(service="peerd.v1.LogService"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        listed = {service.name for service in (await stream.read()).list_services_response.service}
+        assert {"peerd.v1.LogService", "las.v1.ShardMapService"} <= listed
+        assert "peerd.internal.v1.ReplicationService" not in listed
+        stream.cancel()
+    async with aiohttp.ClientSession(f"http://{facts['http']}") as http:
+        while (await http.get("/readyz")).status != 200:
+            pass  # the test's own time limit ends this
+        metrics = await (await http.get("/metrics")).text()
+        assert "peerd_las_connected 1.0" in metrics
+        assert (await http.get("/healthz")).status == 200
+    process.send_signal(signal.SIGTERM)
+    _, error = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    assert process.returncode == 0, error
+    lines = [json.loads(line) for line in error.decode().splitlines()]
+    assert all(line["peer"] == "peer-1" and line["level"] and line["time"] for line in lines)
+    assert lines[-1]["event"] == "stopped"
+    assert (tmp_path / "data" / "manifest.json").exists()
+
+
+async def test_it_comes_back_after_a_kill_with_its_store_and_another_boot_id(
+    tmp_path: Path, las: StandInLas
+) -> None:
+    config = settings(tmp_path, las.address)
+    for number in range(2):
+        told = tmp_path / f"ready-{number}.json"
+        process = await start("serve", "-c", str(config), "--ready-file", str(told))
+        await ready(told, process)
+        await until(lambda number=number: len(las.registrations) > number, "it registers")
+        process.kill()
+        await process.communicate()
+    first, second = las.registrations[:2]
+    assert first.store_id == second.store_id
+    assert first.boot_id != second.boot_id
+
+
+async def test_a_mistake_in_the_settings_is_one_line(tmp_path: Path, las: StandInLas) -> None:
+    config = settings(tmp_path, las.address, extra="no_such_key = 1\n")
+    status, _, error = await run("serve", "-c", str(config))
+    assert status == 2
+    assert "no_such_key" in error
+    assert len(error.strip().splitlines()) == 1
+    checked = CliRunner().invoke(app, ["check", "-c", str(config)])
+    assert (checked.exit_code, checked.stderr) == (2, error)
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_port_in_use_is_one_line_and_nothing_is_written(
+    tmp_path: Path, las: StandInLas
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, _, error = await run("serve", "-c", str(settings(tmp_path, las.address, listen)))
+    assert status == 2
+    assert error.strip().splitlines()[-1] == (
+        f"peerd: listen: {listen} is in use by another process: stop it or choose another port"
+    )
+    assert "Traceback" not in error
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_store_of_another_cluster_is_refused(tmp_path: Path, las: StandInLas) -> None:
+    config, told = settings(tmp_path, las.address), tmp_path / "ready.json"
+    process = await start("serve", "-c", str(config), "--ready-file", str(told))
+    await ready(told, process)
+    await until(lambda: las.registrations, "it registers")
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    manifest = tmp_path / "data" / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(fields | {"cluster_id": "11111111-0000-4000-8000-000000000001"}))
+    status, _, error = await run("serve", "-c", str(config))
+    assert status == 2
+    assert "belongs to cluster 11111111" in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_check_says_what_was_found_fit(tmp_path: Path) -> None:
+    checked = CliRunner().invoke(app, ["check", "-c", str(settings(tmp_path, "127.0.0.1:7500"))])
+    assert checked.exit_code == 0
+    assert "spiffe://test/peer/peer-1" in checked.stdout
+    assert not (tmp_path / "data").exists()
+
+
+async def test_verify_reads_a_stopped_store_and_names_what_is_none(
+    tmp_path: Path, fleet: Fleet
+) -> None:
+    await fleet.start_peer("peer-1")
+    refused = CliRunner().invoke(app, ["verify", str(tmp_path / "peer-1")])
+    assert refused.exit_code == 1
+    assert "in use by another process" in refused.stderr
+    await fleet.stop()
+    verified = CliRunner().invoke(app, ["verify", str(tmp_path / "peer-1")])
+    assert verified.exit_code == 0, verified.output
+    assert verified.stdout.endswith("sound\n")
+    refused = CliRunner().invoke(app, ["verify", str(tmp_path / "nothing")])
+    assert refused.exit_code == 1
+    assert len(refused.stderr.strip().splitlines()) == 1
