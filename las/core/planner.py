@@ -24,6 +24,8 @@ from peerd.core.shard_map import Plan, Segment
 
 # limit: nodes among which the shards of one new log are spread; its creation must fit one command.
 INITIAL_NODES_MAX = 512
+# Copies of a log for which none are asked for, where so many hosts are up.
+COPIES_DEFAULT = 3
 
 
 class Urgency(IntEnum):
@@ -408,7 +410,7 @@ def resolve_policy(state: ClusterState, copies: int, acks: int) -> tuple[int, in
     """
     hosts = {node.host for node in state.nodes.values() if node.state is NodeState.UP}
     if copies == 0:
-        copies = min(3, len(hosts))
+        copies = min(COPIES_DEFAULT, len(hosts))
         if copies < 2:
             return f"{len(hosts)} hosts are up: a log needs 2, or copies = 1 must be asked for"
     if acks == 0:

@@ -1,6 +1,7 @@
 """`las`: the command line of the LAS daemon. Each command does one call; errors are one line."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -125,8 +126,17 @@ def _fail(message: str, exit_status: int) -> None:
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: whatever nobody foresaw is one line as well, and its traceback in the log."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the last line of a process
+        from peerd.daemon.errors import EXIT_BUG
+        from peerd.daemon.logging import configure_logging, get_logger
+
+        configure_logging()
+        get_logger("cli").critical("ended unexpectedly", exc_info=error)
+        typer.echo(f"las: ended for a reason that nobody foresaw: {error!r}", err=True)
+        sys.exit(EXIT_BUG)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Bounds: one run at a time; reasons for at most `EXPLAINED_MAX` nodes a run.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ class FleetForecaster:
         self._unreadable: set[NodeName] = set()
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
+        self.decisions = Counter({"at_risk": 0, "recovered": 0})
 
     @property
     def evaluated(self) -> asyncio.Event:
@@ -200,20 +202,20 @@ class FleetForecaster:
     async def evaluate(self, now_ms: int) -> None:
         """One evaluation, and what follows from it."""
         snapshot = self._windows.snapshot(now_ms=now_ms)
-        for gone in [node for node in snapshot.nodes if node not in self._group.state.nodes]:
-            self._windows.forget(gone)
+        ages_ms = snapshot.age_ms
         forecast, reasons = await self.model.judge(snapshot.windows.copy())
+        state = self._group.state
         nodes = {
             NodeName(name): NodeOutlook(
                 node=NodeName(name),
                 probabilities=tuple(forecast.probabilities[row].tolist()),
                 known=bool(forecast.known[row]),
-                input_age_ms=int(snapshot.age_ms[row]),
+                input_age_ms=int(ages_ms[row]),
                 reasons=reasons.get(row, ()),
             )
             for row, name in enumerate(snapshot.nodes)
+            if is_up(state, NodeName(name))  # of the dead nothing is to be foreseen
         }
-        state = self._group.state
         verdict = self._judge.judge(_judged(state, nodes), _at_risk(state), now_ms)
         self.latest = Evaluation(
             number=self.latest.number + 1,
@@ -231,12 +233,15 @@ class FleetForecaster:
             _log.error("not believed", crying=verdict.crying)
         changes = [(node, True) for node in verdict.begin] + [(node, False) for node in verdict.end]
         for node, at_risk in changes:
-            _log.warning("at risk" if at_risk else "recovered", node=node, why=self.words(node))
+            judgement = "at_risk" if at_risk else "recovered"
+            _log.warning(judgement, node=node, why=self.words(node))
             try:
                 await self._group.submit(SetAtRisk(node=node, at_risk=at_risk))
             except Refused as refused:
                 # The next evaluation finds it still to be done.
                 _log.warning("judgement not committed", node=node, why=str(refused))
+            else:
+                self.decisions[judgement] += 1
 
     def words(self, node: NodeName) -> str:
         """Why a node's forecast is what it is; empty if it has none."""
@@ -256,6 +261,12 @@ def _judged(state: ClusterState, nodes: Mapping[NodeName, NodeOutlook]) -> dict[
         for name, node in state.nodes.items()
         if node.state is NodeState.UP
     }
+
+
+def is_up(state: ClusterState, name: NodeName) -> bool:
+    """Whether a node is known and up."""
+    node = state.nodes.get(name)
+    return node is not None and node.state is NodeState.UP
 
 
 def _at_risk(state: ClusterState) -> frozenset[NodeName]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -85,6 +85,11 @@ def _fleet(term: Term) -> Iterator[Metric]:
     model.add_metric([latest.model_id], 1)
     yield model
     yield from _gauges(
+        las_shards_recovering=("Shards that are being recovered", term.executor.recovering),
+        las_shards_without_place=(
+            "Shards that need a change for which too few nodes are left",
+            len(term.executor.shortages),
+        ),
         las_forecast_evaluations=("Evaluations since this node leads", latest.number),
         las_forecast_breaker_open=(
             "1 while so many nodes seem to fail that none is moved",
@@ -95,6 +100,12 @@ def _fleet(term: Term) -> Iterator[Metric]:
             len(latest.verdict.held_back),
         ),
     )
+    decisions = CounterMetricFamily(
+        "las_forecast_decisions", "Nodes judged since this node leads", labels=["judgement"]
+    )
+    for judgement, count in term.forecaster.decisions.items():
+        decisions.add_metric([judgement], count)
+    yield decisions
 
 
 def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:

@@ -38,7 +38,14 @@ from las.daemon.services.shard_map import ShardMapServicer
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
 from las.internal.v1 import raft_pb2_grpc
-from las.raft import RaftError, RaftNode, RaftOptions, StoreError, open_directory
+from las.raft import (
+    RaftError,
+    RaftNode,
+    RaftOptions,
+    StoreCorrupt,
+    StoreError,
+    open_directory,
+)
 from las.v1 import (
     fleet_pb2,
     fleet_pb2_grpc,
@@ -50,7 +57,13 @@ from las.v1 import (
     shard_map_pb2_grpc,
 )
 from peerd.core.check import InvariantViolation
-from peerd.daemon.errors import BrokenInvariant, CannotStart, DaemonError
+from peerd.daemon.errors import (
+    BrokenInvariant,
+    CannotStart,
+    DaemonError,
+    StoreBroken,
+    StoreUnusable,
+)
 from peerd.daemon.http import HttpEndpoint
 from peerd.daemon.logging import get_logger
 from peerd.daemon.ports import bind_grpc, split_address
@@ -78,8 +91,9 @@ TASKS_TIMEOUT_S = 2.0
 _log = get_logger("las")
 
 
-class StoreUnusable(CannotStart):
-    """The data directory is not one that this node may use."""
+def _store_error(error: StoreError) -> DaemonError:
+    text = f"data_dir: {error}"
+    return StoreBroken(text) if isinstance(error, StoreCorrupt) else StoreUnusable(text)
 
 
 class LasNode:
@@ -148,8 +162,10 @@ class LasNode:
         group.attach(raft)
         try:
             await raft.start()
+        except StoreError as error:
+            raise _store_error(error) from error
         except RaftError as error:
-            raise StoreUnusable(f"data_dir: {error}") from error
+            raise CannotStart(str(error)) from error
         self._assemble(group, raft, self._model)
         await self._open_http()
         self.supervisor.spawn("watch of the tasks", self._watch_tasks())
@@ -287,7 +303,7 @@ def _cluster_id(config: LasConfig) -> str:
             members=config.members,
         )
     except StoreError as error:
-        raise StoreUnusable(f"data_dir: {error}") from error
+        raise _store_error(error) from error
     try:
         return store.manifest.cluster_id
     finally:

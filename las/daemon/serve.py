@@ -20,9 +20,9 @@ from pathlib import Path
 import uvloop
 
 from las.daemon.config import LasConfig, verify_identity
-from las.daemon.node import LasNode, StoreUnusable
+from las.daemon.node import LasNode
 from las.raft import Manifest, StoreError, init_directory, rejoin_directory
-from peerd.daemon.errors import EXIT_OK, DaemonError
+from peerd.daemon.errors import EXIT_OK, DaemonError, StoreUnusable
 from peerd.daemon.logging import get_logger
 from peerd.storage.directory import write_file_durably
 

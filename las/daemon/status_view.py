@@ -98,6 +98,7 @@ class StatusView:
         return [
             *self._about_leader(),
             *_about_shards(facts),
+            *_about_shortages(state, term),
             *_about_nodes(state, term),
             *self._about_members(),
             *_about_forecast(state, facts, term),
@@ -231,6 +232,16 @@ def _about_shards(facts: MapFacts) -> Iterator[str]:
             f"{_count(facts.unreadable, 'sealed segment')} cannot be read: no node that has a copy "
             "is up; bring one of them back"
         )
+
+
+def _about_shortages(state: ClusterState, term: Term | None) -> Iterator[str]:
+    """Changes that cannot be made; the same reason is told once."""
+    shortages = term.executor.shortages if term is not None else {}
+    by_reason: dict[str, list[str]] = {}
+    for shard, why in sorted(shortages.items()):
+        by_reason.setdefault(why, []).append(shard_name(state, state.shards[shard]))
+    for why, names in by_reason.items():
+        yield f"no better place for {_names(names)}: {why}; add peers, or bring some back"
 
 
 def _about_nodes(state: ClusterState, term: Term | None) -> Iterator[str]:

@@ -48,8 +48,9 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         if request.name in state.logs:
             text = f"there is a log {request.name!r} already"
             raise Refused(refusal(Reason.LOG_EXISTS, text))
-        if request.copies and request.acks > request.copies:
-            raise invalid(f"acks = {request.acks} is more than copies = {request.copies}")
+        copies_most = request.copies or planner.COPIES_DEFAULT
+        if request.acks > copies_most:
+            raise invalid(f"acks = {request.acks} is more than copies = {copies_most}")
         policy = planner.resolve_policy(state, request.copies, request.acks)
         if isinstance(policy, str):
             raise _not_enough(policy)

@@ -1,0 +1,98 @@
+"""A LAS of one node in this process, and stand-ins for its peers."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import grpc.aio
+import pytest
+
+from las.daemon import node as las_node
+from las.daemon.forecaster import Model
+from las.daemon.node import LasNode
+from las.daemon.serve import init
+from las.forecast.heuristic import HeuristicForecaster
+from las.raft import RaftOptions
+from las.v1 import (
+    fleet_pb2_grpc,
+    forecast_pb2_grpc,
+    log_admin_pb2_grpc,
+    shard_map_pb2_grpc,
+)
+from tests.las_daemon.stand_in import StandInPeer, las_config, until
+
+
+class Las:
+    """A running node with stubs of its services."""
+
+    def __init__(self, node: LasNode) -> None:
+        self.node = node
+        self.channel = grpc.aio.insecure_channel(node.address)
+        self.fleet = fleet_pb2_grpc.FleetServiceStub(self.channel)
+        self.logs = log_admin_pb2_grpc.LogAdminServiceStub(self.channel)
+        self.map = shard_map_pb2_grpc.ShardMapServiceStub(self.channel)
+        self.forecast = forecast_pb2_grpc.ForecastServiceStub(self.channel)
+        self.peers: list[StandInPeer] = []
+
+    @property
+    def state(self):
+        return self.node.group.state
+
+    @property
+    def term(self):
+        return self.node._leading()
+
+    async def add_peers(self, count: int) -> list[StandInPeer]:
+        for number in range(len(self.peers) + 1, len(self.peers) + count + 1):
+            self.peers.append(await StandInPeer(number, self.node.address).start())
+        return self.peers
+
+    async def leading(self) -> "Las":
+        await until(lambda: self.term is not None, "a leader")
+        return self
+
+    async def stop(self) -> None:
+        for peer in self.peers:
+            await peer.stop()
+        await self.channel.close()
+        await self.node.stop()
+
+
+@pytest.fixture
+def quick_elections(monkeypatch) -> None:
+    """A group of one needs no second of silence to elect itself."""
+    quick = partial(
+        RaftOptions,
+        tick_ms=5,
+        heartbeat_ms=10,
+        election_timeout_ms=(40, 60),
+        leader_fallback_ms=2_000,
+    )
+    monkeypatch.setattr(las_node, "RaftOptions", quick)
+
+
+@pytest.fixture
+def rule(monkeypatch) -> None:
+    """The forecast is the rule, and that is as it should be."""
+    monkeypatch.setattr(Model, "load", classmethod(lambda cls, path: cls(HeuristicForecaster(), "")))
+
+
+@pytest.fixture
+async def start_las(tmp_path, rule, quick_elections) -> AsyncIterator[Callable[..., object]]:
+    running: list[Las] = []
+
+    async def start(name: str = "las-1", **settings: object) -> Las:
+        config = las_config(tmp_path / name, name=name, **settings)
+        if not config.data_dir.exists():
+            init(config, "00000000-0000-4000-8000-000000000001")
+        las = Las(await LasNode.start(config))
+        running.append(las)
+        return las
+
+    yield start
+    for las in running:
+        await las.stop()
+
+
+@pytest.fixture
+async def las(start_las) -> Las:
+    return await (await start_las()).leading()

@@ -1,0 +1,156 @@
+"""Logs are created where there is room for them, and every refusal says why."""
+
+import pytest
+
+from las.v1 import log_admin_pb2 as pb
+from las.v1 import shard_map_pb2
+from peerd.pki import Role
+from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
+
+
+def create(las, name="orders", shards=2, **fields):
+    request = pb.CreateLogRequest(name=name, shards=shards, **fields)
+    return las.logs.CreateLog(request, metadata=ADMIN, timeout=5)
+
+
+def switch(las, shard, node):
+    request = pb.SwitchPrimaryRequest(shard=shard, node=node)
+    return las.logs.SwitchPrimary(request, metadata=ADMIN, timeout=5)
+
+
+async def test_a_log_is_created_listed_and_described(las):
+    await las.add_peers(3)
+    log = (await create(las, shards=3)).log
+    assert (log.name, log.copies, log.acks, list(log.shards)) == ("orders", 3, 2, [1, 2, 3])
+    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=5)
+    assert [each.name for each in listed.logs] == ["orders"]
+    described = await las.logs.DescribeLog(
+        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=5
+    )
+    assert described.log == log
+    assert [shard.shard for shard in described.shards] == [1, 2, 3]
+    primaries = {shard.open.plan.primary.peer for shard in described.shards}
+    assert primaries == {"peer-1", "peer-2", "peer-3"}
+    assert all(len(shard.open.plan.voters) == 3 for shard in described.shards)
+
+
+async def test_defaults_follow_the_hosts_that_are_up(las):
+    assert (await refused(create(las)))[0] == "NOT_ENOUGH_PEERS"
+    await las.add_peers(1)
+    assert (await refused(create(las)))[0] == "NOT_ENOUGH_PEERS"
+    assert (await create(las, name="single", copies=1)).log.acks == 1
+    await las.add_peers(1)
+    log = (await create(las)).log
+    assert (log.copies, log.acks) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": "orders"}, "LOG_EXISTS"),
+        ({"name": "Orders"}, "INVALID_ARGUMENT"),
+        ({"name": ""}, "INVALID_ARGUMENT"),
+        ({"name": "_positions"}, "INVALID_ARGUMENT"),
+        ({"name": "a", "shards": 0}, "INVALID_ARGUMENT"),
+        ({"name": "a", "shards": 1025}, "INVALID_ARGUMENT"),
+        ({"name": "a", "copies": 2, "acks": 3}, "INVALID_ARGUMENT"),
+        ({"name": "a", "copies": 4}, "NOT_ENOUGH_PEERS"),
+        ({"name": "a", "acks": 4}, "INVALID_ARGUMENT"),
+    ],
+)
+async def test_what_cannot_be_created_is_refused(las, fields, reason):
+    await las.add_peers(3)
+    await create(las)
+    found, refusal = await refused(create(las, **fields))
+    assert found == reason
+    assert refusal.message
+    assert set(las.state.logs) == {"orders"}
+
+
+async def test_unknown_logs_are_refused(las):
+    call = las.logs.DescribeLog(pb.DescribeLogRequest(name="no"), metadata=ADMIN, timeout=5)
+    reason, refusal = await refused(call)
+    assert reason == "UNKNOWN_LOG"
+    assert "'no'" in refusal.message
+    call = las.map.GetMap(shard_map_pb2.GetMapRequest(log="no"), metadata=ADMIN, timeout=5)
+    assert (await refused(call))[0] == "UNKNOWN_LOG"
+
+
+async def test_a_primary_is_handed_over_on_an_operators_word(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    now = las.state.shards[1].shard.open.plan.primary.peer
+    other = next(peer.name for peer in las.peers if peer.name != now)
+    assert (await refused(switch(las, 9, other)))[0] == "UNKNOWN_SHARD"
+    assert (await refused(switch(las, 1, "nobody")))[0] == "UNKNOWN_NODE"
+    assert (await refused(switch(las, 1, now)))[0] == "STATE_CHANGED"
+    assert (await switch(las, 1, other)).epoch == 2
+    prepared = las.state.shards[1].shard.prepared
+    assert prepared.plan.primary.peer == other
+    reason, refusal = await refused(switch(las, 1, other))
+    assert (reason, refusal.epoch) == ("STATE_CHANGED", 2)
+
+
+async def test_the_map_is_watched_as_it_changes(las):
+    await las.add_peers(2)
+    call = las.map.WatchMap(shard_map_pb2.WatchMapRequest(), metadata=ADMIN)
+    first = (await call.read()).map
+    assert first.full
+    assert [node.name for node in first.nodes] == ["peer-1", "peer-2"]
+    await create(las, shards=1)
+    second = (await call.read()).map
+    assert not second.full
+    assert [log.name for log in second.logs] == ["orders"]
+    assert second.version == las.state.version
+    await create(las, name="other")
+    third = (await call.read()).map
+    assert [log.name for log in third.logs] == ["other"]
+    call.cancel()
+    part = await las.map.GetMap(
+        shard_map_pb2.GetMapRequest(log="orders"), metadata=ADMIN, timeout=5
+    )
+    assert part.map.full
+    assert [log.name for log in part.map.logs] == ["orders"]
+    assert [shard.log for shard in part.map.shards] == ["orders"]
+    assert len(part.map.nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("AlterLog", pb.AlterLogRequest(name="orders")),
+        ("DeleteLog", pb.DeleteLogRequest(name="orders")),
+        ("SplitShard", pb.SplitShardRequest(shard=1)),
+    ],
+)
+async def test_what_comes_later_says_so(las, method, request_):
+    call = getattr(las.logs, method)(request_, metadata=ADMIN, timeout=5)
+    reason, refusal = await refused(call)
+    assert reason == "NOT_SERVED_YET"
+    assert method in refusal.message
+
+
+async def test_who_may_not_is_refused(las):
+    await las.add_peers(1)
+    for role in (Role.READER, Role.APPENDER, Role.PEER):
+        call = las.logs.CreateLog(
+            pb.CreateLogRequest(name="a", shards=1, copies=1),
+            metadata=metadata(role, "x"),
+            timeout=5,
+        )
+        assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
+    call = las.logs.ListLogs(
+        pb.ListLogsRequest(), metadata=metadata(Role.ADMIN, "x", cluster="other"), timeout=5
+    )
+    assert (await refused(call))[0] == "WRONG_CLUSTER"
+
+
+async def test_a_new_log_goes_to_nodes_with_room(las):
+    first, *_ = await las.add_peers(4)
+    await first.heartbeats(first.beat(free_bytes=1))
+    await until(lambda: las.term.view().free_bytes.get("peer-1") == 1)
+    await create(las, shards=4)
+    voters = {
+        voter.peer for entry in las.state.shards.values() for voter in entry.shard.open.plan.voters
+    }
+    assert voters == {"peer-2", "peer-3", "peer-4"}
