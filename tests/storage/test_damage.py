@@ -93,11 +93,14 @@ def test_a_damaged_batch_is_corrupt_and_the_others_are_read(damaged, part, chang
     assert [batch.base for batch in read] == [5, 6, 7, 8, 9]
 
 
-def test_a_batch_under_the_key_of_another_is_corrupt(damaged, tmp_path):
-    values = []
-    driven = damaged(2, 0, lambda value: values.append(bytes(value)) or value)
-    assert driven.store.close()
-    driven = damaged(7, 0, lambda _: values[0])
+def test_a_whole_batch_under_the_key_of_another_is_corrupt(damaged):
+    for part in range(3):
+        values = []
+        driven = damaged(2, part, lambda value, values=values: values.append(bytes(value)) or value)
+        assert driven.store.close()
+        driven = damaged(7, part, lambda _, values=values: values[0])
+        assert driven.store.close()
+    driven = damaged(0, 0, lambda value: value)
     with pytest.raises(Corrupt):
         driven.store.read_batches(SHARD, EPOCH, Offset(7), Offset(10), 1)
 
