@@ -263,6 +263,23 @@ class DevCluster:
         _replace(self.directory / "cluster.json", json.dumps(description, indent=2) + "\n")
 
     # ------------------------------------------------------------------ preparing
+    @staticmethod
+    def refuse_living(directory: Path) -> None:
+        """Raise `DevClusterError` if processes of the cluster in `directory` still live."""
+        path = directory / "cluster.json"
+        if not path.exists():
+            return
+        try:
+            processes = json.loads(path.read_text("utf-8"))["processes"]
+            living = [p["id"] for p in processes if _lives(p["pid"], p["config"])]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DevClusterError(f"{path} cannot be read ({error}): remove {directory}") from None
+        if living:
+            raise DevClusterError(
+                f"{directory} is in use: {', '.join(living)} still running; stop it first, "
+                "or name another directory"
+            )
+
     def _read_earlier(self) -> dict[str, object] | None:
         path = self.directory / "cluster.json"
         if not path.exists():
@@ -271,21 +288,16 @@ class DevCluster:
                     f"{self.directory} is not empty and has no cluster.json: name another directory"
                 )
             return None
+        self.refuse_living(self.directory)
         try:
             earlier = json.loads(path.read_text("utf-8"))
             processes = earlier["processes"]
             count = {role: sum(p["role"] == role for p in processes) for role in ("las", "peer")}
             zones = tuple(earlier["zones"])
-            living = [p["id"] for p in processes if _lives(p["pid"], p["config"])]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DevClusterError(
                 f"{path} cannot be read ({error}): remove {self.directory}"
             ) from None
-        if living:
-            raise DevClusterError(
-                f"{self.directory} is in use: {', '.join(living)} still running; stop it first, "
-                "or name another directory"
-            )
         wanted = (self.shape.las, self.shape.peers, self.shape.zones)
         if (count["las"], count["peer"], zones) != wanted:
             raise DevClusterError(
