@@ -32,6 +32,9 @@ from typing import Self
 
 import psutil
 
+from las.v1.shard_map_pb2 import NODE_STATE_UP
+from peerd.client.blocking import connect
+from peerd.client.errors import PeerdError
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
 
 LOOPBACK = "127.0.0.1"
@@ -203,7 +206,7 @@ class DevCluster:
         return {member.id: member for member in self.members}[name]
 
     def start(self) -> Self:
-        """Start every process and return once all serve."""
+        """Start every process and return once all serve and the LAS counts every peer as up."""
         for member in self.members:
             for address in (member.address, member.metrics_address):
                 _check_free(address, member.id)
@@ -212,11 +215,31 @@ class DevCluster:
                 member.start()
             for member in self.members:
                 member.wait_ready()
+            self.wait_whole()
         except BaseException:
             self.stop()
             raise
         self.write_description()
         return self
+
+    def wait_whole(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return once the LAS has a leader that counts every peer as up."""
+        deadline = time.monotonic() + timeout_s
+        missing = "the LAS does not answer"
+        with connect(credentials=self.peerctl_toml) as client:
+            while time.monotonic() < deadline:
+                try:
+                    nodes = client.las.status().nodes
+                except PeerdError as error:
+                    missing = str(error)
+                else:
+                    up = {each.node.name for each in nodes if each.node.state == NODE_STATE_UP}
+                    absent = [member.id for member in self.peers if member.id not in up]
+                    if not absent:
+                        return
+                    missing = f"not registered: {', '.join(absent)}"
+                time.sleep(_POLL_S)
+        raise DevClusterError(f"the cluster is not whole after {timeout_s:.0f} s: {missing}")
 
     def restart(self, name: str) -> None:
         """Start a process again that has ended, on its own directory, and wait until it serves."""
@@ -338,8 +361,7 @@ class DevCluster:
             self._write_config(authority, member)
         self.client_tls = self._client_files(authority)
         self._write_peerctl()
-        for member in self.las:
-            self._init_las(member)
+        self._init_las()
         self.write_description()
 
     def _client_files(self, authority: Authority | None = None) -> TlsFiles:
@@ -398,18 +420,28 @@ class DevCluster:
         ]
         _replace(self.peerctl_toml, "\n".join(lines) + "\n")
 
-    def _init_las(self, member: Member) -> None:
-        command = [sys.executable, "-m", "las.daemon.cli", "init", "-c", str(member.config)]
-        done = subprocess.run(
-            [*command, "--cluster-id", str(self.cluster_id)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise DevClusterError(f"{member.id}: {done.stderr.strip() or done.stdout.strip()}")
+    def _init_las(self) -> None:
+        """`las init` on every LAS node, all at once: each is a process that mostly starts up."""
+        started = {
+            member.id: subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "las.daemon.cli", "init", "-c", str(member.config)),
+                    *("--cluster-id", str(self.cluster_id)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for member in self.las
+        }
+        failures = []
+        for name, process in started.items():
+            said, _ = process.communicate(timeout=START_TIMEOUT_S)
+            if process.returncode != 0:
+                failures.append(f"{name}: {said.strip()}")
+        if failures:
+            raise DevClusterError("; ".join(failures))
 
 
 def _describe(member: Member) -> dict[str, object]:

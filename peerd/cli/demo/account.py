@@ -65,8 +65,9 @@ def compare(
 def pauses_ms(sent: Sent, scenario: Scenario, story: Story) -> dict[str, float | None]:
     """The longest time from intended send to answer, of the appends under way in each phase.
 
-    fault: from the onset to the decision, or to the kill (none if it is sudden); hand_over: from the decision to the end
-    of the hand-over, and a while; kill: from the kill on, a while. None: there was no such phase.
+    fault: from the onset to the decision, or to the kill (none if it is sudden); hand_over: from
+    the decision to the end of the hand-over, and a while; kill: from the kill on, a while. None:
+    there was no such phase.
     """
     kill_s = scenario.kill_s
     end_s = scenario.append_s if kill_s is None else kill_s
