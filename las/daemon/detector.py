@@ -12,6 +12,8 @@ not look like a dying fleet.
   whether they hear the accuser itself.
 - *One accuser alone* causes at most one replacement in five seconds.
 - *The leader's own pause* (it was stopped, or its loop hung) is given back to every lease.
+- *If more than half of the fleet falls silent at once* the leader is likely the one that is cut
+  off: then a lease alone, without the word of a witness, is believed only after half a minute.
 
 The clock is passed in with each call. Used by one event loop; must not do IO and not wait.
 """
@@ -49,6 +51,7 @@ class DetectorTiming:
         ask_again_ms: pause between two rounds of questions about the same suspect.
         vouched_ms: the same after a neighbour said that it hears it: the link to the LAS is sick.
         unanswered_leases: leases of silence after which no witness is waited for any more.
+        isolated_leases: the same while more than half of the fleet is silent at once.
         pause_ms: time between two looks from which the leader counts as having been stopped.
     """
 
@@ -60,6 +63,7 @@ class DetectorTiming:
     ask_again_ms: int = 100
     vouched_ms: int = 1_000
     unanswered_leases: int = 3
+    isolated_leases: int = 20
     pause_ms: int = 750
 
 
@@ -197,11 +201,12 @@ class Detector:
         self._forget(state, now)
         verdicts: list[Verdict] = []
         liars = self._unbelievable(now)
+        isolated = self._is_isolated(state, now)
         for name, node in state.nodes.items():
             watched = self._watched(name, node.boot, now)
             if node.state is NodeState.UP:
                 self._down_since.pop(name, None)
-                found = self._judge_up(state, index, node, liars, now)
+                found = self._judge_up(state, index, node, liars, isolated)
             else:
                 self._down_since.setdefault(name, now)
                 found = self._judge_down(node, watched)
@@ -240,9 +245,9 @@ class Detector:
         index: FleetIndex,
         node: Node,
         liars: set[NodeName],
-        now: Tick,
+        isolated: bool,
     ) -> Verdict | None:
-        watched = self._nodes[node.name]
+        now, watched = self._judged_at, self._nodes[node.name]
         evidence = self._evidence(node.name, watched, liars, now)
         if evidence is _Evidence.STRONG:
             accusers = sorted(watched.accusations)
@@ -258,8 +263,9 @@ class Detector:
             return None
         witnesses = _witnesses(state, index, node.name, set(watched.accusations))
         silent_ms = now - watched.heard_at
-        patience_ms = self._timing.lease_ms * self._timing.unanswered_leases
-        if self._lease_over(watched, now) and (not witnesses or silent_ms > patience_ms):
+        leases = self._timing.unanswered_leases if witnesses else 1
+        leases = self._timing.isolated_leases if isolated else leases
+        if silent_ms > leases * self._timing.lease_ms:
             why = f"silent for {silent_ms} ms, and nobody answers who could hear it"
             return Judged(node=node.name, boot=node.boot, state=NodeState.DOWN, why=why)
         if not witnesses:
@@ -334,6 +340,14 @@ class Detector:
     def _may_act_for(self, accuser: NodeName, node: NodeName, now: Tick) -> bool:
         last = self._acted_for.get(accuser)
         return last is None or last[0] == node or now - last[1] >= self._timing.accuser_ms
+
+    def _is_isolated(self, state: ClusterState, now: Tick) -> bool:
+        """Whether more than half of the nodes that are up fell silent, so that it may be us."""
+        up = [name for name, node in state.nodes.items() if node.state is NodeState.UP]
+        silent = sum(
+            name in self._nodes and self._lease_over(self._nodes[name], now) for name in up
+        )
+        return 2 * silent > len(up)
 
     def _lease_over(self, watched: _Watched, now: Tick) -> bool:
         return now - watched.heard_at > self._timing.lease_ms
