@@ -52,7 +52,6 @@ class AppendStream:
         self._outbox: list[log_pb2.AppendResult] = []
         self._news = asyncio.Event()
         self._unanswered = 0
-        self._input_ended = False
 
     async def serve(
         self,
@@ -64,9 +63,15 @@ class AppendStream:
         Raises:
             Refused: the stream as a whole cannot go on: INVALID_ARGUMENT, MALFORMED_BATCH.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._take_all(requests))
-            await self._answer_all(context)
+        taking = asyncio.create_task(self._take_all(requests), name="append stream requests")
+        taking.add_done_callback(lambda _: self._news.set())
+        try:
+            # Written by this task alone, and never cancelled for a failure of the other one: gRPC
+            # cannot end a call properly while a write of it is under way.
+            await self._answer_all(context, taking)
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
 
     # -------------------------------------------------------------------------- requests
 
@@ -78,8 +83,6 @@ class AppendStream:
                 raise invalid("appends", f"has more than {APPENDS_PER_MESSAGE_MAX} entries")
             for append in request.appends:
                 self._take(append)
-        self._input_ended = True
-        self._news.set()
 
     def _take(self, stream_append: log_bytes_pb2.StreamAppendBytes) -> None:
         request_id = stream_append.request_id
@@ -130,8 +133,8 @@ class AppendStream:
         for budget in self._budgets:
             budget.give(size)
 
-    async def _answer_all(self, context: Context) -> None:
-        while not (self._input_ended and self._unanswered == 0):
+    async def _answer_all(self, context: Context, taking: "asyncio.Task[None]") -> None:
+        while not (taking.done() and self._unanswered == 0):
             await self._news.wait()
             self._news.clear()
             results, self._outbox = self._outbox, []
@@ -139,6 +142,9 @@ class AppendStream:
             for start in range(0, len(results), RESULTS_PER_MESSAGE_MAX):
                 part = results[start : start + RESULTS_PER_MESSAGE_MAX]
                 await context.write(log_pb2.AppendStreamResponse(results=part))
+            if taking.done():
+                # Raises what ended it; what is still unanswered stays so.
+                taking.result()
 
 
 def overloaded(budget: ByteBudget) -> errors_pb2.Refusal:

@@ -22,6 +22,8 @@ RESULTS_PER_MESSAGE_MAX = 1024
 # limit: payload bytes gathered into one message of a read; below 64 KiB the cost is per message,
 # above 256 KiB nothing is gained any more
 READ_MESSAGE_BYTES = 256 * 1024
+# limit: messages of one whole-log read that are made but not yet sent
+READ_MESSAGES_WAITING_MAX = 8
 # limit: shards that one non-following read of a whole log reads at the same time; each holds one
 # message, so that such a call stays below some 10 MiB however many shards it merges
 READ_SHARDS_AT_ONCE_MAX = 8

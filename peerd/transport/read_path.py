@@ -7,8 +7,8 @@ primary changes, the read goes on at the next one from where it stands.
 Invariants:
 - Per shard, batches leave in offset order without gap or repetition, across failovers too.
 - A read that does not follow ends at the tail seen at its start.
-- Memory is bounded: a read holds one message per shard that it has begun, and of a whole log at
-  most `READ_SHARDS_AT_ONCE_MAX` shards are under way unless it follows.
+- Memory is bounded: a read holds one message per shard that it has begun and a few that wait to be
+  sent, and of a whole log at most `READ_SHARDS_AT_ONCE_MAX` shards are under way unless it follows.
 - `resume` after a message is where a new read goes on with what comes next, for all shards.
 
 Must not: skip what cannot be read. After `no_primary_wait_ms` without progress the read ends with
@@ -18,6 +18,7 @@ RANGE_UNAVAILABLE (a following read that has reached the tail waits for ever).
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.host_api import ShardHost
 from peerd.transport.limits import (
     READ_MESSAGE_BYTES,
+    READ_MESSAGES_WAITING_MAX,
     READ_SHARDS_AT_ONCE_MAX,
     RETRY_AFTER_MS,
     RETRY_STEP_MS,
@@ -310,7 +312,9 @@ class LogRead:
         """`write` sends one message to the client and returns when there is room for the next."""
         self._reads = reads
         self._write = write
-        self._writing = asyncio.Lock()
+        self._messages: deque[Message] = deque()
+        self._news = asyncio.Event()
+        self._places = asyncio.Semaphore(READ_MESSAGES_WAITING_MAX)
         self._resolving = asyncio.Semaphore(READ_SHARDS_AT_ONCE_MAX)
         # A following read is under way in all shards for ever; another one takes them in turn.
         follows = bool(reads) and reads[0].follow
@@ -332,6 +336,29 @@ class LogRead:
         first = Message()
         first.resume.offsets.update(self._positions)
         await self._write(first)
+        pumping = asyncio.create_task(self._pump_all(), name="read of a whole log")
+        pumping.add_done_callback(lambda _: self._news.set())
+        try:
+            # Written by this task alone, and never cancelled for a failure of another one: gRPC
+            # cannot end a call properly while a write of it is under way.
+            while not (pumping.done() and not self._messages):
+                await self._news.wait()
+                self._news.clear()
+                await self._write_waiting()
+            pumping.result()
+        finally:
+            pumping.cancel()
+            await asyncio.gather(pumping, return_exceptions=True)
+
+    async def _write_waiting(self) -> None:
+        while self._messages:
+            message = self._messages.popleft()
+            self._places.release()
+            self._positions.update(message.resume.offsets)
+            message.resume.offsets.update(self._positions)
+            await self._write(message)
+
+    async def _pump_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             for read in self._reads:
                 group.create_task(self._pump(read))
@@ -345,7 +372,6 @@ class LogRead:
     async def _pump(self, read: ShardRead) -> None:
         async with self._under_way, contextlib.aclosing(read.messages()) as messages:
             async for message in messages:
-                async with self._writing:
-                    self._positions.update(message.resume.offsets)
-                    message.resume.offsets.update(self._positions)
-                    await self._write(message)
+                await self._places.acquire()
+                self._messages.append(message)
+                self._news.set()
