@@ -39,13 +39,15 @@ SAMPLES_PER_HEARTBEAT_MAX = 120
 
 REGISTER_TIMEOUT_S = 2.0
 REPORT_TIMEOUT_S = 2.0
-# Pauses between rounds over all LAS nodes. An election takes about a second: looking often finds
-# the new leader soon, and a handful of small calls a second is nothing.
+# The first pause between rounds over all LAS nodes; it doubles with each round.
 RETRY_DELAY_S_MIN = 0.05
+# limit: seconds between rounds; an election takes about a second, so looking often finds the new
+# leader soon, and a handful of small calls a second is nothing
 RETRY_DELAY_S_MAX = 0.5
-# The leader answers each heartbeat. Without an answer for this many periods, and at least this
-# time, it hangs, or its host is gone without a word.
+# limit: heartbeat periods without an answer, each heartbeat being answered; then the leader hangs,
+# or its host is gone without a word
 SILENT_PERIODS_MAX = 4
+# The same in seconds where periods are short: a commit of the LAS on a slow disk takes a while.
 SILENCE_S_MIN = 2.0
 
 # Trying again changes nothing about these; a person has to.

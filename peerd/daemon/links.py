@@ -42,8 +42,9 @@ from peerd.transport.replication_codec import (
 
 # The other end has this long to name itself. Seconds.
 HELLO_TIMEOUT_S = 2.0
-# Pauses before dialling again: at once, then soon, then every second.
+# The second pause before dialling again (the first is none); it doubles with each attempt.
 RETRY_DELAY_S_MIN = 0.05
+# limit: seconds between attempts; a peer that comes back is needed again within about a second
 RETRY_DELAY_S_MAX = 1.0
 
 ReplicateCall = grpc.aio.StreamStreamCall[

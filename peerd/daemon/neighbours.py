@@ -24,7 +24,7 @@ from peerd.daemon.supervisor import Supervisor
 
 # Frames that are missing when a neighbour counts as silent.
 FRAMES_MISSING = 4
-# A look that comes this many frame periods late means that this process slept itself.
+# limit: frame periods that a look may come late; beyond it this process slept itself
 OWN_LAG_PERIODS_MAX = 2
 # A suspicion is told again this often while its reason lasts. Milliseconds.
 SUSPECT_AGAIN_MS = 1_000

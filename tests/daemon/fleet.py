@@ -54,6 +54,7 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self.registrations: list[fleet_pb2.RegisterRequest] = []
         self.samples = 0
         self.refuse_with: Refused | None = None
+        self.answers_heartbeats = True
         self.address = ""
         self._streams: set[asyncio.Queue[shard_map_pb2.MapUpdate | None]] = set()
         self._server: grpc.aio.Server | None = None
@@ -136,6 +137,8 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         async def read() -> None:
             async for request in requests:
                 self.samples += len(request.samples)
+                if not self.answers_heartbeats:
+                    continue
                 behind = request.map_version < self.version and queue.empty()
                 queue.put_nowait(self._whole() if behind else None)
 

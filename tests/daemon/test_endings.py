@@ -1,5 +1,6 @@
 """What ends a peer, and what refuses it, says so in one typed line."""
 
+import contextlib
 import json
 
 import grpc
@@ -22,6 +23,7 @@ from peerd.daemon.errors import (
 )
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role
+from peerd.transport.concurrency import CallOver, write_to
 from peerd.transport.map_codec import encode_process
 from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
 from peerd.transport.tls import plaintext_metadata
@@ -109,8 +111,9 @@ async def first_refusal(address: str, request, identity: Identity) -> Reason | N
     async with grpc.aio.insecure_channel(address) as channel:
         stub = replication_pb2_grpc.ReplicationServiceStub(channel)
         call = stub.Replicate(metadata=plaintext_metadata(identity))
-        await call.write(request)
         try:
+            with contextlib.suppress(CallOver):
+                await write_to(call, request)
             await call.read()
         except grpc.aio.AioRpcError as error:
             return reason_of(refusal_of_error(error))

@@ -1,0 +1,163 @@
+"""The line to the LAS: finds the leader, repeats reports until answered, ends on what is final."""
+
+import asyncio
+
+import pytest
+
+from las.v1 import fleet_pb2, shard_map_pb2
+from peerd.core.errors import Reason
+from peerd.daemon.channels import Channels
+from peerd.daemon.errors import RegistrationRefused
+from peerd.daemon.las_session import REPORTS_MAX, LasSession, report_key
+from peerd.pki import Identity, Role
+from peerd.transport.status import Refused, refusal
+from tests.daemon.fleet import CLUSTER, StandInLas, until
+
+
+class Client:
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+        self.windows: list[bool] = []
+        self.current = 0
+
+    def registration(self) -> fleet_pb2.RegisterRequest:
+        return fleet_pb2.RegisterRequest(store_id="s", boot_id="b", address="127.0.0.1:1")
+
+    async def registered(self, cluster_id: str) -> None:
+        assert cluster_id
+
+    def map_updated(self, update: shard_map_pb2.MapUpdate) -> None:
+        self.versions.append(update.version)
+
+    def map_current(self) -> None:
+        self.current += 1
+
+    def heartbeat(self, *, whole_window: bool) -> fleet_pb2.HeartbeatRequest:
+        self.windows.append(whole_window)
+        return fleet_pb2.HeartbeatRequest(boot_id="b", map_version=self.versions[-1])
+
+
+@pytest.fixture
+async def channels():
+    channels = Channels(Identity(cluster=CLUSTER, role=Role.PEER, name="peer-1"), None)
+    yield channels
+    await channels.close()
+
+
+async def running(session: LasSession):
+    task = asyncio.ensure_future(session.run())
+    await asyncio.sleep(0)
+    return task
+
+
+async def cancelled(task: asyncio.Future) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def holder_added(epoch: int) -> fleet_pb2.PeerReport:
+    return fleet_pb2.PeerReport(holder_added=fleet_pb2.HolderAdded(shard=1, epoch=epoch))
+
+
+async def test_it_follows_the_hint_to_the_leader(las: StandInLas, channels: Channels) -> None:
+    follower = StandInLas()
+    await follower.start()
+    follower.refuse_with = Refused(
+        refusal(Reason.NOT_LAS_LEADER, "las-2 leads", leader=las.address)
+    )
+    client = Client()
+    session = LasSession([follower.address], channels, client, boot_id="b")
+    task = await running(session)
+    await until(lambda: len(client.windows) > 2, "heartbeats")
+    assert client.windows[0]
+    assert not any(client.windows[1:])
+    assert session.statistics().connected
+    await cancelled(task)
+    await follower.stop()
+
+
+async def test_a_new_session_gets_the_whole_window(las: StandInLas, channels: Channels) -> None:
+    client = Client()
+    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    await until(lambda: len(client.windows) > 1, "heartbeats")
+    address = las.address
+    await las.stop()
+    await las.start(address)
+    await until(lambda: client.windows.count(True) == 2, "a second session")
+    await cancelled(task)
+
+
+async def test_a_report_is_repeated_until_it_is_answered_and_kept_once(
+    las: StandInLas, channels: Channels
+) -> None:
+    address = las.address
+    await las.stop()
+    session = LasSession([address], channels, Client(), boot_id="b")
+    for _ in range(3):
+        session.report(holder_added(1))
+    session.report(holder_added(2))
+    assert session.statistics().reports_waiting == 2
+    assert not await session.flush(timeout_s=0.01)
+    task = await running(session)
+    await las.start(address)
+    assert await session.flush(timeout_s=20)
+    assert [report.epoch for _, report in las.reported("holder_added")] == [1, 2]
+    await cancelled(task)
+
+
+async def test_too_many_reports_are_dropped_and_counted(channels: Channels) -> None:
+    session = LasSession(["127.0.0.1:1"], channels, Client(), boot_id="b")
+    for epoch in range(REPORTS_MAX + 3):
+        session.report(holder_added(epoch))
+    assert session.statistics().reports_waiting == REPORTS_MAX
+    assert session.statistics().reports_dropped == 3
+
+
+@pytest.mark.parametrize("reason", [Reason.WRONG_CLUSTER, Reason.STORE_ID_CHANGED])
+async def test_what_trying_again_cannot_mend_is_final(
+    las: StandInLas, channels: Channels, reason: Reason
+) -> None:
+    las.refuse_with = Refused(refusal(reason, "another directory"))
+    session = LasSession([las.address], channels, Client(), boot_id="b")
+    with pytest.raises(RegistrationRefused, match="another directory"):
+        await asyncio.wait_for(session.run(), 20)
+
+
+async def test_anything_else_is_tried_again(las: StandInLas, channels: Channels) -> None:
+    las.refuse_with = Refused(refusal(Reason.LAS_UNAVAILABLE, "no leader"))
+    client = Client()
+    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    await asyncio.sleep(0.1)
+    las.refuse_with = None
+    await until(lambda: client.current, "a session")
+    await cancelled(task)
+
+
+async def test_a_leader_that_hangs_is_left(
+    las: StandInLas, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerd.daemon.las_session.SILENCE_S_MIN", 0.1)
+    client = Client()
+    las.answers_heartbeats = False
+    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    await until(lambda: len(las.registrations) > 1, "it registers again")
+    await cancelled(task)
+
+
+def test_reports_are_told_apart_by_what_they_are_about() -> None:
+    keys = {
+        report_key(report)
+        for report in (
+            holder_added(1),
+            holder_added(2),
+            fleet_pb2.PeerReport(stall=fleet_pb2.Stall(shard=1, epoch=1)),
+            fleet_pb2.PeerReport(suspect=fleet_pb2.Suspect(peer="p", connection_refused=True)),
+            fleet_pb2.PeerReport(suspect=fleet_pb2.Suspect(peer="p")),
+            fleet_pb2.PeerReport(storage_failed=fleet_pb2.StorageFailed(why="x")),
+        )
+    }
+    assert len(keys) == 6
+    one = fleet_pb2.PeerReport(stall=fleet_pb2.Stall(shard=1, epoch=1, stalled_ms=500))
+    two = fleet_pb2.PeerReport(stall=fleet_pb2.Stall(shard=1, epoch=1, stalled_ms=900))
+    assert report_key(one) == report_key(two)

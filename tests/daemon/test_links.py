@@ -1,0 +1,161 @@
+"""What a link joins, what it bounds, and what its other end counts as taken."""
+
+import asyncio
+from collections.abc import Callable
+
+from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
+from peerd.core.messages import Ack, Adopt, Expect, Frame
+from peerd.core.shard_map import Plan
+from peerd.daemon.links import Link, LinkLimits
+from peerd.transport.replication_service import IncomingStream
+
+ME = ProcessId(NodeName("peer-1"), StoreId("1" * 32), BootId("a" * 32))
+OTHER = ReplicaId(NodeName("peer-2"), StoreId("2" * 32))
+
+
+class Events:
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def frame_taken(self, duration_ms: float) -> None:
+        self.taken.append(duration_ms)
+
+
+def link(**limits: int) -> tuple[Link, Events, list[float]]:
+    events, clock = Events(), [0.0]
+    made = Link(
+        me=ME,
+        cluster_id="c",
+        target=OTHER,
+        address="127.0.0.1:1",
+        channels=None,
+        events=events,
+        limits=LinkLimits(**limits),
+        neighbours=None,
+        now_s=lambda: clock[0],
+    )
+    made._process = ProcessId(OTHER.peer, OTHER.store, BootId("b" * 32))
+    return made, events, clock
+
+
+def frame(shard: int, size: int = 0) -> Frame:
+    header = BatchHeader(record_count=1, payload_crc=0, payload_bytes=size)
+    batch = PlacedBatch(base=Offset(0), header=header, payload=b"x" * size)
+    return Frame(shard=ShardId(shard), epoch=Epoch(1), commit=Offset(0), batches=(batch,))
+
+
+def adopt(shard: int) -> Adopt:
+    plan = Plan(primary=ME, voters=(ME.replica,), acks=1)
+    return Adopt(shard=ShardId(shard), epoch=Epoch(2), begin=Offset(0), plan=plan)
+
+
+async def test_what_waits_is_joined_in_order_up_to_a_size() -> None:
+    made, _, _ = link(message_bytes_max=2500)
+    for shard in range(5):
+        made.send(frame(shard, 1000))
+    shards = []
+    while made._queue:
+        shards.append([joined.shard for joined in made._next_message().frames])
+    assert shards == [[0, 1], [2, 3], [4]]
+    assert made.statistics().queued_bytes == 0
+
+
+async def test_a_batch_larger_than_a_message_travels_alone() -> None:
+    made, _, _ = link(message_bytes_max=100)
+    made.send(frame(1, 1000))
+    made.send(frame(2, 1000))
+    assert [joined.shard for joined in made._next_message().frames] == [1]
+
+
+async def test_an_adoption_does_not_overtake_frames_of_its_shard() -> None:
+    made, _, _ = link()
+    for message in (frame(1), adopt(2), adopt(1), frame(1)):
+        made.send(message)
+    first, second = made._next_message(), made._next_message()
+    assert ([a.shard for a in first.adopts], [f.shard for f in first.frames]) == ([2], [1])
+    assert ([a.shard for a in second.adopts], [f.shard for f in second.frames]) == ([1], [1])
+    assert (first.number, second.number) == (1, 2)
+
+
+async def test_too_much_that_waits_starts_the_stream_over_instead_of_growing() -> None:
+    made, _, _ = link(queue_bytes_max=3000)
+    for shard in range(10):
+        made.send(frame(shard, 1000))
+    assert made.statistics().overflows == 1
+    assert made.statistics().queued_bytes <= 3000
+    made._forget()
+    assert made.statistics().queued_messages == 0
+    assert not made._overflowed
+
+
+async def test_nothing_is_queued_while_the_link_is_down() -> None:
+    made, _, _ = link()
+    made._process = None
+    made.send(frame(1))
+    assert made.statistics().queued_messages == 0
+
+
+async def test_what_was_taken_makes_room_and_is_timed() -> None:
+    made, events, clock = link()
+    for shard in range(3):
+        made.send(frame(shard))
+        made._next_message()
+    clock[0] = 0.5
+    made._taken(2)
+    assert events.taken == [500.0, 500.0]
+    assert made.statistics().under_way == 1
+    made._taken(2)
+    assert made.statistics().under_way == 1
+
+
+class Written:
+    def __init__(self) -> None:
+        self.messages: list = []
+
+    async def write(self, message: object) -> None:
+        self.messages.append(message)
+
+
+async def written(act: Callable[[IncomingStream], None]) -> list:
+    stream, context = IncomingStream(ME), Written()
+    act(stream)
+    writing = asyncio.ensure_future(stream.write_to(context))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    stream.close()
+    await writing
+    return context.messages
+
+
+async def test_answers_that_wait_are_merged() -> None:
+    def act(stream: IncomingStream) -> None:
+        for end in (1, 5, 9):
+            stream.answer(Ack(shard=ShardId(1), epoch=Epoch(1), end=Offset(end)))
+        stream.answer(Ack(shard=ShardId(1), epoch=Epoch(2), end=Offset(3)))
+        for promised in (4, 5):
+            stream.answer(
+                Expect(
+                    shard=ShardId(2),
+                    promised=Epoch(promised),
+                    adopted=Epoch(1),
+                    end=Offset(0),
+                    refused_epoch=Epoch(1),
+                )
+            )
+        stream.taken(3)
+        stream.taken(2)
+
+    (message,) = await written(act)
+    assert [(ack.epoch, ack.end) for ack in message.acks] == [(1, 9), (2, 3)]
+    assert [expect.promised for expect in message.expects] == [5]
+    assert message.taken == 3
+
+
+async def test_an_idle_stream_says_that_it_lives_once_a_period() -> None:
+    (message,) = await written(lambda stream: stream.pulse())
+    assert message.alive
+    messages = await written(
+        lambda stream: (stream.taken(1), setattr(stream, "_wrote", True), stream.pulse())
+    )
+    assert [message.alive for message in messages] == [False]

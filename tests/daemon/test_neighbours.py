@@ -1,0 +1,103 @@
+"""Suspicions: of whom, when, how often, and never because this process slept."""
+
+import asyncio
+import socket
+
+import pytest
+
+from peerd.core.ids import BootId, NodeName, ProcessId, StoreId
+from peerd.daemon.neighbours import Neighbours, refuses_connections
+from peerd.daemon.supervisor import Supervisor
+from tests.daemon.fleet import until
+
+PERIOD_MS = 250
+OTHER = ProcessId(NodeName("peer-2"), StoreId("2" * 32), BootId("b" * 32))
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.now_ms = 0
+        self.told: list[tuple[str, str, bool, int]] = []
+        self.neighbours = Neighbours(
+            frame_period_ms=PERIOD_MS,
+            now_ms=lambda: self.now_ms,
+            supervisor=Supervisor(),
+            report=lambda *fact: self.told.append(fact),
+        )
+        # Nothing listens there: a port that was free a moment ago, on an address of our own.
+        self.neighbours.expect({OTHER.peer: "not an address"})
+
+    def pass_ms(self, duration_ms: int) -> None:
+        for _ in range(duration_ms // PERIOD_MS):
+            self.now_ms += PERIOD_MS
+            self.neighbours.look()
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_four_missing_frames_make_a_suspect_of_the_process_that_was_heard(bench) -> None:
+    bench.neighbours.heard(OTHER)
+    bench.pass_ms(750)
+    assert bench.told == []
+    bench.pass_ms(250)
+    assert bench.told == [(OTHER.peer, OTHER.boot, False, 1000)]
+
+
+async def test_a_suspicion_is_told_again_only_while_it_lasts(bench) -> None:
+    bench.neighbours.heard(OTHER)
+    bench.pass_ms(3000)
+    assert [silent_ms for _, _, _, silent_ms in bench.told] == [1000, 2000, 3000]
+    bench.neighbours.heard(OTHER)
+    bench.pass_ms(750)
+    assert len(bench.told) == 3
+    assert bench.neighbours.silent_ms(OTHER.peer) == 750
+
+
+async def test_who_was_never_heard_or_is_no_neighbour_is_no_suspect(bench) -> None:
+    bench.pass_ms(5000)
+    assert bench.told == []
+    bench.neighbours.heard(ProcessId(NodeName("stranger"), OTHER.store, OTHER.boot))
+    assert bench.neighbours.silent_ms(NodeName("stranger")) is None
+    bench.neighbours.heard(OTHER)
+    bench.neighbours.expect({})
+    bench.pass_ms(5000)
+    assert bench.told == []
+
+
+async def test_a_hang_of_the_own_loop_is_no_silence_of_others(bench) -> None:
+    bench.neighbours.heard(OTHER)
+    bench.now_ms += 5000
+    bench.neighbours.look()
+    assert bench.told == []
+    bench.pass_ms(1000)
+    assert len(bench.told) == 1
+
+
+async def test_a_refused_connection_is_told_at_once_and_not_in_a_flood(bench) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    bench.neighbours.expect({OTHER.peer: address})
+    bench.neighbours.heard(OTHER)
+    bench.now_ms += 10
+    for _ in range(5):
+        bench.neighbours.stream_broke(OTHER)
+    await until(lambda: bench.told, "it is told")
+    assert bench.told == [(OTHER.peer, OTHER.boot, True, 10)]
+    # A later break of a stream with an older process says nothing about the one heard now.
+    bench.neighbours.stream_broke(ProcessId(OTHER.peer, OTHER.store, BootId("a" * 32)))
+    assert not bench.neighbours._probing
+
+
+async def test_only_a_refusal_counts_as_one() -> None:
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert not await refuses_connections(address)
+    server.close()
+    await server.wait_closed()
+    assert await refuses_connections(address)
+    assert not await refuses_connections("no.such.host.invalid:1")
+    assert not await refuses_connections("")
