@@ -1,7 +1,6 @@
 """A LAS of one node in this process, and stand-ins for its peers."""
 
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 
 import grpc.aio
 import pytest
@@ -59,21 +58,27 @@ class Las:
 
 @pytest.fixture
 def quick_elections(monkeypatch) -> None:
-    """A group of one needs no second of silence to elect itself."""
-    quick = partial(
-        RaftOptions,
-        tick_ms=5,
-        heartbeat_ms=10,
-        election_timeout_ms=(40, 60),
-        leader_fallback_ms=2_000,
-    )
-    monkeypatch.setattr(las_node, "RaftOptions", quick)
+    """A group of one needs no second of silence to elect itself; a group of three, less of it."""
+
+    def options(**settings: object) -> RaftOptions:
+        alone = len(settings["members"]) == 1
+        return RaftOptions(
+            **settings,
+            tick_ms=5,
+            heartbeat_ms=10 if alone else 40,
+            election_timeout_ms=(40, 60) if alone else (300, 500),
+            leader_fallback_ms=1_000,
+        )
+
+    monkeypatch.setattr(las_node, "RaftOptions", options)
 
 
 @pytest.fixture
 def rule(monkeypatch) -> None:
     """The forecast is the rule, and that is as it should be."""
-    monkeypatch.setattr(Model, "load", classmethod(lambda cls, path: cls(HeuristicForecaster(), "")))
+    monkeypatch.setattr(
+        Model, "load", classmethod(lambda cls, path: cls(HeuristicForecaster(), ""))
+    )
 
 
 @pytest.fixture

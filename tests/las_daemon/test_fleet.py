@@ -1,0 +1,324 @@
+"""Peers register, live, report and die; what the LAS does about it."""
+
+import grpc
+import pytest
+
+from las.core.state import NodeState
+from las.v1 import fleet_pb2 as pb
+from peerd.pki import Role
+from peerd.transport.map_codec import encode_replica
+from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
+from tests.las_daemon.test_logs import create, switch
+
+
+def replica_of(las, name):
+    return encode_replica(las.state.nodes[name].replica)
+
+
+def by_name(las, name):
+    return next(peer for peer in las.peers if peer.name == name)
+
+
+def other_than(las, *names):
+    return next(peer for peer in las.peers if peer.name not in names)
+
+
+def open_segment(las, shard=1):
+    return las.state.shards[shard].shard.open
+
+
+def status(las):
+    return las.fleet.GetStatus(pb.GetStatusRequest(), metadata=ADMIN, timeout=5)
+
+
+# ---------------------------------------------------------------------------------- register
+async def test_a_peer_gets_the_cluster_and_the_whole_map(las):
+    (peer,) = await las.add_peers(1)
+    answer = await peer.register()
+    assert answer.cluster_id == las.state.cluster_id
+    assert answer.map.full
+    assert [node.name for node in answer.map.nodes] == ["peer-1"]
+    assert (answer.heartbeat_period_ms, answer.lease_ms) == (50, 2_000)
+    assert las.state.nodes["peer-1"].host == "host-1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cluster_id": "another"}, "WRONG_CLUSTER"),
+        ({"store_id": "f" * 32}, "STORE_ID_CHANGED"),
+        ({"store_id": "short"}, "INVALID_ARGUMENT"),
+        ({"boot_id": ""}, "INVALID_ARGUMENT"),
+        ({"address": "nowhere"}, "INVALID_ARGUMENT"),
+        ({"labels": {"colour": "red"}}, "INVALID_ARGUMENT"),
+        ({"labels": {"host": ""}}, "INVALID_ARGUMENT"),
+        ({"shards": [pb.StoredShard(shard=7, promised=1)]}, "STATE_CHANGED"),
+    ],
+)
+async def test_a_registration_that_does_not_fit_is_refused(las, changes, reason):
+    (peer,) = await las.add_peers(1)
+    before = las.state.nodes
+    found, refusal = await refused(peer.register(**changes))
+    assert found == reason
+    assert "peer-1" in refusal.message or "store" in refusal.message
+    assert las.state.nodes is before
+
+
+async def test_only_peers_register_and_under_their_own_name(las):
+    (peer,) = await las.add_peers(1)
+    call = las.fleet.Register(peer.registration(), metadata=metadata(Role.LAS, "x"), timeout=5)
+    assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
+    assert set(las.state.nodes) == {"peer-1"}
+
+
+async def test_a_new_process_ends_the_old_one(las):
+    (peer,) = await las.add_peers(1)
+    old = peer.boot
+    peer.boot = "b" * 32
+    await peer.register()
+    assert las.state.nodes["peer-1"].boot == peer.boot
+    assert (await refused(peer.register(boot_id=old)))[0] == "STATE_CHANGED"
+    call = await peer.heartbeats(peer.beat(boot_id=old))
+    assert await call.code() is grpc.StatusCode.ABORTED
+
+
+async def test_an_epoch_that_was_never_drawn_halts_its_shard(las):
+    peers = await las.add_peers(3)
+    await create(las, shards=2)
+    await peers[0].register(shards=[pb.StoredShard(shard=1, promised=9)])
+    assert las.state.shards[1].halted
+    assert not las.state.shards[2].halted
+    assert (await status(las)).warnings[0].startswith("shard orders/0 is halted")
+
+
+# ---------------------------------------------------------------------------------- heartbeats
+async def test_heartbeats_are_answered_and_changes_come_at_once(las):
+    peer, *_ = await las.add_peers(3)
+    call = await peer.heartbeats(peer.beat(map_version=las.state.version))
+    await until(lambda: len(peer.updates) == 1)
+    assert not peer.updates[0].HasField("map")
+    await create(las, shards=1)
+    await until(lambda: len(peer.updates) == 2)
+    update = peer.updates[1].map
+    assert (update.full, update.version) == (False, las.state.version)
+    assert [shard.shard for shard in update.shards] == [1]
+    await call.write(peer.beat(map_version=update.version))
+    await until(lambda: len(peer.updates) == 3)
+    assert not peer.updates[2].HasField("map")
+    found = {node.node.name: node for node in (await status(las)).nodes}["peer-1"]
+    assert (found.free_bytes, found.stored_bytes) == (1 << 40, 7)
+
+
+async def test_a_stream_of_an_unknown_process_is_refused(las):
+    (peer,) = await las.add_peers(1)
+    call = await peer.heartbeats(peer.beat(boot_id="c" * 32))
+    assert await call.code() is grpc.StatusCode.ABORTED
+    assert "register first" in await call.details()
+
+
+async def test_too_many_samples_are_refused(las):
+    (peer,) = await las.add_peers(1)
+    call = await peer.heartbeats(peer.beat(samples=peer.samples(121, commit_ms=2.0)))
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_peer_that_falls_silent_is_down_after_its_lease_and_up_when_heard(start_las):
+    las = await (await start_las(heartbeat_ms=50, lease_ms=300)).leading()
+    (peer,) = await las.add_peers(1)
+    call = await peer.heartbeats()
+    await until(lambda: las.state.nodes["peer-1"].state is NodeState.DOWN)
+    warnings = (await status(las)).warnings
+    assert any(line.startswith("peer-1 is down") for line in warnings), warnings
+
+    async def up() -> bool:
+        await call.write(peer.beat())
+        return las.state.nodes["peer-1"].state is NodeState.UP
+
+    await until(up)
+
+
+# ---------------------------------------------------------------------------------- reports
+async def test_a_hand_over_is_prepared_opened_and_survives_repeats(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    primary = open_segment(las).plan.primary.peer
+    heir = other_than(las, primary)
+    await switch(las, 1, heir.name)
+    opened = pb.PeerReport(
+        segment_opened=pb.SegmentOpened(
+            shard=1, epoch=2, begin=40, holders=[replica_of(las, primary)]
+        )
+    )
+    await heir.report(opened)
+    assert (open_segment(las).epoch, open_segment(las).begin) == (2, 40)
+    sealed = las.state.shards[1].shard.sealed[0]
+    assert [holder.peer for holder in sealed.holders] == [primary]
+    await heir.report(opened)
+    await heir.report(pb.PeerReport(holder_added=pb.HolderAdded(shard=1, epoch=1)))
+    sealed = las.state.shards[1].shard.sealed[0]
+    assert {holder.peer for holder in sealed.holders} == {primary, heir.name}
+    await heir.report(pb.PeerReport(holder_lost=pb.HolderLost(shard=1, epoch=1)))
+    sealed = las.state.shards[1].shard.sealed[0]
+    assert [holder.peer for holder in sealed.holders] == [primary]
+
+
+async def test_a_decline_counts_only_from_the_old_primary(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    primary = by_name(las, open_segment(las).plan.primary.peer)
+    heir = other_than(las, primary.name)
+    await switch(las, 1, heir.name)
+    declined = pb.PeerReport(declined=pb.Declined(shard=1, epoch=1, prepared=2, why="no"))
+    await heir.report(declined)
+    assert las.state.shards[1].shard.prepared is not None
+    await primary.report(declined)
+    assert las.state.shards[1].shard.prepared is None
+
+
+async def test_two_refused_connections_move_the_shards_elsewhere(las):
+    await las.add_peers(4)
+    await create(las, shards=1)
+    victim = by_name(las, open_segment(las).plan.primary.peer)
+    accusers = [peer for peer in las.peers if peer is not victim][:2]
+    suspect = pb.Suspect(peer=victim.name, boot_id=victim.boot, connection_refused=True)
+    for accuser in accusers:
+        await accuser.report(pb.PeerReport(suspect=suspect))
+    await until(lambda: open_segment(las).epoch > 1, "a new segment")
+    assert las.state.nodes[victim.name].state is NodeState.DOWN
+    assert victim.name not in {voter.peer for voter in open_segment(las).plan.voters}
+    asked = [peer.name for peer in las.peers if peer.promised]
+    assert len(asked) >= 2
+    assert las.state.shards[1].shard.fence == 0
+
+
+async def test_one_accuser_is_not_believed_while_others_hear_the_node(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    victim = by_name(las, open_segment(las).plan.primary.peer)
+    accuser, witness = (peer for peer in las.peers if peer is not victim)
+    witness.silences[victim.name] = 0
+    suspect = pb.Suspect(peer=victim.name, boot_id=victim.boot, connection_refused=True)
+    await accuser.report(pb.PeerReport(suspect=suspect))
+    await until(lambda: not las.term.detector._nodes[victim.name].accusations, "was cleared")
+    assert las.state.nodes[victim.name].state is NodeState.UP
+    assert open_segment(las).epoch == 1
+
+
+async def test_a_stalled_voter_is_replaced_by_plan(las):
+    await las.add_peers(4)
+    await create(las, shards=1)
+    plan = open_segment(las).plan
+    primary = by_name(las, plan.primary.peer)
+    voter = next(each for each in plan.voters if each.peer != primary.name)
+    stall = pb.Stall(shard=1, epoch=1, voter=encode_replica(voter), stalled_ms=500)
+    await primary.report(pb.PeerReport(stall=stall))
+    await until(lambda: las.state.shards[1].shard.prepared is not None, "a prepared segment")
+    prepared = las.state.shards[1].shard.prepared.plan
+    assert prepared.primary == plan.primary
+    assert voter not in prepared.voters
+    assert voter in prepared.non_voters
+
+
+async def test_a_failed_store_is_down_until_a_new_process_comes(las):
+    peer, *_ = await las.add_peers(3)
+    await peer.report(pb.PeerReport(storage_failed=pb.StorageFailed(why="fsync: EIO")))
+    assert las.state.nodes["peer-1"].state is NodeState.FAILED
+    warnings = (await status(las)).warnings
+    assert any("storage of peer-1 failed" in line for line in warnings)
+    peer.boot = "d" * 32
+    await peer.register()
+    assert las.state.nodes["peer-1"].state is NodeState.UP
+
+
+async def test_a_promise_that_the_las_never_asked_for_halts_the_shard(las):
+    peer, *_ = await las.add_peers(3)
+    await create(las, shards=1)
+    drawn = pb.HigherPromise(shard=1, epoch=1, promised=1)
+    await peer.report(pb.PeerReport(higher_promise=drawn))
+    assert not las.state.shards[1].halted
+    never = pb.HigherPromise(shard=1, epoch=1, promised=5)
+    await peer.report(pb.PeerReport(higher_promise=never))
+    assert "epoch 5" in las.state.shards[1].halted
+
+
+async def test_reports_have_bounds_and_a_sender(las):
+    (peer,) = await las.add_peers(1)
+    report = pb.PeerReport(holder_added=pb.HolderAdded(shard=1, epoch=1))
+    assert (await refused(peer.report(*[report] * 1025)))[0] == "INVALID_ARGUMENT"
+    assert (await refused(peer.report(pb.PeerReport())))[0] == "INVALID_ARGUMENT"
+    await peer.report(*[report] * 200)
+    peer.boot = "e" * 32
+    assert (await refused(peer.report(report)))[0] == "STATE_CHANGED"
+
+
+# ---------------------------------------------------------------------------------- operators
+async def test_a_drained_node_is_left_and_told_so(las):
+    await las.add_peers(4)
+    await create(las, shards=1)
+    victim = next(
+        voter.peer
+        for voter in open_segment(las).plan.voters
+        if voter.peer != open_segment(las).plan.primary.peer
+    )
+    drain = pb.DrainRequest(node="nobody")
+    assert (await refused(las.fleet.Drain(drain, metadata=ADMIN, timeout=5)))[0] == "UNKNOWN_NODE"
+    await las.fleet.Drain(pb.DrainRequest(node=victim), metadata=ADMIN, timeout=5)
+    await until(lambda: las.state.shards[1].shard.prepared is not None, "a prepared segment")
+    prepared = las.state.shards[1].shard.prepared.plan
+    assert victim not in {voter.peer for voter in prepared.voters}
+    found = {node.node.name: node for node in (await status(las)).nodes}[victim]
+    assert (found.node.draining, found.shielded) == (True, False)
+    holders = [replica_of(las, voter.peer) for voter in open_segment(las).plan.voters]
+    await by_name(las, prepared.primary.peer).report(
+        pb.PeerReport(segment_opened=pb.SegmentOpened(shard=1, epoch=2, begin=0, holders=holders))
+    )
+    await until(lambda: len(las.state.events.get(victim, ())) >= 3, "shielded and expendable")
+    found = {node.node.name: node for node in (await status(las)).nodes}[victim]
+    assert (found.shielded, found.expendable) == (True, True)
+    await las.fleet.Undrain(pb.UndrainRequest(node=victim), metadata=ADMIN, timeout=5)
+    assert not las.state.nodes[victim].draining
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("RemoveNode", pb.RemoveNodeRequest(node="peer-1")),
+        ("ReplaceNode", pb.ReplaceNodeRequest(node="peer-1", store_id="f" * 32)),
+        ("CheckStop", pb.CheckStopRequest(node="peer-1")),
+    ],
+)
+async def test_what_comes_later_says_so(las, method, request_):
+    call = getattr(las.fleet, method)(request_, metadata=ADMIN, timeout=5)
+    assert (await refused(call))[0] == "NOT_SERVED_YET"
+
+
+async def test_nothing_wrong_means_no_warning(las):
+    peers = await las.add_peers(3)
+    await create(las, shards=3)
+    for peer in peers:
+        await peer.heartbeats()
+    answer = await status(las)
+    assert list(answer.warnings) == []
+    assert answer.las_leader == "las-1"
+    assert [(node.name, node.up) for node in answer.las] == [("las-1", True)]
+    assert (answer.logs, answer.shards, answer.shards_paused, answer.segments_short) == (1, 3, 0, 0)
+    assert [(node.primaries, node.voting) for node in answer.nodes] == [(1, 3)] * 3
+
+
+async def test_what_is_wrong_is_said_worst_first(las):
+    peers = await las.add_peers(3)
+    await create(las, shards=1)
+    await create(las, name="pair", copies=2, acks=2)
+    for peer in peers[1:]:
+        await peer.report(pb.PeerReport(storage_failed=pb.StorageFailed(why="EIO")))
+    await until(lambda: las.state.shards[1].shard.fence > 0 or bool(las.term.executor.shortages))
+    answer = await status(las)
+    assert answer.shards_paused >= 1
+    assert "paused" in answer.warnings[0]
+    assert any("peer-2 failed" in line for line in answer.warnings)
+    assert any("acks = copies" in line for line in answer.warnings)
+    positions = [
+        next(at for at, line in enumerate(answer.warnings) if text in line)
+        for text in ("paused", "peer-2 failed", "acks = copies")
+    ]
+    assert positions == sorted(positions)

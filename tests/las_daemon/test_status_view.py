@@ -1,0 +1,97 @@
+"""What the map alone says of trouble: paused, thin, short, unreadable."""
+
+from las.core.commands import (
+    FenceSegment,
+    HaltShard,
+    PrepareSegment,
+    SegmentOpened,
+    SetAtRisk,
+    SetNodeState,
+)
+from las.core.index import indexed
+from las.core.state import ClusterState, NodeState
+from las.daemon.map_feed import MapFeed
+from las.daemon.status_view import MapFacts, map_facts
+from peerd.core.ids import Epoch, Offset
+from tests.las_core.builders import SHARD, done, name, plan_of, process, register, replica, with_log
+
+
+def facts(state: ClusterState) -> MapFacts:
+    return map_facts(state, indexed(state))
+
+
+def down(number: int) -> SetNodeState:
+    return SetNodeState(node=name(number), boot=process(number).boot, state=NodeState.DOWN)
+
+
+def moved(state: ClusterState) -> ClusterState:
+    """From peers 1, 2, 3 to peers 4, 2, 3, with records before."""
+    return done(
+        state,
+        PrepareSegment(shard=SHARD, epoch=Epoch(1), plan=plan_of(4, 4, 2, 3)),
+        SegmentOpened(
+            shard=SHARD,
+            epoch=Epoch(2),
+            begin=Offset(9),
+            holders=(replica(1), replica(2), replica(3)),
+        ),
+    )
+
+
+def test_a_healthy_shard_has_no_fact_against_it():
+    found = facts(moved(with_log()))
+    assert (found.paused, found.halted, found.thin) == ((), (), ())
+    assert (found.short, found.unreadable) == (0, 0)
+
+
+def test_a_shard_without_its_primary_process_is_paused():
+    assert facts(done(with_log(), down(1))).paused == (("orders/0", "peer-1 is down"),)
+    restarted = facts(done(with_log(), register(1, boot=2)))
+    assert restarted.paused == (("orders/0", "peer-1 has restarted"),)
+
+
+def test_a_shard_with_too_few_voters_is_paused_one_with_enough_is_thin():
+    thin = facts(done(with_log(), down(2)))
+    assert (thin.paused, thin.thin) == ((), ("orders/0",))
+    paused = facts(done(with_log(), down(2), down(3)))
+    assert paused.paused == (("orders/0", "1 of its 3 voters are up, 2 needed"),)
+
+
+def test_a_standing_fence_pauses():
+    found = facts(done(with_log(), FenceSegment(shard=SHARD, epoch=Epoch(1))))
+    assert "its end is being found out" in found.paused[0][1]
+
+
+def test_a_halted_shard_is_told():
+    halt = HaltShard(shard=SHARD, epoch=Epoch(7), node=name(2), why="never drawn")
+    ((shard, why),) = facts(done(with_log(), halt)).halted
+    assert shard == "orders/0"
+    assert "never drawn" in why
+
+
+def test_a_holder_at_risk_counts_as_no_copy_and_one_that_is_down_cannot_be_read():
+    state = done(moved(with_log()), SetAtRisk(node=name(1), at_risk=True))
+    assert (facts(state).short, facts(state).unreadable) == (1, 0)
+    state = done(state, down(1), down(2), down(3))
+    assert (facts(state).short, facts(state).unreadable) == (1, 1)
+
+
+def test_what_is_protected_is_looked_up_for_endangered_nodes_alone():
+    state = done(moved(with_log()), SetAtRisk(node=name(5), at_risk=True))
+    found = facts(state)
+    assert found.shielded == found.expendable == {name(5)}
+
+
+def test_a_feed_gives_each_reader_what_it_lacks():
+    before = with_log()
+    after = moved(before)
+    feed = MapFeed()
+    assert feed.since(after, after.version) is None
+    whole = feed.whole(after)
+    assert (whole.full, len(whole.nodes), len(whole.shards)) == (True, 5, 1)
+    delta = feed.since(after, before.version)
+    assert (delta.full, len(delta.nodes), len(delta.shards)) == (False, 0, 1)
+    assert feed.since(after, before.version) is delta
+    # A reader that claims to be ahead of what is committed gets everything.
+    assert feed.since(before, after.version).full
+    assert feed.since(after, before.version).version == after.version
