@@ -126,6 +126,11 @@ class Driven:
         assert not refused, refused
         return [outcome for outcome in outcomes if isinstance(outcome, Stored)]
 
+    def finish_drops(self) -> None:
+        """Until no dead batch is left; each operation is a commit that deletes some."""
+        while self.store._writer._state.drops:
+            self.do(append(epoch=1 << 40))
+
     def payloads(
         self, from_offset: int = 0, to_offset: int = 1 << 60, *, epoch: int = EPOCH
     ) -> list[bytes]:

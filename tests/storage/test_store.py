@@ -1,6 +1,9 @@
 """What a store takes, keeps over a restart, and gives back."""
 
+import itertools
 import random
+import statistics
+import time
 
 import pytest
 
@@ -289,7 +292,7 @@ def test_dead_batches_are_deleted_slice_by_slice_also_after_a_restart(open_store
         assert rows <= rows_left
         rows_left = rows
     assert len(commits) >= 18 * 6 // 8
-    again.outcomes.wait_for(lambda: not again.store._writer._state.drops)
+    again.finish_drops()
     assert rows_left == 2 * 6
     assert pending in {0, 1}
 
@@ -327,7 +330,7 @@ def test_a_segment_filled_over_one_that_is_being_dropped_keeps_its_batches(open_
         driven.store.submit(operation, token)
     held.release()
     driven.outcomes.wait_for_count(4)
-    driven.outcomes.wait_for(lambda: not driven.store._writer._state.drops)
+    driven.finish_drops()
     assert driven.payloads(epoch=1) == [batch.payload for batch in new]
 
 
@@ -488,3 +491,39 @@ def test_reads_of_what_is_absent_are_not_corrupt(open_store):
         assert driven.payloads() == []
     except Corrupt:
         pytest.fail("nothing is stored, so nothing is damaged")
+
+
+def test_a_store_that_has_aged_reuses_its_file_and_commits_as_fast_as_a_new_one(
+    open_store, monkeypatch
+):
+    cpu_s = []
+    driven = open_store(before_commit=lambda: cpu_s.append(time.thread_time()))
+    draw = random.Random(1)
+    payload = draw.randbytes(65_536)
+
+    def commit_cpu_ms(shard: int) -> float:
+        driven.stored(adopt(shard=shard))
+        cpu_s.clear()
+        for base in range(40):
+            driven.stored(append(placed(base, payload), shard=shard))
+        return 1_000 * statistics.median(b - a for a, b in itertools.pairwise(cpu_s))
+
+    fresh_ms = commit_cpu_ms(1)
+    shards = list(range(100, 140))
+    driven.stored(*(adopt(shard=shard) for shard in shards))
+    for base in range(20):
+        draw.shuffle(shards)
+        sizes = [draw.randrange(100, 60_000) for _ in shards]
+        driven.stored(
+            *(
+                append(placed(base, draw.randbytes(size)), shard=shard)
+                for shard, size in zip(shards, sizes, strict=True)
+            )
+        )
+    full_bytes = driven.store._environment.file_bytes()
+    for shard in shards[::2]:
+        driven.stored(LearnMap(shard=ShardId(shard), open_epoch=Epoch(2), dead=(EPOCH,)))
+    driven.finish_drops()
+
+    assert commit_cpu_ms(2) < 5 * fresh_ms + 1
+    assert driven.store._environment.file_bytes() == full_bytes
