@@ -156,6 +156,7 @@ class OutgoingLink:
         finally:
             end.cancel()
             call.cancel()
+            await asyncio.gather(end, return_exceptions=True)
 
     def _note(self, reason: str) -> None:
         """Logs a state of the link once, not once per dial."""

@@ -14,7 +14,7 @@ from raft_simulation import Clock
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Simulated time, also for the library; what the stock library draws at random is repeatable."""
+    """Simulated time, also for the library; what the stock one draws at random is repeatable."""
     clock = Clock()
     monkeypatch.setattr(pysyncobj.syncobj, "monotonicTime", clock)
     random.seed(7)

@@ -12,7 +12,6 @@ And at the end, with everything healed: all members hold the same, and a new com
 """
 
 import contextlib
-import os
 import random
 import shutil
 import sys
@@ -106,7 +105,9 @@ class Fuzz:
 
     def deliver(self):
         queues = self.cluster.network.queues
-        waiting = [pair for pair in sorted(queues) if queues[pair] and pair[1] in self.cluster.nodes]
+        waiting = [
+            pair for pair in sorted(queues) if queues[pair] and pair[1] in self.cluster.nodes
+        ]
         if waiting:
             count = self.random.choice([1, 1, 2, 5, None])
             self.cluster.deliver(*self.random.choice(waiting), count)
@@ -291,15 +292,14 @@ def main():
         directory = Path(tempfile.mkdtemp(prefix="raft-fuzz-"))
         try:
             acknowledged += Fuzz(seed, clock, directory).run()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the seed is named
             violations += 1
-            print(f"seed {seed}: {error!r}", file=sys.stderr)
+            sys.stderr.write(f"seed {seed}: {error!r}\n")
         finally:
             shutil.rmtree(directory)
-    print(f"{count} schedules, {acknowledged} acknowledged, {violations} violations")
+    sys.stdout.write(f"{count} schedules, {acknowledged} acknowledged, {violations} violations\n")
     return 1 if violations else 0
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.getcwd())
     sys.exit(main())

@@ -70,7 +70,7 @@ class InlineExecutor(Executor):
         future = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the future carries it
             future.set_exception(error)
         return future
 
@@ -364,9 +364,7 @@ class StockCluster(ClusterBase):
             path.unlink()
 
 
-REASONS = {
-    value: name for name, value in vars(FAIL_REASON).items() if not name.startswith("_")
-}
+REASONS = {value: name for name, value in vars(FAIL_REASON).items() if not name.startswith("_")}
 
 
 # ---------------------------------------------------------------------- the guarded library
@@ -375,9 +373,7 @@ REASONS = {
 class Cluster(ClusterBase):
     """Members as `las.raft` makes them, without threads and sockets."""
 
-    def __init__(
-        self, size, clock, root, *, guards=ALL_GUARDS, timing=None, guarded=None, seed=1
-    ):
+    def __init__(self, size, clock, root, *, guards=ALL_GUARDS, timing=None, guarded=None, seed=1):
         super().__init__(size, clock, root)
         self.guards = guards
         self.timing = timing or Timing(

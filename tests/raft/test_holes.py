@@ -1,22 +1,21 @@
-"""Each hole of the stock library as a schedule: it breaks the library, and not what we made of it.
+"""Each hole of the stock library as a schedule that breaks it, and not what we made of it.
 
-The numbers are those of the table in `las.raft.guard` and of the project's findings. Where a rule of
-ours closes a hole, the schedule is run a third time with that rule switched off, which has to break
-it again: otherwise the schedule would prove nothing.
+H1 to H12 are the holes that were found in pysyncobj 0.3.17; `las.raft.guard` has the table. Where a
+rule of ours closes one, its schedule is run a third time with that rule switched off, which has to
+break it again: otherwise the schedule would prove nothing.
 """
 
 import gc
 import os
 
-import las.raft.guard
-import las.raft.transfer
 import pytest
 from raft_simulation import Cluster, StockCluster
 
+import las.raft.guard
+import las.raft.transfer
 from las.raft.codec import text_of
 from las.raft.errors import StoreCorrupt
 from las.raft.guard import Guards
-
 
 # The stock library leaves files to the garbage collector; `make` runs it before the test is over.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -45,7 +44,7 @@ def make(clock, tmp_path):
 
 
 def snapshot_over_an_uncommitted_tail(cluster):
-    """A deposed leader with commands that nobody else has receives the first piece of a snapshot."""
+    """A deposed leader with commands that nobody else has gets the first piece of a snapshot."""
     assert cluster.elect("A", "BC")
     cluster.settle()
     cluster.submit("A", "kept")
@@ -541,7 +540,7 @@ def test_h11_guarded_barrier_does_not_pass(make):
 
 
 def answer_lost_with_its_leader(cluster, submit):
-    """A replicates a command and is cut off before it can say so; C leads, and it is given again."""
+    """A replicates a command and is cut off before it says so; C leads, and it is given again."""
     assert cluster.elect("A", "BC")
     cluster.settle()
     submit("A")

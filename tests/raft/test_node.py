@@ -83,9 +83,7 @@ class Group:
 
     def init(self):
         for name in self.names:
-            init_directory(
-                self.directory(name), "test", name, self.names, cluster_id=CLUSTER_ID
-            )
+            init_directory(self.directory(name), "test", name, self.names, cluster_id=CLUSTER_ID)
 
     async def start_all(self):
         for name in self.names:
