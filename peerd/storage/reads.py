@@ -10,7 +10,6 @@ Invariants:
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import lmdb
 from crc32c import crc32c
@@ -46,8 +45,10 @@ class SegmentReader:
     def batches(self, from_offset: Offset, to_offset: Offset) -> Iterator[PlacedBatch]:
         """Batches from the one that contains `from_offset`, with payload, to `to_offset`."""
         for base, header in self.headers(from_offset, to_offset):
-            with self._damage_at(base):
+            try:
                 payload = self._read_payload(base, header)
+            except lmdb.Error as error:
+                raise self._corrupt(base, f"LMDB: {error}") from error
             yield PlacedBatch(base=base, header=header, payload=payload)
 
     def headers(
@@ -57,24 +58,27 @@ class SegmentReader:
 
         While the caller holds one, the cursor stands on part 0 of that batch.
         """
-        segment = self._segment
-        at = max(from_offset, segment.begin)
-        end = min(to_offset, segment.end)
-        if at >= end:
+        base = max(from_offset, self._segment.begin)
+        end = min(to_offset, self._segment.end)
+        if base >= end:
             return
-        with self._damage_at(at):
-            base = self._find(at)
-        while base < end:
-            with self._damage_at(base):
+        try:
+            base, header = self._find(base)
+            while True:
+                yield base, header
+                base = Offset(base + header.record_count)
+                if base >= end:
+                    return
                 header = self._read_header(base)
-            yield base, header
-            base = Offset(base + header.record_count)
+        except lmdb.Error as error:
+            raise self._corrupt(base, f"LMDB: {error}") from error
 
     def header_at(self, offset: Offset) -> tuple[Offset, BatchHeader]:
         """(base, header) of the batch that contains `offset`, which lies in [begin, end)."""
-        with self._damage_at(offset):
-            base = self._find(offset)
-            return base, self._read_header(base)
+        try:
+            return self._find(offset)
+        except lmdb.Error as error:
+            raise self._corrupt(offset, f"LMDB: {error}") from error
 
     def base_after(self, offset: Offset) -> Offset:
         """Base of the next batch beyond `offset` that has a row; the segment's end if none has."""
@@ -94,23 +98,16 @@ class SegmentReader:
             pass  # nothing beyond can be reached: the caller has counted the damage before it
         return segment.end
 
-    @contextmanager
-    def _damage_at(self, offset: Offset) -> Iterator[None]:
-        try:
-            yield
-        except lmdb.Error as error:
-            raise self._corrupt(offset, f"LMDB: {error}") from error
-
     def _corrupt(self, offset: Offset, why: str) -> Corrupt:
         return Corrupt(self._shard, self._segment.epoch, offset, why)
 
-    def _find(self, offset: Offset) -> Offset:
-        """Base of the batch that contains `offset`."""
+    def _find(self, offset: Offset) -> tuple[Offset, BatchHeader]:
+        """(base, header) of the batch that contains `offset`; the cursor stands on its part 0."""
         cursor, segment = self._cursor, self._segment
         wanted = batch_key(self._shard, segment.epoch, offset)
         if cursor.set_range(wanted):
             if bytes(cursor.key()) == wanted:
-                return offset
+                return offset, self._header_here(offset)
             found = cursor.prev()
         else:
             found = cursor.last()
@@ -119,15 +116,18 @@ class SegmentReader:
             if (shard, epoch) == (self._shard, segment.epoch) and base >= segment.begin:
                 header = self._read_header(base)
                 if base + header.record_count > offset:
-                    return base
+                    return base, header
         raise self._corrupt(offset, "no batch contains it")
 
     def _read_header(self, base: Offset) -> BatchHeader:
         """Position the cursor on part 0 of the batch at `base`, check it, give its header."""
-        cursor, segment = self._cursor, self._segment
-        if not cursor.set_key(batch_key(self._shard, segment.epoch, base)):
+        if not self._cursor.set_key(batch_key(self._shard, self._segment.epoch, base)):
             raise self._corrupt(base, "the batch is missing")
-        packed = read_batch_prefix(self._shard, segment.epoch, base, cursor.value())
+        return self._header_here(base)
+
+    def _header_here(self, base: Offset) -> BatchHeader:
+        segment = self._segment
+        packed = read_batch_prefix(self._shard, segment.epoch, base, self._cursor.value())
         if packed is None:
             raise self._corrupt(base, "checksum mismatch of the header")
         header = BatchHeader.unpack(packed)
