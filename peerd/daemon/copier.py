@@ -32,8 +32,11 @@ from peerd.transport.status import Refused
 
 # limit: bytes of one fetch and one write; small enough that appends come in between
 SLICE_BYTES_MAX = 1024 * 1024
-# A segment that could not be copied, or was reported, is looked at again after this. Seconds.
+# A segment that was reported and is not listed yet is looked at again after this; one that could
+# not be copied after this, too, and then twice as long each time. Seconds.
 AGAIN_AFTER_S = 1.0
+# limit: times that it is doubled: a copy that fails again and again is tried twice a minute
+AGAIN_DOUBLINGS_MAX = 5
 
 _log = get_logger("copier")
 
@@ -90,6 +93,7 @@ class Copier:
         self._now_s = now_s
         self._budget = Budget(bytes_per_s_max, now_s)
         self._not_before_s: dict[Key, float] = {}
+        self._failures: dict[Key, int] = {}
         self._copied_bytes = 0
         self._copied_segments = 0
         self._wanted_segments = 0
@@ -125,9 +129,9 @@ class Copier:
             if self._mine in segment.wanted_holders and self._mine not in segment.holders
         }
         self._wanted_segments = len(wanted)
-        self._not_before_s = {
-            key: at_s for key, at_s in self._not_before_s.items() if key in wanted
-        }
+        for known in (self._not_before_s, self._failures):
+            for key in known.keys() - wanted.keys():
+                del known[key]
         now_s = self._now_s()
         due = [work for key, work in wanted.items() if self._not_before_s.get(key, now_s) <= now_s]
         return min(due, key=_urgency, default=None)
@@ -139,13 +143,16 @@ class Copier:
             await self._fill(shard, segment)
         except (CopyBroken, StorageError, Refused) as error:
             _log.warning("copy broke off", shard=key[0], epoch=key[1], why=str(error))
+            self._failures[key] = self._failures.get(key, 0) + 1
         else:
             _log.info("segment copied", shard=key[0], epoch=key[1], end=segment.end)
             self._copied_segments += 1
+            self._failures.pop(key, None)
             self._report(
                 fleet_pb2.PeerReport(holder_added=fleet_pb2.HolderAdded(shard=key[0], epoch=key[1]))
             )
-        self._not_before_s[key] = self._now_s() + AGAIN_AFTER_S
+        doublings = min(self._failures.get(key, 0), AGAIN_DOUBLINGS_MAX)
+        self._not_before_s[key] = self._now_s() + AGAIN_AFTER_S * 2**doublings
 
     async def _fill(self, shard: Shard, segment: Segment) -> None:
         """Raises `CopyBroken`, or what store and reader raise."""

@@ -6,7 +6,7 @@ that it names, and starts over whenever anything breaks.
 Invariants:
 - The data path never waits for it: with the LAS down this loop tries on, and nothing else notices
   (G9).
-- A report stays here until it was answered. The same fact is kept once, in its newest form.
+- A report is repeated until it is answered (`peerd.daemon.reports`).
 - What a restart could not mend (wrong cluster, another store id, no right to be a peer) ends the
   process with the LAS's own words; everything else is tried again within a second.
 
@@ -14,8 +14,9 @@ Must not: understand the map or decide anything from it.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import grpc
@@ -26,19 +27,18 @@ from peerd.core.errors import Reason
 from peerd.daemon.channels import Channels
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.logging import get_logger
+from peerd.daemon.reports import ReportQueue, is_evidence
 from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.status import reason_of, refusal_of_error
 
-# limit: facts that wait for the LAS; more than a peer with 1,000 shards has to tell after a long
-# absence. Beyond it new ones are dropped: their owners tell them again while they hold.
-REPORTS_MAX = 4_096
-# limit: reports of one call, as the contract says
-REPORTS_PER_CALL_MAX = 1_024
 # limit: samples of one heartbeat, as the contract says
 SAMPLES_PER_HEARTBEAT_MAX = 120
 
-REGISTER_TIMEOUT_S = 2.0
+REGISTER_TIMEOUT_S = 3.0
 REPORT_TIMEOUT_S = 2.0
+# Without a session for this long the operator is told why, and again in this interval. Seconds.
+COMPLAIN_AFTER_S = 10.0
+COMPLAIN_AGAIN_S = 60.0
 # The first pause between rounds over all LAS nodes; it doubles with each round.
 RETRY_DELAY_S_MIN = 0.05
 # limit: seconds between rounds; an election takes about a second, so looking often finds the new
@@ -95,7 +95,6 @@ class NotLeader(SessionBroken):
         self.leader = leader
 
 
-ReportKey = tuple[str | int, ...]
 HeartbeatCall = grpc.aio.StreamStreamCall[fleet_pb2.HeartbeatRequest, fleet_pb2.HeartbeatResponse]
 
 
@@ -112,49 +111,53 @@ class LasSession:
     """One per process; `run` is its only task."""
 
     def __init__(
-        self, addresses: Sequence[str], channels: Channels, client: LasClient, *, boot_id: str
+        self,
+        addresses: Sequence[str],
+        channels: Channels,
+        client: LasClient,
+        *,
+        boot_id: str,
+        explain: Callable[[str], str],
     ) -> None:
+        """`explain` finds out why an address cannot be reached; it may block."""
+        self._explain = explain
         self._addresses = tuple(addresses)
         self._channels = channels
         self._client = client
         self._boot_id = boot_id
-        self._reports: dict[ReportKey, fleet_pb2.PeerReport] = {}
-        self._reports_waiting = asyncio.Event()
-        self._reports_answered = asyncio.Event()
-        self._reports_answered.set()
-        self._reports_dropped = 0
+        self._facts = ReportQueue()
+        self._evidence = ReportQueue()
         self._period_s = 0.5
         self._connected = False
 
     def report(self, report: fleet_pb2.PeerReport) -> None:
         """Tell the LAS, as soon as it can be reached and until it answers."""
-        key = report_key(report)
-        if key not in self._reports and len(self._reports) >= REPORTS_MAX:
-            self._reports_dropped += 1
-            return
-        self._reports[key] = report
-        self._reports_answered.clear()
-        self._reports_waiting.set()
+        (self._evidence if is_evidence(report) else self._facts).add(report)
 
     def statistics(self) -> SessionStatistics:
         """State and counts for metrics."""
         return SessionStatistics(
             connected=self._connected,
-            reports_waiting=len(self._reports),
-            reports_dropped=self._reports_dropped,
+            reports_waiting=len(self._facts) + len(self._evidence),
+            reports_dropped=self._facts.dropped + self._evidence.dropped,
         )
 
     async def run(self) -> None:
         """Keep a session with the leader, for ever. Raises `RegistrationRefused`."""
-        delay_s = RETRY_DELAY_S_MIN
-        hint = ""
+        loop = asyncio.get_running_loop()
+        delay_s, hint = RETRY_DELAY_S_MIN, ""
+        complain_at_s = loop.time() + COMPLAIN_AFTER_S
         while True:
             for address in self._order(hint):
                 hint = await self._try(address)
                 if self._connected:
                     self._connected, delay_s = False, RETRY_DELAY_S_MIN
+                    complain_at_s = loop.time() + COMPLAIN_AFTER_S
                 if hint:
                     break
+            if loop.time() >= complain_at_s:
+                complain_at_s = loop.time() + COMPLAIN_AGAIN_S
+                await self._complain()
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_DELAY_S_MAX)
 
@@ -170,11 +173,17 @@ class LasSession:
                 _log.warning("session with the LAS broke", address=address, why=str(error))
         return ""
 
+    async def _complain(self) -> None:
+        """Tell the operator what is wrong with each address, in words."""
+        for address in self._addresses:
+            why = await asyncio.to_thread(self._explain, address)
+            _log.warning("no session with the LAS; the data path goes on", address=address, why=why)
+
     async def flush(self, *, timeout_s: float) -> bool:
-        """Wait until every report was answered; False if that took longer than `timeout_s`."""
+        """Wait until every fact was answered; False if that took longer than `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._reports_answered.wait()
+                await self._facts.answered()
         except TimeoutError:
             return False
         return True
@@ -192,7 +201,7 @@ class LasSession:
                 request, timeout=REGISTER_TIMEOUT_S, metadata=self._channels.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            raise _refused(error) from error
         await self._client.registered(answer.cluster_id)
         self._client.map_updated(answer.map)
         self._period_s = max(answer.heartbeat_period_ms, 1) / 1000.0
@@ -201,12 +210,15 @@ class LasSession:
         call = stub.Heartbeat(metadata=self._channels.metadata)
         try:
             await first_ended(
-                self._send_heartbeats(call), self._read_updates(call), self._send_reports(stub)
+                self._send_heartbeats(call),
+                self._read_updates(call),
+                self._facts.send_all(partial(self._send_reports, stub)),
+                self._evidence.send_all(partial(self._send_reports, stub)),
             )
         except CallOver as error:
             raise SessionBroken(str(error)) from error
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            raise _broken(error) from error
         finally:
             call.cancel()
 
@@ -235,51 +247,36 @@ class LasSession:
                 self._client.map_updated(response.map)
             self._client.map_current()
 
-    async def _send_reports(self, stub: "fleet_pb2_grpc.FleetServiceAsyncStub") -> None:
-        while True:
-            await self._reports_waiting.wait()
-            self._reports_waiting.clear()
-            while self._reports:
-                sent = list(self._reports.items())[:REPORTS_PER_CALL_MAX]
-                request = fleet_pb2.ReportRequest(
-                    boot_id=self._boot_id, reports=[report for _, report in sent]
-                )
-                try:
-                    await stub.Report(
-                        request, timeout=REPORT_TIMEOUT_S, metadata=self._channels.metadata
-                    )
-                except grpc.aio.AioRpcError:
-                    self._reports_waiting.set()
-                    raise
-                for key, report in sent:
-                    # A newer form of the fact has come meanwhile if it is another object.
-                    if self._reports.get(key) is report:
-                        del self._reports[key]
-            self._reports_answered.set()
+    async def _send_reports(
+        self, stub: "fleet_pb2_grpc.FleetServiceAsyncStub", reports: Sequence[fleet_pb2.PeerReport]
+    ) -> bool:
+        """One call; True if it was answered. Raises `AioRpcError` when the session is over."""
+        request = fleet_pb2.ReportRequest(boot_id=self._boot_id, reports=reports)
+        try:
+            await stub.Report(request, timeout=REPORT_TIMEOUT_S, metadata=self._channels.metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # A commit that takes long; whether the leader hangs is seen by its heartbeats.
+                return False
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                # Another version's LAS; repeating them would keep everything else from it.
+                _log.error("the LAS does not understand reports", why=error.details())
+                return True
+            raise
+        return True
 
 
-def report_key(report: fleet_pb2.PeerReport) -> ReportKey:
-    """What a report is about: a later one with the same key replaces it."""
-    kind = report.WhichOneof("kind") or ""
-    fact = getattr(report, kind)
-    match kind:
-        case "segment_opened" | "holder_added" | "holder_lost" | "higher_promise":
-            return (kind, fact.shard, fact.epoch)
-        case "declined":
-            return (kind, fact.shard, fact.prepared)
-        case "stall":
-            return (kind, fact.shard, fact.epoch, fact.voter.peer, fact.voter.store_id)
-        case "suspect":
-            return (kind, fact.peer, fact.boot_id, fact.connection_refused)
-        case _:
-            return (kind,)
-
-
-def _translated(error: grpc.aio.AioRpcError) -> Exception:
-    """The error that decides what happens next."""
+def _broken(error: grpc.aio.AioRpcError) -> SessionBroken:
+    """What a failed call means for the session."""
     refusal = refusal_of_error(error)
     if refusal is not None and reason_of(refusal) is Reason.NOT_LAS_LEADER:
         return NotLeader(refusal.leader)
+    return SessionBroken(f"{error.code().name} {error.details() or ''}".strip())
+
+
+def _refused(error: grpc.aio.AioRpcError) -> Exception:
+    """What a failed registration means: some reasons are final."""
+    refusal = refusal_of_error(error)
     if refusal is not None and reason_of(refusal) in _FINAL_REASONS:
         return RegistrationRefused(f"the LAS refuses this peer: {refusal.message}")
-    return SessionBroken(f"{error.code().name}: {error.details()}")
+    return _broken(error)

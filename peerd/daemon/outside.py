@@ -24,10 +24,10 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
 from peerd.daemon.peer_calls import PeerCalls, PeerUnreachable
 from peerd.daemon.reader import StoreReader
+from peerd.daemon.reports import encode_report
 from peerd.daemon.supervisor import Supervisor
 from peerd.storage.errors import Corrupt
 from peerd.transport.map_cache import MapCache
-from peerd.transport.map_codec import encode_replica
 from peerd.transport.status import Refused
 
 # limit: loads of the cores that run at a time; each reads at most a message from the store
@@ -117,13 +117,8 @@ class Surroundings:
         self, load: effects.LoadBatches
     ) -> events.BatchesLoaded | events.BatchesUnavailable:
         try:
-            batches = await self._reader.read(
-                load.shard, load.epoch, load.begin, load.end, load.bytes_max
-            )
-        except Corrupt as error:
-            _log.error("own copy is damaged", shard=load.shard, why=str(error))
-            batches = []
-        except Refused:
+            batches = await self.read(load.shard, load.epoch, load.begin, load.end, load.bytes_max)
+        except (Corrupt, Refused):
             batches = []
         if not batches:
             return events.BatchesUnavailable(
@@ -132,6 +127,18 @@ class Surroundings:
         return events.BatchesLoaded(
             replica=load.replica, epoch=load.epoch, begin=load.begin, batches=tuple(batches)
         )
+
+    def _found_damage(self, damage: Corrupt) -> None:
+        """A copy of a sealed segment that is damaged is none: another holder must be found."""
+        _log.error("own copy is damaged", shard=damage.shard, why=str(damage))
+        entry = self._map.shards.get(damage.shard)
+        segments = entry.sealed if entry is not None else ()
+        if any(s.epoch == damage.epoch and self._me.replica in s.holders for s in segments):
+            self._report(
+                fleet_pb2.PeerReport(
+                    holder_lost=fleet_pb2.HolderLost(shard=damage.shard, epoch=damage.epoch)
+                )
+            )
 
     async def _load_table(
         self, load: effects.LoadTable
@@ -181,8 +188,12 @@ class Surroundings:
     async def read(
         self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
     ) -> list[PlacedBatch]:
-        """See `Outside`."""
-        return await self._reader.read(shard, epoch, from_offset, to_offset, bytes_max)
+        """See `Outside`; a damaged copy is also told to the LAS."""
+        try:
+            return await self._reader.read(shard, epoch, from_offset, to_offset, bytes_max)
+        except Corrupt as error:
+            self._found_damage(error)
+            raise
 
     async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
         self,
@@ -233,39 +244,3 @@ class Surroundings:
             address = self._map.address_of(primary.peer)
             if address is not None:
                 neighbours[primary.peer] = address
-
-
-def encode_report(report: effects.Report) -> fleet_pb2.PeerReport:
-    """A core's report in its wire form."""
-    if isinstance(report, effects.SegmentOpened):
-        return fleet_pb2.PeerReport(
-            segment_opened=fleet_pb2.SegmentOpened(
-                shard=report.shard,
-                epoch=report.epoch,
-                begin=report.begin,
-                holders=[encode_replica(replica) for replica in report.holders],
-            )
-        )
-    if isinstance(report, effects.Declined):
-        return fleet_pb2.PeerReport(
-            declined=fleet_pb2.Declined(
-                shard=report.shard,
-                epoch=report.epoch,
-                prepared=report.prepared,
-                why=f"{report.process.peer} goes on with epoch {report.epoch}",
-            )
-        )
-    if isinstance(report, effects.Stall):
-        return fleet_pb2.PeerReport(
-            stall=fleet_pb2.Stall(
-                shard=report.shard,
-                epoch=report.epoch,
-                voter=encode_replica(report.replica),
-                stalled_ms=report.stalled_ms,
-            )
-        )
-    return fleet_pb2.PeerReport(
-        higher_promise=fleet_pb2.HigherPromise(
-            shard=report.shard, epoch=report.epoch, promised=report.promised
-        )
-    )

@@ -61,7 +61,7 @@ from peerd.transport.map_cache import MapCache
 from peerd.transport.map_service import ShardMapServicer
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.replication_service import ReplicationService
-from peerd.transport.tls import server_credentials
+from peerd.transport.tls import explain_connect_failure, server_credentials
 from peerd.transport.typed_errors import TypedErrors
 from peerd.v1 import log_pb2
 
@@ -208,7 +208,13 @@ class Peer:
             map_cache=self.map_cache,
             window=self._sampling.window,
         )
-        self.session = LasSession(config.las, self._channels, member, boot_id=me.boot)
+        self.session = LasSession(
+            config.las,
+            self._channels,
+            member,
+            boot_id=me.boot,
+            explain=lambda address: explain_connect_failure(address, config.tls_files()),
+        )
         self._neighbours = Neighbours(
             frame_period_ms=config.replication.beat_ms,
             now_ms=lambda: int(loop.time() * 1000),

@@ -54,7 +54,11 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self.registrations: list[fleet_pb2.RegisterRequest] = []
         self.samples = 0
         self.refuse_with: Refused | None = None
+        self.refuse_reports_with: Refused | None = None
         self.answers_heartbeats = True
+        self.facts_may_commit = asyncio.Event()
+        self.facts_may_commit.set()
+        self.committing = 0
         self.address = ""
         self._streams: set[asyncio.Queue[shard_map_pb2.MapUpdate | None]] = set()
         self._server: grpc.aio.Server | None = None
@@ -152,6 +156,11 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
             self._streams.discard(queue)
 
     async def Report(self, request, context):
+        if self.refuse_reports_with is not None:
+            await refuse(context, self.refuse_reports_with.refusal)
+        if any(report.WhichOneof("kind") not in {"suspect", "stall"} for report in request.reports):
+            self.committing += 1
+            await self.facts_may_commit.wait()
         self.reports += [(request.boot_id, report) for report in request.reports]
         return fleet_pb2.ReportResponse()
 

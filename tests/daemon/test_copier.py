@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from peerd.daemon.copier import Budget
+from peerd.storage.errors import Corrupt
+from peerd.storage.store import Store
 from tests.daemon.fleet import (
     SHARD,
     Fleet,
@@ -64,6 +66,53 @@ async def test_a_holder_that_is_gone_is_passed_over(fleet: Fleet, las: StandInLa
     las.commit(replace(entry, sealed=(wanted,)))
     await until(lambda: las.reported("holder_added"), "it is reported")
     assert len(await values_at(four, 1, 0, 10)) == 10
+
+
+async def test_a_damaged_copy_is_told_and_another_holder_asked(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, _, four = await with_sealed_past(fleet, las, 10)
+    read = Store.read_batches
+
+    def damaged(store: Store, shard, epoch, *place):
+        if store is two._store and epoch == 1:
+            raise Corrupt(shard, epoch, place[0], "made for the test")
+        return read(store, shard, epoch, *place)
+
+    monkeypatch.setattr(Store, "read_batches", damaged)
+    entry = las.shards[SHARD]
+    wanted = replace(
+        entry.sealed[0],
+        holders=(two.me.replica, one.me.replica),
+        wanted_holders=(four.me.replica,),
+    )
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "the copy is made")
+    boot, report = las.reported("holder_lost")[0]
+    assert (boot, report.shard, report.epoch) == (two.me.boot, SHARD, 1)
+    assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
+
+
+async def test_what_was_here_before_is_read_back_before_it_is_reported(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, three, _ = await with_sealed_past(fleet, las, 10)
+    read = Store.read_batches
+    damaged = [True]
+
+    def perhaps(store: Store, shard, epoch, *place):
+        if store is three._store and damaged:
+            raise Corrupt(shard, epoch, place[0], "made for the test")
+        return read(store, shard, epoch, *place)
+
+    monkeypatch.setattr(Store, "read_batches", perhaps)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], holders=(one.me.replica,), wanted_holders=(three.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: three.copier._failures, "it was tried")
+    assert not las.reported("holder_added")
+    damaged.clear()
+    await until(lambda: las.reported("holder_added"), "now it is whole")
 
 
 async def test_without_any_holder_nothing_is_reported(fleet: Fleet, las: StandInLas) -> None:

@@ -8,7 +8,8 @@ from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.errors import Reason
 from peerd.daemon.channels import Channels
 from peerd.daemon.errors import RegistrationRefused
-from peerd.daemon.las_session import REPORTS_MAX, LasSession, report_key
+from peerd.daemon.las_session import LasSession
+from peerd.daemon.reports import REPORTS_MAX, report_key
 from peerd.pki import Identity, Role
 from peerd.transport.status import Refused, refusal
 from tests.daemon.fleet import CLUSTER, StandInLas, until
@@ -44,6 +45,10 @@ async def channels():
     await channels.close()
 
 
+def session_of(addresses: list[str], channels: Channels, client: Client) -> LasSession:
+    return LasSession(addresses, channels, client, boot_id="b", explain=lambda _: "the test knows")
+
+
 async def running(session: LasSession):
     task = asyncio.ensure_future(session.run())
     await asyncio.sleep(0)
@@ -67,7 +72,7 @@ async def test_it_follows_the_hint_to_the_leader(las: StandInLas, channels: Chan
         refusal(Reason.NOT_LAS_LEADER, "las-2 leads", leader=las.address)
     )
     client = Client()
-    session = LasSession([follower.address], channels, client, boot_id="b")
+    session = session_of([follower.address], channels, client)
     task = await running(session)
     await until(lambda: len(client.windows) > 2, "heartbeats")
     assert client.windows[0]
@@ -79,7 +84,7 @@ async def test_it_follows_the_hint_to_the_leader(las: StandInLas, channels: Chan
 
 async def test_a_new_session_gets_the_whole_window(las: StandInLas, channels: Channels) -> None:
     client = Client()
-    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    task = await running(session_of([las.address], channels, client))
     await until(lambda: len(client.windows) > 1, "heartbeats")
     address = las.address
     await las.stop()
@@ -93,7 +98,7 @@ async def test_a_report_is_repeated_until_it_is_answered_and_kept_once(
 ) -> None:
     address = las.address
     await las.stop()
-    session = LasSession([address], channels, Client(), boot_id="b")
+    session = session_of([address], channels, Client())
     for _ in range(3):
         session.report(holder_added(1))
     session.report(holder_added(2))
@@ -106,8 +111,39 @@ async def test_a_report_is_repeated_until_it_is_answered_and_kept_once(
     await cancelled(task)
 
 
+async def test_evidence_does_not_wait_for_facts_that_are_being_committed(
+    las: StandInLas, channels: Channels
+) -> None:
+    session = session_of([las.address], channels, Client())
+    las.facts_may_commit.clear()
+    session.report(holder_added(1))
+    task = await running(session)
+    await until(lambda: las.committing, "the fact is on its way")
+    session.report(fleet_pb2.PeerReport(suspect=fleet_pb2.Suspect(peer="peer-2")))
+    await until(lambda: las.reported("suspect"), "the suspicion arrives")
+    assert not las.reported("holder_added")
+    las.facts_may_commit.set()
+    assert await session.flush(timeout_s=20)
+    await cancelled(task)
+
+
+async def test_reports_that_the_las_does_not_understand_are_dropped_and_nothing_else(
+    las: StandInLas, channels: Channels
+) -> None:
+    las.refuse_reports_with = Refused(refusal(Reason.INVALID_ARGUMENT, "what is that?"))
+    client = Client()
+    session = session_of([las.address], channels, client)
+    session.report(holder_added(1))
+    task = await running(session)
+    assert await session.flush(timeout_s=20)
+    heartbeats = len(client.windows)
+    await until(lambda: len(client.windows) > heartbeats + 1, "the session goes on")
+    assert len(las.registrations) == 1
+    await cancelled(task)
+
+
 async def test_too_many_reports_are_dropped_and_counted(channels: Channels) -> None:
-    session = LasSession(["127.0.0.1:1"], channels, Client(), boot_id="b")
+    session = session_of(["127.0.0.1:1"], channels, Client())
     for epoch in range(REPORTS_MAX + 3):
         session.report(holder_added(epoch))
     assert session.statistics().reports_waiting == REPORTS_MAX
@@ -119,7 +155,7 @@ async def test_what_trying_again_cannot_mend_is_final(
     las: StandInLas, channels: Channels, reason: Reason
 ) -> None:
     las.refuse_with = Refused(refusal(reason, "another directory"))
-    session = LasSession([las.address], channels, Client(), boot_id="b")
+    session = session_of([las.address], channels, Client())
     with pytest.raises(RegistrationRefused, match="another directory"):
         await asyncio.wait_for(session.run(), 20)
 
@@ -127,7 +163,7 @@ async def test_what_trying_again_cannot_mend_is_final(
 async def test_anything_else_is_tried_again(las: StandInLas, channels: Channels) -> None:
     las.refuse_with = Refused(refusal(Reason.LAS_UNAVAILABLE, "no leader"))
     client = Client()
-    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    task = await running(session_of([las.address], channels, client))
     await asyncio.sleep(0.1)
     las.refuse_with = None
     await until(lambda: client.current, "a session")
@@ -140,7 +176,7 @@ async def test_a_leader_that_hangs_is_left(
     monkeypatch.setattr("peerd.daemon.las_session.SILENCE_S_MIN", 0.1)
     client = Client()
     las.answers_heartbeats = False
-    task = await running(LasSession([las.address], channels, client, boot_id="b"))
+    task = await running(session_of([las.address], channels, client))
     await until(lambda: len(las.registrations) > 1, "it registers again")
     await cancelled(task)
 
