@@ -1,0 +1,276 @@
+"""`peerctl log …`, `peerctl append`, `peerctl read`: what developers do."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from peerd.cli.output import (
+    EXIT_USAGE,
+    ConfigOption,
+    Format,
+    FormatOption,
+    connected,
+    fail,
+    print_json,
+    print_table,
+)
+from peerd.client.values import NewRecord, Receipt, Record
+from peerd.core.shard_map import Segment, Shard
+from peerd.transport.map_codec import LogEntry
+
+log_app = typer.Typer(help="Create and look at logs.", no_args_is_help=True)
+
+# limit: appends of stdin that are joined and waited for together; bounds what is held in memory
+LINES_PER_ROUND_MAX = 10_000
+
+LogName = Annotated[str, typer.Argument(help="Name of the log.")]
+
+
+@log_app.command("create")
+def create(  # noqa: PLR0917 -- the options of the command
+    name: Annotated[str, typer.Argument(help="1 to 128 of a-z 0-9 . _ -")],
+    shards: Annotated[
+        int, typer.Option(min=1, max=1024, help="Parts that take appends apart.")
+    ] = 4,
+    copies: Annotated[
+        int, typer.Option(min=0, help="Copies of each record. 0: 3, or 2 where only two hosts are.")
+    ] = 0,
+    acks: Annotated[
+        int, typer.Option(min=0, help="Copies on disk before an append is answered. 0: 2.")
+    ] = 0,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Create a log. Example: peerctl log create orders --shards 8"""
+    with connected(config) as client:
+        log = client.create_log(name, shards=shards, copies=copies, acks=acks)
+        if output is Format.JSON:
+            print_json(_log_json(log))
+        else:
+            typer.echo(
+                f"created {log.name}: {len(log.shards)} shards, {log.copies} copies, "
+                f"answered when {log.acks} have it on disk"
+            )
+
+
+@log_app.command("list")
+def list_logs(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
+    """List all logs."""
+    with connected(config) as client:
+        logs = client.list_logs()
+        if output is Format.JSON:
+            print_json([_log_json(log) for log in logs])
+        elif not logs:
+            typer.echo("no logs yet: peerctl log create NAME")
+        else:
+            rows = [
+                [log.name, str(len(log.shards)), str(log.copies), str(log.acks)] for log in logs
+            ]
+            print_table(["log", "shards", "copies", "acks"], rows)
+
+
+@log_app.command("describe")
+def describe(
+    name: LogName, config: ConfigOption = None, output: FormatOption = Format.TABLE
+) -> None:
+    """Show a log's shards: who orders them, who stores them, how far they are."""
+    with connected(config) as client:
+        log, shards = client.describe_log(name)
+        tails = {tail.shard: tail.committed for tail in client.tail(name)}
+        if output is Format.JSON:
+            print_json(_log_json(log) | {"shards": [_shard_json(s, tails) for s in shards]})
+            return
+        typer.echo(f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk")
+        columns = ["shard", "epoch", "primary", "voters", "non-voters", "records", "segments", ""]
+        print_table(columns, [_shard_row(log.name, shard, tails) for shard in shards])
+
+
+def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
+    plan = shard.open.plan
+    note = ""
+    if shard.fence:
+        note = f"fenced by {shard.fence}"
+    elif shard.prepared is not None:
+        note = f"moving to {shard.prepared.plan.primary.peer}"
+    return [
+        f"{log}/{shard.shard}",
+        str(shard.open.epoch),
+        plan.primary.peer,
+        " ".join(replica.peer for replica in plan.voters),
+        " ".join(replica.peer for replica in plan.non_voters) or "-",
+        str(tails.get(shard.shard, "?")),
+        str(len(shard.sealed) + 1),
+        note,
+    ]
+
+
+def _log_json(log: LogEntry) -> dict[str, object]:
+    return {"name": log.name, "copies": log.copies, "acks": log.acks, "shards": list(log.shards)}
+
+
+def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:
+    return {
+        "shard": shard.shard,
+        "key_hash_low": shard.key_hash_low,
+        "key_hash_high": shard.key_hash_high,
+        "committed": tails.get(shard.shard),
+        "open": _segment_json(shard.open),
+        "prepared": None if shard.prepared is None else _segment_json(shard.prepared),
+        "fence": shard.fence or None,
+        "sealed": [_segment_json(segment) for segment in shard.sealed],
+    }
+
+
+def _segment_json(segment: Segment) -> dict[str, object]:
+    return {
+        "epoch": segment.epoch,
+        "begin": segment.begin,
+        "end": segment.end,
+        "primary": segment.plan.primary.peer,
+        "voters": [replica.peer for replica in segment.plan.voters],
+        "non_voters": [replica.peer for replica in segment.plan.non_voters],
+        "acks": segment.plan.acks,
+        "holders": [replica.peer for replica in segment.holders],
+        "wanted_holders": [replica.peer for replica in segment.wanted_holders],
+    }
+
+
+# ---------------------------------------------------------------------------------- append
+def append(  # noqa: PLR0917 -- the options of the command
+    log: LogName,
+    value: Annotated[
+        str | None, typer.Argument(help="The record. Absent or -: each line of stdin is one.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Key: chooses the shard, keeps order.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The record is this file's content.")] = None,
+    expected_offset: Annotated[
+        int | None, typer.Option(min=0, help="Only if this is the shard's end; needs --key.")
+    ] = None,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Append records and print their receipts.
+
+    Examples: peerctl append orders hello --key household-900; seq 1000 | peerctl append orders
+    """
+    key_bytes = None if key is None else key.encode()
+    if file is not None and value is not None:
+        fail("give the record as an argument or as --file, not both", EXIT_USAGE)
+    if value in {None, "-"} and file is None:
+        if expected_offset is not None:
+            fail("--expected-offset is for a single record", EXIT_USAGE)
+        _append_lines(log, key_bytes, config, output)
+        return
+    try:
+        content = file.read_bytes() if file is not None else (value or "").encode()
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}", EXIT_USAGE)
+        return
+    with connected(config) as client:
+        receipt = client.append(log, content, key=key_bytes, expected_offset=expected_offset)
+        if output is Format.JSON:
+            print_json(_receipt_json(receipt))
+        else:
+            typer.echo(str(receipt))
+
+
+def _append_lines(log: str, key: bytes | None, config: Path | None, output: Format) -> None:
+    appended = 0
+    with connected(config) as client, Progress(disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("appending", total=None)
+        for lines in _rounds():
+            records = [NewRecord(value=line, key=key) for line in lines]
+            receipts = client.append_many(log, records)
+            appended += len(receipts)
+            progress.update(task, completed=appended)
+            if output is Format.JSON:
+                for receipt in receipts:
+                    typer.echo(json.dumps(_receipt_json(receipt)))
+    if output is Format.TABLE:
+        typer.echo(f"appended {appended} records to {log}")
+
+
+def _rounds() -> Iterator[list[bytes]]:
+    """Lines of stdin without their ends, in bounded lists."""
+    lines: list[bytes] = []
+    for line in sys.stdin.buffer:
+        lines.append(line.rstrip(b"\r\n"))
+        if len(lines) == LINES_PER_ROUND_MAX:
+            yield lines
+            lines = []
+    if lines:
+        yield lines
+
+
+def _receipt_json(receipt: Receipt) -> dict[str, object]:
+    return {
+        "log": receipt.log,
+        "shard": receipt.shard,
+        "epoch": receipt.epoch,
+        "offset": receipt.offset,
+        "record_count": receipt.record_count,
+        "durable_on": list(receipt.durable_on),
+        "duplicate": receipt.duplicate,
+        "timestamp_ms": receipt.timestamp_ms,
+    }
+
+
+# ---------------------------------------------------------------------------------- read
+def read(  # noqa: PLR0917 -- the options of the command
+    log: LogName,
+    shard: Annotated[int | None, typer.Option(help="Only this shard.")] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="earliest, latest, or an offset (with --shard).")
+    ] = "earliest",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new records, until Ctrl-C.")
+    ] = False,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="Stop after N.")] = None,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Read records, in order per key. With -o json, one document a line.
+
+    Examples: peerctl read orders --follow; peerctl read orders --shard 3 --from 1042 -n 10
+    """
+    if start not in {"earliest", "latest"} and not start.isdigit():
+        fail(f"--from {start}: earliest, latest or an offset", EXIT_USAGE)
+    if start.isdigit() and shard is None:
+        fail("--from OFFSET needs --shard: offsets are counted per shard", EXIT_USAGE)
+    with connected(config) as client:
+        where = int(start) if start.isdigit() else start
+        with client.read(log, start=where, shard=shard, follow=follow) as records:  # type: ignore[arg-type]
+            for index, record in enumerate(records, start=1):
+                sys.stdout.write(_record_line(record, output))
+                if follow:
+                    sys.stdout.flush()
+                if index == count:
+                    break
+
+
+def _record_line(record: Record, output: Format) -> str:
+    key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
+    value = record.value.decode("utf-8", "backslashreplace")
+    if output is Format.TABLE:
+        return (
+            f"{record.log}/{record.shard} {record.offset}  {'-' if key is None else key}  {value}\n"
+        )
+    content = {
+        "log": record.log,
+        "shard": record.shard,
+        "offset": record.offset,
+        "epoch": record.epoch,
+        "key": key,
+        "value": value,
+        "headers": [
+            [name, value.decode("utf-8", "backslashreplace")] for name, value in record.headers
+        ],
+        "timestamp_ms": record.timestamp_ms,
+        "appended_ms": record.appended_ms,
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"

@@ -1,0 +1,162 @@
+"""How `peerctl` speaks: tables on a terminal, JSON for programs, errors in one line.
+
+Exit statuses are stable: 0 done; 1 the cluster refused or failed; 2 used or configured wrongly;
+130 ended by Ctrl-C. What a program reads goes to stdout, everything else to stderr.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from peerd.client import blocking
+from peerd.client.errors import CredentialsError, PeerdError
+from peerd.client.options import ClientOptions
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+CONFIG_VARIABLE = "PEERCTL_CONFIG"
+CONFIG_PLACES = (Path("peerctl.toml"), Path("build/dev/peerctl.toml"))
+
+
+class Format(StrEnum):
+    """What the answer looks like."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="peerctl.toml of the cluster. Default: $PEERCTL_CONFIG, ./peerctl.toml, "
+        "build/dev/peerctl.toml.",
+    ),
+]
+FormatOption = Annotated[
+    Format, typer.Option("--output", "-o", help="A table for people or JSON for programs.")
+]
+
+
+@contextmanager
+def connected(
+    config: Path | None, options: ClientOptions | None = None
+) -> Iterator[blocking.Client]:
+    """A client of the cluster; whatever fails inside ends the command with one line."""
+    with one_line_errors():
+        with blocking.connect(credentials=_config_path(config), options=options) as client:
+            yield client
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what users can cause into one line on stderr and a stable exit status."""
+    try:
+        yield
+    except CredentialsError as error:
+        fail(str(error), EXIT_USAGE)
+    except PeerdError as error:
+        fail(str(error), EXIT_REFUSED)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+
+
+def fail(message: str, status: int) -> None:
+    """One line on stderr, and the end."""
+    typer.echo(f"peerctl: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _config_path(config: Path | None) -> Path:
+    if config is not None:
+        return config
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    for place in CONFIG_PLACES:
+        if place.exists():
+            return place
+    raise CredentialsError(
+        f"which cluster? Name its peerctl.toml with -c or ${CONFIG_VARIABLE}; "
+        "`peerd dev` writes one"
+    )
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def as_dict(message: Message) -> dict[str, object]:
+    """A protobuf message by its field names, defaults included; NaN becomes null."""
+    value = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    cleaned = _without_nan(value)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    if value == "NaN" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table without frames, as wide as it needs to be when it is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=240)
+    table = Table(box=None, pad_edge=False, header_style="bold" if console.is_terminal else None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def size_text(count: int) -> str:
+    """Bytes for people, e.g. "2.1 GB"."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000.0 or unit == "TB":
+            break
+        value /= 1000.0
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def duration_text(milliseconds: int) -> str:
+    """A time span for people, e.g. "3.2 s"."""
+    seconds = milliseconds / 1000.0
+    if seconds < 120.0:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60.0
+    return f"{minutes:.0f} min" if minutes < 120.0 else f"{minutes / 60.0:.0f} h"
+
+
+def probability_text(value: float | None) -> str:
+    """A probability for people; "?" if it is not known."""
+    return "?" if value is None or math.isnan(value) else f"{value:.2f}"

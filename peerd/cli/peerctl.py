@@ -1,0 +1,41 @@
+"""`peerctl`: everything that people do to a cluster, from one command line.
+
+Exit statuses: 0 done; 1 the cluster refused or failed; 2 used or configured wrongly; 130 Ctrl-C.
+"""
+
+import os
+
+# Before grpc is imported: nothing forks once it is up; its free text would be noise on a terminal.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import typer
+
+from peerd.cli import fleet_commands, log_commands, pki_commands
+
+app = typer.Typer(
+    name="peerctl",
+    help="Look at a peerd cluster and work with it. Every command takes -o json. "
+    "Exit status: 0 done, 1 refused or failed, 2 used or configured wrongly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(fleet_commands.status)
+app.command()(fleet_commands.forecast)
+app.command()(log_commands.append)
+app.command()(log_commands.read)
+app.add_typer(log_commands.log_app, name="log")
+app.add_typer(fleet_commands.node_app, name="node")
+app.add_typer(fleet_commands.shard_app, name="shard")
+app.add_typer(fleet_commands.explain_app, name="explain")
+app.add_typer(pki_commands.pki_app, name="pki")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
