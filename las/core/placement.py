@@ -91,35 +91,48 @@ class Wish:
     heirs: frozenset[ReplicaId] = frozenset()
 
 
+class _Judged:
+    """A node with what is asked of it for each shard."""
+
+    __slots__ = ("health", "host", "node", "store")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.store = node.store
+        self.host = node.host
+        if node.state is not NodeState.UP:
+            self.health = Health.GONE
+        else:
+            endangered = node.at_risk or node.draining
+            self.health = Health.ENDANGERED if endangered else Health.HEALTHY
+
+
 class Placement:
     """One round of choices. Each choice counts as load for the next, so a round spreads itself."""
 
     def __init__(
         self, state: ClusterState, view: FleetView, limits: Limits, index: FleetIndex
     ) -> None:
-        self._state = state
         self._view = view
         self._limits = limits
         self._votes: Counter[NodeName] = Counter(index.voting)
         self._leads: Counter[NodeName] = Counter(index.leading)
         self._copies: Counter[NodeName] = Counter(index.holding)
-        healthy = (
-            node
-            for node in state.nodes.values()
-            if self.health(node.replica) is Health.HEALTHY and self._has_room(node)
+        self._nodes = {node.name: _Judged(node) for node in state.nodes.values()}
+        self._queue = sorted(
+            (self._load(name), name)
+            for name, judged in self._nodes.items()
+            if judged.health is Health.HEALTHY and self._has_room(judged.node)
         )
-        self._queue = sorted((self._load(node.name), node.name) for node in healthy)
 
     def health(self, replica: ReplicaId) -> Health:
         """What may be built on `replica`."""
-        node = self._state.nodes.get(replica.peer)
-        if node is None or node.store != replica.store or node.state is not NodeState.UP:
-            return Health.GONE
-        return Health.ENDANGERED if node.at_risk or node.draining else Health.HEALTHY
+        judged = self._nodes.get(replica.peer)
+        return Health.GONE if judged is None or judged.store != replica.store else judged.health
 
     def host(self, replica: ReplicaId) -> str:
         """The host of a replica's node."""
-        return self._state.nodes[replica.peer].host
+        return self._nodes[replica.peer].host
 
     # ------------------------------------------------------------------ plans
     def compose(self, wish: Wish) -> Plan | None:
@@ -195,7 +208,7 @@ class Placement:
         may_lead: bool = False,
     ) -> ReplicaId | None:
         """The healthy store that fits best beside others, on no host of theirs or `blocked`."""
-        nodes = [self._state.nodes[each.peer] for each in beside]
+        nodes = [self._nodes[each.peer].node for each in beside]
         hosts = {node.host for node in nodes} | blocked
         racks = Counter(rack for node in nodes if (rack := node.label("rack")))
         zones = Counter(zone for node in nodes if (zone := node.label("zone")))
@@ -203,8 +216,9 @@ class Placement:
         best: tuple[tuple[int, int, int, NodeName], Node] | None = None
         weighed = 0
         for load, name in self._queue:
-            node = self._state.nodes[name]
-            if node.host in hosts or name in refused or (may_lead and not node.may_lead):
+            judged = self._nodes[name]
+            node = judged.node
+            if judged.host in hosts or name in refused or (may_lead and not node.may_lead):
                 continue
             score = (racks[node.label("rack")], zones[node.label("zone")], load, name)
             if best is None or score < best[0]:
@@ -223,11 +237,11 @@ class Placement:
     def _other_endangered(self, wish: Wish) -> list[ReplicaId]:
         """Endangered nodes with room that have no part yet: draining before at risk, least used."""
         names = sorted(
-            (node.at_risk, self._load(node.name), node.name)
-            for node in self._state.nodes.values()
-            if self.health(node.replica) is Health.ENDANGERED and self._has_room(node)
+            (judged.node.at_risk, self._load(name), name)
+            for name, judged in self._nodes.items()
+            if judged.health is Health.ENDANGERED and self._has_room(judged.node)
         )
-        replicas = (self._state.nodes[name].replica for _, _, name in names)
+        replicas = (self._nodes[name].node.replica for _, _, name in names)
         return [each for each in replicas if each not in wish.kept]
 
     def _primary(self, wish: Wish, voters: list[ReplicaId]) -> ProcessId | None:
@@ -245,10 +259,10 @@ class Placement:
 
     # ------------------------------------------------------------------ small facts
     def _process(self, replica: ReplicaId) -> ProcessId:
-        return self._state.nodes[replica.peer].process
+        return self._nodes[replica.peer].node.process
 
     def _may_lead(self, replica: ReplicaId) -> bool:
-        return self._state.nodes[replica.peer].may_lead
+        return self._nodes[replica.peer].node.may_lead
 
     def _hosts(self, replicas: Iterable[ReplicaId]) -> set[str]:
         return {self.host(each) for each in replicas}

@@ -112,65 +112,93 @@ def plan(
     """
     seen = _Round(state, view, limits, index)
     recoveries: list[Recover] = []
-    prepares: list[Prepare] = []
+    needs: list[_Need] = []
     wants: list[Want] = []
-    shortages: list[Shortage] = []
     for shard in sorted(state.shards if shards is None else set(shards)):
         entry = state.shards.get(shard)
         if entry is None or entry.halted:
             continue
         wants += _wants(seen, entry)
-        found = _change(seen, entry)
+        found = _need(seen, entry)
         if isinstance(found, Recover):
             recoveries.append(found)
-        elif isinstance(found, Prepare):
-            prepares.append(found)
-        elif isinstance(found, Shortage):
-            shortages.append(found)
-    prepares.sort(key=lambda each: (each.urgency, each.shard))
-    room = max(0, limits.changes_max - len(seen.index.unsettled))
+        elif found is not None:
+            needs.append(found)
     wants.sort(key=lambda each: (not each.kept_tail, each.healthy, each.shard, each.epoch))
-    return [*recoveries, *prepares[:room], *_within(seen, wants), *shortages]
+    prepares, shortages = _prepares(seen, needs)
+    return [*recoveries, *prepares, *_within(seen, wants), *shortages]
 
 
 # ---------------------------------------------------------------------------------- open segments
-def _change(seen: _Round, entry: ShardEntry) -> Recover | Prepare | Shortage | None:
-    """What the open segment of one shard needs."""
-    state, placement = seen.state, seen.placement
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """An open segment that may need another plan, and why."""
+
+    entry: ShardEntry
+    troubles: tuple[str, ...]
+    stalled: frozenset[ReplicaId]
+    urgency: Urgency
+
+
+def _need(seen: _Round, entry: ShardEntry) -> Recover | _Need | None:
+    """What is wrong with the open segment of one shard."""
     shard = entry.shard
     if shard.fence != NO_EPOCH:
         return Recover(shard=shard.shard, why=f"fence {shard.fence} stands")
-    if why := primary_gone(state, entry):
+    if why := primary_gone(seen.state, entry):
         return Recover(shard=shard.shard, why=why)
     if shard.prepared is not None:
         return None
     now = shard.open.plan
-    log = state.logs[shard.log]
     stalled = frozenset(each for each in now.voters if (shard.shard, each) in seen.view.stalled)
     troubles = _troubles(seen, now, stalled)
-    if not troubles and len(now.voters) >= log.copies:
+    if not troubles and len(now.voters) >= seen.state.logs[shard.log].copies:
         return None
-    kept = _kept(seen, now)
+    urgency = _urgency(seen, now, stalled)
+    return _Need(entry=entry, troubles=tuple(troubles), stalled=stalled, urgency=urgency)
+
+
+def _prepares(seen: _Round, needs: list[_Need]) -> tuple[list[Prepare], list[Shortage]]:
+    """Plans for the most urgent needs, as many as may be under way."""
+    room = seen.limits.changes_max - len(seen.index.unsettled)
+    prepares: list[Prepare] = []
+    shortages: list[Shortage] = []
+    for need in sorted(needs, key=lambda each: (each.urgency, each.entry.shard.shard)):
+        if len(prepares) >= room:
+            break
+        found = _answer(seen, need)
+        if isinstance(found, Prepare):
+            prepares.append(found)
+        elif found is not None:
+            shortages.append(found)
+    return prepares, shortages
+
+
+def _answer(seen: _Round, need: _Need) -> Prepare | Shortage | None:
+    """The plan that answers a need; None if there is none better than the one it has."""
+    shard = need.entry.shard
+    now, log = shard.open.plan, seen.state.logs[shard.log]
     wish = Wish(
         log=log,
-        kept=kept,
-        shunned=stalled,
+        kept=_kept(seen, now),
+        shunned=need.stalled,
         primary=now.primary,
         heirs=frozenset(now.voters),
     )
-    composed = placement.compose(wish)
+    composed = seen.placement.compose(wish)
     if composed is None:
-        why = f"{_list(troubles)}; fewer than {log.acks} nodes could vote, or none of them may lead"
+        told = _list(need.troubles)
+        why = f"{told}; fewer than {log.acks} nodes could vote, or none of them may lead"
         return Shortage(shard=shard.shard, why=why)
     if composed.primary == now.primary and set(composed.voters) == set(now.voters):
         return None
-    placement.commit(composed, now)
+    seen.placement.commit(composed, now)
     return Prepare(
         shard=shard.shard,
         epoch=shard.open.epoch,
         plan=composed,
-        why=_explain(troubles, now, composed),
-        urgency=_urgency(seen, now, stalled),
+        why=_explain(need.troubles, now, composed),
+        urgency=need.urgency,
     )
 
 
@@ -229,8 +257,8 @@ def _urgency(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> Urgency:
     return Urgency.DRAINING if any(node.draining for node in nodes) else Urgency.SHORT
 
 
-def _explain(troubles: list[str], before: Plan, after: Plan) -> str:
-    told = _list(troubles) if troubles else "too few copies"
+def _explain(troubles: Iterable[str], before: Plan, after: Plan) -> str:
+    told = _list(troubles) or "too few copies"
     joined = [each.peer for each in after.voters if each not in before.voters]
     left = [each.peer for each in before.voters if each not in after.voters]
     parts = [f"{_list(joined)} joins" if joined else "", f"{_list(left)} leaves" if left else ""]

@@ -89,7 +89,7 @@ class Node:
 
     def label(self, key: str) -> str:
         """The value of a label, or the empty string."""
-        return dict(self.labels).get(key, "")
+        return next((value for name, value in self.labels if name == key), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
