@@ -83,20 +83,24 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What is sent as one. `request_id` is that of the newest sending, 0 before the first."""
+    """What is sent as one. `sending` is the newest one, while it is unanswered."""
 
     entries: list[Entry]
     append: log_bytes_pb2.AppendRequestBytes
     record_count: int
     earliest_deadline: float
-    request_id: int = 0
-    is_out: bool = False
-    """The newest sending is unanswered."""
+    sending: Sent | None = None
+    was_sent: bool = False
     maybe_taken: bool = False
     """An earlier sending was lost on the way or ended as unknown."""
     done: bool = False
     damaged_tries: int = 0
     refusal: errors_pb2.Refusal | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Some sending of it may be taken, now or later."""
+        return self.maybe_taken or (self.sending is not None and self.sending.has_left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +252,15 @@ class ShardPipeline:
         if target is None:
             return False
         self._target = target
-        if batch.is_out:
-            # The earlier sending may still be taken; its answer, if it is a receipt, still counts.
-            batch.maybe_taken = True
+        # The earlier sending may still be taken; its answer, if it is a receipt, still counts.
+        batch.maybe_taken = batch.in_doubt
         self._statistics.batches_sent += 1
-        if batch.request_id:
+        if batch.was_sent:
             self._statistics.batches_sent_again += 1
-        batch.request_id = self._streams.next_request_id()
-        batch.is_out = True
-        self._streams.to(target.address).send(Sent(batch.request_id, batch, self, batch.append))
+        batch.was_sent = True
+        sent = Sent(self._streams.next_request_id(), batch, self, batch.append)
+        batch.sending = sent
+        self._streams.to(target.address).send(sent)
         return True
 
     def _find_target(self) -> Target | None:
@@ -305,7 +309,7 @@ class ShardPipeline:
     def is_current(self, sent: Sent) -> bool:
         """See `Sender`."""
         batch = sent.batch
-        return isinstance(batch, Batch) and not batch.done and batch.request_id == sent.request_id
+        return isinstance(batch, Batch) and not batch.done and batch.sending is sent
 
     def answered(self, sent: Sent, result: log_pb2.AppendResult) -> None:
         """See `Sender`. A receipt is the truth whichever sending it answers."""
@@ -315,21 +319,21 @@ class ShardPipeline:
         if result.WhichOneof("outcome") == "receipt":
             self._acknowledge(batch, result.receipt)
         elif self.is_current(sent):
-            batch.is_out = False
+            batch.sending = None
             self._refused(batch, result.refusal)
 
-    def lost(self, sent: Sent, why: errors_pb2.Refusal | None, *, may_have_arrived: bool) -> None:
+    def lost(self, sent: Sent, why: errors_pb2.Refusal | None) -> None:
         """See `Sender`."""
         batch = sent.batch
         if not isinstance(batch, Batch) or not self.is_current(sent):
             return
-        batch.is_out = False
+        batch.sending = None
         if why is not None:
             batch.refusal = why
             if reason_of(why) in _STREAM_REFUSED:
                 self._fail(batch, error_of_refusal(why, is_append=True))
                 return
-        batch.maybe_taken |= may_have_arrived
+        batch.maybe_taken |= sent.has_left
         self._retry_in(RETRY_STEP_S)
 
     def _acknowledge(self, batch: Batch, receipt: batch_pb2.Receipt) -> None:
@@ -390,7 +394,7 @@ class ShardPipeline:
         self._hole |= refusal.next_sequence < self._inflight[0].append.first_sequence
         if not self._hole:
             self._retry_in(RETRY_STEP_S)
-        elif not any(batch.is_out for batch in self._inflight):
+        elif all(batch.sending is None for batch in self._inflight):
             self._renumber()
 
     def _renumber(self) -> None:
@@ -446,7 +450,7 @@ class ShardPipeline:
             self._retry.cancel()
             self._retry = None
         for batch in tuple(self._inflight):
-            taken = "unknown" if batch.maybe_taken or batch.is_out else "no"
+            taken = "unknown" if batch.in_doubt else "no"
             self._fail(batch, ClientClosed(message, taken=taken))
         while self._waiting:
             self._end(self._waiting.popleft(), ClientClosed(message, taken="no"))
@@ -460,7 +464,7 @@ class ShardPipeline:
         self._remove(batch)
         if not self._inflight:
             # Nobody stands behind it: its sequence can be given again, unless it may be taken.
-            if self._hole or batch.maybe_taken or batch.is_out:
+            if self._hole or batch.in_doubt:
                 self._new_producer()
             else:
                 self._next_sequence = batch.append.first_sequence
@@ -485,7 +489,7 @@ class ShardPipeline:
             entry.future.set_exception(outcome)
 
     def _too_late(self, batch: Batch) -> PeerdError:
-        if batch.maybe_taken or batch.is_out:
+        if batch.in_doubt:
             return _unknown(batch)
         if batch.refusal is not None:
             return error_of_refusal(batch.refusal, is_append=True)

@@ -24,7 +24,7 @@ from peerd.client.errors import (
     Unavailable,
     error_of_call,
 )
-from peerd.client.options import READ_RETRY_S, RETRY_STEP_S
+from peerd.client.options import READ_RETRY_S, RETRY_STEP_S, SLOW_RETRY_STEP_S
 from peerd.client.payload import records_of
 from peerd.client.values import Position, Record
 from peerd.core.ids import ShardId
@@ -66,7 +66,9 @@ class RecordStream:
         self._call: grpc.aio.UnaryStreamCall[Any, _Message] | None = None
         self._ended = False
         self._turn = 0
-        self._progress_s = time.monotonic()
+        # When the present run of failures began, and when the last one was.
+        self._trouble_began_s: float | None = None
+        self._failed_s = 0.0
 
     @property
     def position(self) -> Position:
@@ -171,13 +173,17 @@ class RecordStream:
         Raises:
             PeerdError: `error`, if it will not pass, or nothing came for too long.
         """
-        idle_s = time.monotonic() - self._progress_s
-        if not isinstance(error, _PASSING) or idle_s > READ_RETRY_S:
+        now_s = time.monotonic()
+        # A stream that has been quiet and whole for long begins a new run of failures.
+        if self._trouble_began_s is None or now_s - self._failed_s > READ_RETRY_S:
+            self._trouble_began_s = now_s
+        self._failed_s = now_s
+        if not isinstance(error, _PASSING) or now_s - self._trouble_began_s > READ_RETRY_S:
             self._ended = True
             raise error
         self._turn += 1
         self._directory.refresh()
-        await asyncio.sleep(RETRY_STEP_S)
+        await asyncio.sleep(SLOW_RETRY_STEP_S if isinstance(error, CorruptData) else RETRY_STEP_S)
 
     def _hang_up(self) -> None:
         if self._call is not None:
@@ -195,7 +201,7 @@ class RecordStream:
             self._records.extend(records)
             if records:
                 self._next[batch.shard] = records[-1].offset + 1
-        self._progress_s = time.monotonic()
+                self._trouble_began_s = None
 
     def _gap(self, gap: log_pb2.Gap) -> None:
         reason = errors_pb2.ErrorReason.Name(gap.reason).removeprefix("ERROR_REASON_")

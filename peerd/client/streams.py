@@ -2,7 +2,7 @@
 
 Invariants:
 - A batch that was given to `send` is answered once: by `answered`, or by `lost` when the stream
-  breaks. `lost` says whether it may have left this process.
+  breaks. `has_left` says whether it may have arrived.
 - Nothing is written before the connection is up: until then it is certain that nothing was sent.
 - What its pipeline has meanwhile sent elsewhere (another request id) is not written any more.
 
@@ -38,11 +38,11 @@ class Sender(Protocol):
     def answered(self, sent: "Sent", result: log_pb2.AppendResult) -> None:
         """The peer answered."""
 
-    def lost(self, sent: "Sent", why: errors_pb2.Refusal | None, *, may_have_arrived: bool) -> None:
+    def lost(self, sent: "Sent", why: errors_pb2.Refusal | None) -> None:
         """The stream broke before the answer; `why` if the peer said so."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Sent:
     """One sending of a batch. A later one of the same batch has another id."""
 
@@ -50,6 +50,8 @@ class Sent:
     batch: object
     sender: Sender
     append: log_bytes_pb2.AppendRequestBytes
+    has_left: bool = False
+    """It was given to the connection: from here on it may arrive."""
 
 
 class PeerStream:
@@ -138,6 +140,7 @@ class PeerStream:
             if not sent.sender.is_current(sent):
                 continue
             size += len(sent.append.batch)
+            sent.has_left = True
             self._unanswered[sent.request_id] = sent
             appends.append(
                 log_bytes_pb2.StreamAppendBytes(request_id=sent.request_id, append=sent.append)
@@ -148,10 +151,8 @@ class PeerStream:
         unanswered, self._unanswered = self._unanswered, {}
         waiting, self._outbox = self._outbox, deque()
         self._news.clear()
-        for sent in unanswered.values():
-            sent.sender.lost(sent, why, may_have_arrived=True)
-        for sent in waiting:
-            sent.sender.lost(sent, why, may_have_arrived=False)
+        for sent in (*unanswered.values(), *waiting):
+            sent.sender.lost(sent, why)
 
 
 class Streams:

@@ -1,0 +1,39 @@
+import pytest
+
+import peerd.aio
+from peerd.client.options import ClientOptions
+from peerd.testing.memory import MemoryCluster
+from peerd.transport.limits import EdgeLimits
+
+LIMITS = EdgeLimits(batch_bytes_max=512 * 1024, no_primary_wait_ms=400)
+
+
+@pytest.fixture
+async def cluster():
+    async with MemoryCluster(peers=3, limits=LIMITS) as cluster:
+        yield cluster
+        assert cluster.bugs == []
+
+
+@pytest.fixture
+async def connect(cluster):
+    """Opens clients of the cluster, with options, and closes them in the end."""
+    opened = []
+
+    async def connect(*addresses, **options):
+        client = peerd.aio.connect(
+            list(addresses) or [*cluster.addresses, cluster.las_address],
+            options=ClientOptions(**options),
+        )
+        await client.__aenter__()
+        opened.append(client)
+        return client
+
+    yield connect
+    for client in opened:
+        await client.close()
+
+
+@pytest.fixture
+async def client(connect):
+    return await connect(append_timeout_s=5.0)
