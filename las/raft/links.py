@@ -87,6 +87,8 @@ class OutgoingLink:
                 was_up = await self._dial()
             except _LinkError as ended:
                 self._note(str(ended))
+            except Exception as error:  # noqa: BLE001  e.g. certificates that are being replaced
+                self._note(f"{self._peer} at {self._address}: {type(error).__name__}: {error}")
             pause_s = REDIAL_S_MIN if was_up else min(2 * pause_s, REDIAL_S_MAX)
             await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
 

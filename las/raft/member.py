@@ -281,6 +281,7 @@ class RaftMember:
             cluster_id=manifest.cluster_id,
             name=manifest.name,
             store_id=manifest.store_id,
+            rejoined=manifest.rejoined,
             voting=not manifest.rejoining,
         )
         return raft_pb2.RaftFrame(term=self._library.raftCurrentTerm, hello=hello)
@@ -292,7 +293,7 @@ class RaftMember:
             PeerRefused: it has another directory than before, see `las.raft.store`.
         """
         hello = frame.hello
-        self._guarded(lambda: self._store.meet(peer, hello.store_id, voting=hello.voting))
+        self._guarded(lambda: self._store.meet(peer, hello.store_id, rejoined=hello.rejoined))
         self._rejoin.hear_hello(peer, frame.term, voting=hello.voting)
 
     def link_up(self, peer: str) -> None:

@@ -9,8 +9,8 @@ Invariants:
   that its lost predecessor may have promised. Then `vote_floor` keeps it from voting in a term in
   which the predecessor may have voted.
 - One process at a time: the lock file is held while the store is open.
-- The store ids of the other members are remembered; one that comes with another store without
-  rejoining (wiped and initialised again) is refused.
+- The store ids of the other members are remembered; one that comes with another store that was not
+  made by rejoining (wiped and initialised again, or an old backup) is refused.
 
 Must not: read the journal or snapshots.
 """
@@ -57,6 +57,8 @@ class Manifest:
     store_id: str
     name: str
     members: tuple[str, ...]
+    # Made by `rejoin_directory`; `rejoining` until it may vote.
+    rejoined: bool = False
     rejoining: bool = False
     # No vote is given in this term or an older one.
     vote_floor: int = 0
@@ -89,17 +91,17 @@ class Store:
         """The snapshot's file; absent before the first one."""
         return self.directory / SNAPSHOT_NAME
 
-    def meet(self, peer: str, store_id: str, *, voting: bool) -> None:
+    def meet(self, peer: str, store_id: str, *, rejoined: bool) -> None:
         """Checks a member's store against the one it had before, and remembers it durably.
 
         Raises:
-            PeerRefused: it has another store and does not say that it rejoins.
+            PeerRefused: it has another store, and that one was not made by `las rejoin`.
             OSError: the manifest cannot be written.
         """
         known = self._manifest.known_stores.get(peer)
         if known == store_id:
             return
-        if known is not None and voting:
+        if known is not None and not rejoined:
             raise PeerRefused(
                 f"{peer} comes with store {store_id[:8]}, it had {known[:8]} before: its directory "
                 f"was replaced; run `las rejoin` on {peer}"
@@ -144,7 +146,7 @@ def init_directory(
         DirectoryNotEmpty: something is there.
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
-    manifest = _new_manifest(cluster, name, members, cluster_id, rejoining=False)
+    manifest = _new_manifest(cluster, name, members, cluster_id, rejoined=False)
     _make_directory(directory)
     if any(directory.iterdir()):
         raise DirectoryNotEmpty(
@@ -172,7 +174,7 @@ def rejoin_directory(
         DirectoryInUse: a process is using the directory.
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
-    manifest = _new_manifest(cluster, name, members, cluster_id, rejoining=True)
+    manifest = _new_manifest(cluster, name, members, cluster_id, rejoined=True)
     _make_directory(directory)
     lock = _lock(directory)
     try:
@@ -219,7 +221,7 @@ def open_directory(
 
 
 def _new_manifest(
-    cluster: str, name: str, members: Collection[str], cluster_id: str, *, rejoining: bool
+    cluster: str, name: str, members: Collection[str], cluster_id: str, *, rejoined: bool
 ) -> Manifest:
     names = sorted(members)
     if name not in names:
@@ -236,7 +238,8 @@ def _new_manifest(
         store_id=str(uuid.uuid4()),
         name=name,
         members=tuple(names),
-        rejoining=rejoining,
+        rejoined=rejoined,
+        rejoining=rejoined,
     )
 
 

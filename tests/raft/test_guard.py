@@ -414,6 +414,20 @@ def test_it_votes_again_only_after_it_heard_both_others(make):
     assert [answer.WhichOneof("body") for answer in answers] == ["vote_granted"]
 
 
+def test_a_member_that_was_away_accepts_the_new_directory_later(make):
+    cluster = led(make(size=5))
+    cluster.kill("E")
+    lose_disk(cluster, "B")
+    for other in "ACD":
+        cluster.connect("B", other)
+    cluster.settle("ABCD")
+    assert cluster.nodes["B"].status().voting
+    cluster.restart("E", "ABCD")
+    assert not cluster.refusals
+    cluster.kill("A")
+    assert cluster.elect("E", "BCD")
+
+
 def test_a_wiped_member_that_was_initialised_again_is_not_listened_to(make):
     cluster = make()
     acknowledged_by_two(cluster)

@@ -415,10 +415,11 @@ def test_h8_guarded_domain_errors_are_results_and_defects_stop(make):
     cluster.settle()
     assert sorted(cluster.nodes) == ["B", "C"]
     assert cluster.acks[-1][3] == "OutcomeUnknown"
-    # The entry is in the log: every member that applies it stops, and none is wedged.
+    # The entry is in the log: every member that applies it stops, none is wedged or diverges.
     assert cluster.elect("B", "C")
     cluster.settle()
-    assert not cluster.nodes
+    assert sorted(cluster.nodes) == ["C"]
+    assert cluster.items("C") == ["item"]
     assert all("the state machine raised" in reason for reason in cluster.failures)
 
 

@@ -184,10 +184,12 @@ def test_rejoin_does_not_take_a_foreign_directory(tmp_path, changes, error):
 def test_a_replaced_store_of_another_member_is_refused_unless_it_rejoins(tmp_path, open_store):
     init(tmp_path)
     store = open_store(tmp_path)
-    store.meet("b", "one", voting=True)
-    store.meet("b", "one", voting=True)
+    store.meet("b", "one", rejoined=False)
+    store.meet("b", "one", rejoined=False)
     with pytest.raises(PeerRefused, match="las rejoin"):
-        store.meet("b", "two", voting=True)
-    store.meet("b", "two", voting=False)
+        store.meet("b", "two", rejoined=False)
+    store.meet("b", "two", rejoined=True)
+    with pytest.raises(PeerRefused):
+        store.meet("b", "one", rejoined=False)
     assert "two" in (tmp_path / "manifest.json").read_text()
     assert store.manifest.known_stores == {"b": "two"}
