@@ -14,13 +14,11 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from peerd.core import events as ev
-from peerd.core.batch import NO_PRODUCER, BatchHeader
 from peerd.core.durable import FillSealed, Outcome, StoreOperation
 from peerd.core.effects import (
-    AppendAccepted,
-    AppendRefused,
     BeginAnswer,
     FetchTable,
     HasBegunAnswer,
@@ -33,12 +31,10 @@ from peerd.core.effects import (
     Step,
     TableAnswer,
 )
-from peerd.core.errors import Reason, Taken
 from peerd.core.ids import (
     Epoch,
     NodeName,
     ProcessId,
-    ProducerId,
     ReplicaId,
     RequestId,
     ShardId,
@@ -48,7 +44,8 @@ from peerd.core.limits import Limits
 from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Message, Ready
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Segment, Shard
-from peerd.testing.history import BrokenPromise, History, Sent
+from peerd.testing.history import BrokenPromise, History
+from peerd.testing.sim_clients import Peer, SimClients, ToEvent
 from peerd.testing.sim_las import SimLas, process_of
 from peerd.testing.sim_store import SimStore
 
@@ -89,7 +86,7 @@ class Options:
 
 
 class Clock:
-    """Virtual time: what is due, in order; equal times in the order in which they were asked for."""
+    """Virtual time: what is due, in order; at equal times in the order in which it was asked."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -108,7 +105,7 @@ class Clock:
             action()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SimPeer:
     """A data directory, and the process on it, if one runs."""
 
@@ -126,19 +123,6 @@ class SimPeer:
     waiting: dict[RequestId, Callable[[Reply], None]] = field(default_factory=dict)
 
 
-class SimClient:
-    """Appends one batch after the other, several at once, and sends each again until it is told."""
-
-    def __init__(self, number: int, producer: bool) -> None:
-        self.number = number
-        self.producer = ProducerId(bytes([number]) * 16) if producer else NO_PRODUCER
-        self.next_sequence = 0
-        self.made = 0
-        self.outstanding: dict[bytes, Sent] = {}
-        self.leader: NodeName | None = None
-        self.closed = False
-
-
 class Simulation:
     """One run; see the module."""
 
@@ -150,7 +134,7 @@ class Simulation:
         self.las = SimLas(self, self.rng, options.copies, options.acks)
         self.troubled = True
         self.peers: dict[NodeName, SimPeer] = {}
-        self.clients = [SimClient(n, n > 0) for n in range(options.clients)]
+        self.clients = SimClients(self, options.clients, options.appends_per_client)
         self._cut: set[tuple[NodeName, NodeName]] = set()
         self._arrives: dict[tuple[NodeName, NodeName], int] = {}
         self._streams: dict[tuple[NodeName, NodeName], int] = {}
@@ -163,6 +147,15 @@ class Simulation:
             peer.clock_skew_ms = self.rng.randint(-5_000, 5_000)
             self.peers[name] = peer
 
+    @property
+    def now(self) -> int:
+        """Virtual milliseconds."""
+        return self.clock.now
+
+    def some_peers(self) -> list[Peer]:
+        """All peers, dead or alive."""
+        return list(self.peers.values())
+
     # -------------------------------------------------------------- a run
     def run(self) -> None:
         """Break things, heal them, check. Raises `BrokenPromise`."""
@@ -171,8 +164,7 @@ class Simulation:
             self._register(peer)
         self.las.create_log(tuple(self.peers))
         self.las.start()
-        for client in self.clients:
-            self._client_step(client)
+        self.clients.start(every_ms=self.options.trouble_ms // self.options.appends_per_client)
         self._spread_map()
         self._trouble()
         self.clock.run(self.options.trouble_ms)
@@ -187,9 +179,8 @@ class Simulation:
         return not self._unsettled()
 
     def _unsettled(self) -> str:
-        for client in self.clients:
-            if client.made < self.options.appends_per_client or client.outstanding:
-                return f"client {client.number} waits for {list(client.outstanding)[:3]}"
+        if waiting := self.clients.unanswered():
+            return waiting
         shard = self.las.shard
         if shard.fence or shard.prepared is not None:
             return f"fence {shard.fence}, prepared {shard.prepared}"
@@ -283,7 +274,7 @@ class Simulation:
         peer.replica = Replica(peer.process, peer.store.state, FAST_LIMITS)
         peer.ticks_at = -1
         self._heard_dead.pop(peer.name, None)
-        self._in_life(peer, 5, lambda: self._register(peer))
+        self.in_life(peer, 5, lambda: self._register(peer))
 
     def _register(self, peer: SimPeer) -> None:
         state = peer.store.state
@@ -292,7 +283,7 @@ class Simulation:
             self._tell_map(peer, self.las.shard)
 
     # -------------------------------------------------------------- processes
-    def _in_life(self, peer: SimPeer, delay_ms: int, action: Callable[[], None]) -> None:
+    def in_life(self, peer: SimPeer, delay_ms: int, action: Callable[[], None]) -> None:
         """Do `action` later, if the same process still lives then; when it is awake."""
         life = peer.lives
 
@@ -315,7 +306,7 @@ class Simulation:
         wake_at = peer.replica.wake_at
         if wake_at is not None and (peer.ticks_at < self.clock.now or wake_at < peer.ticks_at):
             peer.ticks_at = max(wake_at, self.clock.now + 1)
-            self._in_life(peer, peer.ticks_at - self.clock.now, lambda: self._tick(peer))
+            self.in_life(peer, peer.ticks_at - self.clock.now, lambda: self._tick(peer))
 
     def _tick(self, peer: SimPeer) -> None:
         peer.ticks_at = -1
@@ -331,8 +322,8 @@ class Simulation:
         for reply in step.reply:
             self._reply(peer, reply)
         for report in step.report:
-            if not self._lost():
-                self.later(self._latency(), lambda report=report: self.las.reported(report))
+            if not self.lost():
+                self.later(self.latency(), partial(self.las.reported, report))
 
     def _submit(self, peer: SimPeer, operation: StoreOperation) -> None:
         peer.store.submit(operation)
@@ -354,7 +345,7 @@ class Simulation:
             self.history.check_fence(before, outcomes)
             for outcome in outcomes:
                 peer.outcomes.append(outcome)
-                self._in_life(peer, 0, lambda: self._written(peer))
+                self.in_life(peer, 0, lambda: self._written(peer))
             if peer.store.queue:
                 self._start_commit(peer)
 
@@ -368,26 +359,28 @@ class Simulation:
         """Do something that belongs to no process."""
         self.clock.later(delay_ms, action)
 
-    def _latency(self) -> int:
+    def latency(self) -> int:
+        """How long a message is under way, in ms."""
         return self.rng.choice((1, 1, 2, 3, 10)) if self.rng.random() < 0.98 else 150
 
-    def _lost(self) -> bool:
+    def lost(self) -> bool:
+        """Whether a message is lost."""
         return self.troubled and self.rng.random() < self.options.loss
 
     def _is_cut(self, one: NodeName, other: NodeName) -> bool:
         return one != other and (one, other) in self._cut
 
     def _break_stream(self, one: NodeName, other: NodeName) -> None:
-        """The stream from `one` to `other` breaks and comes back: what is under way on it is lost."""
+        """The stream from `one` to `other` breaks and comes back: what was under way is lost."""
         if one == other:
             return
         self._streams[one, other] = self._streams.get((one, other), 0) + 1
         sender, receiver = self.peers[one], self.peers[other]
         replica = receiver.process.replica
         down, up = ev.StreamDown(replica=replica), ev.StreamUp(replica=replica)
-        self._in_life(sender, 1, lambda: self.deliver(sender, down))
+        self.in_life(sender, 1, lambda: self.deliver(sender, down))
         back_ms = self.rng.choice((5, 60))
-        self._in_life(sender, 2 + back_ms, lambda: self._stream_back(sender, receiver, up))
+        self.in_life(sender, 2 + back_ms, lambda: self._stream_back(sender, receiver, up))
 
     def _stream_back(self, sender: SimPeer, receiver: SimPeer, up: ev.StreamUp) -> None:
         if receiver.replica is not None and not self._is_cut(sender.name, receiver.name):
@@ -398,7 +391,7 @@ class Simulation:
         receiver = self.peers[name]
         if send.to != receiver.process.replica:
             return
-        if self._lost():
+        if self.lost():
             if self.options.ordered_streams:
                 self._break_stream(sender.name, name)
             return
@@ -409,7 +402,7 @@ class Simulation:
             self._put_on_wire(sender, receiver, send.message)
 
     def _put_on_wire(self, sender: SimPeer, receiver: SimPeer, message: Message) -> None:
-        delay_ms = self._latency()
+        delay_ms = self.latency()
         link = (sender.name, receiver.name)
         if self.options.ordered_streams:
             arrives = max(self.clock.now + delay_ms, self._arrives.get(link, 0))
@@ -421,7 +414,7 @@ class Simulation:
         def arrive() -> None:
             broken = self.options.ordered_streams and self._streams.get(link, 0) != stream
             if receiver.replica is not None and not broken and not self._is_cut(*link):
-                self._in_life(receiver, 0, lambda: self._receive(receiver, source, message))
+                self.in_life(receiver, 0, lambda: self._receive(receiver, source, message))
 
         self.clock.later(delay_ms, arrive)
 
@@ -442,22 +435,23 @@ class Simulation:
     def _receive_begin(self, peer: SimPeer, sender: ReplicaId, message: Begin) -> None:
         def answered(reply: Reply) -> None:
             source = self.peers[sender.peer]
-            if isinstance(reply, BeginAnswer) and not self._lost():
+            if isinstance(reply, BeginAnswer) and not self.lost():
                 answer = ev.BeginAnswered(
                     sender=peer.process.replica,
                     epoch=reply.epoch,
                     begun=reply.begun,
                     promised=reply.promised,
                 )
-                self._in_life(source, self._latency(), lambda: self.deliver(source, answer))
+                self.in_life(source, self.latency(), lambda: self.deliver(source, answer))
 
-        request = self._ask(peer, answered)
+        request = self.ask(peer, answered)
         now = Tick(self.clock.now)
         self.deliver(
             peer, ev.BeginReceived(request=request, sender=sender, message=message, now=now)
         )
 
-    def _ask(self, peer: SimPeer, answered: Callable[[Reply], None]) -> RequestId:
+    def ask(self, peer: SimPeer, answered: Callable[[Reply], None]) -> RequestId:
+        """A request id; `answered` gets its reply, if the process lives to give it."""
         self._requests += 1
         request = RequestId(self._requests)
         peer.waiting[request] = answered
@@ -469,12 +463,22 @@ class Simulation:
             raise BrokenPromise(f"a reply to nobody, or a second one: {reply}")
         answered(reply)
 
+    def send(self, to: NodeName, answered: Callable[[Reply], None], event: ToEvent) -> None:
+        """A client's request on its way to a process, perhaps never to arrive."""
+        peer = self.peers[to]
+
+        def arrive() -> None:
+            self.deliver(peer, event(self.ask(peer, answered), Tick(self.clock.now)))
+
+        if not self.lost():
+            self.in_life(peer, self.latency(), arrive)
+
     # -------------------------------------------------------------- loads
     def _load(self, peer: SimPeer, load: Load) -> None:
         if isinstance(load, LoadBatches):
-            self._in_life(peer, 1, lambda: self._load_batches(peer, load))
+            self.in_life(peer, 1, lambda: self._load_batches(peer, load))
         elif isinstance(load, LoadTable):
-            self._in_life(peer, 1, lambda: self._load_table(peer, load))
+            self.in_life(peer, 1, lambda: self._load_table(peer, load))
         else:
             self._fetch_table(peer, load)
 
@@ -501,25 +505,25 @@ class Simulation:
 
         def failed(answered: bool) -> None:
             event = ev.TableUnavailable(token=load.token, answered=answered)
-            self._in_life(peer, self._latency(), lambda: self.deliver(peer, event))
+            self.in_life(peer, self.latency(), lambda: self.deliver(peer, event))
 
         def answered(reply: Reply) -> None:
             if isinstance(reply, TableAnswer) and reply.table is not None:
                 event = ev.TableFetched(token=load.token, table=reply.table)
-                self._in_life(peer, self._latency(), lambda: self.deliver(peer, event))
+                self.in_life(peer, self.latency(), lambda: self.deliver(peer, event))
             else:
                 failed(answered=True)
 
-        if source.replica is None or self._is_cut(peer.name, source.name) or self._lost():
-            self._in_life(peer, 100, lambda: failed(answered=False))
+        if source.replica is None or self._is_cut(peer.name, source.name) or self.lost():
+            self.in_life(peer, 100, lambda: failed(answered=False))
             return
         event = ev.TableAsked(
-            request=self._ask(source, answered),
+            request=self.ask(source, answered),
             as_of=load.as_of,
             or_later=load.or_later,
             since=load.since,
         )
-        self._in_life(source, self._latency(), lambda: self.deliver(source, event))
+        self.in_life(source, self.latency(), lambda: self.deliver(source, event))
 
     # -------------------------------------------------------------- what the LAS may do
     def seems_dead(self, peer: NodeName) -> bool:
@@ -539,21 +543,21 @@ class Simulation:
         peer = self.peers[to.peer]
 
         def answered(reply: Reply) -> None:
-            if isinstance(reply, PromiseAnswered) and not self._lost():
-                self.later(self._latency(), lambda: answer(reply))
+            if isinstance(reply, PromiseAnswered) and not self.lost():
+                self.later(self.latency(), lambda: answer(reply))
 
         def ask() -> None:
             prepared = shard.prepared.epoch if shard.prepared is not None else Epoch(0)
             event = ev.PromiseReceived(
-                request=self._ask(peer, answered),
+                request=self.ask(peer, answered),
                 fence=shard.fence,
                 epoch=shard.open.epoch,
                 prepared=prepared,
             )
             self.deliver(peer, event)
 
-        if not self._lost():
-            self._in_life(peer, self._latency(), ask)
+        if not self.lost():
+            self.in_life(peer, self.latency(), ask)
 
     def has_begun(
         self, to: ProcessId, epoch: Epoch, answer: Callable[[HasBegunAnswer], None]
@@ -562,15 +566,15 @@ class Simulation:
         peer = self.peers[to.peer]
 
         def answered(reply: Reply) -> None:
-            if isinstance(reply, HasBegunAnswer) and not self._lost():
-                self.later(self._latency(), lambda: answer(reply))
+            if isinstance(reply, HasBegunAnswer) and not self.lost():
+                self.later(self.latency(), lambda: answer(reply))
 
         def ask() -> None:
-            event = ev.HasBegunAsked(request=self._ask(peer, answered), epoch=epoch)
+            event = ev.HasBegunAsked(request=self.ask(peer, answered), epoch=epoch)
             self.deliver(peer, event)
 
         if peer.process == to:
-            self._in_life(peer, self._latency(), ask)
+            self.in_life(peer, self.latency(), ask)
 
     def copy(self, segment: Segment, holder: ReplicaId) -> None:
         """The copier of `holder`: pull from a holder, fill, tell the LAS; give up when cut off."""
@@ -596,7 +600,7 @@ class Simulation:
                 batches=batches,
             )
             self._submit(peer, operation)
-            self._in_life(peer, 8, look)
+            self.in_life(peer, 8, look)
 
         def look() -> None:
             stored = peer.store.state.segments.get(segment.epoch)
@@ -608,17 +612,20 @@ class Simulation:
                 fill()
 
         life = peer.lives
-        self._in_life(peer, 5, fill)
-        self.later(
-            3_000, lambda: peer.lives == life or self.las.copied(segment.epoch, holder, False)
-        )
+
+        def look_after() -> None:
+            if peer.lives != life:
+                self.las.copied(segment.epoch, holder, whole=False)
+
+        self.in_life(peer, 5, fill)
+        self.later(3_000, look_after)
 
     def map_changed(self, shard: Shard) -> None:
         """A new map was committed; it reaches every process some time."""
         self.history.map_committed(shard)
         for peer in self.peers.values():
-            if not self._lost():
-                self._in_life(peer, self._latency(), lambda peer=peer: self._tell_map(peer, shard))
+            if not self.lost():
+                self.in_life(peer, self.latency(), partial(self._tell_map, peer, shard))
 
     def _tell_map(self, peer: SimPeer, shard: Shard) -> None:
         self.deliver(peer, ev.MapLearned(shard=shard, now=Tick(self.clock.now)))
@@ -627,89 +634,5 @@ class Simulation:
         """The committed map again, in case that a change was lost."""
         shard = self.las.shard
         for peer in self.peers.values():
-            self._in_life(peer, self._latency(), lambda peer=peer: self._tell_map(peer, shard))
+            self.in_life(peer, self.latency(), partial(self._tell_map, peer, shard))
         self.later(200, self._spread_map)
-
-    # -------------------------------------------------------------- clients
-    def _client_step(self, client: SimClient) -> None:
-        """Send something new, as long as there is something to send."""
-        options = self.options
-        if client.closed:
-            return
-        if client.made < options.appends_per_client and len(client.outstanding) < 4:
-            count = self.rng.choice((1, 1, 2, 5))
-            sent = Sent(
-                producer=client.producer,
-                first_sequence=client.next_sequence if client.producer else client.made,
-                record_count=count,
-                payload=f"{client.number}:{client.made}".encode(),
-                floor=self.history.acked_end,
-            )
-            client.made += 1
-            client.next_sequence += count
-            client.outstanding[sent.payload] = sent
-            self._append(client, sent)
-        self.later(
-            self.rng.randint(5, 2 * options.trouble_ms // options.appends_per_client),
-            lambda: self._client_step(client),
-        )
-
-    def _append(self, client: SimClient, sent: Sent) -> None:
-        """Send one batch to whoever may be primary, and again after a while."""
-        if sent.payload not in client.outstanding:
-            return
-        names = sorted(self.peers)
-        known = client.leader is not None and self.rng.random() < 0.8
-        name = client.leader if known and client.leader is not None else self.rng.choice(names)
-        peer = self.peers[name]
-
-        def ask() -> None:
-            header = BatchHeader(
-                record_count=sent.record_count,
-                payload_crc=0,
-                producer=sent.producer,
-                first_sequence=sent.first_sequence if sent.producer else 0,
-                payload_bytes=len(sent.payload),
-            )
-            now = self.clock.now
-            event = ev.AppendRequested(
-                request=self._ask(peer, lambda reply: self._appended(client, sent, peer, reply)),
-                header=header,
-                payload=sent.payload,
-                expected_offset=None,
-                now_ms=1_000_000 + now + peer.clock_skew_ms,
-                now=Tick(now),
-            )
-            self.deliver(peer, event)
-
-        if not self._lost():
-            self._in_life(peer, self._latency(), ask)
-        if sent.producer:
-            again_ms = self.rng.choice((20, 80, 300))
-            self.later(again_ms, lambda: self._append(client, sent))
-        else:
-            # At least once, and not again: without a producer nobody can tell a retry.
-            self.later(1_500, lambda: client.outstanding.pop(sent.payload, None))
-
-    def _appended(self, client: SimClient, sent: Sent, peer: SimPeer, reply: Reply) -> None:
-        if isinstance(reply, AppendAccepted):
-            self.history.acknowledged(sent, reply, self._copies_of(reply, sent))
-            if not self._lost():
-                client.outstanding.pop(sent.payload, None)
-                client.leader = peer.name
-        elif isinstance(reply, AppendRefused):
-            refusal = reply.refusal
-            client.leader = refusal.leader.peer if refusal.leader is not None else None
-            if refusal.reason in {Reason.PRODUCER_STATE_LOST, Reason.SEQUENCE_TOO_OLD}:
-                raise BrokenPromise(f"G4: {sent}: {refusal}")
-            if refusal.taken is Taken.NO and not sent.producer:
-                self.later(20, lambda: self._append(client, sent))
-
-    def _copies_of(self, receipt: AppendAccepted, sent: Sent) -> int:
-        """How many stores have the batch on disk now, also those that were lost since."""
-        return sum(
-            1
-            for peer in self.peers.values()
-            if (batch := peer.store.batches.get(receipt.epoch, {}).get(receipt.base)) is not None
-            and bytes(batch.payload) == sent.payload
-        )

@@ -55,6 +55,7 @@ class History:
         self.acked_end = Offset(0)
         self.acked: dict[Offset, Acked] = {}
         self._acks = acks
+        self._served: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
         self._by_sequence: dict[tuple[ProducerId, int], Acked] = {}
         self._map: Shard | None = None
         self._sealed: dict[Epoch, Segment] = {}
@@ -89,6 +90,16 @@ class History:
                 fenced = operation.epoch < before.promised
                 demand(not fenced, "G6", f"{operation} was taken after {before.promised}")
             before = outcome.state
+
+    def served(self, epoch: Epoch, batch: PlacedBatch) -> None:
+        """A reader got a batch: what it saw must never turn out otherwise (G2, G12)."""
+        known = self._served.setdefault(batch.base, (epoch, batch))
+        text = f"{bytes(batch.payload)!r} at {batch.base} of epoch {epoch}"
+        same = known[0] == epoch and known[1].payload == batch.payload
+        demand(same, "G2", f"{text} was read where {known} was read before")
+        acked = self.acked.get(batch.base)
+        same = acked is None or acked.sent.payload == batch.payload
+        demand(same, "G2", f"{text} was read where {acked} was acknowledged")
 
     # -------------------------------------------------------------- the map
     def map_committed(self, shard: Shard) -> None:
@@ -133,6 +144,10 @@ class History:
                 demand(there[0] == acked.epoch, "G1", f"{text} is of epoch {there[0]}")
                 reads = bytes(there[1].payload)
                 demand(reads == acked.sent.payload, "G2", f"{text} reads as {reads!r}")
+        for base, (epoch, batch) in self._served.items():
+            there = log.get(base)
+            survived = there is not None and there[0] == epoch
+            demand(survived, "G12", f"{batch} of epoch {epoch} was read, and is not in the log")
         headers = [log[base][1].header for base in sorted(log)]
         times = [header.timestamp_ms for header in headers]
         demand(times == sorted(times), "time", "the time of a batch decreases within the shard")

@@ -10,6 +10,7 @@ Must not: help the protocol. An actor knows only the committed state, answers an
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from las.core import apply as las_apply
@@ -32,6 +33,8 @@ from peerd.testing.history import BrokenPromise
 
 LOOK_MS = (10, 60)
 """How often an actor looks."""
+COPIES_AT_ONCE = 4
+"""Segments that are being copied at the same time."""
 
 
 class Peers(Protocol):
@@ -175,9 +178,7 @@ class SimLas:
 
     def _pursue_fence(self, seen: Shard) -> None:
         for voter in recovery.voters_to_ask(seen):
-            self._peers.promise(
-                voter, seen, lambda answer, voter=voter: self._promised(seen, voter, answer)
-            )
+            self._peers.promise(voter, seen, partial(self._promised, seen, voter))
 
     def _promised(self, seen: Shard, voter: ReplicaId, answer: PromiseAnswered) -> None:
         answers = self._answers.setdefault(seen.fence, {})
@@ -245,12 +246,15 @@ class SimLas:
 
     def _repair(self, seen: Shard) -> None:
         """Copy sealed segments that have too few holders."""
+        if len(self._copying) >= COPIES_AT_ONCE:
+            return
+        healthy = {process.replica for process in self._healthy()}
         for segment in seen.sealed:
-            healthy = {process.replica for process in self._healthy()}
             missing = self._copies - len(healthy.intersection(segment.holders))
             for replica in sorted(healthy.difference(segment.holders))[: max(0, missing)]:
-                if (segment.epoch, replica) not in self._copying and len(self._copying) < 4:
-                    self._copying.add((segment.epoch, replica))
+                key = (segment.epoch, replica)
+                if key not in self._copying and len(self._copying) < COPIES_AT_ONCE:
+                    self._copying.add(key)
                     self._peers.copy(segment, replica)
 
     def copied(self, epoch: Epoch, holder: ReplicaId, whole: bool) -> None:
@@ -274,11 +278,13 @@ class SimLas:
             if report.promised > shard.open.epoch and shard.fence == NO_EPOCH:
                 self._fence(shard)
         elif isinstance(report, Stall) and report.epoch == shard.open.epoch:
-            if shard.prepared is None and shard.fence == NO_EPOCH:
-                plan = self._plan(shard.open.plan.primary)
-                if plan is not None and plan != shard.open.plan:
-                    command = c.PrepareSegment(shard=ShardId(1), epoch=report.epoch, plan=plan)
-                    self.commit(command)
+            self._replace_stalled(shard)
+
+    def _replace_stalled(self, shard: Shard) -> None:
+        """§6: a stalled voter is replaced by 4.1 with N = P."""
+        plan = self._plan(shard.open.plan.primary)
+        if shard.prepared is None and plan is not None and plan != shard.open.plan:
+            self.commit(c.PrepareSegment(shard=ShardId(1), epoch=shard.open.epoch, plan=plan))
 
 
 def _translated(answer: EpochAnswer | None) -> recovery.EpochAnswer:
