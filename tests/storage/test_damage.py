@@ -18,7 +18,7 @@ from tests.storage import bitflips
 from tests.storage.driving import EPOCH, SHARD, Driven, adopt, append, placed
 
 OPTIONS = StorageOptions()
-BIT_FLIPS = 300
+BIT_FLIPS = 200
 
 
 def damage_row(directory: Path, key: bytes, change, table: str = "batches") -> None:
@@ -242,7 +242,6 @@ def test_a_truncated_file_is_a_typed_error(open_store, tmp_path, kept_bytes, unc
     with pytest.raises(StoreDamaged) as refused:
         Driven(tmp_path / "store", OPTIONS)
     assert "\n" not in str(refused.value)
-    assert not verify_store(tmp_path / "store").usable
 
 
 def test_garbage_in_place_of_the_file_is_a_typed_error(open_store, tmp_path):

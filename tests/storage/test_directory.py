@@ -13,6 +13,7 @@ from peerd.core.ids import Epoch
 from peerd.storage import (
     NotAStore,
     StorageError,
+    StorageFailed,
     StorageOptions,
     StoreClosed,
     StoreDamaged,
@@ -204,6 +205,16 @@ def test_after_an_unclean_stop_the_store_is_verified(open_store, tmp_path):
     assert again.store.verified.sound
     assert again.store.verified.batches == 1  # what is not committed yet
     assert len(again.payloads()) == 2
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(open_store, tmp_path, monkeypatch):
+    assert open_store().store.close()
+    (tmp_path / "store" / "running").touch()
+    monkeypatch.setattr("peerd.storage.store.QUICK_TIMEOUT_S", 0.0)
+    with pytest.raises(StorageFailed, match="could not be read within"):
+        Driven(tmp_path / "store", OPTIONS)
+    monkeypatch.undo()
+    assert open_store().store.verified is not None
 
 
 def test_close_writes_and_delivers_what_is_queued_and_takes_nothing_more(open_store):

@@ -25,7 +25,8 @@ from peerd.core.durable import (
 from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
 from peerd.core.producer import TableBatch, TableSnapshot, extended, merged
 from peerd.storage import StorageOptions
-from peerd.storage.verify import Depth, examine
+from peerd.storage.examine import examine
+from peerd.storage.verify import Depth
 from tests.storage.driving import Driven, placed
 
 SHARDS = (1, 2)
