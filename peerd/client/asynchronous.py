@@ -378,11 +378,8 @@ class Client:
     async def _known(self, log: str) -> None:
         """Asks for the map once if the log is not on it: it may be younger than the map here."""
         self._check_open()
-        cache = self._directory.cache
-        if not cache.shards_of(log):
-            version = cache.version
-            self._directory.refresh()
-            await self._until(lambda: bool(cache.shards_of(log)) or cache.version > version, 1.0)
+        if not self._directory.cache.shards_of(log):
+            await asyncio.wait({self._directory.refresh()})
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         try:

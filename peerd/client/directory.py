@@ -119,10 +119,14 @@ class Directory:
         known.update({node.address: None for node in self.cache.nodes.values() if node.up})
         return list(known)[:ADDRESSES_MAX]
 
-    def refresh(self) -> None:
-        """Asks the next address for the map, unless that is under way; for when it seems old."""
+    def refresh(self) -> "asyncio.Task[None]":
+        """Asks the next address for the map, unless that is under way; for when it seems old.
+
+        The task that is returned ends with the answer, or when there is none.
+        """
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="peerd map refresh")
+        return self._refreshing
 
     async def _refresh(self) -> None:
         # The next one is asked next time.
