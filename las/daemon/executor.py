@@ -30,7 +30,7 @@ from las.core.commands import (
 from las.core.index import FleetIndex
 from las.core.placement import Limits, Placement
 from las.core.planner import Action, Prepare, Recover, Shortage, Want, plan
-from las.core.state import ClusterState, Node, NodeState
+from las.core.state import ClusterState
 from las.daemon.detector import Ask, Detector, Judged, Verdict
 from las.daemon.reconcile import (
     Consensus,
@@ -38,6 +38,7 @@ from las.daemon.reconcile import (
     PromiseBatcher,
     Recovery,
     RecoveryTiming,
+    is_running,
 )
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
 from peerd.core.shard_map import Plan
@@ -215,7 +216,7 @@ class Executor:
             key = (shard, prepared.epoch)
             since[key] = self._prepared_since.get(key, now)
             primary = prepared.plan.primary
-            gone = not _is_running(state.nodes.get(primary.peer), prepared.plan)
+            gone = not is_running(state, primary)
             patience_ms = self._timing.hang_gone_ms if gone else self._timing.hang_ms
             if now - since[key] >= patience_ms:
                 what = "is gone" if gone else "has not begun it"
@@ -358,11 +359,6 @@ def _may_be_cut(actions: Iterable[Action], limits: Limits, index: FleetIndex) ->
     changes_left = limits.changes_max - len(index.unsettled) - prepares
     copies_left = limits.copies_max - index.fetching - wanted
     return changes_left <= 0 or copies_left < limits.copies_per_segment_max
-
-
-def _is_running(node: Node | None, prepared: Plan) -> bool:
-    """Whether the process that should begin a prepared segment is the registered one, and up."""
-    return node is not None and node.process == prepared.primary and node.state is NodeState.UP
 
 
 @dataclass(slots=True)

@@ -224,9 +224,14 @@ class Recovery:
         return await self._finish_fence(shard, self._shard(shard).fence)
 
     async def confirm_begun(self, shard: ShardId) -> bool:
-        """Ask the primary of the prepared segment whether it has begun, and commit it if so."""
-        prepared = self._shard(shard).prepared
-        if prepared is None:
+        """Ask the primary of the prepared segment whether it has begun, and commit it if so.
+
+        One that is known to be gone is not asked, since waiting for its silence costs a pause: had
+        it begun, the fence finds what it acknowledged.
+        """
+        state, _ = self._consensus.indexed()
+        prepared = state.shards[shard].shard.prepared
+        if prepared is None or not is_running(state, prepared.plan.primary):
             return False
         answer = await self._peers.has_begun(prepared.plan.primary, shard, prepared.epoch)
         if answer is None or not answer.begun:
@@ -337,6 +342,12 @@ class Recovery:
     def _shard(self, shard: ShardId) -> Shard:
         state, _ = self._consensus.indexed()
         return state.shards[shard].shard
+
+
+def is_running(state: ClusterState, process: ProcessId) -> bool:
+    """Whether a process is the one that registered last for its node, and up."""
+    node = state.nodes.get(process.peer)
+    return node is not None and node.process == process and node.state is NodeState.UP
 
 
 def _order(shard: Shard) -> PromiseOrder:

@@ -435,3 +435,41 @@ async def test_random_deaths_and_moves_lose_nothing_and_end_well(seed):
     assert all(fleet.append(shard) for shard in shards)
     assert len(fleet.acked) > 20
     assert not [each for each in committed(fleet, SegmentOpened) if each.shard == ShardId(99)]
+
+
+async def test_what_does_not_fit_into_one_look_is_done_in_the_next(monkeypatch):
+    for bound in ("LOOK_SHARDS_MAX", "SWEEP_SHARDS_MAX", "RECOVERIES_MAX", "TASKS_MAX"):
+        monkeypatch.setattr(f"las.daemon.executor.{bound}", 2)
+    fleet = ModelFleet(with_log(rows=rows(20)))
+    detector = detector_for(fleet)
+    most = 0
+    async with running(fleet, detector) as executor:
+        die(fleet, detector, 1)
+
+        def recovered() -> bool:
+            nonlocal most
+            most = max(most, executor.recovering)
+            return fleet.settled() and is_shielded(fleet.state, name(1))
+
+        await fleet.until(recovered)
+    assert 0 < most <= 2
+    assert len(committed(fleet, OpenSegment)) == 4
+
+
+async def test_the_primary_of_a_prepared_segment_that_is_gone_is_not_waited_for():
+    fleet = ModelFleet(with_log())
+    fleet.append(SHARD)
+    fleet.kill(1)
+    fleet.commit(PrepareSegment(shard=SHARD, epoch=Epoch(1), plan=plan_of(2, 2, 3, 4)))
+    fleet.kill(2)
+    detector = detector_for(fleet)
+
+    async def asked(*_: object) -> None:
+        raise AssertionError("it was asked")
+
+    fleet.has_begun = asked
+    die(fleet, detector, 2)
+    async with running(fleet, detector):
+        await fleet.until(lambda: fleet.state.nodes[name(2)].state is NodeState.DOWN)
+        die(fleet, detector, 1)
+        await fleet.until(lambda: fleet.state.shards[SHARD].shard.fence != 0)
