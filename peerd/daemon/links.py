@@ -1,4 +1,4 @@
-"""The outgoing replication streams: one to each peer that this one sends frames to.
+"""The outgoing replication streams: one to each peer that this one sends frames to, or may soon.
 
 Invariants:
 - A link carries messages in the order in which they were given, and loses none without telling:
@@ -279,8 +279,8 @@ class Link:
         answer = await call.read()
         if isinstance(answer, replication_pb2.ReplicateResponse):
             return answer
-        code = await call.code()
-        raise LinkBroken(f"{code.name} {await call.details()}".strip())
+        # Any other end than a friendly one raises.
+        raise LinkBroken("the other end closed the stream")
 
     def _taken(self, number: int) -> None:
         now_s = self._now_s()

@@ -1,7 +1,7 @@
 """Who is heard: the times of the last frames of other peers, and the suspicions that follow.
 
-docs/protocol.md §6. A neighbour is a peer with which this one shares an open or prepared segment,
-one of the two being its primary. Two kinds of evidence go to the LAS:
+docs/protocol.md §6. A neighbour is a peer with which this one shares an open or prepared segment:
+frames travel between them, or will when one becomes primary. Two kinds of evidence go to the LAS:
 - the stream broke and the address refuses connections: strong, told at once;
 - no frame for `FRAMES_MISSING` periods.
 

@@ -3,8 +3,8 @@
 Invariants:
 - At most one `Begin` or `Ready` a shard and epoch is under way; the core repeats what got lost.
 - Loads run at most `LOADS_MAX` at a time; the others wait in order.
-- Links and neighbours follow the map: frames go to the replicas of the segments that this process
-  orders; who orders a segment with a copy here is listened to.
+- Links and neighbours follow the map: they are the other replicas of the segments that are open,
+  or prepared, with a copy here.
 
 Must not: decide anything about a shard.
 """
@@ -219,28 +219,22 @@ class Surroundings:
 
     def _look(self) -> None:
         self._look_again = False
-        followers: dict[ReplicaId, str] = {}
-        neighbours: dict[NodeName, str] = {}
+        if not self._map.cluster_id:
+            return
+        others: dict[ReplicaId, str] = {}
         for shard in self._host.map_entries():
             for segment in (shard.open, shard.prepared):
-                if segment is not None:
-                    self._add(segment, followers, neighbours)
-        if self._map.cluster_id:
-            self._neighbours.expect(neighbours)
-            self._links.want(followers, self._map.cluster_id)
+                if segment is not None and self._me.replica in segment.plan.replicas:
+                    self._add(segment, others)
+        self._neighbours.expect({replica.peer: address for replica, address in others.items()})
+        self._links.want(others, self._map.cluster_id)
 
-    def _add(
-        self, segment: Segment, followers: dict[ReplicaId, str], neighbours: dict[NodeName, str]
-    ) -> None:
-        """Whom this process sends to, and whom it listens to, because of `segment`."""
-        primary = segment.plan.primary
-        mine = self._me.replica
-        if primary == self._me:
-            for replica in segment.plan.replicas:
-                node = self._map.nodes.get(replica.peer)
-                if replica != mine and node is not None and node.store == replica.store:
-                    followers[replica] = neighbours[replica.peer] = node.address
-        elif mine in segment.plan.replicas and primary.peer != self._me.peer:
-            address = self._map.address_of(primary.peer)
-            if address is not None:
-                neighbours[primary.peer] = address
+    def _add(self, segment: Segment, others: dict[ReplicaId, str]) -> None:
+        """The other replicas of a segment that is open, or will be.
+
+        Also for a shadow: it may be the next primary, and then dialling would lengthen the pause.
+        """
+        for replica in segment.plan.replicas:
+            node = self._map.nodes.get(replica.peer)
+            if replica.peer != self._me.peer and node is not None and node.store == replica.store:
+                others[replica] = node.address

@@ -327,7 +327,8 @@ class Peer:
         )
 
     def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:
-        _log.warning("neighbour is silent", peer=peer, refused=refused, silent_ms=silent_ms)
+        what = "neighbour refuses connections" if refused else "neighbour is silent"
+        _log.warning(what, neighbour=peer, boot=boot, silent_ms=silent_ms)
         self.session.report(
             fleet_pb2.PeerReport(
                 suspect=fleet_pb2.Suspect(
