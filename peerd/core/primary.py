@@ -488,7 +488,7 @@ class Primary:
         silent_ms = now - progress.answered_at
         unanswered = progress.way is Way.PROBE or not progress.adopted
         if unanswered and silent_ms >= limits.repeat_ms:
-            self._probe(progress, out)
+            self._probe(progress, out, by_silence=progress.probed_by_silence)
         elif min(silent_ms, progress.watch.stalled_ms) >= 2 * limits.stall_timeout_ms:
             self._probe(progress, out, by_silence=True)
         elif (

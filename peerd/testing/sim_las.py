@@ -217,7 +217,7 @@ class SimLas:
     def _plan(self, primary: ProcessId | None = None) -> Plan | None:
         """Some plan of healthy peers; with luck the primary is one that has the past."""
         healthy = self._healthy()
-        if len(healthy) < self._acks:
+        if len(healthy) < self._acks or (primary is not None and primary not in healthy):
             return None
         self._rng.shuffle(healthy)
         first = primary if primary is not None else healthy[0]
