@@ -31,6 +31,9 @@ WATCHES_MAX = 2
 ADDRESSES_MAX = 64
 # Between two watches: short, because a failover is waited for; it is one small call to one address.
 WATCH_RETRY_MS = 50
+# gRPC tells once more of each call that ended with its channel; to a loop that is closed by then it
+# does so with a traceback on stderr.
+SETTLE_S = 0.02
 # How long an address may take to give the map before the next one is tried.
 GET_TIMEOUT_MS = 1_000
 
@@ -63,6 +66,7 @@ class ClientChannels:
         """Closes them all; calls on them end."""
         for channel in self._channels.values():
             await channel.close()
+        await asyncio.sleep(SETTLE_S)
 
 
 class Directory:

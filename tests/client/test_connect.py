@@ -297,3 +297,25 @@ def test_every_reason_has_a_class(reason):
     assert (error.reason, error.taken, str(error)) == (reason.name, "no", "why")
     unknown = error_of_refusal(refusal(reason, "why", taken=Taken.UNKNOWN), is_append=True)
     assert not isinstance(unknown, peerd.NotAppended)
+
+
+def test_loops_that_end_leave_no_traceback_behind(running_cluster):
+    code = f"""
+import asyncio, peerd, peerd.aio
+
+addresses = {[*running_cluster.addresses, running_cluster.las_address]!r}
+with peerd.connect(addresses) as client:
+    client.create_log("orders")
+    client.append("orders", b"v")
+
+async def main():
+    async with peerd.aio.connect(addresses) as client:
+        await client.append("orders", b"v")
+        stream = client.read("orders", follow=True)
+        await stream.take(1)
+
+for _ in range(3):
+    asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
