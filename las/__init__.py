@@ -1,1 +1,1 @@
-"""The Log Anticipation Service: the shard map's owner, which foresees failures and plans for them."""
+"""The Log Anticipation Service: owns the shard map, foresees failures and plans for them."""

@@ -221,19 +221,7 @@ class Peer:
             supervisor=self.supervisor,
             report=self._report_suspect,
         )
-        self._links = Links(
-            me=me,
-            channels=self._channels,
-            events=self.host,
-            limits=LinkLimits(
-                under_way_messages_max=config.replication.frames_inflight_max,
-                message_bytes_max=config.replication.frame_bytes_max,
-                queue_bytes_max=config.replication.queue_bytes_max,
-            ),
-            neighbours=self._neighbours,
-            supervisor=self.supervisor,
-            now_s=loop.time,
-        )
+        self._links = self._make_links()
         calls = PeerCalls(me=me, channels=self._channels, map_cache=self.map_cache)
         self._reader = StoreReader(store)
         self.host.connect(
@@ -257,6 +245,22 @@ class Peer:
             report=self.session.report,
             bytes_per_s_max=config.copier.bytes_per_s_max,
             now_s=loop.time,
+        )
+
+    def _make_links(self) -> Links:
+        replication = self.config.replication
+        return Links(
+            me=self.me,
+            channels=self._channels,
+            events=self.host,
+            limits=LinkLimits(
+                under_way_messages_max=replication.frames_inflight_max,
+                message_bytes_max=replication.frame_bytes_max,
+                queue_bytes_max=replication.queue_bytes_max,
+            ),
+            neighbours=self._neighbours,
+            supervisor=self.supervisor,
+            now_s=self._loop.time,
         )
 
     def _add_services(self) -> None:

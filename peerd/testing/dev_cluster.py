@@ -249,8 +249,11 @@ class DevCluster:
         self.write_description()
 
     def stop(self) -> None:
-        """Stop every process: SIGTERM (after SIGCONT), peers first; SIGKILL after the bound."""
-        for group in (self.peers, self.las):
+        """Stop every process: SIGTERM (after SIGCONT), SIGKILL after the bound.
+
+        The LAS goes first: it would take peers that stop for dead ones, and change the map.
+        """
+        for group in (self.las, self.peers):
             for member in group:
                 member.signal(signal.SIGCONT)
                 member.signal(signal.SIGTERM)

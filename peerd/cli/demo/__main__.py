@@ -193,7 +193,9 @@ def _print_account(result: Result, directory: Path, tell: Telling) -> None:
         f"  acked {account.acked:,}   lost {account.lost}   duplicated {account.duplicated}   "
         f"reordered {account.reordered}"
     )
-    words = {"fault": "while sick", "hand_over": "at the hand-over", "kill": "at the kill"}
+    spike = result.scenario.fault is Fault.LOOK_ALIKE
+    fault = "during the spike" if spike else "while sick"
+    words = {"fault": fault, "hand_over": "at the hand-over", "kill": "at the kill"}
     slowest = [
         f"{value:,.0f} ms {words[name]}"
         for name, value in account.pause_ms.items()

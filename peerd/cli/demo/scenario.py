@@ -11,13 +11,16 @@ from enum import StrEnum
 from pathlib import Path
 
 APPEND_SECONDS = 75.0
-# Past it one client process on a shared machine no longer keeps an open loop's pace.
+# limit: appends a second; past it one client process on a shared machine no longer keeps an open
+# loop's pace
 APPENDS_PER_S_MAX = 4_000.0
 # decisions.md, Measures: a pause is told at 20 appends a second and shard, or more.
 APPENDS_PER_S_PER_SHARD = 20.0
+# limit: shards of the demo's log; enough that each of five peers orders two or three
 SHARDS_MAX = 12
 TRANSACTIONS_DEFAULT = 100_000
 TRANSACTIONS_MIN = 1_500
+# limit: seeds drawn when none is given; six digits are easily typed again
 SEED_MAX = 1_000_000
 
 
