@@ -1,7 +1,10 @@
 """Peers with real stores and real streams do what the map says."""
 
 import asyncio
+import json
 from dataclasses import replace
+
+import pytest
 
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Taken
@@ -190,3 +193,25 @@ async def test_with_the_las_down_appends_go_on_and_it_is_found_again(
         "all hear of changes again",
     )
     assert one.host.is_primary(SHARD)
+
+
+async def test_a_message_is_taken_only_when_its_contents_are_written(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = fleet.directory / "faults.json"
+    slow = await fleet.start_peer("peer-2", testing={"faults_file": faults})
+    one = await fleet.start_peer("peer-1")
+    taken_ms: list[float] = []
+    monkeypatch.setattr(one.own, "record_replication_ack", taken_ms.append)
+    await until(lambda: len(one.map_cache.nodes) == 2, "both are known")
+    las.commit(shard_of(opened(1, plan(one, one, slow))))
+    await until(lambda: one.host.is_primary(SHARD), "peer-1 is primary")
+    await append(one, b"a")
+    faults.write_text(json.dumps({"write_delay_ms": 300}))
+    # The fault file is looked at now and then only.
+    while max(taken_ms, default=0.0) < 250:
+        await append(one, b"b")
+    taken_ms.clear()
+    await append(one, b"c")
+    await until(lambda: taken_ms, "it is taken")
+    assert taken_ms[0] >= 250
