@@ -293,8 +293,6 @@ class Replica:
         if not table.complete:
             message = "nobody has its past: producers that are not known will be refused"
             out.note.append(self._note(NoteKind.TABLE_INCOMPLETE, primary.epoch, message))
-        elif table.as_of > self._s.stored.table_as_of:
-            self._s.submit(InstallTable(shard=self._s.shard, table=table), _ignore, out)
         primary.table_found(ProducerTable(table), out)
 
     def _begin(self, event: ev.BeginReceived, out: Effects) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from peerd.core.durable import AdoptEpoch, AppendBatches, InstallTable, Outcome, Stored
 from peerd.core.durable import table_ranges as ranges_of
 from peerd.core.effects import Effects, FetchTable, Send
-from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ReplicaId, Tick
+from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
 from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Plan
@@ -40,6 +40,7 @@ class Shadow:
         self._heard_at = situation.now
         self._commit_written = FIRST_OFFSET
         self._table_asked_at: Tick | None = None
+        self._table_token = RequestId(0)
 
     # -------------------------------------------------------------- messages
     def adopt(self, sender: ReplicaId, message: Adopt, out: Effects) -> None:
@@ -161,15 +162,18 @@ class Shadow:
         if self._table_asked_at is not None and now - self._table_asked_at < TABLE_FETCH_PERIOD_MS:
             return
         self._table_asked_at = now
+        # An answer that did not come in a whole period is not waited for any more.
+        self._s.tables_awaited.pop(self._table_token, None)
 
         def answered(table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
             if table is not None and table.complete:
                 self._s.submit(InstallTable(shard=self._s.shard, table=table), _ignore, out)
 
+        self._table_token = self._s.await_table(answered)
         out.load.append(
             FetchTable(
                 shard=self._s.shard,
-                token=self._s.await_table(answered),
+                token=self._table_token,
                 source=source,
                 as_of=shard_map.open.begin or FIRST_OFFSET,
                 or_later=True,

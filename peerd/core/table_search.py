@@ -8,13 +8,17 @@ A holder may not have heard yet that its segment is sealed, and then it cannot g
 sources are asked again and again until `table_timeout_ms`.
 """
 
-from peerd.core.durable import TableRange, table_ranges
+from peerd.core.durable import InstallTable, Outcome, TableRange, table_ranges
 from peerd.core.effects import Effects, FetchTable, LoadTable, TableAnswer
 from peerd.core.events import TableAsked
-from peerd.core.ids import Offset, ReplicaId, Tick
+from peerd.core.ids import FIRST_OFFSET, Offset, ReplicaId, RequestId, Tick
 from peerd.core.producer import TableSnapshot, changed_since, empty_table
 from peerd.core.shard_map import Shard
 from peerd.core.situation import Situation
+
+SOURCE_PATIENCE_MS = 2_000
+"""A source that says nothing for so long is left for the next one; a table of 10,000 producers
+takes a tenth of it."""
 
 TABLE_REQUESTS_MAX = 64
 """Tables that are read for others at the same time; more than a shard has replicas."""
@@ -71,7 +75,12 @@ def known_suffix(situation: Situation, as_of: Offset) -> tuple[TableRange, ...]:
 
 
 class TableSearch:
-    """One search; `found` is set when it is over."""
+    """One search; `found` is set when it is over.
+
+    What this store has without gap up to `as_of` begins at some offset. A table as of any offset
+    from there on, installed in the store, moves on over these batches by itself; so a source need
+    not have all of the past, and no single store need.
+    """
 
     def __init__(self, situation: Situation, as_of: Offset, sources: tuple[ReplicaId, ...]) -> None:
         self.found: TableSnapshot | None = None
@@ -81,34 +90,37 @@ class TableSearch:
         self._next_source = 0
         self._began_at = situation.now
         self._round_over_at: Tick | None = None
+        self._asked: tuple[RequestId, Tick] | None = None
         self._giving_up = False
 
     def start(self, out: Effects) -> None:
         """Begin a round: the own store first, then one source after the other."""
         self._next_source = 0
         self._round_over_at = None
-        if self._as_of == 0:
+        if self._as_of == FIRST_OFFSET:
             self.found = empty_table()
-            return
-        stored = self._s.stored
-        ranges = table_ranges(stored, stored.table_as_of, self._as_of)
-        reached = ranges[-1].end if ranges else stored.table_as_of
-        if reached == self._as_of:
-            self._load(ranges, from_store=True, out=out)
+        elif self._s.stored.table_as_of == self._as_of:
+            self._load((), from_store=True, out=out)
         else:
             self._ask_next(out)
 
     def tick(self, out: Effects) -> None:
-        """Begin another round, or give up."""
+        """Leave a silent source, begin another round, or give up."""
         if self.found is not None or self._giving_up:
             return
         limits, now = self._s.limits, self._s.now
         if now - self._began_at >= limits.table_timeout_ms:
             self._give_up(out)
-        elif self._round_over_at is not None and now - self._round_over_at >= limits.repeat_ms:
-            self.start(out)
+        elif self._round_over_at is not None:
+            if now - self._round_over_at >= limits.repeat_ms:
+                self.start(out)
+        elif self._asked is not None and now - self._asked[1] >= SOURCE_PATIENCE_MS:
+            self._s.tables_awaited.pop(self._asked[0], None)
+            self._ask_next(out)
 
+    # -------------------------------------------------------------- others
     def _ask_next(self, out: Effects) -> None:
+        self._asked = None
         if self._next_source == len(self._sources):
             self._round_over_at = self._s.now
             if not self._sources:
@@ -116,20 +128,52 @@ class TableSearch:
             return
         source = self._sources[self._next_source]
         self._next_source += 1
+        token = self._s.await_table(self._fetched)
+        self._asked = (token, self._s.now)
         out.load.append(
             FetchTable(
                 shard=self._s.shard,
-                token=self._s.await_table(self._answered),
+                token=token,
                 source=source,
-                as_of=self._as_of,
-                or_later=False,
-                since=Offset(0),
+                as_of=self._suffix_begin(),
+                or_later=True,
+                since=self._s.stored.table_as_of,
             )
         )
 
-    def _answered(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
-        if self.found is not None:
+    def _suffix_begin(self) -> Offset:
+        ranges = known_suffix(self._s, self._as_of)
+        return ranges[0].begin if ranges else self._as_of
+
+    def _fetched(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
+        self._asked = None
+        if self.found is not None or self._giving_up:
             return
+        if table is not None and table.complete and table.as_of <= self._as_of:
+            self._s.submit(InstallTable(shard=self._s.shard, table=table), self._installed, out)
+        else:
+            self._ask_next(out)
+
+    def _installed(self, _outcome: Outcome, out: Effects) -> None:
+        if self._s.stored.table_as_of == self._as_of:
+            self._load((), from_store=True, out=out)
+        else:
+            self._ask_next(out)
+
+    # -------------------------------------------------------------- the own store
+    def _load(self, ranges: tuple[TableRange, ...], *, from_store: bool, out: Effects) -> None:
+        out.load.append(
+            LoadTable(
+                shard=self._s.shard,
+                token=self._s.await_table(self._loaded),
+                from_store=from_store,
+                ranges=ranges,
+                as_of=self._as_of,
+                or_later=False,
+            )
+        )
+
+    def _loaded(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
         exact = table is not None and table.as_of == self._as_of and table.since == 0
         if table is not None and exact and (table.complete or self._giving_up):
             self.found = table
@@ -148,15 +192,3 @@ class TableSearch:
             self._load(ranges, from_store=False, out=out)
         else:
             self.found = empty_table(self._as_of, complete=False)
-
-    def _load(self, ranges: tuple[TableRange, ...], *, from_store: bool, out: Effects) -> None:
-        out.load.append(
-            LoadTable(
-                shard=self._s.shard,
-                token=self._s.await_table(self._answered),
-                from_store=from_store,
-                ranges=ranges,
-                as_of=self._as_of,
-                or_later=False,
-            )
-        )

@@ -262,6 +262,7 @@ class Simulation:
             peer.outcomes.clear()
             peer.lives += 1
             self._heard_dead[peer.name] = self.clock.now
+            self.las.copies_lost(peer.process.replica)
             for other in sorted(self.peers):
                 self._break_stream(other, peer.name)
                 self._break_stream(peer.name, other)
@@ -611,14 +612,7 @@ class Simulation:
             else:
                 fill()
 
-        life = peer.lives
-
-        def look_after() -> None:
-            if peer.lives != life:
-                self.las.copied(segment.epoch, holder, whole=False)
-
         self.in_life(peer, 5, fill)
-        self.later(3_000, look_after)
 
     def map_changed(self, shard: Shard) -> None:
         """A new map was committed; it reaches every process some time."""

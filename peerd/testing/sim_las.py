@@ -263,6 +263,10 @@ class SimLas:
         if whole:
             self.commit(c.AddHolder(shard=ShardId(1), epoch=epoch, holder=holder))
 
+    def copies_lost(self, holder: ReplicaId) -> None:
+        """The process that copied is gone."""
+        self._copying = {key for key in self._copying if key[1] != holder}
+
     # -------------------------------------------------------------- reports
     def reported(self, report: Report) -> None:
         """A peer told something; the same may come again and again."""
