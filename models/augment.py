@@ -42,16 +42,14 @@ def vary(windows: npt.NDArray[np.float32], random: np.random.Generator) -> npt.N
     return varied
 
 
-def part(peers: int, first_identity: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Identities [peers] that part the peers of a run into machines, at random.
+def part(peers: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Numbers of machines [peers], 0 to peers - 1, that part a run's peers at random.
 
     All on one, all alone, or two groups, so that the model can use companions and do without.
     """
     chance = random.random()
     if chance < _ALONE_SHARE:
-        groups = np.arange(peers)
-    elif chance < 0.5:
-        groups = random.integers(0, 2, size=peers)
-    else:
-        groups = np.zeros(peers, dtype=np.int64)
-    return (first_identity + groups).astype(np.float32)
+        return np.arange(peers)
+    if chance < 2.0 * _ALONE_SHARE:
+        return random.integers(0, 2, size=peers)
+    return np.zeros(peers, dtype=np.int64)

@@ -129,15 +129,12 @@ class IncidentNetwork(nn.Module):
         super().__init__()
         self.describe = WindowDescription()
         width = self.describe.width
-        self.members = nn.ModuleList(
-            nn.Sequential(
-                nn.Dropout(dropout),
-                nn.Linear(width, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, 1),
-            )
-            for _ in range(members)
-        )
+        self.dropout = nn.Dropout(dropout)
+        # All members at once: [members, inputs, hidden] and [members, hidden, 1].
+        self.first = nn.Parameter(torch.randn(members, width, hidden) / width**0.5)
+        self.first_bias = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.second = nn.Parameter(torch.randn(members, hidden, 1) / hidden**0.5)
+        self.second_bias = nn.Parameter(torch.zeros(members, 1, 1))
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
@@ -152,7 +149,9 @@ class IncidentNetwork(nn.Module):
     def member_logits(self, descriptions: Tensor) -> Tensor:
         """[members, nodes]: each member's log-odds, before calibration."""
         standard = ((descriptions - self.centre) / self.spread).clamp(-6.0, 6.0)
-        return torch.stack([member(standard).squeeze(1) for member in self.members])
+        copies = standard.unsqueeze(0).expand(self.first.shape[0], -1, -1)
+        hidden = torch.relu(torch.matmul(self.dropout(copies), self.first) + self.first_bias)
+        return (torch.matmul(hidden, self.second) + self.second_bias).squeeze(2)
 
     def forward(self, windows: Tensor) -> Tensor:
         """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""

@@ -13,10 +13,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -28,81 +28,84 @@ from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
 from models.export import export
 from models.features import FEATURES, WINDOW
-from models.network import IncidentNetwork
+from models.network import IncidentNetwork, WindowDescription
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
-BATCH_MOMENTS = 48
-STEPS = 2500
+BATCH_ROWS = 512
+STEPS = 1200
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 3e-2
 FOLDS = 3
+# Varied copies of each moment that are trained on, beside the moment as it was recorded.
+VARIATIONS = 6
+# Every so many seconds of a run are a moment: neighbours differ too little to be worth it.
+STRIDE_S = 2
 # Seconds of a run before which there is nothing to judge.
 FIRST_SECOND = 8
 
 _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
 
 
-class Moments:
-    """Draws moments of runs: the windows of all peers of a run at one second, and their labels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """One run as the network's inner part sees it: descriptions [rows, numbers], labels [rows].
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
-        pad = ((0, 0), (WINDOW - 1, 0), (0, 0))
-        self._padded = [
-            np.pad(run.values[:, :, _COLUMNS], pad, constant_values=np.nan) for run in runs
-        ]
-        self._labels = [run.labels(HORIZONS_S[0]) for run in runs]
+    `recorded` marks the rows that were not varied.
+    """
 
-    def at(self, run: int, second: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Windows [peers, window, features] and labels [peers] of that moment."""
-        return self._padded[run][:, second : second + WINDOW], self._labels[run][:, second]
-
-    def draw(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Varied windows, labels, and the run of each row, of `count` moments."""
-        windows, labels, sources = [], [], []
-        for index in range(count):
-            run = int(random.integers(len(self.runs)))
-            seconds = self.runs[run].values.shape[1]
-            moment, label = self.at(run, int(random.integers(FIRST_SECOND, seconds)))
-            varied = vary(moment, random)
-            varied[:, :, -1] = part(len(varied), index * 16, random)[:, None]
-            windows.append(varied)
-            labels.append(label)
-            sources.append(np.full(len(label), run))
-        return (
-            torch.from_numpy(np.concatenate(windows)),
-            torch.from_numpy(np.concatenate(labels)),
-            torch.from_numpy(np.concatenate(sources)),
-        )
+    descriptions: Tensor
+    labels: Tensor
+    recorded: Tensor
 
 
-def fit(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
+@torch.no_grad()
+def describe_run(run: Run, describe: WindowDescription, random: np.random.Generator) -> Rows:
+    """The run's moments and their variations, described; rows of stopped peers are left out."""
+    all_labels = run.labels(HORIZONS_S[0])
+    windows, labels, recorded = [], [], []
+    for second in range(FIRST_SECOND, run.values.shape[1], STRIDE_S):
+        moment = run.windows(second, WINDOW)[:, :, _COLUMNS]
+        for variation in range(VARIATIONS + 1):
+            copy = moment.copy() if variation == 0 else vary(moment, random)
+            parted = np.zeros(len(copy)) if variation == 0 else part(len(copy), random)
+            # Machines of one moment must not be taken for those of another.
+            copy[:, :, -1] = (len(windows) * len(copy) + parted)[:, None]
+            windows.append(copy)
+            labels.append(all_labels[:, second])
+            recorded.append(np.full(len(copy), variation == 0))
+    descriptions = describe(torch.from_numpy(np.concatenate(windows)))
+    told = torch.from_numpy(np.concatenate(labels))
+    known = ~torch.isnan(told)
+    return Rows(
+        descriptions=descriptions[known],
+        labels=told[known],
+        recorded=torch.from_numpy(np.concatenate(recorded))[known],
+    )
+
+
+def fit(runs: Sequence[Rows], *, seed: int, steps: int) -> IncidentNetwork:
     """Train one network (uncalibrated) on these runs."""
     torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    moments = Moments(runs)
     network = IncidentNetwork()
-    network.describe.eval()
-    with torch.no_grad():
-        network.standardize(network.describe(moments.draw(400, random)[0]))
+    descriptions = torch.cat([run.descriptions for run in runs])
+    labels = torch.cat([run.labels for run in runs])
+    sources = torch.cat([torch.full((len(run.labels),), index) for index, run in enumerate(runs)])
+    network.standardize(descriptions)
     # Each member sees the runs with weights of its own (a bootstrap by run): their votes differ
     # where the recordings are too few to tell.
-    weights = torch.from_numpy(
-        random.poisson(1.0, size=(len(network.members), len(runs))).astype(np.float32)
-    )
+    random = np.random.default_rng(seed)
+    shape = (network.first.shape[0], len(runs))
+    weights = torch.from_numpy(random.poisson(1.0, size=shape).astype(np.float32))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     network.train()
     for _ in range(steps):
-        windows, labels, sources = moments.draw(BATCH_MOMENTS, random)
-        known = ~torch.isnan(labels)
-        with torch.no_grad():
-            descriptions = network.describe(windows)[known]
-        logits = network.member_logits(descriptions)
+        rows = torch.randint(len(labels), (BATCH_ROWS,))
+        logits = network.member_logits(descriptions[rows])
         losses = nn.functional.binary_cross_entropy_with_logits(
-            logits, labels[known].expand_as(logits), reduction="none"
+            logits, labels[rows].expand_as(logits), reduction="none"
         )
-        weight = weights[:, sources[known]]
+        weight = weights[:, sources[rows]]
         loss = (losses * weight).sum() / weight.sum().clamp(min=1.0)
         optimizer.zero_grad()
         loss.backward()
@@ -112,18 +115,11 @@ def fit(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
 
 
 @torch.no_grad()
-def log_odds(network: IncidentNetwork, runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
-    """Uncalibrated log-odds and labels of every known row of the runs, unvaried."""
-    moments = Moments(runs)
-    odds, labels = [], []
-    for index, run in enumerate(runs):
-        for second in range(FIRST_SECOND, run.values.shape[1]):
-            windows, label = moments.at(index, second)
-            known = ~np.isnan(label)
-            logits = network.member_logits(network.describe(torch.from_numpy(windows.copy())))
-            odds.append(logits.mean(dim=0)[torch.from_numpy(known)])
-            labels.append(torch.from_numpy(label[known]))
-    return torch.cat(odds), torch.cat(labels)
+def log_odds(network: IncidentNetwork, runs: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    """Uncalibrated log-odds and labels of the runs' rows as they were recorded."""
+    descriptions = torch.cat([run.descriptions[run.recorded] for run in runs])
+    labels = torch.cat([run.labels[run.recorded] for run in runs])
+    return network.member_logits(descriptions).mean(dim=0), labels
 
 
 def platt(odds: Tensor, labels: Tensor) -> Tensor:
@@ -148,14 +144,16 @@ def platt(odds: Tensor, labels: Tensor) -> Tensor:
 
 def train(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
     """The finished network: fitted on all runs, calibrated on folds of them."""
+    random = np.random.default_rng(seed)
+    rows = [describe_run(run, WindowDescription(), random) for run in runs]
     odds, labels = [], []
     for fold in range(FOLDS):
-        seen = [run for index, run in enumerate(runs) if index % FOLDS != fold]
-        unseen = [run for index, run in enumerate(runs) if index % FOLDS == fold]
+        seen = [run for index, run in enumerate(rows) if index % FOLDS != fold]
+        unseen = [run for index, run in enumerate(rows) if index % FOLDS == fold]
         fold_odds, fold_labels = log_odds(fit(seen, seed=seed + 1 + fold, steps=steps), unseen)
         odds.append(fold_odds)
         labels.append(fold_labels)
-    network = fit(runs, seed=seed, steps=steps)
+    network = fit(rows, seed=seed, steps=steps)
     network.platt.copy_(platt(torch.cat(odds), torch.cat(labels)))
     # No recorded run stops later than ten minutes after its onset, so the hour adds what a
     # node-run that did not stop at all might have done: half an event in all of them (Jeffreys).
@@ -172,7 +170,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the matrices are small; threads would only wait for each other
     begun_s = time.monotonic()
     runs = read_runs(arguments.recordings)
     training = [run for run in runs if not run.truth.held_out]

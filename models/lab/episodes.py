@@ -84,9 +84,8 @@ class EpisodeThread:
     def _ramp(self, start: float, end: float) -> Ramp:
         begun_s = cast(float, self.outcome.begun_s)
         shape = cast(Shape, self.episode.parameters["shape"])
-        return Ramp(
-            onset_s=begun_s, start=start, end=end, duration_s=self.episode.duration_s, shape=shape
-        )
+        grow_s = self.episode.grow_s
+        return Ramp(onset_s=begun_s, start=start, end=end, duration_s=grow_s, shape=shape)
 
     def _follow(self, watch: PeerWatch, seconds: float) -> bool:
         """Wait a step; True when the peer stopped or the run ends."""
@@ -110,7 +109,7 @@ class EpisodeThread:
     def _storage_delay(self, watch: PeerWatch) -> None:
         file = FaultFile(self.peer.faults_file)
         ramp = self._ramp(self._number("start_ms"), self._number("end_ms"))
-        until_s = ramp.onset_s + ramp.duration_s
+        until_s = ramp.onset_s + self.episode.duration_s
         while time.monotonic() < until_s:
             delay_ms = ramp.value(time.monotonic())
             jitter_ms = delay_ms * self._number("jitter_share")
@@ -127,7 +126,7 @@ class EpisodeThread:
         period_ms = self._number("period_ms")
         cycle = DutyCycle(self.peer.pid, stopped_ms=0.0, running_ms=period_ms)
         cycle.start()
-        until_s = ramp.onset_s + ramp.duration_s
+        until_s = ramp.onset_s + self.episode.duration_s
         while time.monotonic() < until_s:
             stopped_ms = period_ms * ramp.value(time.monotonic())
             cycle.set(stopped_ms=stopped_ms, running_ms=period_ms - stopped_ms)

@@ -21,6 +21,8 @@ STEP_S = 0.02
 # limit: appends under way at once; beyond it an append that is due is left out and counted.
 OUTSTANDING_MAX = 2_000
 READY_S_MAX = 60.0
+# What an append gets before it counts as failed: as long as a client of a sick cluster waits.
+APPEND_S_MAX = 10.0
 LARGE_BATCH_RECORDS = 200
 _KEYS = 5_000
 
@@ -128,9 +130,9 @@ class Load:
         value = self._random.randbytes(size)
         try:
             if records == 1:
-                await client.append(LOG, value, key=key)
+                await client.append(LOG, value, key=key, timeout_s=APPEND_S_MAX)
             else:
-                await client.append_many(LOG, [value] * records, key=key)
+                await client.append_many(LOG, [value] * records, timeout_s=APPEND_S_MAX)
             self.counts.acked += records
         except peerd.PeerdError:
             self.counts.failed += records

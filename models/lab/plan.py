@@ -33,8 +33,9 @@ SHARED_BY_TURN: tuple[tuple[str, ...], ...] = (
     ("large_batches", "load_spike"),
     ("backup", "cpu_hog"),
 )
-# From onset to stop, log-uniform. Seconds.
-FAULT_S = (30.0, 240.0)
+# From onset to stop, log-uniform; the fault grows for a share of it and then stays. Seconds.
+FAULT_S = (25.0, 240.0)
+GROW_SHARE = (0.4, 1.0)
 ONSET_S = (25.0, 80.0)
 # A second fault of a run begins anywhere in the first two minutes.
 SECOND_ONSET_S = (25.0, 120.0)
@@ -46,12 +47,16 @@ RUN_S_MAX = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """Something done to one peer: `kind`, when it begins, how long it grows or lasts."""
+    """Something done to one peer: `kind`, when it begins, how long it lasts.
+
+    A fault grows for the first `grow_s` of its duration.
+    """
 
     kind: str
     peer: int
     onset_s: float
     duration_s: float
+    grow_s: float = 0.0
     parameters: dict[str, float | str] = field(default_factory=dict)
 
 
@@ -133,7 +138,7 @@ def _fault(kind: str, peer: int, onset_s: tuple[float, float], draw: random.Rand
         }
     elif kind == "pauses":
         parameters = {
-            "period_ms": round(draw.uniform(700.0, 2500.0)),
+            "period_ms": round(_log_uniform(400.0, 2500.0, draw)),
             "start_share": round(draw.uniform(0.02, 0.06), 3),
             "end_share": round(draw.uniform(0.7, 0.95), 3),
             "shape": draw.choice(("linear", "exponential")),
@@ -145,6 +150,7 @@ def _fault(kind: str, peer: int, onset_s: tuple[float, float], draw: random.Rand
         peer=peer,
         onset_s=round(begins_s, 1),
         duration_s=round(duration_s, 1),
+        grow_s=round(duration_s * draw.uniform(*GROW_SHARE), 1),
         parameters=parameters,
     )
 

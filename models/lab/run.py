@@ -161,7 +161,11 @@ def _truth(thread: EpisodeThread, peers: Sequence[LabPeer], first: int) -> NodeT
         onset_s=second(outcome.begun_s),
         stop_s=second(outcome.stopped_s),
         parameters=episode.parameters
-        | {"planned_duration_s": episode.duration_s, "why": outcome.why},
+        | {
+            "planned_duration_s": episode.duration_s,
+            "grow_s": episode.grow_s,
+            "why": outcome.why,
+        },
     )
 
 

@@ -51,7 +51,14 @@ def until(condition, seconds=30.0):
 
 
 def episode(kind, duration_s, **parameters):
-    return Episode(kind=kind, peer=0, onset_s=0.0, duration_s=duration_s, parameters=parameters)
+    return Episode(
+        kind=kind,
+        peer=0,
+        onset_s=0.0,
+        duration_s=duration_s,
+        grow_s=duration_s,
+        parameters=parameters,
+    )
 
 
 def play(peer, what):
