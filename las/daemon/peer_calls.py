@@ -52,6 +52,7 @@ class GrpcPeerCalls:
         self._factory = factory
         self._metadata = plaintext_metadata(identity) if plaintext else ()
         self._dialled: dict[NodeName, _Dialled] = {}
+        self._silent: dict[ReplicaId, grpc.StatusCode] = {}
 
     async def promise(
         self, target: ReplicaId, orders: Sequence[PromiseOrder]
@@ -74,8 +75,9 @@ class GrpcPeerCalls:
             stub = await self._stub(target.peer)
             answer = await stub.Promise(request, timeout=PROMISE_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            _log.info("no promise", store=target.store, node=target.peer, why=_words(error))
+            self._note_silence(target, error)
             return None
+        self._silent.pop(target, None)
         if answer.store_id != target.store:
             _log.error("another store answers", node=target.peer, store=answer.store_id)
             return None
@@ -119,6 +121,12 @@ class GrpcPeerCalls:
         while self._dialled:
             _, dialled = self._dialled.popitem()
             await dialled.channel.close()
+
+    def _note_silence(self, target: ReplicaId, error: grpc.aio.AioRpcError) -> None:
+        """Log that a store makes no promise: once, not each time that it is asked again."""
+        if self._silent.get(target) != error.code():
+            self._silent[target] = error.code()
+            _log.info("no promise", store=target.store, node=target.peer, why=_words(error))
 
     async def _stub(self, name: NodeName) -> "replication_pb2_grpc.ReplicationServiceAsyncStub":
         """Of the process of `name` that registered last."""

@@ -125,10 +125,34 @@ class RecoveryTiming:
         answer_grace_ms: how long a possible decision waits for answers of nodes that are up: each
             may be one more holder, which saves a copy.
         retry_ms: pause before silent voters, or a plan without enough nodes, are tried again.
+        retry_ms_max: bound of a silent voter's pause, which doubles; a process that comes back is
+            asked at once, so this delays only answers of the same process.
     """
 
     answer_grace_ms: int = 30
     retry_ms: int = 100
+    retry_ms_max: int = 1_000
+
+
+class _Rests:
+    """Who is left alone for a while, since it did not answer: longer each time, per process."""
+
+    def __init__(self, timing: RecoveryTiming) -> None:
+        self._timing = timing
+        self._rests: dict[ReplicaId, tuple[ProcessId, float, float]] = {}
+
+    def silent(self, voter: ReplicaId, process: ProcessId, now_s: float) -> None:
+        """`process`, which runs on the store of `voter`, gave no answer."""
+        before = self._rests.get(voter)
+        rest_s = self._timing.retry_ms / 1000
+        if before is not None and before[0] == process:
+            rest_s = min(2 * before[1], self._timing.retry_ms_max / 1000)
+        self._rests[voter] = (process, rest_s, now_s + rest_s)
+
+    def rested(self, voter: ReplicaId, process: ProcessId, now_s: float) -> bool:
+        """Whether it may be asked: it never was, has restarted since, or has rested."""
+        rest = self._rests.get(voter)
+        return rest is None or rest[0] != process or now_s >= rest[2]
 
 
 class PromiseBatcher:
@@ -283,7 +307,7 @@ class Recovery:
     ) -> Recovered | Outcome:
         """Collect answers into `answers` until they allow a decision, and a little longer."""
         asking: dict[ReplicaId, asyncio.Future[Promised | None]] = {}
-        rest_until_s: dict[ReplicaId, float] = {}
+        rests = _Rests(self._timing)
         loop = asyncio.get_running_loop()
         retry_s = self._timing.retry_ms / 1000
         while True:
@@ -292,8 +316,9 @@ class Recovery:
             if state.shards[shard].halted or entry.fence != fence:
                 return Outcome(text="finished elsewhere")
             for voter in voters_to_ask(entry):
-                rested = loop.time() >= rest_until_s.get(voter, 0.0)
-                if rested and voter not in answers and voter not in asking:
+                if voter in answers or voter in asking:
+                    continue
+                if rests.rested(voter, state.nodes[voter.peer].process, loop.time()):
                     asking[voter] = self._promises.ask(voter, _order(entry))
             if asking:
                 await asyncio.wait(
@@ -302,7 +327,7 @@ class Recovery:
             else:
                 await asyncio.sleep(retry_s)
             for voter in _collect(asking, answers):
-                rest_until_s[voter] = loop.time() + retry_s
+                rests.silent(voter, state.nodes[voter.peer].process, loop.time())
             decision = decide(entry, answers.values())
             if isinstance(decision, Contradiction):
                 return await self._halt(shard, fence, decision)

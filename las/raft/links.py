@@ -216,7 +216,10 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
             await room.acquire()
             if self._newest[peer] is not stream or self._thread is not thread:
                 return
-            self._hand_on(thread, peer, frame, room)
+            try:
+                self._hand_on(thread, peer, frame, room)
+            except NotRunning:
+                return  # this node stops; the stream's end tells the other side
 
     @staticmethod
     def _hand_on(thread: RaftThread, peer: str, frame: Frame, room: asyncio.Semaphore) -> None:

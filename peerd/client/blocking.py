@@ -44,7 +44,15 @@ class _LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self._end_tasks()
         self.loop.close()
+
+    def _end_tasks(self) -> None:
+        """Ends what still runs, such as gRPC's own tasks that look after calls that ended."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Runs `work` there and waits; an interrupt of the waiting ends the work, too."""

@@ -91,9 +91,9 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         return behave
 
     async def _end(self, error: Exception, context: Context, method: str) -> NoReturn:
-        if isinstance(error, grpc.aio.AbortError):
-            # The service ended the call itself.
-            raise error
+        ended = _call_end_in(error)
+        if ended is not None:
+            raise ended
         refused = _refused_in(error)
         if refused is not None:
             await refuse(context, refused.refusal)
@@ -107,6 +107,15 @@ class TypedErrors(grpc.aio.ServerInterceptor):
 
 
 _Check = Callable[[Any, str], Any]
+
+
+def _call_end_in(error: Exception) -> Exception | None:
+    """What gRPC raises in a handler whose call has ended: by `abort`, or since the server stops."""
+    if isinstance(error, ExceptionGroup):
+        ends = [_call_end_in(inner) for inner in error.exceptions]
+        return ends[0] if all(ends) else None
+    misused = isinstance(error, grpc.aio.UsageError | grpc.aio.InternalError)
+    return error if isinstance(error, grpc.aio.BaseError) and not misused else None
 
 
 def _refused_in(error: Exception) -> Refused | None:
