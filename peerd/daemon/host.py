@@ -10,8 +10,9 @@ Invariants:
   of submission; no task and no timer exists per append.
 - Every append gets exactly one answer, also when the store fails or the peer stops.
 - A broken invariant ends the process (`fatal`); after it no event is taken any more.
-- A message of a stream is *taken* when everything that was submitted up to it has been written or
-  refused: so what senders have under way bounds what waits here.
+- A message of a stream is *taken* when everything that was to be written up to it has been written
+  or refused. So what waits for the store is bounded by what senders may have under way, by what
+  clients may have unanswered, and by the bounds of the cores.
 
 Must not: decide anything about a shard, read or write a socket, or block the event loop.
 """
@@ -58,9 +59,6 @@ from peerd.transport.status import Refused, refusal
 # limit: share of the storage writer's queue that appends of clients may fill; the rest is for what
 # other peers send, which they bound themselves
 APPENDS_QUEUE_SHARE = 0.5
-# limit: share of the queue that frames of other peers may fill; the rest is for promises,
-# adoptions and what the map says, which are small and must never wait for room
-FRAMES_QUEUE_SHARE = 0.9
 # Advice to a client when the queue is full: a few group commits.
 RETRY_AFTER_MS = 20
 # An event may hold payloads; its beginning tells what it is.
@@ -171,6 +169,7 @@ class ShardHost:
         self._broken = False
         self._submitted = 0
         self._completed = 0
+        self._unsubmitted: deque[tuple[StoreOperation, OnOutcome | None]] = deque()
         self._untaken: deque[tuple[int, IncomingStream, int]] = deque()
         self._timetable = Timetable(self._ring)
 
@@ -223,7 +222,10 @@ class ShardHost:
                 message=f"the store of {self.me.peer} has reached its space reserve: "
                 "appends resume when space is freed",
             )
-        if self._store.queued_bytes > self._queue_bytes_max * APPENDS_QUEUE_SHARE:
+        if (
+            self._unsubmitted
+            or self._store.queued_bytes > self._queue_bytes_max * APPENDS_QUEUE_SHARE
+        ):
             return Refusal(
                 reason=Reason.OVERLOADED,
                 message=f"the storage writer of {self.me.peer} has "
@@ -343,15 +345,7 @@ class ShardHost:
     def stream_received(
         self, stream: IncomingStream, number: int, adopts: Sequence[Adopt], frames: Sequence[Frame]
     ) -> None:
-        """See `ReplicationHost`. Raises `Refused` when the storage queue is full."""
-        if self._store.queued_bytes > self._queue_bytes_max * FRAMES_QUEUE_SHARE:
-            raise Refused(
-                refusal(
-                    Reason.OVERLOADED,
-                    f"the storage writer of {self.me.peer} cannot keep up: start over",
-                    retry_after_ms=RETRY_AFTER_MS,
-                )
-            )
+        """See `ReplicationHost`."""
         self.stream_heard(stream)
         sender = stream.sender.replica
         for adopt in adopts:
@@ -492,14 +486,22 @@ class ShardHost:
         """The same of every shard."""
         return [replica.stored for replica in self._replicas.values()]
 
-    def submit(self, operation: StoreOperation, on_outcome: OnOutcome) -> None:
-        """Write for the copier; the core of the shard hears the outcome first.
-
-        Raises:
-            WriterOverloaded: the queue is full.
+    def submit(self, operation: StoreOperation, on_outcome: OnOutcome | None = None) -> None:
+        """Have `operation` written after all that came before; its shard's core hears the outcome,
+        then `on_outcome`.
         """
-        self._store.submit(operation, on_outcome)
         self._submitted += 1
+        if self._unsubmitted or not self._has_room(operation, on_outcome):
+            # In the order in which it came; the next commit makes room.
+            self._unsubmitted.append((operation, on_outcome))
+
+    def _has_room(self, operation: StoreOperation, on_outcome: OnOutcome | None) -> bool:
+        """Give the storage writer an operation; False if its queue is full."""
+        try:
+            self._store.submit(operation, on_outcome)
+        except WriterOverloaded:
+            return False
+        return True
 
     def deliver(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
         """Outcomes of one group commit, in order. Called by the storage writer's thread."""
@@ -511,9 +513,18 @@ class ShardHost:
             self._handle(outcome.operation.shard, events.WriteDone(outcome=outcome))
             if callable(token):
                 token(outcome)
+        self._submit_again()
         while self._untaken and self._untaken[0][0] <= self._completed:
             _, stream, number = self._untaken.popleft()
             stream.taken(number)
+
+    def _submit_again(self) -> None:
+        """Room was made: give the storage writer what waits for it."""
+        try:
+            while self._unsubmitted and self._has_room(*self._unsubmitted[0]):
+                self._unsubmitted.popleft()
+        except (StorageFailed, StoreClosed):
+            self._broken = True
 
     # ------------------------------------------------------------------ the cores
 
@@ -557,12 +568,7 @@ class ShardHost:
 
     def _carry_out(self, step: effects.Step) -> None:
         for operation in step.persist:
-            try:
-                self._store.submit(operation, None)
-            except WriterOverloaded as error:
-                # Room was looked for before the event; a core that wants more breaks its bounds.
-                raise InvariantViolation(f"no room to write what a core wants: {error}") from error
-            self._submitted += 1
+            self.submit(operation)
         for send in step.send:
             self._send(send.to, send.message)
         outside = self._tell_outside()

@@ -8,6 +8,8 @@ import pytest
 
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Taken
+from peerd.storage.errors import WriterOverloaded
+from peerd.storage.store import Store
 from tests.daemon.fleet import (
     SHARD,
     Fleet,
@@ -215,3 +217,34 @@ async def test_a_message_is_taken_only_when_its_contents_are_written(
     await append(one, b"c")
     await until(lambda: taken_ms, "it is taken")
     assert taken_ms[0] >= 250
+
+
+async def test_what_finds_no_room_in_the_storage_queue_is_written_later_in_order(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue that takes one operation at a time: nothing is lost, nothing overtakes."""
+    one, two, three = await three_peers(fleet, las)
+    submit, refused = Store.submit, []
+
+    def submit_one(store: Store, operation, token) -> None:
+        if store.queued_bytes:
+            refused.append(operation)
+            raise WriterOverloaded(queued_bytes=1, queue_bytes_max=1)
+        submit(store, operation, token)
+
+    monkeypatch.setattr(Store, "submit", submit_one)
+    appends = []
+    for number in range(50):
+        appends.append(append_later(one, b"%d" % number))
+        await asyncio.sleep(0)
+    outcomes = await asyncio.gather(*appends)
+    accepted = [outcome for outcome in outcomes if isinstance(outcome, AppendAccepted)]
+    assert [outcome.base for outcome in accepted] == list(range(len(accepted)))
+    overloaded = [outcome for outcome in outcomes if not isinstance(outcome, AppendAccepted)]
+    assert {(outcome.reason, outcome.taken) for outcome in overloaded} <= {
+        (Reason.OVERLOADED, Taken.NO)
+    }
+    assert refused
+    for peer in (two, three):
+        committed = (1, len(accepted))
+        await until(lambda peer=peer, c=committed: peer.host.committed(SHARD) == c, "all of it")
