@@ -15,7 +15,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from typer.testing import CliRunner
 
 from peerd.cli.peerd import app
-from tests.daemon.fleet import CLUSTER, DEADLINE_S, Fleet, StandInLas, until
+from peerd.core.shard_map import Plan
+from peerd.daemon.errors import EXIT_STORAGE_FAILED
+from peerd.testing.faults import FaultFile, Faults
+from tests.daemon.fleet import CLUSTER, DEADLINE_S, Fleet, StandInLas, opened, shard_of, until
 
 SETTINGS = """
 cluster = "{cluster}"
@@ -174,3 +177,24 @@ async def test_verify_reads_a_stopped_store_and_names_what_is_none(
     refused = CliRunner().invoke(app, ["verify", str(tmp_path / "nothing")])
     assert refused.exit_code == 1
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+async def test_a_disk_that_fails_ends_the_process_with_its_own_status(
+    tmp_path: Path, las: StandInLas
+) -> None:
+    faults, told = tmp_path / "faults.json", tmp_path / "ready.json"
+    extra = f'testing.faults_file = "{faults}"\n'
+    process = await start(
+        "serve", "-c", str(settings(tmp_path, las.address, extra=extra)), "--ready-file", str(told)
+    )
+    await ready(told, process)
+    await until(lambda: las.registrations, "it registers")
+    me = las.nodes["peer-1"].process
+    FaultFile(faults).set(Faults(fail=True))
+    # Its first segment makes it write.
+    las.commit(shard_of(opened(1, Plan(primary=me, voters=(me.replica,), acks=1))))
+    _, error = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    assert process.returncode == EXIT_STORAGE_FAILED, error
+    last = error.decode().strip().splitlines()[-1]
+    assert last.startswith(f"peerd: storage in {tmp_path}/data failed: ")
+    assert [boot for boot, _ in las.reported("storage_failed")] == [me.boot]
