@@ -37,8 +37,8 @@ class NodeTruth:
     """What was done to one peer. Seconds of the run; None where it did not happen.
 
     `kind` is a fault (`storage_delay`, `pauses`, `memory_leak`), a look-alike (`slow_stable`,
-    `slow_spell`, `single_pause`), or `healthy`. `stop_s` is when it stopped: its process gone, its
-    storage failed, or nothing acknowledged for 3 s under load.
+    `slow_step`, `slow_spell`, `single_pause`, `restart`), or `healthy`. `stop_s` is when a fault
+    stopped it: its process gone, its storage failed, or nothing acknowledged for 3 s under load.
     """
 
     peer: str

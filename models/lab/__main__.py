@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,9 +47,10 @@ def record(number: int, seed: int, out: Path) -> None:
             record_bytes=plan.record_bytes,
             seed=seed,
         )
+        time.sleep(plan.idle_s)
         load.start()
         try:
-            run = carry_out(plan, lab_peers(cluster), scratch, load.play)
+            run = carry_out(plan, lab_peers(cluster), scratch, load.play, cluster.restart)
         finally:
             load.stop()
     write_run(recording_path(out, number), run)
@@ -66,11 +68,35 @@ def recording_path(out: Path, number: int) -> Path:
     return out / f"run-{number:03}.parquet"
 
 
-def run_in_process(number: int, seed: int, out: Path) -> bool:
-    """Do one run in a process of its own, again when it was spoiled; whether it succeeded."""
-    command = [sys.executable, "-m", "models.lab", "--one", str(number)]
-    command += ["--seed", str(seed), "--out", str(out)]
-    return any(subprocess.run(command, check=False).returncode == 0 for _ in range(TRIES_MAX))
+class Workers:
+    """Runs in processes of their own; ended together."""
+
+    def __init__(self, seed: int, out: Path) -> None:
+        self._seed = seed
+        self._out = out
+        self._ending = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, number: int) -> bool:
+        """Do one run, again when it was spoiled; whether it succeeded."""
+        command = [sys.executable, "-m", "models.lab", "--one", str(number)]
+        command += ["--seed", str(self._seed), "--out", str(self._out)]
+        for _ in range(TRIES_MAX):
+            if self._ending:
+                return False
+            process = subprocess.Popen(command)
+            self._running.add(process)
+            status = process.wait()
+            self._running.discard(process)
+            if status == 0:
+                return True
+        return False
+
+    def end(self) -> None:
+        """Have the runs under way stop their clusters and end."""
+        self._ending = True
+        for process in list(self._running):
+            process.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    # As an exception, so that a run's cluster is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if options.one is not None:
         try:
             record(options.one, options.seed, options.out)
@@ -97,10 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not recording_path(options.out, number).exists()
     ]
     begun_s = time.monotonic()
+    workers = Workers(options.seed, options.out)
     with ThreadPoolExecutor(options.parallel) as pool:
-        done = list(
-            pool.map(lambda number: run_in_process(number, options.seed, options.out), missing)
-        )
+        try:
+            done = list(pool.map(workers.run, missing))
+        finally:
+            workers.end()
     minutes = (time.monotonic() - begun_s) / 60.0
     print(f"{sum(done)} of {len(missing)} missing runs recorded in {minutes:.0f} min")
     return 0 if all(done) else 1

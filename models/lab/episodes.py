@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -46,6 +47,7 @@ class EpisodeThread:
     peer: LabPeer
     run_begun_s: float
     ending: threading.Event
+    restart: Callable[[str], None] | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _thread: threading.Thread | None = None
 
@@ -74,6 +76,7 @@ class EpisodeThread:
                 "slow_step": self._slow,
                 "slow_spell": self._slow,
                 "single_pause": self._single_pause,
+                "restart": self._restart,
             }[self.episode.kind](watch)
         finally:
             watch.close()
@@ -164,6 +167,15 @@ class EpisodeThread:
             self.ending.wait(self._number("stopped_ms") / 1000.0)
         finally:
             os.kill(self.peer.pid, signal.SIGCONT)
+
+    def _restart(self, watch: PeerWatch) -> None:
+        """A peer that dies of nothing that was to be seen, and comes back."""
+        os.kill(self.peer.pid, signal.SIGKILL)
+        while not watch.gone():
+            time.sleep(STEP_S)
+        self.ending.wait(self.episode.duration_s)
+        if self.restart is not None:
+            self.restart(self.peer.name)
 
 
 def limit_memory(peer: LabPeer, headroom_bytes: int) -> None:

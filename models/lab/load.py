@@ -81,11 +81,11 @@ class Load:
         self._thread.join()
 
     def play(self, event: Shared, ending: threading.Event) -> None:
-        """A load spike, or a spell of large batches; blocks for as long as it lasts."""
-        if event.kind == "load_spike":
-            self._factor = event.strength
-        else:
+        """A load spike, a lull, or a spell of large batches; blocks for as long as it lasts."""
+        if event.kind == "large_batches":
             self._large_batches = True
+        else:
+            self._factor = event.strength if event.kind == "load_spike" else 0.0
         ending.wait(event.duration_s)
         self._factor, self._large_batches = 1.0, False
 

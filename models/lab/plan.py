@@ -22,16 +22,17 @@ FAULTS_BY_TURN: tuple[tuple[str, ...], ...] = (
 )
 LOOK_ALIKES_BY_TURN: tuple[tuple[str, ...], ...] = (
     ("slow_stable", "single_pause"),
-    ("slow_spell",),
+    ("slow_spell", "restart"),
     ("slow_step", "slow_stable"),
     ("single_pause", "slow_spell"),
-    ("slow_step",),
+    ("slow_step", "restart"),
 )
 SHARED_BY_TURN: tuple[tuple[str, ...], ...] = (
     ("load_spike", "backup"),
-    ("cpu_hog", "load_spike"),
+    ("cpu_hog", "lull"),
     ("large_batches", "load_spike"),
-    ("backup", "cpu_hog"),
+    ("lull", "backup"),
+    ("load_spike", "cpu_hog"),
 )
 # From onset to stop, log-uniform; the fault grows for a share of it and then stays. Seconds.
 FAULT_S = (25.0, 240.0)
@@ -41,6 +42,8 @@ ONSET_S = (25.0, 80.0)
 SECOND_ONSET_S = (25.0, 120.0)
 # What a run goes on for after the last fault should have ended.
 TAIL_S = 12.0
+# Between the start of the peers and that of the load: an idle past is a past, too.
+IDLE_S = (1.0, 20.0)
 # limit: seconds of a run, whatever was drawn.
 RUN_S_MAX = 300.0
 
@@ -76,6 +79,7 @@ class RunPlan:
 
     number: int
     seed: int
+    idle_s: float
     length_s: float
     appends_per_s: float
     record_bytes: int
@@ -109,6 +113,7 @@ def plan_run(number: int, seed: int) -> RunPlan:
     return RunPlan(
         number=number,
         seed=seed,
+        idle_s=round(draw.uniform(*IDLE_S), 1),
         length_s=round(length_s, 1),
         appends_per_s=round(_log_uniform(60.0, 500.0, draw), 1),
         record_bytes=round(_log_uniform(100.0, 3000.0, draw)),
@@ -169,6 +174,8 @@ def _look_alike(kind: str, peer: int, length_s: float, draw: random.Random) -> E
     elif kind == "single_pause":
         parameters = {"stopped_ms": round(_log_uniform(200.0, 1200.0, draw))}
         duration_s = 2.0
+    elif kind == "restart":
+        parameters, duration_s = {}, 2.0
     return Episode(
         kind=kind,
         peer=peer,

@@ -20,11 +20,11 @@ from models.lab.plan import Episode, RunPlan, Shared
 from models.lab.watch import LabPeer, PeerWatch
 from peerd.daemon.telemetry.collector import SAMPLE_PERIOD_MS
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
-from peerd.daemon.telemetry.window import read_recording
+from peerd.daemon.telemetry.window import Recording, read_recording
 
 # Data memory that a leak may take before the process is at its limit, and 15 % for its work.
 MEMORY_HEADROOM_BYTES = 460_000_000
-_SHARED_BY_LOAD = ("load_spike", "large_batches")
+_SHARED_BY_LOAD = ("load_spike", "large_batches", "lull")
 
 
 class RunSpoiled(Exception):
@@ -49,7 +49,10 @@ def carry_out(plan: RunPlan, peers: Sequence[LabPeer], scratch: Path, load_event
         EpisodeThread(episode=episode, peer=peers[episode.peer], run_begun_s=begun_s, ending=ending)
         for episode in (*plan.faults, *plan.look_alikes)
     ]
-    bystanders = set(range(len(peers))) - {fault.peer for fault in plan.faults}
+    expected = {e.peer for e in plan.faults} | {
+        e.peer for e in plan.look_alikes if e.kind == "restart"
+    }
+    bystanders = set(range(len(peers))) - expected
     watches = [PeerWatch(peers[index]) for index in bystanders]
     shared = [
         threading.Thread(
@@ -77,7 +80,7 @@ def carry_out(plan: RunPlan, peers: Sequence[LabPeer], scratch: Path, load_event
             watch.close()
     if died:
         raise RunSpoiled(f"{', '.join(died)} ended although nothing was done to it")
-    return assemble(plan, peers, episodes, begun_s)
+    return assemble(plan, peers, episodes)
 
 
 def _wait_for_end(plan: RunPlan, episodes: Sequence[EpisodeThread], begun_s: float) -> None:
@@ -108,16 +111,12 @@ def _do_shared(
         run_shared(event, directories, scratch, ending)
 
 
-def assemble(
-    plan: RunPlan,
-    peers: Sequence[LabPeer],
-    episodes: Sequence[EpisodeThread],
-    begun_s: float,
-) -> Run:
+def assemble(plan: RunPlan, peers: Sequence[LabPeer], episodes: Sequence[EpisodeThread]) -> Run:
     """The run from the peers' recordings and what the episodes saw."""
-    first = int(begun_s * 1000) // SAMPLE_PERIOD_MS
+    recordings = [read_recording(peer.record_file) for peer in peers]
+    first = min(int(recording.tick_ms[0]) for recording in recordings) // SAMPLE_PERIOD_MS
     ended = int(time.monotonic() * 1000) // SAMPLE_PERIOD_MS
-    values = np.stack([_values(peer, first, ended - first) for peer in peers])
+    values = np.stack([_values(recording, first, ended - first) for recording in recordings])
     nodes = [
         NodeTruth(peer=peer.name, kind="healthy", onset_s=None, stop_s=None, parameters={})
         for peer in peers
@@ -169,9 +168,8 @@ def _truth(thread: EpisodeThread, peers: Sequence[LabPeer], first: int) -> NodeT
     )
 
 
-def _values(peer: LabPeer, first: int, seconds: int) -> npt.NDArray[np.float32]:
-    """The peer's samples on the run's seconds: [seconds, metrics], NaN where there is none."""
-    recording = read_recording(peer.record_file)
+def _values(recording: Recording, first: int, seconds: int) -> npt.NDArray[np.float32]:
+    """A peer's samples on the run's seconds: [seconds, metrics], NaN where there is none."""
     values = np.full((seconds, len(TELEMETRY_SCHEMA)), np.nan, dtype=np.float32)
     places = recording.tick_ms // SAMPLE_PERIOD_MS - first
     inside = (places >= 0) & (places < seconds)
