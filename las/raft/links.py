@@ -40,6 +40,7 @@ HELLO_TIMEOUT_S = 3.0
 REDIAL_S_MIN, REDIAL_S_MAX = 0.1, 1.0
 
 ChannelFactory = Callable[[str], grpc.aio.Channel]
+Metadata = tuple[tuple[str, str], ...]
 Frame = raft_pb2.RaftFrame
 
 
@@ -56,12 +57,14 @@ class OutgoingLink:
         peer: str,
         address: str,
         channel_factory: ChannelFactory,
+        metadata: Metadata,
         thread: RaftThread,
         rng: random.Random,
     ) -> None:
         self._peer = peer
         self._address = address
         self._channel_factory = channel_factory
+        self._metadata = metadata
         self._thread = thread
         self._rng = rng
         self._outbox: deque[Frame] = deque()
@@ -97,7 +100,7 @@ class OutgoingLink:
         channel = self._channel_factory(self._address)
         was_up = False
         try:
-            call = raft_pb2_grpc.RaftServiceStub(channel).Exchange()
+            call = raft_pb2_grpc.RaftServiceStub(channel).Exchange(metadata=self._metadata)
             await self._greet(call)
             self._outbox.clear()
             self._outbox_bytes = 0

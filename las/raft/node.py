@@ -33,7 +33,7 @@ from las.raft.errors import (
     Overloaded,
     RaftError,
 )
-from las.raft.links import ChannelFactory, OutgoingLink, RaftServicer
+from las.raft.links import ChannelFactory, Metadata, OutgoingLink, RaftServicer
 from las.raft.member import (
     OPEN_COMMANDS_MAX,
     OVERLOAD_RETRY_MS,
@@ -125,6 +125,7 @@ class RaftNode:
         channel_factory: ChannelFactory,
         identify: Callable[[grpc.aio.ServicerContext], str],
         on_change: Callable[[RaftStatus], None],
+        metadata: Metadata = (),
         clock: Callable[[], float] = time.monotonic,
         fatal: Callable[[str], None] = fail_stop,
     ) -> None:
@@ -137,6 +138,9 @@ class RaftNode:
             identify: Returns the member's name that the certificate of a call names (role `las`),
                 or raises.
             on_change: Called after term, leader, links or vote changed (not for each commit).
+            metadata: Goes with each stream that is dialled; where no certificate names the caller
+                (plaintext on loopback), it does. Not by an interceptor: gRPC leaves tasks behind
+                when an intercepted stream breaks.
             clock: Seconds, monotonic; the one that the library reads, except in tests.
             fatal: Ends the process when going on could lose a command.
         """
@@ -144,6 +148,7 @@ class RaftNode:
         self._machine = machine
         self._channel_factory = channel_factory
         self._on_change = on_change
+        self._metadata = metadata
         self._clock = clock
         self._fatal = fatal
         peers = {name: at for name, at in options.members.items() if name != options.name}
@@ -195,6 +200,7 @@ class RaftNode:
                 peer=peer,
                 address=address,
                 channel_factory=self._channel_factory,
+                metadata=self._metadata,
                 thread=thread,
                 rng=self._rng,
             )

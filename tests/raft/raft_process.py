@@ -6,6 +6,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ import grpc.aio
 
 from las.internal.v1 import raft_pb2_grpc
 from las.raft import RaftError, RaftNode, RaftOptions
+
+logger = logging.getLogger(__name__)
 
 
 class Items:
@@ -37,23 +40,6 @@ class Items:
         self.items = tuple(json.loads(snapshot))
 
 
-class NameItself(grpc.aio.StreamStreamClientInterceptor):
-    """Stands in for the client certificate."""
-
-    def __init__(self, name):
-        self.name = name
-
-    async def intercept_stream_stream(self, continuation, details, request_iterator):
-        details = grpc.aio.ClientCallDetails(
-            details.method,
-            details.timeout,
-            [("name", self.name)],
-            details.credentials,
-            details.wait_for_ready,
-        )
-        return await continuation(details, request_iterator)
-
-
 class Process:
     """The node, and the answers to its master."""
 
@@ -72,12 +58,11 @@ class Process:
             ),
             self.machine,
             channel_factory=lambda address: grpc.aio.insecure_channel(
-                address,
-                options=[("grpc.use_local_subchannel_pool", 1)],
-                interceptors=[NameItself(name)],
+                address, options=[("grpc.use_local_subchannel_pool", 1)]
             ),
+            metadata=(("name", name),),
             identify=lambda context: dict(context.invocation_metadata())["name"],
-            on_change=lambda status: None,
+            on_change=lambda status: logger.info("%s", status),
         )
 
     async def run(self):
@@ -145,4 +130,5 @@ class Process:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(Process(json.loads(sys.argv[1])).run())

@@ -217,6 +217,10 @@ async def torture(seconds, seed, root):
         items = await run.run(seconds)
     finally:
         await run.end()
+    for member in run.members.values():
+        log = member.log_path.read_text()
+        assert " ERROR " not in log, log
+        assert "Traceback" not in log, log
     return (
         f"seed {seed}: {run.kills} kills, {run.pauses} pauses, {len(run.acknowledged)} "
         f"acknowledged, {len(items)} applied"

@@ -121,17 +121,15 @@ class Group:
             self.machines[name],
             channel_factory=lambda address: self.channel(name, address),
             identify=caller,
+            # Stands in for the client certificate.
+            metadata=(("name", name),),
             on_change=self.changes[name].append,
             fatal=self.failures.append,
         )
 
     def channel(self, name, address):
         target = "127.0.0.1:1" if (name, address) in self.blocked else address
-        return grpc.aio.insecure_channel(
-            target,
-            options=[("grpc.use_local_subchannel_pool", 1)],
-            interceptors=[NameItself(name)],
-        )
+        return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
 
     async def stop(self, name):
         server, node = self.servers.pop(name, None), self.nodes.pop(name, None)
@@ -178,23 +176,6 @@ class Group:
             return all(state == states[0] for state in states)
 
         await self.until(equal)
-
-
-class NameItself(grpc.aio.StreamStreamClientInterceptor):
-    """Stands in for the client certificate."""
-
-    def __init__(self, name):
-        self.name = name
-
-    async def intercept_stream_stream(self, continuation, details, request_iterator):
-        details = grpc.aio.ClientCallDetails(
-            details.method,
-            details.timeout,
-            [("name", self.name)],
-            details.credentials,
-            details.wait_for_ready,
-        )
-        return await continuation(details, request_iterator)
 
 
 def caller(context):
