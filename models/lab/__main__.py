@@ -50,7 +50,13 @@ def record(number: int, seed: int, out: Path) -> None:
         time.sleep(plan.idle_s)
         load.start()
         try:
-            run = carry_out(plan, lab_peers(cluster), scratch, load.play, cluster.restart)
+            run = carry_out(
+                plan,
+                lab_peers(cluster),
+                scratch,
+                load_event=load.play,
+                restart=cluster.restart,
+            )
         finally:
             load.stop()
     write_run(recording_path(out, number), run)

@@ -47,7 +47,7 @@ class EpisodeThread:
     peer: LabPeer
     run_begun_s: float
     ending: threading.Event
-    restart: Callable[[str], None] | None = None
+    restart: Callable[[str], None]
     outcome: Outcome = field(default_factory=Outcome)
     _thread: threading.Thread | None = None
 
@@ -174,8 +174,7 @@ class EpisodeThread:
         while not watch.gone():
             time.sleep(STEP_S)
         self.ending.wait(self.episode.duration_s)
-        if self.restart is not None:
-            self.restart(self.peer.name)
+        self.restart(self.peer.name)
 
 
 def limit_memory(peer: LabPeer, headroom_bytes: int) -> None:

@@ -35,8 +35,18 @@ class RunSpoiled(Exception):
 LoadEvent = Callable[[Shared, threading.Event], None]
 
 
-def carry_out(plan: RunPlan, peers: Sequence[LabPeer], scratch: Path, load_event: LoadEvent) -> Run:
+def carry_out(
+    plan: RunPlan,
+    peers: Sequence[LabPeer],
+    scratch: Path,
+    *,
+    load_event: LoadEvent,
+    restart: Callable[[str], None],
+) -> Run:
     """Do what the plan says to the peers and return the recording. Blocks for the run's length.
+
+    `restart` starts a killed peer again, by its name. The recording begins with the peers' first
+    samples, before any load; the run's seconds count from there.
 
     Raises `RunSpoiled` when a peer that nothing was done to did not live to the end.
     """
@@ -46,7 +56,13 @@ def carry_out(plan: RunPlan, peers: Sequence[LabPeer], scratch: Path, load_event
         for peer in peers:
             limit_memory(peer, MEMORY_HEADROOM_BYTES)
     episodes = [
-        EpisodeThread(episode=episode, peer=peers[episode.peer], run_begun_s=begun_s, ending=ending)
+        EpisodeThread(
+            episode=episode,
+            peer=peers[episode.peer],
+            run_begun_s=begun_s,
+            ending=ending,
+            restart=restart,
+        )
         for episode in (*plan.faults, *plan.look_alikes)
     ]
     expected = {e.peer for e in plan.faults} | {

@@ -61,9 +61,17 @@ def episode(kind, duration_s, **parameters):
     )
 
 
+def never(*arguments):
+    raise AssertionError(f"this was not to happen: {arguments}")
+
+
 def play(peer, what):
     thread = EpisodeThread(
-        episode=what, peer=peer, run_begun_s=time.monotonic(), ending=threading.Event()
+        episode=what,
+        peer=peer,
+        run_begun_s=time.monotonic(),
+        ending=threading.Event(),
+        restart=never,
     )
     thread.start()
     thread.join()
@@ -216,7 +224,13 @@ def test_a_whole_run_becomes_a_recording_with_its_truth(start, tmp_path):
     peers = [start("a"), start("b")]
     spikes = []
     plan: RunPlan = small_plan()
-    run = carry_out(plan, peers, tmp_path, lambda event, ending: spikes.append(event.kind))
+    run = carry_out(
+        plan,
+        peers,
+        tmp_path,
+        load_event=lambda event, ending: spikes.append(event.kind),
+        restart=never,
+    )
     assert spikes == ["load_spike"]
     victim, bystander = run.truth.nodes
     assert (victim.kind, bystander.kind) == ("storage_delay", "healthy")
@@ -234,4 +248,4 @@ def test_a_run_in_which_a_bystander_dies_is_spoiled(start, tmp_path):
     FaultFile(peers[1].faults_file).set(Faults(fail=True))
     plan = small_plan(shared=(), length_s=3.0)
     with pytest.raises(RunSpoiled, match="b ended"):
-        carry_out(plan, peers, tmp_path, lambda event, ending: None)
+        carry_out(plan, peers, tmp_path, load_event=never, restart=never)
