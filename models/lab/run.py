@@ -83,13 +83,14 @@ def carry_out(
         )
         for event in plan.shared
     ]
-    for thread in (*episodes, *shared):
+    threads: list[EpisodeThread | threading.Thread] = [*episodes, *shared]
+    for thread in threads:
         thread.start()
     try:
         _wait_for_end(plan, episodes, begun_s)
     finally:
         ending.set()
-        for thread in (*episodes, *shared):
+        for thread in threads:
             thread.join()
         died = [watch.peer.name for watch in watches if watch.gone()]
         for watch in watches:

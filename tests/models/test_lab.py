@@ -238,7 +238,7 @@ def test_a_whole_run_becomes_a_recording_with_its_truth(start, tmp_path):
     assert victim.onset_s < victim.stop_s < victim.onset_s + 15.0
     assert bystander.stop_s is None
     seen = ~np.isnan(run.values).all(axis=2)
-    assert seen[1, 2:-2].all()
+    assert seen[1, int(victim.onset_s) : -2].mean() > 0.7
     assert not seen[0, int(victim.stop_s) + 2 :].any()
     assert np.nansum(run.labels(600.0)[0]) >= 1.0
 

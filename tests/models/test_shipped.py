@@ -1,0 +1,167 @@
+"""The shipped model on the recordings that were kept from its training, and on what it promises."""
+
+import time
+
+import numpy as np
+import pytest
+
+from las.forecast.load import SHIPPED_MODEL
+from las.forecast.model import ForecastModel
+from models.dataset import RECORDINGS, read_runs, training_hash
+from models.evaluate import judged_by_all
+from models.judge import CONSECUTIVE, THRESHOLD, figures
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.testing.faults import Ramp
+
+AT = TELEMETRY_SCHEMA.positions
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ForecastModel.load(SHIPPED_MODEL)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return read_runs(RECORDINGS)
+
+
+@pytest.fixture(scope="module")
+def judged(runs):
+    return judged_by_all(SHIPPED_MODEL, [run for run in runs if run.truth.held_out])
+
+
+def test_it_was_trained_on_the_recordings_that_are_here(model, runs):
+    training = [run for run in runs if not run.truth.held_out]
+    assert model.contract.training_data == training_hash(training)
+
+
+def test_the_recordings_are_as_many_as_the_card_promises(runs):
+    nodes = [node for run in runs for node in run.truth.nodes]
+    assert len(nodes) >= 60
+    faults = {node.kind for node in nodes if node.stop_s is not None}
+    assert faults >= {"storage_delay", "pauses", "memory_leak"}
+    assert {node.kind for node in nodes} - faults >= {"slow_stable", "slow_step", "slow_spell"}
+
+
+def test_its_figures_are_those_that_it_carries(model, judged):
+    told = figures(judged["model"])
+    for name, value in model.contract.figures.items():
+        assert told[name] == pytest.approx(value, abs=0.01), name
+
+
+def test_its_card_stands_beside_it_and_names_it(model):
+    card = SHIPPED_MODEL.with_suffix(".md").read_text()
+    assert model.model_id in card
+    assert model.contract.training_data in card
+
+
+def test_it_beats_the_rule_and_the_base_rate(judged):
+    model, rule, base_rate = (figures(judged[name]) for name in ("model", "rule", "base rate"))
+    assert model["average_precision"] > rule["average_precision"] + 0.1
+    assert model["auroc"] > rule["auroc"] + 0.1
+    assert model["precision"] > rule["precision"]
+    assert model["foreseen_share"] >= rule["foreseen_share"]
+    assert model["brier"] < 0.7 * base_rate["brier"]
+
+
+def test_it_calls_no_look_alike_of_the_held_out_runs(judged):
+    assert figures(judged["model"])["false_alarm_share"] == 0.0
+
+
+def healthy_hosts(runs):
+    """Held-out runs with the row of a peer to whom nothing was done, for 80 s of load."""
+    for run in runs:
+        calm = [i for i, node in enumerate(run.truth.nodes) if node.kind == "healthy"]
+        if run.truth.held_out and calm and run.values.shape[1] >= 90:
+            yield run, calm[0]
+
+
+def called_after(model, run, onset, until):
+    """[seconds, peers]: whether each peer is called at each second after the onset."""
+    windows = np.concatenate([run.windows(s, model.window) for s in range(onset, until)])
+    windows[:, :, AT["machine_identity"]] = np.repeat(
+        np.arange(until - onset, dtype=np.float32), len(run.values)
+    )[:, None]
+    above = model.predict(windows).p_10_min.reshape(until - onset, -1) >= THRESHOLD
+    held = np.lib.stride_tricks.sliding_window_view(above, CONSECUTIVE, axis=0)
+    return held.all(axis=2)
+
+
+def slowed(run, row, onset, delay_ms):
+    """The run, with that peer's commits slower by `delay_ms` [seconds from the onset]."""
+    values = run.values.copy()
+    here = slice(onset, onset + len(delay_ms))
+    for part in ("p50", "p99", "max"):
+        values[row, here, AT[f"commit_latency_ms_{part}"]] += delay_ms
+    latency_ms = values[row, here, AT["commit_latency_ms_p50"]]
+    fewer = np.fmin(values[row, here, AT["commits_per_s"]], 1000.0 / latency_ms)
+    values[row, here, AT["commits_per_s"]] = fewer
+    stalls = np.where(delay_ms >= 100.0, fewer, 0.0)
+    values[row, here, AT["commit_stalls_per_s"]] += stalls
+    return type(run)(truth=run.truth, values=values)
+
+
+@pytest.mark.parametrize("onset", [30, 60])
+def test_a_disk_that_grows_slow_within_a_quarter_minute_is_called_before_it_ends(
+    model, runs, onset
+):
+    ramp = Ramp(onset_s=0.0, start=1.0, end=180.0, duration_s=15.0)
+    delay_ms = np.array([ramp.value(second + 0.5) for second in range(24)], dtype=np.float32)
+    for run, row in healthy_hosts(runs):
+        called = called_after(model, slowed(run, row, onset, delay_ms), onset, onset + 24)
+        first = np.flatnonzero(called[:, row])
+        assert len(first), f"run {run.truth.number}: never called"
+        assert first[0] <= 14, f"run {run.truth.number}: called after {first[0]} s"
+
+
+def test_one_stall_of_a_second_is_not_called(model, runs):
+    stall = np.zeros(30, dtype=np.float32)
+    stall[3] = 1000.0
+    for run, row in healthy_hosts(runs):
+        called = called_after(model, slowed(run, row, 60, stall), 60, 90)
+        assert not called[:, row].any(), f"run {run.truth.number}"
+
+
+def test_the_order_of_the_nodes_does_not_matter(model, runs):
+    windows = runs[0].windows(60, model.window)
+    forward = model.predict(windows).probabilities
+    backward = model.predict(windows[::-1].copy()).probabilities[::-1]
+    assert np.allclose(forward, backward, atol=1e-5)
+
+
+def test_nodes_of_other_machines_do_not_matter(model, runs):
+    windows = runs[0].windows(60, model.window)
+    strangers = runs[1].windows(60, model.window)
+    strangers[:, :, AT["machine_identity"]] = 5.0
+    alone = model.predict(windows).probabilities
+    together = model.predict(np.concatenate([windows, strangers])).probabilities[: len(windows)]
+    assert np.allclose(alone, together, atol=1e-5)
+
+
+def test_a_silent_fleet_gets_the_base_rate(model):
+    windows = np.full((3, model.window, len(TELEMETRY_SCHEMA)), np.nan, dtype=np.float32)
+    forecast = model.predict(windows)
+    assert not forecast.known.any()
+    assert np.allclose(forecast.probabilities, model.contract.base_rates)
+
+
+def test_a_sick_node_gets_reasons_in_words(model, runs):
+    run, row = next(healthy_hosts(runs))
+    delay_ms = np.linspace(1.0, 180.0, 20, dtype=np.float32)
+    windows = slowed(run, row, 60, delay_ms).windows(79, model.window)
+    reasons = model.reasons(windows, row)
+    assert reasons
+    assert any(reason.metric.startswith("commit_") for reason in reasons)
+    assert any("×" in reason.text or "÷" in reason.text for reason in reasons)
+
+
+def test_a_large_fleet_is_judged_in_a_fraction_of_the_interval(model, runs):
+    nodes = 2_000
+    windows = np.tile(runs[0].windows(60, model.window), (nodes // 5, 1, 1))
+    windows[:, :, AT["machine_identity"]] = (np.arange(nodes) // 4).astype(np.float32)[:, None]
+    model.predict(windows)
+    begun_s = time.process_time()
+    model.predict(windows)
+    # 10,000 nodes in half of the one-second interval, with room for a busy machine.
+    assert time.process_time() - begun_s < 0.1
