@@ -1,0 +1,120 @@
+"""kill -9 of any one process during appends, back on its own directory after 2 s: nothing is lost."""
+
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from peerd.client.blocking import connect
+from peerd.client.errors import PeerdError
+from peerd.testing.dev_cluster import DevCluster, Member
+from tests.integration.load import Load, assert_nothing_lost, until
+
+# A test starts several processes, each of which takes seconds on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+AWAY_S = 2.0
+
+
+def primary(cluster: DevCluster, log: str) -> str:
+    with connect(credentials=cluster.peerctl_toml) as client:
+        return str(client.describe_log(log)[1][0].open.plan.primary.peer)
+
+
+def shadow(cluster: DevCluster, log: str) -> str:
+    """A voter that orders no shard of the log: two shards, so one of three voters is free."""
+    with connect(credentials=cluster.peerctl_toml) as client:
+        shards = client.describe_log(log)[1]
+    primaries = {shard.open.plan.primary.peer for shard in shards}
+    voters = {voter.peer for shard in shards for voter in shard.open.plan.voters}
+    return str(min(voters - primaries))
+
+
+def leader(cluster: DevCluster, log: str) -> str:
+    with connect(credentials=cluster.peerctl_toml) as client:
+        return client.las.status().las_leader
+
+
+def follower(cluster: DevCluster, log: str) -> str:
+    leads = leader(cluster, log)
+    return min(member.id for member in cluster.las if member.id != leads)
+
+
+def group_whole(cluster: DevCluster) -> bool:
+    with connect(credentials=cluster.peerctl_toml) as client:
+        try:
+            members = client.las.status().las
+        except PeerdError:
+            return False
+    return sum(member.up for member in members) == len(cluster.las)
+
+
+def restart_all(members: Sequence[Member]) -> None:
+    for member in members:
+        member.start()
+    for member in members:
+        member.wait_ready()
+
+
+@pytest.mark.parametrize("choose", [primary, shadow, leader, follower])
+def test_a_killed_process_costs_nothing(cluster: DevCluster, log: str, choose, record_property):
+    with Load(cluster.peerctl_toml, log) as load:
+        for _ in range(2):
+            load.wait_acked(200)
+            victim = choose(cluster, log)
+            cluster.member(victim).kill()
+            time.sleep(AWAY_S)  # what the promise is about, not a wait for something
+            cluster.restart(victim)
+        load.finish()
+    record_property("pause_ms", load.pause_ms())
+    assert_nothing_lost(cluster, load)
+    cluster.wait_whole()
+    until(lambda: group_whole(cluster), "every LAS node is back")
+
+
+def test_two_deaths_in_a_row_cost_nothing(cluster: DevCluster, log: str):
+    with Load(cluster.peerctl_toml, log) as load:
+        load.wait_acked(200)
+        first = primary(cluster, log)
+        cluster.member(first).kill()
+        load.wait_acked(200)  # it has been replaced
+        second = primary(cluster, log)
+        assert second != first
+        cluster.restart(first)
+        cluster.wait_whole()
+        cluster.member(second).kill()
+        time.sleep(AWAY_S)
+        cluster.restart(second)
+        load.finish()
+    assert_nothing_lost(cluster, load)
+    cluster.wait_whole()
+
+
+def test_appends_and_reads_go_on_without_any_las(cluster: DevCluster, log: str):
+    with Load(cluster.peerctl_toml, log) as load:
+        load.wait_acked(200)
+        for member in cluster.las:
+            member.kill()
+        load.wait_acked(600)
+        with connect(credentials=cluster.peerctl_toml) as client:
+            assert len(list(client.read(log))) >= 800
+        restart_all(cluster.las)
+        load.finish()
+    assert_nothing_lost(cluster, load)
+    cluster.wait_whole()
+    with connect(credentials=cluster.peerctl_toml) as client:
+        client.create_log(f"{log}.after", shards=1)
+        assert client.append(f"{log}.after", b"still here").offset == 0
+
+
+def test_every_process_killed_at_once_comes_back_with_everything(cluster: DevCluster, log: str):
+    with connect(credentials=cluster.peerctl_toml) as client:
+        for row in range(100):
+            client.append(log, f"row {row}".encode(), key=b"one")
+    for member in cluster.members:
+        member.kill()
+    restart_all(cluster.members)
+    cluster.wait_whole()
+    with connect(credentials=cluster.peerctl_toml) as client:
+        values = [record.value for record in client.read(log)]
+        assert values == [f"row {row}".encode() for row in range(100)]
+        assert not client.append(log, b"more", key=b"one").duplicate
