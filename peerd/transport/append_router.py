@@ -238,6 +238,6 @@ def _told(attempts: _Attempts) -> errors_pb2.Refusal:
     wire.CopyFrom(attempts.last)
     if attempts.maybe_taken:
         wire.taken = errors_pb2.TAKEN_UNKNOWN
-        if reason_of(wire) in _TRY_AGAIN:
+        if reason_of(wire) in _TRY_AGAIN - {Reason.OUTCOME_UNKNOWN}:
             return outcome_unknown(wire.message)
     return wire

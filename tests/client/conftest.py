@@ -5,12 +5,14 @@ from peerd.client.options import ClientOptions
 from peerd.testing.memory import MemoryCluster
 from peerd.transport.limits import EdgeLimits
 
-LIMITS = EdgeLimits(batch_bytes_max=512 * 1024, no_primary_wait_ms=400)
-
 
 @pytest.fixture
-async def cluster():
-    async with MemoryCluster(peers=3, limits=LIMITS) as cluster:
+async def cluster(request):
+    """Its peers wait for a primary as long as the test's parameter says, in milliseconds."""
+    limits = EdgeLimits(
+        batch_bytes_max=512 * 1024, no_primary_wait_ms=getattr(request, "param", 5_000)
+    )
+    async with MemoryCluster(peers=3, limits=limits) as cluster:
         yield cluster
         assert cluster.bugs == []
 

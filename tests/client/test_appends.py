@@ -156,6 +156,9 @@ async def test_a_conditional_append_waits_its_turn(cluster, client):
     )
     assert isinstance(outcomes[6], peerd.OffsetMismatch)
     assert stored(cluster) == [b"%d" % number for number in range(7)]
+    # Nothing stood behind the lost one, so no sequence is missing and the producer stays the same:
+    # a program that loses often must not fill the table of producers.
+    assert len(cluster.shards[1].expected) == 1
 
 
 async def test_a_refused_batch_holds_up_no_other(cluster, client):
@@ -408,6 +411,68 @@ async def test_the_deadline_after_refusals_tells_the_refusal(cluster, client):
     with pytest.raises(peerd.NotEnoughPeers, match="made up") as caught:
         await client.append("orders", b"v", timeout_s=0.5)
     assert caught.value.taken == "no"
+
+
+async def test_a_sequence_that_may_be_taken_is_never_given_again(cluster, client):
+    """Else the next record would be taken for the one before, and be lost behind its receipt."""
+    cluster.create_log("orders")
+    host(cluster, 1).holding = []
+    with pytest.raises(peerd.OutcomeUnknown):
+        await client.append("orders", b"first", timeout_s=0.2)
+    host(cluster, 1).holding = None
+    receipt = await client.append("orders", b"second")
+    assert not receipt.duplicate
+    assert stored(cluster) == [b"first", b"second"]
+
+
+async def test_what_one_primary_may_have_taken_stays_in_doubt_at_the_next(cluster, client):
+    cluster.create_log("orders")
+    host(cluster, 1).holding = []
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=1.0))
+    await host(cluster, 1).until_held(1)
+    host(cluster, 3).refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 50)
+    cluster.hand_over(1, "peer-3")
+    with pytest.raises(peerd.OutcomeUnknown):
+        await waiting
+    host(cluster, 1).release()
+
+
+async def test_what_a_lost_connection_may_have_carried_stays_in_doubt(cluster, client):
+    cluster.create_log("orders")
+    host(cluster, 1).holding = []
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=1.0))
+    await host(cluster, 1).until_held(1)
+    await cluster.stop("peer-1")
+    # Once it is sent again, the loss has been noticed.
+    while client.statistics().batches_sent_again == 0:
+        await asyncio.wait({waiting}, timeout=0.01)
+    host(cluster, 3).refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 50)
+    cluster.hand_over(1, "peer-3")
+    with pytest.raises(peerd.OutcomeUnknown):
+        await waiting
+
+
+async def test_what_stood_behind_a_hole_and_was_lost_is_not_sent_under_another_name(
+    cluster, connect
+):
+    """A copy of it may still arrive under the old name, and both would be stored."""
+    cluster.create_log("orders")
+    client = await connect(batch_records_max=1)
+    first = host(cluster, 1)
+    first.refuse_next.append(refuse(Reason.MALFORMED_BATCH))
+    first.holding = []
+    refused, behind = (
+        asyncio.ensure_future(client.append("orders", value)) for value in (b"refused", b"behind")
+    )
+    with pytest.raises(peerd.InvalidRequest):
+        await refused
+    await first.until_held(1)
+    await cluster.stop("peer-1")
+    cluster.hand_over(1, "peer-2")
+    with pytest.raises(peerd.OutcomeUnknown):
+        await behind
+    await client.append("orders", b"next")
+    assert stored(cluster) == [b"next"]
 
 
 async def test_records_behind_an_unknown_one_are_appended_or_told_unknown(cluster, connect):

@@ -10,6 +10,7 @@ import zstandard
 import peerd
 from peerd.client.errors import CorruptData
 from peerd.client.payload import build_batch, records_of, serialize_record
+from peerd.core.batch import BatchHeader
 from peerd.core.ids import Epoch, ShardId
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
@@ -142,6 +143,24 @@ async def test_a_read_goes_on_at_another_peer_without_repetition(cluster, client
     await stream.aclose()
 
 
+async def test_what_came_while_the_stream_was_broken_is_not_skipped(cluster, client):
+    await client.create_log("orders")
+    await numbered(client, 3)
+    stream = client.read("orders", start="latest", follow=True)
+    waiting = asyncio.ensure_future(anext(stream))
+    while not stream.position.offsets:
+        await asyncio.wait({waiting}, timeout=0.01)
+    await cluster.stop("peer-1")
+    await cluster.stop("peer-2")
+    cluster.hand_over(1, "peer-3", publish=False)
+    built = build_batch([serialize_record(peerd.NewRecord(value=b"3"))])
+    header = BatchHeader(record_count=1, payload_crc=built.crc, payload_bytes=len(built.payload))
+    cluster.hosts["peer-3"].append(ShardId(1), header, built.payload, None, lambda _: None)
+    cluster.publish()
+    assert (await waiting).value == b"3"
+    await stream.aclose()
+
+
 async def test_what_is_damaged_everywhere_is_told(cluster, client, monkeypatch):
     monkeypatch.setattr("peerd.client.reading.READ_RETRY_S", 1.0)
     await client.create_log("orders")
@@ -152,6 +171,7 @@ async def test_what_is_damaged_everywhere_is_told(cluster, client, monkeypatch):
         await values(client.read("orders"))
 
 
+@pytest.mark.parametrize("cluster", [300], indirect=True)
 async def test_without_anybody_who_serves_it_a_read_ends(cluster, client, monkeypatch):
     monkeypatch.setattr("peerd.client.reading.READ_RETRY_S", 1.0)
     await client.create_log("orders")

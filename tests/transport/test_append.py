@@ -19,6 +19,8 @@ PRODUCER = bytes(range(16))
 # Their key hashes lie in the lower and the upper half: see batch.proto.
 LOW_KEY, HIGH_KEY = b"\x00", b"household-900"
 
+impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
+
 
 async def refused(call):
     """The refusal that `call` ends with, beside its gRPC code."""
@@ -395,6 +397,7 @@ async def test_an_append_waits_for_a_primary_and_goes_there(cluster, stub, appen
     assert (await waiting).receipt.epoch == 2
 
 
+@impatient
 async def test_waiting_for_a_primary_ends_and_says_that_nothing_was_taken(cluster, stub, append):
     cluster.create_log("orders")
     await cluster.stop("peer-1")
@@ -453,15 +456,17 @@ async def test_a_hanging_primary_is_left_when_the_map_moves(cluster, stub, appen
     cluster.create_log("orders")
     primary = cluster.hosts[NodeName("peer-1")]
     primary.holding = []
-    waiting = asyncio.ensure_future(stub(2).Append(append(producer_id=PRODUCER)))
+    # Its own deadline is far away: only the map can tell that waiting has become useless.
+    waiting = asyncio.ensure_future(stub(2).Append(append(producer_id=PRODUCER), timeout=30))
     await primary.until_held(1)
     cluster.hand_over(1, "peer-3")
-    receipt = (await waiting).receipt
+    receipt = (await asyncio.wait_for(waiting, 5)).receipt
     assert receipt.duplicate
     assert len(cluster.payloads(1)) == 1
     primary.release()
 
 
+@impatient
 async def test_a_hanging_primary_leaves_an_unknown_outcome(cluster, stub, append):
     cluster.create_log("orders")
     primary = cluster.hosts[NodeName("peer-1")]

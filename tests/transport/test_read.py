@@ -12,6 +12,8 @@ from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.transport.status import refusal_of_error
 from peerd.v1 import log_pb2
 
+impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
+
 
 @pytest.fixture
 async def fill(cluster, stub, append):
@@ -177,6 +179,7 @@ async def test_what_a_store_lacks_or_has_damaged_comes_from_another(cluster, stu
     assert values((await read(stub(2), shard=1))[0]) == [0, 1, 2, 3]
 
 
+@impatient
 async def test_bytes_that_are_damaged_everywhere_are_never_sent(cluster, stub, fill):
     cluster.create_log("orders")
     await fill(1)
@@ -186,6 +189,7 @@ async def test_bytes_that_are_damaged_everywhere_are_never_sent(cluster, stub, f
     assert (Reason(found.reason), code) == (Reason.CORRUPT, grpc.StatusCode.DATA_LOSS)
 
 
+@impatient
 async def test_a_past_without_a_reachable_holder_is_told(cluster, stub, fill):
     cluster.create_log("orders")
     await fill(2)
@@ -281,6 +285,7 @@ async def test_the_peer_that_loses_the_shard_goes_on_serving_its_reader(cluster,
     call.cancel()
 
 
+@impatient
 async def test_without_a_primary_a_read_ends_with_a_reason(cluster, stub, fill):
     cluster.create_log("orders")
     await fill(1)
