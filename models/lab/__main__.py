@@ -27,18 +27,13 @@ from models.lab.run import RunSpoiled, carry_out
 from peerd.testing.dev_cluster import DevClusterError
 
 TRIES_MAX = 3
-# Each run has ports of its own: two clusters at a time must not meet.
-PORT_BASE = 21_000
-PORTS_BY_RUN = 200
-_PORT_RANGES = 50  # up to 31,000: below the ports that the kernel hands out
 
 
 def record(number: int, seed: int, out: Path) -> None:
     """Do one run and write its recording. Raises `RunSpoiled` and what its parts raise."""
     plan = plan_run(number, seed)
     scratch = Path(tempfile.mkdtemp(prefix=f"peerd-lab-{number:03}-"))
-    port_base = PORT_BASE + PORTS_BY_RUN * (number % _PORT_RANGES)
-    with lab_cluster(scratch / "cluster", port_base) as cluster:
+    with lab_cluster(scratch / "cluster") as cluster:
         load = Load(
             addresses=[member.address for member in cluster.peers],
             credentials=cluster.peerctl_toml,

@@ -16,11 +16,11 @@ from models.lab.watch import LabPeer
 from peerd.testing.dev_cluster import DevCluster, DevClusterError, Member, Shape
 
 
-def lab_cluster(directory: Path, port_base: int) -> DevCluster:
+def lab_cluster(directory: Path) -> DevCluster:
     """A cluster of `PEERS` peers and one LAS node, not yet started. Raises `DevClusterError`."""
     os.environ["LAS_POLICY_THRESHOLD"] = "1.0"
     shape = Shape(peers=PEERS, las=1)
-    return DevCluster(directory, shape, port_base=port_base, record_samples=True)
+    return DevCluster(directory, shape, port_base=None, record_samples=True)
 
 
 def lab_peers(cluster: DevCluster) -> tuple[LabPeer, ...]:
