@@ -8,8 +8,9 @@ from typing import Annotated
 # Before grpc is imported: this process never forks, and its handlers for that cost a tenth.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # The C core writes free text to stderr, where this daemon writes JSON lines; what matters of it
-# comes back as errors of calls.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# comes back as errors of calls. ERROR is what a starter that uses the client hands down.
+if os.environ.get("GRPC_VERBOSITY", "ERROR") == "ERROR":
+    os.environ["GRPC_VERBOSITY"] = "NONE"
 
 import typer
 
@@ -38,13 +39,13 @@ def init(
 
     Run it on the first member without --cluster-id, and on the others with the id that it printed.
     """
-    from las.daemon import serve as daemon
+    from las.daemon import directory
     from las.daemon.config import ConfigError, load_config
     from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
 
     try:
         settings = load_config(config)
-        manifest = daemon.init(settings, cluster_id)
+        manifest = directory.init(settings, cluster_id)
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
     except DaemonError as error:
@@ -69,12 +70,12 @@ def rejoin(
 
     What is there is moved aside. The member votes again once it holds what it had promised.
     """
-    from las.daemon import serve as daemon
+    from las.daemon import directory
     from las.daemon.config import ConfigError, load_config
     from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
 
     try:
-        manifest = daemon.rejoin(load_config(config), cluster_id)
+        manifest = directory.rejoin(load_config(config), cluster_id)
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
     except DaemonError as error:
@@ -86,12 +87,12 @@ def rejoin(
 @app.command()
 def check(config: ConfigFile) -> None:
     """Say whether a node could start with these settings, without starting it."""
-    from las.daemon import serve as daemon
+    from las.daemon import directory
     from las.daemon.config import ConfigError, load_config
     from peerd.daemon.errors import EXIT_CANNOT_START
 
     try:
-        print(daemon.check(load_config(config)))
+        print(directory.check(load_config(config)))
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
 

@@ -1,12 +1,12 @@
-"""The LAS node as a process: `las init`, `las rejoin`, `las check`, `las serve`.
+"""The LAS node as a process: `las serve`.
 
 Exit statuses are those of every daemon (`peerd.daemon.errors`): 0 stopped as asked, 1 something
 failed, 2 it cannot start as it is configured, 70 going on could lose a command.
 
 Invariants:
 - SIGTERM and SIGINT stop gracefully, once; a second one ends the process at once.
-- `serve` never makes a store: an empty directory is refused, since a wiped one would come back as a
-  member that has forgotten its votes.
+- A store is never made here: an empty directory is refused, since a wiped one would come back as a
+  member that has forgotten its votes (`las.daemon.directory` makes them).
 """
 
 import asyncio
@@ -14,15 +14,13 @@ import gc
 import json
 import os
 import signal
-import uuid
 from pathlib import Path
 
 import uvloop
 
-from las.daemon.config import LasConfig, verify_identity
+from las.daemon.config import LasConfig
 from las.daemon.node import LasNode
-from las.raft import Manifest, StoreError, init_directory, rejoin_directory
-from peerd.daemon.errors import EXIT_OK, DaemonError, StoreUnusable
+from peerd.daemon.errors import EXIT_OK, DaemonError
 from peerd.daemon.logging import get_logger
 from peerd.storage.directory import write_file_durably
 
@@ -31,57 +29,6 @@ from peerd.storage.directory import write_file_durably
 STOP_TIMEOUT_S = 15.0
 
 _log = get_logger("serve")
-
-
-def init(config: LasConfig, cluster_id: str | None) -> Manifest:
-    """Make the data directory of a member of a new cluster.
-
-    Args:
-        config: Its settings.
-        cluster_id: What `init` gave for another member; None draws a new one.
-
-    Raises:
-        ConfigError: the certificates do not fit the configuration.
-        StoreUnusable: the directory is not empty, or cannot be written.
-    """
-    verify_identity(config)
-    try:
-        return init_directory(
-            config.data_dir,
-            config.cluster,
-            config.name,
-            config.members,
-            cluster_id=cluster_id or str(uuid.uuid4()),
-        )
-    except StoreError as error:
-        raise StoreUnusable(f"data_dir: {error}") from error
-
-
-def rejoin(config: LasConfig, cluster_id: str) -> Manifest:
-    """Make the data directory of a member whose old one was lost. Raises as `init` does."""
-    verify_identity(config)
-    try:
-        return rejoin_directory(
-            config.data_dir,
-            config.cluster,
-            config.name,
-            config.members,
-            cluster_id=cluster_id,
-        )
-    except StoreError as error:
-        raise StoreUnusable(f"data_dir: {error}") from error
-
-
-def check(config: LasConfig) -> str:
-    """Judge what can be judged without starting; returns one line that says what was found fit.
-
-    Raises:
-        ConfigError: the certificates do not fit the configuration.
-    """
-    identity = verify_identity(config)
-    how = "plaintext on loopback" if config.tls is None else "mutual TLS"
-    group = f"{len(config.members)} members" if len(config.members) > 1 else "alone"
-    return f"{identity.uri} at {config.listen}, {group}, {how}, data in {config.data_dir}: fit"
 
 
 def serve(config: LasConfig, ready_file: Path | None = None) -> int:

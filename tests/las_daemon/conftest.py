@@ -6,9 +6,9 @@ import grpc.aio
 import pytest
 
 from las.daemon import node as las_node
+from las.daemon.directory import init
 from las.daemon.forecaster import Model
 from las.daemon.node import LasNode
-from las.daemon.serve import init
 from las.forecast.heuristic import HeuristicForecaster
 from las.raft import RaftOptions
 from las.v1 import (

@@ -5,10 +5,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
+import pytest
 
 from las.daemon.config import LasConfig, load_config
 from las.v1 import fleet_pb2, fleet_pb2_grpc
@@ -67,21 +69,19 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str = "")
 
 async def refused(call: Awaitable[object]) -> tuple[str, errors_pb2.Refusal]:
     """The reason's name and the refusal that `call` ends with."""
-    try:
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
         await call
-    except grpc.aio.AioRpcError as error:
-        refusal = refusal_of_error(error)
-        assert refusal is not None, error
-        return errors_pb2.ErrorReason.Name(refusal.reason).removeprefix("ERROR_REASON_"), refusal
-    raise AssertionError("the call was not refused")
+    refusal = refusal_of_error(failure.value)
+    assert refusal is not None, failure.value
+    return errors_pb2.ErrorReason.Name(refusal.reason).removeprefix("ERROR_REASON_"), refusal
 
 
 class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
     """Registers, sends heartbeats, reports; answers promises as a store without records."""
 
-    def __init__(self, number: int, las: str, *, host: str = "") -> None:
+    def __init__(self, number: int, las: str, *, port: int = 0) -> None:
         self.name = f"peer-{number}"
-        self.host = host or f"host-{number}"
+        self.host = f"host-{number}"
         self.store = f"{number:032x}"
         self.boot = f"{number + 1000:032x}"
         self.metadata = metadata(Role.PEER, self.name)
@@ -90,10 +90,12 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
         self.updates: list[fleet_pb2.HeartbeatResponse] = []
         self.sequence = 0
         self.silences: dict[str, int] = {}
+        # Answers to give in place of those below, by method.
+        self.answers: dict[str, Callable[[Any], Any]] = {}
         self.promised: list[replication_pb2.PromiseOrder] = []
         self._server = grpc.aio.server()
         replication_pb2_grpc.add_ReplicationServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._streams: list[tuple[object, asyncio.Task[None]]] = []
 
     async def start(self) -> "StandInPeer":
@@ -166,6 +168,8 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
 
     # ------------------------------------------------------------------ asked by the leader
     async def Promise(self, request, context):
+        if answer := self.answers.get("Promise"):
+            return answer(request)
         assert request.target_store_id == self.store
         self.promised += request.orders
         return replication_pb2.PromiseResponse(
@@ -182,6 +186,8 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
         )
 
     async def HasBegun(self, request, context):
+        if answer := self.answers.get("HasBegun"):
+            return answer(request)
         return replication_pb2.HasBegunResponse(begun=False)
 
     async def Hears(self, request, context):

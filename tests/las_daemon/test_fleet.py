@@ -204,6 +204,33 @@ async def test_one_accuser_is_not_believed_while_others_hear_the_node(las):
     assert open_segment(las).epoch == 1
 
 
+async def test_one_accuser_is_believed_if_the_stream_to_the_las_broke_as_well(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    victim = by_name(las, open_segment(las).plan.primary.peer)
+    accuser, witness = (peer for peer in las.peers if peer is not victim)
+    witness.silences[victim.name] = 0
+    call = await victim.heartbeats()
+    await until(lambda: len(victim.updates) > 0)
+    call.cancel()
+    await until(lambda: las.term.detector._nodes[victim.name].broken, "the end of the stream")
+    suspect = pb.Suspect(peer=victim.name, boot_id=victim.boot, connection_refused=True)
+    await accuser.report(pb.PeerReport(suspect=suspect))
+    await until(lambda: las.state.nodes[victim.name].state is NodeState.DOWN)
+
+
+async def test_the_end_of_an_old_stream_says_nothing_while_a_newer_one_lives(las):
+    (peer,) = await las.add_peers(1)
+    first = await peer.heartbeats()
+    await until(lambda: len(peer.updates) == 1)
+    await peer.heartbeats()
+    await until(lambda: len(peer.updates) == 2)
+    first.cancel()
+    await until(first.done)
+    await status(las)
+    assert not las.term.detector._nodes["peer-1"].broken
+
+
 async def test_a_stalled_voter_is_replaced_by_plan(las):
     await las.add_peers(4)
     await create(las, shards=1)

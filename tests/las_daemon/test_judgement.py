@@ -7,9 +7,11 @@ SICK, CALM, BETWEEN = 0.9, 0.01, 0.6
 
 
 def outlooks(**probabilities: float | None) -> dict[str, Outlook]:
-    """One a node; None = not known."""
+    """One a node; None = not known, whatever stands for it."""
     return {
-        node: Outlook(probability=probability or 0.0, known=probability is not None)
+        node: Outlook(
+            probability=SICK if probability is None else probability, known=probability is not None
+        )
         for node, probability in probabilities.items()
     }
 
@@ -34,7 +36,9 @@ def test_a_calm_forecast_between_two_begins_the_count_anew():
 def test_a_forecast_that_is_not_known_counts_for_nothing():
     judging = judge(off_after_s=0)
     for at in range(3):
-        assert judging.judge(outlooks(a=None, b=CALM, c=CALM), ("a",), at) == Verdict()
+        assert judging.judge(outlooks(a=None, b=CALM, c=CALM), (), at) == Verdict()
+    unknown = {"a": Outlook(probability=CALM, known=False)}
+    assert judging.judge(unknown, ("a",), 9) == Verdict()
 
 
 def test_recovery_takes_a_quarter_of_an_hour_below_the_lower_line():

@@ -1,4 +1,4 @@
-"""Three nodes in one process: who does not lead says who does, and nothing moves without a leader."""
+"""Three nodes in one process: who does not lead names who does; nothing moves without a leader."""
 
 import asyncio
 
@@ -6,12 +6,20 @@ import grpc
 import pytest
 
 from las.core.commands import SetDraining
+from las.daemon.directory import init
 from las.daemon.group import Group
 from las.raft import OutcomeUnknown, Overloaded
-from las.v1 import fleet_pb2, log_admin_pb2, shard_map_pb2
+from las.v1 import fleet_pb2, forecast_pb2, log_admin_pb2, shard_map_pb2
 from peerd.core.errors import Reason, Taken
 from peerd.transport.status import Refused
-from tests.las_daemon.stand_in import ADMIN, StandInPeer, free_port, refused, until
+from tests.las_daemon.stand_in import (
+    ADMIN,
+    StandInPeer,
+    free_port,
+    las_config,
+    refused,
+    until,
+)
 from tests.las_daemon.test_fleet import status
 from tests.las_daemon.test_forecast import forecast
 from tests.las_daemon.test_logs import create, switch
@@ -80,12 +88,23 @@ async def test_a_new_leader_goes_on_and_streams_of_the_old_one_end(three):
     await again.stop()
 
 
+async def _to_the_end(stream):
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_without_a_majority_status_says_so_and_nothing_is_decided(three):
     leader, others = three
-    await leader.add_peers(1)
+    (peer,) = await leader.add_peers(1)
+    call = await peer.heartbeats()
+    watch = leader.forecast.WatchForecast(forecast_pb2.WatchForecastRequest(), metadata=ADMIN)
+    await watch.read()
     for each in others:
         await each.node.stop()
     await until(lambda: leader.term is None, "the leadership was given up")
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert "LAS leader" in await call.details()
+    assert (await refused(_to_the_end(watch)))[0] == "NOT_LAS_LEADER"
     assert (await refused(create(leader, copies=1)))[0] == "NOT_LAS_LEADER"
     version = leader.state.version
     await until(lambda: not leader.node.group.leader)
@@ -106,6 +125,20 @@ async def test_a_node_that_never_heard_of_the_map_says_so(start_las):
     reason, refusal = await refused(create(alone))
     assert (reason, refusal.leader) == ("NOT_LAS_LEADER", "")
     assert refusal.retry_after_ms > 0
+
+
+async def test_a_member_of_another_cluster_is_kept_out(start_las, tmp_path):
+    members = {f"las-{number}": f"127.0.0.1:{free_port()}" for number in (1, 2, 3)}
+    stranger = las_config(tmp_path / "las-3", name="las-3", members=members)
+    init(stranger, "00000000-0000-4000-8000-000000000002")
+    nodes = [await start_las(name, members=members) for name in members]
+    await until(lambda: any(each.term for each in nodes[:2]), "a leader")
+    leader = next(each for each in nodes if each.term)
+    await until(lambda: "las-3" not in leader.node.group.status.members_up)
+    await leader.add_peers(1)
+    await create(leader, copies=1)
+    assert nodes[2].state.version == 0
+    assert nodes[2].term is None
 
 
 async def test_a_stopping_node_takes_no_commands_but_ends_those_under_way(las):

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from las.daemon.cli import app
+from las.daemon.directory import init
 from las.daemon.node import LasNode
-from las.daemon.serve import init
 from peerd.daemon.errors import PortInUse, StoreBroken, StoreUnusable
 from peerd.pki import Role, create_authority
 from tests.las_daemon.stand_in import free_port, las_config

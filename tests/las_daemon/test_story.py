@@ -95,7 +95,7 @@ def test_a_second_episode_is_told_anew():
     at_risk, calm = (SetAtRisk(node=name(5), at_risk=each) for each in (True, False))
     state = with_log()
     for command in (at_risk, calm, at_risk):
-        state = told(told(done(state, command), 5), 5)
+        state = told(done(state, command), 5)
     once = ["at_risk", "shielded", "expendable"]
     assert kinds(state, 5) == [*once, "recovered", *once]
 
