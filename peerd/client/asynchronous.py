@@ -376,10 +376,24 @@ class Client:
                 pipeline.map_changed()
 
     async def _known(self, log: str) -> None:
-        """Asks for the map once if the log is not on it: it may be younger than the map here."""
+        """Asks for the map if the log is not on it: it may be younger than the map here.
+
+        Raises:
+            Unavailable: nobody gave the map in time.
+        """
         self._check_open()
-        if not self._directory.cache.shards_of(log):
-            await asyncio.wait({self._directory.refresh()})
+        if self._directory.cache.shards_of(log):
+            return
+        deadline = time.monotonic() + self._options.call_timeout_s
+        while not await asyncio.shield(self._directory.refresh()):
+            self._check_open()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"log {log!r} is not on this client's map, and nobody gives a newer one: "
+                    "check the cluster (`peerctl status`)",
+                    taken="no",
+                )
+            await asyncio.sleep(RETRY_STEP_S)
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         try:

@@ -9,9 +9,9 @@ Must not: give up. While the client is open, a watch that ends begins anew at th
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -78,7 +78,7 @@ class Directory:
         self._channels = channels
         self._turn = 0
         self._watches: list[asyncio.Task[None]] = []
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[bool] | None = None
 
     async def start(self, timeout_s: float) -> None:
         """Gets the map from the first address that gives it, and goes on watching.
@@ -111,7 +111,9 @@ class Directory:
 
     async def close(self) -> None:
         """Ends the watches."""
-        tasks = [*self._watches, *([self._refreshing] if self._refreshing else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._watches]
+        if self._refreshing is not None:
+            tasks.append(self._refreshing)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,19 +125,22 @@ class Directory:
         known.update({node.address: None for node in self.cache.nodes.values() if node.up})
         return list(known)[:ADDRESSES_MAX]
 
-    def refresh(self) -> "asyncio.Task[None]":
+    def refresh(self) -> "asyncio.Task[bool]":
         """Asks the next address for the map, unless that is under way; for when it seems old.
 
-        The task that is returned ends with the answer, or when there is none.
+        The task that is returned tells whether that address answered.
         """
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="peerd map refresh")
         return self._refreshing
 
-    async def _refresh(self) -> None:
-        # The next one is asked next time.
-        with contextlib.suppress(PeerdError):
+    async def _refresh(self) -> bool:
+        try:
             await self._get(self._next_address(), GET_TIMEOUT_MS / 1000)
+        except PeerdError:
+            # The next one is asked next time.
+            return False
+        return True
 
     def _next_address(self) -> str:
         addresses = self.addresses
