@@ -194,11 +194,28 @@ def test_a_conflict_is_found_in_two_round_trips_whatever_its_length(make, monkey
     for number in range(60):
         cluster.submit("B", f"kept-{number}")
     cluster.settle("BC")
+    # A leader that takes A's log to be as long as its own when it begins.
+    cluster.restart("B", "C")
+    assert cluster.elect("C", "B")
     cluster.connect("A", "B")
     cluster.connect("A", "C")
-    cluster.settle(rounds=4)
+    cluster.settle(rounds=5)
     assert cluster.items("A") == cluster.items("B")
     assert len(cluster.items("A")) == 60
+
+
+def test_only_what_was_compared_counts_as_committed(make):
+    """The leader has committed far more than it sends, and our log has a tail that it lacks."""
+    cluster = led(make())
+    cluster.submit("A", "lost")
+    cluster.tick("A")
+    end = cluster.log("A")[-1][0]
+    frame = append([], commit_index=100)
+    (reply,) = give(cluster, "A", "B", term=2, append_entries=frame)
+    assert reply.append_reply.success
+    assert cluster.nodes["A"].status().commit_index == 2
+    assert cluster.log("A")[-1][0] == end
+    assert cluster.acknowledged() == []
 
 
 def test_entries_join_one_frame_and_a_large_log_is_cut_into_several(make, monkeypatch):
