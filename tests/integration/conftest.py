@@ -23,3 +23,11 @@ def log(cluster: DevCluster, request: pytest.FixtureRequest) -> str:
     with connect(credentials=cluster.peerctl_toml) as client:
         client.create_log(name, shards=2, copies=3, acks=2)
     return name
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """One LAS node and one peer, for tests that harm neither."""
+    directory = tmp_path_factory.mktemp("small") / "dev"
+    with DevCluster(directory, Shape(peers=1, las=1), port_base=None) as running:
+        yield running

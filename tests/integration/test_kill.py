@@ -1,4 +1,4 @@
-"""kill -9 of any one process during appends, back on its own directory after 2 s: nothing is lost."""
+"""kill -9 of any one process during appends, back on its directory after 2 s: nothing is lost."""
 
 import time
 from collections.abc import Sequence
