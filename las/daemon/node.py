@@ -71,7 +71,7 @@ from peerd.daemon.supervisor import Supervisor
 from peerd.pki import Identity
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.options import SERVER_OPTIONS
-from peerd.transport.tls import server_credentials
+from peerd.transport.tls import plaintext_metadata, server_credentials
 from peerd.transport.typed_errors import TypedErrors
 
 PUBLIC_SERVICES = tuple(
@@ -107,7 +107,8 @@ class LasNode:
         self._ended: asyncio.Future[DaemonError] = asyncio.get_running_loop().create_future()
         self._plaintext = config.tls is None
         self._callers = Callers(config.cluster, plaintext=self._plaintext)
-        self._channels = member_channels(identity, config.tls_files())
+        self._channels = member_channels(config.tls_files())
+        self._metadata = plaintext_metadata(identity) if self._plaintext else ()
         self._calls: GrpcPeerCalls | None = None
         self._server = grpc.aio.server(
             interceptors=(
@@ -122,7 +123,6 @@ class LasNode:
         self._http: HttpEndpoint | None = None
         self._leadership: Leadership | None = None
         self._serving = False
-        self._identity = identity
 
     @classmethod
     async def start(cls, config: LasConfig) -> "LasNode":
@@ -187,6 +187,7 @@ class LasNode:
             ),
             group.machine,
             channel_factory=self._channels,
+            metadata=self._metadata,
             identify=self._callers.name_of,
             on_change=group.status_changed,
         )
@@ -195,9 +196,7 @@ class LasNode:
         """Make the parts and introduce them to each other."""
         policy = self.config.policy
         feed = MapFeed()
-        self._calls = calls = GrpcPeerCalls(
-            group, self._identity, self._channels, plaintext=self._plaintext
-        )
+        self._calls = calls = GrpcPeerCalls(group, self._channels, self._metadata)
         self._leadership = leadership = Leadership(
             group,
             self.supervisor,

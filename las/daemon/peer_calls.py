@@ -17,13 +17,11 @@ import grpc.aio
 from las.core.recovery import EpochAnswer
 from las.daemon.group import Group
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
-from las.raft.links import ChannelFactory
+from las.raft.links import ChannelFactory, Metadata
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
-from peerd.pki import Identity
 from peerd.transport.map_codec import decode_replica
-from peerd.transport.tls import plaintext_metadata
 
 # A promise needs an fsync of the store, which a sick disk may hold up; who asks goes on with
 # the others' answers meanwhile.
@@ -45,12 +43,11 @@ class _Dialled:
 class GrpcPeerCalls:
     """Fulfils `las.daemon.reconcile.PeerCalls`. Used on the event loop."""
 
-    def __init__(
-        self, group: Group, identity: Identity, factory: ChannelFactory, *, plaintext: bool
-    ) -> None:
+    def __init__(self, group: Group, factory: ChannelFactory, metadata: Metadata) -> None:
+        """`metadata` goes with each call; it names this node where no certificate does."""
         self._group = group
         self._factory = factory
-        self._metadata = plaintext_metadata(identity) if plaintext else ()
+        self._metadata = metadata
         self._dialled: dict[NodeName, _Dialled] = {}
         self._silent: dict[ReplicaId, grpc.StatusCode] = {}
 

@@ -5,11 +5,11 @@ Invariants:
   copies on healthy nodes, every node and LAS member is heard, the forecast answers.
 - Each warning names what, and what to do next, in one line.
 
-What follows from the committed map alone is worked out once a version: 100,000 shards take a while.
+What follows from the committed map alone is kept up to date from its changes (`MapWatch`).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from las.core import planner
@@ -20,7 +20,7 @@ from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
-from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId
+from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId, ShardId
 
 # limit: names listed in one warning; the rest is counted.
 NAMES_LISTED_MAX = 5
@@ -28,26 +28,56 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFacts:
+    """What is wrong with one shard, called `log/number`; a reason is empty if that is not wrong."""
+
+    name: str
+    paused: str
+    halted: str
+    is_thin: bool
+    short: int
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapFacts:
     """What follows from one version of the map.
 
     Attributes:
-        paused: shards that take no appends, as `log/number`, with the reason.
-        halted: shards that the LAS does not change until a person has looked, with the reason.
-        thin: shards whose open segment has fewer healthy voters than its log's copies.
-        short: sealed segments with fewer healthy holders than their log's copies.
-        unreadable: sealed segments with no holder that is up.
-        shielded, expendable: nodes of which that is true.
+        version: of the map.
+        troubled: shards with something wrong, by id.
+        shielded, expendable: nodes at risk or being drained of which that is true.
     """
 
     version: int
-    paused: tuple[tuple[str, str], ...]
-    halted: tuple[tuple[str, str], ...]
-    thin: tuple[str, ...]
-    short: int
-    unreadable: int
+    troubled: Mapping[ShardId, ShardFacts]
     shielded: frozenset[NodeName]
     expendable: frozenset[NodeName]
+
+    @property
+    def paused(self) -> tuple[tuple[str, str], ...]:
+        """Shards that take no appends, with the reason."""
+        return tuple((each.name, each.paused) for each in self.troubled.values() if each.paused)
+
+    @property
+    def halted(self) -> tuple[tuple[str, str], ...]:
+        """Shards that the LAS does not change until a person has looked, with the reason."""
+        return tuple((each.name, each.halted) for each in self.troubled.values() if each.halted)
+
+    @property
+    def thin(self) -> tuple[str, ...]:
+        """Shards whose open segment has fewer healthy voters than its log's copies."""
+        return tuple(each.name for each in self.troubled.values() if each.is_thin)
+
+    @property
+    def short(self) -> int:
+        """Sealed segments with fewer healthy holders than their log's copies."""
+        return sum(each.short for each in self.troubled.values())
+
+    @property
+    def unreadable(self) -> int:
+        """Sealed segments with no holder that is up."""
+        return sum(each.unreadable for each in self.troubled.values())
 
 
 class StatusView:
@@ -56,14 +86,11 @@ class StatusView:
     def __init__(self, group: Group, model: Model) -> None:
         self._group = group
         self._model = model
-        self._facts: MapFacts | None = None
+        self._watch = MapWatch()
 
     def facts(self) -> MapFacts:
         """What follows from the newest map."""
-        state, index = self._group.indexed()
-        if self._facts is None or self._facts.version != state.version:
-            self._facts = map_facts(state, index)
-        return self._facts
+        return self._watch.update(*self._group.indexed())
 
     def response(self, term: Term | None) -> fleet_pb2.GetStatusResponse:
         """The answer of this node, which leads in `term` or knows no leader."""
@@ -135,39 +162,64 @@ class StatusView:
             yield f"no forecast for {names}: another telemetry schema, update the older software"
 
 
-def map_facts(state: ClusterState, index: FleetIndex) -> MapFacts:
-    """Go through the whole map once."""
-    paused: list[tuple[str, str]] = []
-    halted: list[tuple[str, str]] = []
-    thin: list[str] = []
+class MapWatch:
+    """Keeps the facts up to date from what changed: 100,000 shards take a second to go through."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._troubled: dict[ShardId, ShardFacts] = {}
+        self._facts: MapFacts | None = None
+
+    def update(self, state: ClusterState, index: FleetIndex) -> MapFacts:
+        """The facts of `state`, of which `index` is an index."""
+        if self._facts is not None and self._version == state.version:
+            return self._facts
+        change = state.changed_ids(self._version)
+        if change is None:
+            self._troubled.clear()
+            affected = set(state.shards)
+        else:
+            affected = set(change.shards)
+            for node in change.nodes:
+                affected.update(index.shards_of(node))
+        for shard in affected:
+            facts = shard_facts(state, state.shards[shard])
+            if facts is None:
+                self._troubled.pop(shard, None)
+            else:
+                self._troubled[shard] = facts
+        self._version = state.version
+        endangered = [name for name, node in state.nodes.items() if node.at_risk or node.draining]
+        shielded = [name for name in endangered if planner.is_shielded(state, name, index)]
+        self._facts = MapFacts(
+            version=state.version,
+            troubled=dict(sorted(self._troubled.items())),
+            shielded=frozenset(shielded),
+            expendable=frozenset(
+                name for name in shielded if planner.is_expendable(state, name, index)
+            ),
+        )
+        return self._facts
+
+
+def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
+    """What is wrong with one shard; None if nothing is."""
+    copies = state.logs[entry.shard.log].copies
+    paused = why_paused(state, entry)
+    healthy = sum(_is_healthy(state, voter) for voter in entry.shard.open.plan.voters)
     short = unreadable = 0
-    for shard in sorted(state.shards):
-        entry = state.shards[shard]
-        name = shard_name(state, entry)
-        if entry.halted:
-            halted.append((name, entry.halted))
-        if why := why_paused(state, entry):
-            paused.append((name, why))
-        copies = state.logs[entry.shard.log].copies
-        healthy = sum(_is_healthy(state, voter) for voter in entry.shard.open.plan.voters)
-        if healthy < copies:
-            thin.append(name)
-        for segment in entry.shard.sealed:
-            short += sum(_is_healthy(state, holder) for holder in segment.holders) < copies
-            unreadable += not any(_is_up(state, holder) for holder in segment.holders)
-    endangered = [name for name, node in state.nodes.items() if node.at_risk or node.draining]
-    shielded = [name for name in endangered if planner.is_shielded(state, name, index)]
-    return MapFacts(
-        version=state.version,
-        paused=tuple(paused),
-        halted=tuple(halted),
-        thin=tuple(thin),
+    for segment in entry.shard.sealed:
+        short += sum(_is_healthy(state, holder) for holder in segment.holders) < copies
+        unreadable += not any(_is_up(state, holder) for holder in segment.holders)
+    if not (paused or entry.halted or short or unreadable or healthy < copies):
+        return None
+    return ShardFacts(
+        name=shard_name(state, entry),
+        paused=paused,
+        halted=entry.halted,
+        is_thin=healthy < copies,
         short=short,
         unreadable=unreadable,
-        shielded=frozenset(shielded),
-        expendable=frozenset(
-            name for name in shielded if planner.is_expendable(state, name, index)
-        ),
     )
 
 

@@ -8,16 +8,16 @@ from las.core.commands import (
     SetAtRisk,
     SetNodeState,
 )
-from las.core.index import indexed
+from las.core.index import FleetIndex, indexed
 from las.core.state import ClusterState, NodeState
 from las.daemon.map_feed import MapFeed
-from las.daemon.status_view import MapFacts, map_facts
+from las.daemon.status_view import MapFacts, MapWatch
 from peerd.core.ids import Epoch, Offset
 from tests.las_core.builders import SHARD, done, name, plan_of, process, register, replica, with_log
 
 
 def facts(state: ClusterState) -> MapFacts:
-    return map_facts(state, indexed(state))
+    return MapWatch().update(state, indexed(state))
 
 
 def down(number: int) -> SetNodeState:
@@ -95,3 +95,16 @@ def test_a_feed_gives_each_reader_what_it_lacks():
     # A reader that claims to be ahead of what is committed gets everything.
     assert feed.since(before, after.version).full
     assert feed.since(after, before.version).version == after.version
+
+
+def test_facts_that_follow_changes_equal_facts_made_anew():
+    watch, index = MapWatch(), FleetIndex()
+    state = with_log(rows=((0, 1, 2), (1, 2, 3), (2, 3, 4)))
+    fence = FenceSegment(shard=SHARD, epoch=Epoch(1))
+    back = register(1, boot=2)
+    at_risk = SetAtRisk(node=name(3), at_risk=True)
+    calm = SetAtRisk(node=name(3), at_risk=False)
+    for command in (down(1), down(4), fence, back, at_risk, calm):
+        state = done(state, command)
+        index.update(state)
+        assert watch.update(state, index) == facts(state)
