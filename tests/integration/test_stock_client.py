@@ -62,7 +62,7 @@ def test_buf_curl_appends_and_reads(small, orders, how):
     assert (read.key, read.value) == (b"household-900", b"hello")
 
 
-def test_stubs_made_from_the_protos_append_and_read(small, orders, tmp_path, monkeypatch):
+def test_stubs_made_from_the_protos_append_and_read(small, orders, tmp_path):
     """In a package tree of its own, so that nothing of ours is imported."""
     moved = tmp_path / "protos"
     (moved / "stock" / "v1").mkdir(parents=True)
@@ -75,11 +75,9 @@ def test_stubs_made_from_the_protos_append_and_read(small, orders, tmp_path, mon
     files = [str(path.relative_to(moved)) for path in moved.rglob("*.proto")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{moved}"]
     command += [f"--python_out={out}", f"--grpc_python_out={out}"]
-    script = tmp_path / "stock.py"
+    script = tmp_path / "use.py"
     script.write_text(STOCK)
-    subprocess.run(
-        [*command, f"--python_out={out}", f"--grpc_python_out={out}", *files], check=True
-    )
+    subprocess.run([*command, *files], check=True)
     tls = small.client_tls
     done = subprocess.run(
         [sys.executable, script, small.peers[0].address, tls.ca, tls.certificate, tls.key, orders],
