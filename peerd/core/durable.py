@@ -230,7 +230,7 @@ def _adopt(state: StoredShard, operation: AdoptEpoch) -> StoredShard | str:
     if segment is not None:
         invariant(segment.begin == begin, "one epoch begins at one offset", operation=operation)
     if epoch == state.adopted:
-        return state
+        return state if segment is not None else f"epoch {epoch}: the map said that it is dead"
     if segment is not None:
         invariant(segment.end == begin, "an adoption empties no segment", operation=operation)
     fresh = StoredSegment(epoch=epoch, begin=begin, end=begin, commit=begin)

@@ -265,10 +265,10 @@ class Effects:
         return Step(
             tuple(self.persist),
             tuple(self.send),
-            tuple(self.load),
+            tuple(self.load) if self.load else (),
             tuple(self.reply),
-            tuple(self.report),
-            tuple(self.note),
+            tuple(self.report) if self.report else (),
+            tuple(self.note) if self.note else (),
         )
 
     def refuse(self, request: RequestId, refusal: Refusal) -> None:

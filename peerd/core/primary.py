@@ -297,9 +297,10 @@ class Primary:
         self._pump(progress, out)
 
     def _durable(self, replica: ReplicaId, end: Offset, out: Effects) -> None:
-        if replica in self._ends and end > self._ends[replica]:
+        if end > self._ends.get(replica, end):
             self._ends[replica] = end
-            self._advance(out)
+            if end > self.commit:
+                self._advance(out)
 
     def _advance(self, out: Effects) -> None:
         """§3, step 5: "The commit offset is the `acks`-th largest of them. Batches below it are
@@ -457,10 +458,13 @@ class Primary:
 
     def _release(self) -> None:
         """Forget batches that the own store has and nobody who keeps up still needs from memory."""
+        if self._recent_begin >= self.own_end:
+            return
         limit = self._s.limits.recent_bytes_max
-        needed = min(
-            (p.next for p in self._progress.values() if p.way is not Way.PROBE), default=self.end
-        )
+        needed = self.end
+        for progress in self._progress.values():
+            if progress.way is not Way.PROBE and progress.next < needed:
+                needed = progress.next
         while self._recent:
             base, batch = next(iter(self._recent.items()))
             wanted = base >= needed and self._recent_bytes <= limit

@@ -184,6 +184,12 @@ def test_a_dead_epoch_is_dropped_and_its_promise_stays():
     refused(state, adopt(2, 0))
 
 
+def test_a_late_adoption_of_an_epoch_that_was_dropped_is_refused():
+    state = run(adopt(1, 0), adopt(3, 0), learn(1, dead=(Epoch(3),)))
+    assert state.promised == 3
+    refused(state, adopt(3, 0))
+
+
 def test_a_dead_epoch_that_committed_something_stops_the_process():
     state = run(adopt(2, 0), append(2, batch(0), commit=1))
     with pytest.raises(InvariantViolation, match="dead epoch committed nothing"):
