@@ -8,6 +8,7 @@ Must not: swallow an `InvariantViolation`. It is told to `on_bug` as well, becau
 broken invariant has to stop.
 """
 
+import asyncio
 import contextlib
 import inspect
 import logging
@@ -21,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from peerd.core.errors import Reason, Taken
 from peerd.transport.status import Context, Refused, refusal, refuse
+from peerd.v1 import errors_pb2
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -94,16 +96,30 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         ended = _call_end_in(error)
         if ended is not None:
             raise ended
+        if isinstance(error, grpc.aio.InternalError):
+            raise asyncio.CancelledError(_GONE) from error
         refused = _refused_in(error)
         if refused is not None:
-            await refuse(context, refused.refusal)
+            await _refuse(context, refused.refusal)
         _LOG.error("%s failed unexpectedly", method, exc_info=error)
         self._on_bug(error)
         message = (
             f"{method} failed for a reason that nobody foresaw ({type(error).__name__}); "
             "the log of this process tells more"
         )
-        await refuse(context, refusal(Reason.INTERNAL, message, taken=Taken.UNKNOWN))
+        await _refuse(context, refusal(Reason.INTERNAL, message, taken=Taken.UNKNOWN))
+
+
+# What grpc.aio takes for the ordinary end of a call whose caller went away. It raises its own
+# InternalError where a connection broke while something was being written to it.
+_GONE = "the caller has gone"
+
+
+async def _refuse(context: Context, wire: errors_pb2.Refusal) -> NoReturn:
+    try:
+        await refuse(context, wire)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError(_GONE) from error
 
 
 _Check = Callable[[Any, str], Any]

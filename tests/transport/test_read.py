@@ -10,7 +10,7 @@ import pytest
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.transport.status import refusal_of_error
-from peerd.v1 import log_pb2
+from peerd.v1 import log_pb2, log_pb2_grpc
 
 impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
 
@@ -434,3 +434,30 @@ async def test_a_linearizable_tail_is_not_served_yet(cluster, stub):
         )
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert Reason(refusal_of_error(caught.value).reason) == Reason.NOT_SERVED_YET
+
+
+async def test_a_reader_that_goes_away_is_no_bug(cluster, stub, append, monkeypatch):
+    cluster.create_log("orders")
+    for _ in range(150):
+        await stub(1).Append(append(b"x" * 60_000))
+    host = cluster.hosts[NodeName("peer-1")]
+    chunks = []
+    own_read = host.read
+
+    async def counted(*arguments):
+        chunks.append(arguments)
+        return await own_read(*arguments)
+
+    monkeypatch.setattr(host, "read", counted)
+    for fields in ({"shard": 1}, {}):
+        chunks.clear()
+        async with grpc.aio.insecure_channel(cluster.addresses[0]) as channel:
+            call = log_pb2_grpc.LogServiceStub(channel).Read(request(**fields))
+            await call.read()
+            # The reader takes nothing more: the server must come to a stop in writing.
+            before = -1
+            while before != len(chunks):
+                before = len(chunks)
+                await asyncio.wait({asyncio.ensure_future(asyncio.sleep(0.2))})
+    await stub(1).Append(append())
+    assert cluster.bugs == []
