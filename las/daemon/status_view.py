@@ -214,7 +214,7 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
     if not (paused or entry.halted or short or unreadable or healthy < copies):
         return None
     return ShardFacts(
-        name=shard_name(state, entry),
+        name=shard_name(entry),
         paused=paused,
         halted=entry.halted,
         is_thin=healthy < copies,
@@ -223,10 +223,9 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
     )
 
 
-def shard_name(state: ClusterState, entry: ShardEntry) -> str:
-    """`orders/3`: a shard by its log and its place in the log's key ranges."""
-    shards = state.logs[entry.shard.log].shards
-    return f"{entry.shard.log}/{shards.index(entry.shard.shard)}"
+def shard_name(entry: ShardEntry) -> str:
+    """`orders/3`: a shard by its log and its id, as every command takes and shows it."""
+    return f"{entry.shard.log}/{entry.shard.shard}"
 
 
 def why_paused(state: ClusterState, entry: ShardEntry) -> str:
@@ -291,7 +290,7 @@ def _about_shortages(state: ClusterState, term: Term | None) -> Iterator[str]:
     shortages = term.executor.shortages if term is not None else {}
     by_reason: dict[str, list[str]] = {}
     for shard, why in sorted(shortages.items()):
-        by_reason.setdefault(why, []).append(shard_name(state, state.shards[shard]))
+        by_reason.setdefault(why, []).append(shard_name(state.shards[shard]))
     for why, names in by_reason.items():
         yield f"no better place for {_names(names)}: {why}; add peers, or bring some back"
 

@@ -88,7 +88,7 @@ async def test_an_epoch_that_was_never_drawn_halts_its_shard(las):
     await peers[0].register(shards=[pb.StoredShard(shard=1, promised=9)])
     assert las.state.shards[1].halted
     assert not las.state.shards[2].halted
-    assert (await status(las)).warnings[0].startswith("shard orders/0 is halted")
+    assert (await status(las)).warnings[0].startswith("shard orders/1 is halted")
 
 
 # ---------------------------------------------------------------------------------- heartbeats

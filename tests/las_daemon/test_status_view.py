@@ -45,16 +45,16 @@ def test_a_healthy_shard_has_no_fact_against_it():
 
 
 def test_a_shard_without_its_primary_process_is_paused():
-    assert facts(done(with_log(), down(1))).paused == (("orders/0", "peer-1 is down"),)
+    assert facts(done(with_log(), down(1))).paused == (("orders/1", "peer-1 is down"),)
     restarted = facts(done(with_log(), register(1, boot=2)))
-    assert restarted.paused == (("orders/0", "peer-1 has restarted"),)
+    assert restarted.paused == (("orders/1", "peer-1 has restarted"),)
 
 
 def test_a_shard_with_too_few_voters_is_paused_one_with_enough_is_thin():
     thin = facts(done(with_log(), down(2)))
-    assert (thin.paused, thin.thin) == ((), ("orders/0",))
+    assert (thin.paused, thin.thin) == ((), ("orders/1",))
     paused = facts(done(with_log(), down(2), down(3)))
-    assert paused.paused == (("orders/0", "1 of its 3 voters are up, 2 needed"),)
+    assert paused.paused == (("orders/1", "1 of its 3 voters are up, 2 needed"),)
 
 
 def test_a_standing_fence_pauses():
@@ -65,7 +65,7 @@ def test_a_standing_fence_pauses():
 def test_a_halted_shard_is_told():
     halt = HaltShard(shard=SHARD, epoch=Epoch(7), node=name(2), why="never drawn")
     ((shard, why),) = facts(done(with_log(), halt)).halted
-    assert shard == "orders/0"
+    assert shard == "orders/1"
     assert "never drawn" in why
 
 
