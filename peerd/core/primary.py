@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from peerd.core import refusals
 from peerd.core.batch import BatchHeader, PlacedBatch
-from peerd.core.check import invariant
+from peerd.core.check import InvariantViolation, invariant
 from peerd.core.durable import AdoptEpoch, AppendBatches, Outcome, Refused
 from peerd.core.effects import (
     AppendAccepted,
@@ -124,6 +124,12 @@ class Primary:
         while self._queue and not self.held:
             self._order(self._queue.popleft(), table, out)
         self._queue_bytes = sum(len(event.payload) for event in self._queue)
+
+    def known_table(self) -> ProducerTable:
+        """The producer table; nothing is ordered, and no switch begins, before it is here."""
+        if self.table is None:
+            raise InvariantViolation(f"epoch {self.epoch} has no producer table yet")
+        return self.table
 
     def _wait(self, event: AppendRequested, out: Effects) -> None:
         limits = self._s.limits
@@ -311,9 +317,8 @@ class Primary:
             return
         self.commit = commit
         self._commit_moved_at = self._s.now
-        table = self.table
-        invariant(table is not None, "nothing is ordered without a table", epoch=self.epoch)
-        while table is not None and self._uncommitted:
+        table = self.known_table()
+        while self._uncommitted:
             ordered = next(iter(self._uncommitted.values()))
             batch = ordered.batch
             if batch.end > commit:
@@ -578,10 +583,7 @@ class Primary:
         The tail begins at `successor.begin`, in the same order: each batch gets its offset again.
         """
         self._over = True
-        table = self.table
-        invariant(table is not None, "a switch needs the table", epoch=self.epoch)
-        if table is None:
-            return
+        table = self.known_table()
         table.drop_pending()
         successor.table_found(table, out)
         successor._kept = self._kept

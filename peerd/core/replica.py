@@ -21,6 +21,7 @@ from collections.abc import Callable
 from peerd.core import events as ev
 from peerd.core import handover, refusals
 from peerd.core.durable import (
+    AdoptEpoch,
     FillSealed,
     InstallTable,
     LearnMap,
@@ -56,7 +57,7 @@ from peerd.core.ids import (
 from peerd.core.limits import Limits
 from peerd.core.messages import Begin, Ready
 from peerd.core.primary import Primary
-from peerd.core.producer import ProducerTable, TableSnapshot, empty_table
+from peerd.core.producer import ProducerTable, TableSnapshot
 from peerd.core.reports import Reports
 from peerd.core.shadow import Shadow
 from peerd.core.shard_map import Plan, Segment, Shard
@@ -196,10 +197,14 @@ class Replica:
             out.refuse(event.request, refusals.not_primary(self.leader_hint))
 
     def _write_done(self, event: ev.WriteDone, out: Effects) -> None:
-        if isinstance(event.outcome.operation, FillSealed):
+        operation = event.outcome.operation
+        if isinstance(operation, FillSealed):
             self._s.stored = event.outcome.state
-        else:
-            self._s.next_outcome(event.outcome, out)
+            return
+        self._s.next_outcome(event.outcome, out)
+        if isinstance(operation, AdoptEpoch) and self._s.map is not None:
+            # The map may have sealed the epoch while its adoption was on its way to the store.
+            self._learn(self._s.map, out)
 
     def _adopt(self, event: ev.AdoptReceived, out: Effects) -> None:
         self._shadow.adopt(event.sender, event.message, out)
@@ -467,8 +472,11 @@ class Replica:
         """Become the candidate, or prepare to hand over (§4.1, step 1)."""
         prepared, primary = shard.prepared, self._primary
         candidate = self._candidate
-        if candidate is not None and candidate.prepared.epoch <= shard.open.epoch:
-            self._candidate = None
+        if candidate is not None and (
+            candidate.prepared.epoch <= shard.open.epoch
+            or candidate.prepared.epoch in shard.dead_epochs
+        ):
+            self._candidate = candidate = None
         if prepared is None or prepared.epoch <= self._last_begun:
             return
         if primary is not None and shard.open.epoch == primary.epoch:
@@ -526,7 +534,7 @@ class Replica:
         What lies below X was acknowledged when the commit offset moved; once `_primary` is gone
         nothing of e is acknowledged any more (spec mutants `primary-does-not-stop`, `x-is-end`).
         """
-        prepared, table = switch.prepared, primary.table
+        prepared, table = switch.prepared, primary.known_table()
         if prepared.plan.primary == self._s.me and self._s.promised > prepared.epoch:
             self._stop(self._s.promised, out)
             return
@@ -543,8 +551,6 @@ class Replica:
             primary.continue_in(successor, out)
             self._report_opened(prepared.epoch, begin, holders, out)
             return
-        since = switch.table_as_of
-        changes = table.snapshot(since) if table is not None else empty_table(begin, complete=False)
         to = prepared.plan.primary
         self._handed = handover.Handed(
             Begin(
@@ -554,7 +560,7 @@ class Replica:
                 boot=to.boot,
                 begin=begin,
                 plan=prepared.plan,
-                table=changes,
+                table=table.snapshot(switch.table_as_of),
                 holders=holders,
                 timestamp_ms=primary.timestamp_ms,
             ),

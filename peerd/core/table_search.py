@@ -51,12 +51,15 @@ def serve_table(situation: Situation, event: TableAsked, out: Effects) -> None:
 
 
 def sources_of(shard: Shard, me: ReplicaId) -> tuple[ReplicaId, ...]:
-    """Stores that may know the table as of the begin of the open segment, best first."""
-    found: dict[ReplicaId, None] = {}
+    """Stores that may know the table as of the begin of the open segment, likely ones first.
+
+    The replicas of the open segment come first: the LAS has just found them healthy.
+    """
+    found = dict.fromkeys(shard.open.plan.replicas)
     for segment in reversed(shard.sealed):
         found.update(dict.fromkeys(segment.holders))
+    for segment in reversed(shard.sealed):
         found.update(dict.fromkeys(segment.plan.replicas))
-    found.update(dict.fromkeys(shard.open.plan.replicas))
     found.pop(me, None)
     return tuple(found)
 

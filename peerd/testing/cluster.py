@@ -50,6 +50,8 @@ from peerd.testing.sim_las import SimLas, process_of
 from peerd.testing.sim_store import SimStore
 
 SHARD = ShardId(1)
+MAP_AGAIN_MS = 1_000
+"""A change of the map that got lost comes again after this time at the latest."""
 
 FAST_LIMITS = Limits(
     drain_timeout_ms=20,
@@ -629,4 +631,4 @@ class Simulation:
         shard = self.las.shard
         for peer in self.peers.values():
             self.in_life(peer, self.latency(), partial(self._tell_map, peer, shard))
-        self.later(200, self._spread_map)
+        self.later(MAP_AGAIN_MS, self._spread_map)

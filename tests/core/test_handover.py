@@ -299,6 +299,15 @@ def test_it_does_not_wait_for_ever_for_the_table():
     assert [message.table_as_of for message in peer.sent(A, Ready)] == [0]
 
 
+def test_it_says_no_more_when_the_segment_was_withdrawn(candidate):
+    candidate.load_own_table()
+    candidate.learn(replace(FIRST_MAP, dead_epochs=(Epoch(2),)))
+    candidate.forget()
+    candidate.tick(250)
+    assert not candidate.said.send
+    assert candidate.replica.wake_at is None
+
+
 def test_it_is_primary_from_the_moment_it_has_begin(candidate):
     candidate.load_own_table()
     answer = begin(candidate, table=TableSnapshot(as_of=Offset(7)), at=7)

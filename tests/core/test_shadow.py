@@ -243,6 +243,17 @@ def test_the_map_seals_what_is_stored_and_drops_what_is_dead_or_empty(shadow):
     assert (state.segments[1].end, state.segments[1].seal) == (2, 2)
 
 
+def test_a_map_that_overtakes_an_adoption_is_told_to_the_store_afterwards():
+    shadow = Peer(B)
+    adopt(shadow)
+    frame(shadow, batch(0, 2))
+    sealed = segment(1, 0, 2, known_commit=Offset(0), holders=(A.replica, B.replica))
+    shadow.learn(shard_map(segment(3, 2, plan=plan(C, "acd")), sealed))
+    shadow.fsync()
+    assert shadow.store.state.segments[1].seal == 2
+    assert shadow.store.state.table_as_of == 2
+
+
 def test_an_older_map_is_ignored(shadow):
     shadow.learn(shard_map(segment(4, 0, plan=plan(C))))
     shadow.fsync()
