@@ -7,8 +7,9 @@ from typing import Annotated
 # Before grpc is imported: this process never forks, and its handlers for that cost a tenth.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # The C core writes free text to stderr, where this daemon writes JSON lines; what matters of it
-# comes back as errors of calls.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# comes back as errors of calls. ERROR is what a starter that uses the client hands down.
+if os.environ.get("GRPC_VERBOSITY", "ERROR") == "ERROR":
+    os.environ["GRPC_VERBOSITY"] = "NONE"
 
 import typer
 
