@@ -139,6 +139,7 @@ def test_a_shape_that_cannot_be_is_one_line(tmp_path, start, arguments, words):
 def test_a_port_in_use_is_one_line_and_starts_nothing(tmp_path, start):
     base = free_base()
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", base))
         taken.listen()
         dev = start(tmp_path / "dev", *SHAPE, "--port-base", str(base))

@@ -92,7 +92,11 @@ def test_stubs_made_from_the_protos_append_and_read(small, orders, tmp_path):
 
 
 STOCK = """
-import pathlib, sys
+import pathlib
+import sys
+
+import grpc
+from stock.v1 import batch_pb2, log_pb2, log_pb2_grpc
 
 address, *files, log = sys.argv[1:]
 ca, certificate, key = (pathlib.Path(each).read_bytes() for each in files)

@@ -1,0 +1,229 @@
+"""`peerctl` against a real cluster: what it prints, as JSON too, its error lines, its statuses."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from peerd.cli.peerctl import app
+from peerd.client.blocking import connect
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def peerctl(cluster, monkeypatch):
+    """Runs a command that must succeed; what it printed."""
+    monkeypatch.setenv("PEERCTL_CONFIG", str(cluster.peerctl_toml))
+
+    def run(*arguments: str, stdin: str | None = None) -> str:
+        done = CliRunner().invoke(app, arguments, input=stdin)
+        assert done.exit_code == 0, done.output
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def refused(cluster, monkeypatch):
+    """Runs a command that must fail; its status and its one line."""
+    monkeypatch.setenv("PEERCTL_CONFIG", str(cluster.peerctl_toml))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, arguments)
+        assert done.stdout == ""
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("peerctl: ")
+        return done.exit_code, line.removeprefix("peerctl: ")
+
+    return run
+
+
+@pytest.fixture
+def log(cluster, request):
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower()).strip("-")
+    with connect(credentials=cluster.peerctl_toml) as client:
+        client.create_log(name, shards=2)
+    return name
+
+
+def process(cluster, *arguments: str, **pipes) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "peerd.cli.peerctl", *arguments, "-c", str(cluster.peerctl_toml)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **pipes,
+    )
+
+
+# ---------------------------------------------------------------------------------- logs
+def test_a_log_is_created_listed_and_described(peerctl):
+    said = peerctl("log", "create", "orders", "--shards", "2")
+    assert said == "created orders: 2 shards, 3 copies, answered when 2 have it on disk\n"
+    header, *rows = peerctl("log", "list").splitlines()
+    assert header.split() == ["log", "shards", "copies", "acks"]
+    assert ["orders", "2", "3", "2"] in [row.split() for row in rows]
+    first, header, *rows = peerctl("log", "describe", "orders").splitlines()
+    assert first == "orders: 3 copies, answered when 2 have it on disk"
+    assert header.split()[:4] == ["shard", "epoch", "primary", "voters"]
+    assert len(rows) == 2
+
+
+def test_the_same_as_json(peerctl):
+    created = json.loads(peerctl("log", "create", "bills", "--shards", "2", "-o", "json"))
+    assert created.keys() == {"name", "copies", "acks", "shards"}
+    assert created in json.loads(peerctl("log", "list", "-o", "json"))
+    described = json.loads(peerctl("log", "describe", "bills", "-o", "json"))
+    low, high = described["shards"]
+    assert (low["key_hash_low"], high["key_hash_high"]) == (0, 2**64 - 1)
+    assert low["key_hash_high"] + 1 == high["key_hash_low"]
+    segment = low["open"]
+    assert (segment["epoch"], segment["begin"], segment["end"]) == (1, 0, None)
+    assert segment["primary"] in segment["voters"]
+    assert sorted(segment["voters"]) == ["peer-1", "peer-2", "peer-3"]
+    assert (low["prepared"], low["fence"], low["sealed"]) == (None, None, [])
+
+
+# ---------------------------------------------------------------------------------- records
+def test_a_record_goes_in_and_comes_out(peerctl, log):
+    receipt = json.loads(peerctl("append", log, "hello", "--key", "k", "-o", "json"))
+    assert (receipt["log"], receipt["offset"], receipt["record_count"]) == (log, 0, 1)
+    assert len(receipt["durable_on"]) >= 2
+    assert not receipt["duplicate"]
+    shard = receipt["shard"]
+    assert peerctl("read", log) == f"{log}/{shard} 0  k  hello\n"
+    (record,) = [json.loads(line) for line in peerctl("read", log, "-o", "json").splitlines()]
+    assert (record["key"], record["value"], record["headers"]) == ("k", "hello", [])
+    assert record["appended_ms"] == receipt["timestamp_ms"]
+    said = peerctl("append", log, "again", "--key", "k", "--expected-offset", "1")
+    assert said.startswith(f"{log}/{shard} offset 1, epoch 1, on disk at peer-")
+    assert peerctl("read", log, "--shard", str(shard), "--from", "1").endswith("k  again\n")
+    assert peerctl("read", log, "-n", "1").endswith("k  hello\n")
+    assert peerctl("read", log, "--from", "latest") == ""
+
+
+def test_lines_of_stdin_and_files_are_records(peerctl, log, tmp_path):
+    said = peerctl("append", log, "--key", "k", stdin="one\ntwo\r\nthree")
+    assert said == f"appended 3 records to {log}\n"
+    (tmp_path / "record").write_bytes(b"\xff\n")
+    peerctl("append", log, "--key", "k", "--file", str(tmp_path / "record"))
+    values = [json.loads(line)["value"] for line in peerctl("read", log, "-o", "json").splitlines()]
+    assert values == ["one", "two", "three", "\\xff\n"]
+    receipts = peerctl("append", log, "-o", "json", "--key", "k", stdin="a\nb\n").splitlines()
+    assert [json.loads(line)["offset"] for line in receipts] == [4, 5]
+
+
+def test_follow_goes_on_until_ctrl_c_and_says_nothing_on_stderr(cluster, log):
+    reading = process(cluster, "read", log, "--follow")
+    assert reading.stdout is not None
+    with connect(credentials=cluster.peerctl_toml) as client:
+        for value in (b"first", b"second"):
+            client.append(log, value, key=b"k")
+            assert reading.stdout.readline().endswith(f"k  {value.decode()}\n")
+    reading.send_signal(signal.SIGINT)
+    _, error = reading.communicate(timeout=60)
+    assert (reading.returncode, error) == (130, "")
+
+
+def test_a_reader_that_goes_away_is_no_error(cluster, log):
+    with connect(credentials=cluster.peerctl_toml) as client:
+        client.append_many(log, [b"x" * 100] * 5_000)
+    with process(cluster, "read", log) as reading:
+        assert reading.stdout is not None
+        assert reading.stdout.readline()
+        reading.stdout.close()
+        assert reading.stderr is not None
+        assert reading.stderr.read() == ""
+    assert reading.returncode == 0
+
+
+# ---------------------------------------------------------------------------------- fleet
+def test_status_says_what_is_there(peerctl):
+    lines = peerctl("status").splitlines()
+    told = [line for line in lines if not line.startswith("!")]
+    assert told[0] == "fleet     3 of 3 peers up in 3 zones, LAS 1 of 1 (leader las-1)"
+    assert told[1].startswith("data ")
+    status = json.loads(peerctl("status", "-o", "json"))
+    assert status["las_leader"] == "las-1"
+    assert [each["node"]["name"] for each in status["nodes"]] == ["peer-1", "peer-2", "peer-3"]
+    assert {each["node"]["state"] for each in status["nodes"]} == {"NODE_STATE_UP"}
+
+
+def test_nodes_and_forecasts_have_a_row_each(peerctl):
+    header, *rows = peerctl("node", "list").splitlines()
+    assert header.startswith("node ")
+    assert [row.split()[0] for row in rows] == ["peer-1", "peer-2", "peer-3"]
+    assert len(json.loads(peerctl("node", "list", "-o", "json"))) == 3
+    assert [each["node"] for each in json.loads(peerctl("forecast", "peer-2", "-o", "json"))] in (
+        ["peer-2"],
+        [],
+    )
+    explained = json.loads(peerctl("explain", "node", "peer-1", "-o", "json"))
+    assert explained["forecast"]["node"] == "peer-1"
+
+
+def test_a_switch_names_the_new_epoch(peerctl, log):
+    shard = json.loads(peerctl("log", "describe", log, "-o", "json"))["shards"][0]
+    target = next(peer for peer in shard["open"]["voters"] if peer != shard["open"]["primary"])
+    said = json.loads(peerctl("shard", "switch", f"{log}/{shard['shard']}", target, "-o", "json"))
+    assert said["node"] == target
+    assert said["epoch"] > shard["open"]["epoch"]
+
+
+# ---------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("append", "nothing", "x"), 1, "there is no log 'nothing'"),
+        (("read", "nothing"), 1, "there is no log 'nothing'"),
+        (("log", "describe", "nothing"), 1, "there is no log 'nothing'"),
+        (("log", "create", "no/name"), 1, "a log name is"),
+        (("log", "create", "many", "--copies", "9"), 1, "copies"),
+        (("read", "x", "--from", "7"), 2, "needs --shard"),
+        (("read", "x", "--from", "soon"), 2, "earliest, latest or an offset"),
+        (("append", "x", "--file", "nothing"), 2, "cannot read nothing"),
+        (("append", "x", "v", "--file", "f"), 2, "not both"),
+        (("shard", "switch", "orders", "peer-1"), 2, "write LOG/SHARD"),
+        (("explain", "node", "peer-9"), 1, "peer-9"),
+        (("node", "drain", "peer-9"), 1, "peer-9"),
+        (("status", "-c", "nowhere.toml"), 2, "nowhere.toml does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_stable_status(refused, arguments, status, words):
+    got, line = refused(*arguments)
+    assert words in line
+    assert got == status
+
+
+def test_a_log_is_created_once(refused, log):
+    status, line = refused("log", "create", log, "--shards", "7")
+    assert status == 1
+    assert log in line
+
+
+def test_an_offset_that_is_not_the_end_is_refused(refused, log):
+    status, line = refused("append", log, "x", "--key", "k", "--expected-offset", "5")
+    assert status == 1
+    assert "5" in line
+
+
+def test_without_a_configuration_it_asks_for_one(monkeypatch):
+    done = CliRunner().invoke(app, ["status"])
+    assert done.exit_code == 2
+    assert "-c or $PEERCTL_CONFIG" in done.stderr
+
+
+def test_a_cluster_that_is_not_there_is_one_line(cluster, tmp_path):
+    text = cluster.peerctl_toml.read_text("utf-8").replace('"pki/', f'"{cluster.directory}/pki/')
+    for member in cluster.members:
+        text = text.replace(member.address, "127.0.0.1:1")
+    (tmp_path / "peerctl.toml").write_text(text, "utf-8")
+    done = CliRunner().invoke(app, ["log", "list"])
+    assert done.exit_code == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("peerctl: cannot connect: 127.0.0.1:1")
