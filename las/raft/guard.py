@@ -425,8 +425,6 @@ class Guard(Transport):  # type: ignore[misc]
         position = (snapshot.last.index, snapshot.last.term)
         if snapshot.cluster_id != at.cluster_id or position != (chunk.last_index, chunk.last_term):
             raise FrameRefused(f"{peer} sent a snapshot that is not the one it announced")
-        # The term must not be younger on disk than the log that the snapshot brings.
-        at.journal.sync()
         at.snapshots.install(draft)
         installed = _heartbeat(term, snapshot.last.index)
         self._deliver(peer, {**installed, "serialized": SnapshotStore.TOKEN})

@@ -108,6 +108,8 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         except BaseException:
             os.close(self._descriptor)
             raise
+        # A received snapshot may have become durable before the term that its leader brought; no
+        # vote of that term had left.
         last_term = self._entries[-1].term
         if self.current_term < last_term:
             self.current_term, self.voted_for = last_term, None

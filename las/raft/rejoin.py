@@ -71,5 +71,6 @@ class Rejoin:
             and self._journal.term_at(commit_index) == self._library.raftCurrentTerm
         ):
             floor = max(self._library.raftCurrentTerm, *self._terms.values())
+            # What the vote rests on has to be on the disk before the right to vote is.
             self._journal.sync()
             self._store.finish_rejoin(floor)

@@ -431,6 +431,35 @@ def test_it_votes_again_only_after_it_heard_both_others(make):
     assert [answer.WhichOneof("body") for answer in answers] == ["vote_granted"]
 
 
+def test_the_right_to_vote_is_never_ahead_of_what_it_rests_on(make):
+    """The power goes right after the manifest says that B votes again."""
+    cluster = make()
+    acknowledged_by_two(cluster)
+    lose_disk(cluster, "B")
+    cluster.connect("B", "C")
+    disk, whole = cluster.disk("B"), cluster.disk("B").replace
+
+    def fail_after(source, target):
+        whole(source, target)
+        if '"rejoining": false' in target.read_text(errors="ignore"):
+            cluster.nodes["B"]._fatal("the power is gone")
+
+    disk.replace = fail_after
+    cluster.connect("A", "B")
+    cluster.settle("AB")
+    assert "B" not in cluster.nodes
+    disk.cut_power(cluster.root / "B")
+    disk.replace = whole
+    cluster.kill("A")
+    cluster.start("B")
+    cluster.connect("B", "C")
+    assert cluster.nodes["B"].status().voting
+    assert not cluster.elect("C", "B")
+    assert cluster.elect("B", "C")
+    cluster.settle("BC")
+    assert cluster.items("C") == ["kept"]
+
+
 def test_a_member_that_was_away_accepts_the_new_directory_later(make):
     cluster = led(make(size=5))
     cluster.kill("E")

@@ -281,7 +281,7 @@ async def test_a_leader_without_followers_gives_its_commands_back_as_unknown(mak
     for name in group.names:
         if name != leader:
             await group.stop(name)
-    with pytest.raises(OutcomeUnknown):
+    with pytest.raises(OutcomeUnknown, match="lost the leadership"):
         await group.nodes[leader].submit(command("a"), timeout_ms=TIMEOUT_MS)
     assert not group.nodes[leader].status().is_leader
 
