@@ -106,7 +106,7 @@ def _print_forecasts(forecasts: Sequence[forecast_pb2.NodeForecast]) -> None:
     rows = [
         [
             each.node,
-            *(probability_text(horizon.probability) for horizon in each.horizons),
+            *(probability_text(h.probability if each.known else None) for h in each.horizons),
             "at risk" if each.at_risk else "-" if each.known else "not enough seen",
             ", ".join(reason.text for reason in each.reasons) or "-",
             each.model_id,

@@ -8,6 +8,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from las.v1 import forecast_pb2
+from peerd.cli.fleet_commands import _print_forecasts
 from peerd.cli.peerctl import app
 from peerd.client.blocking import connect
 
@@ -165,6 +167,16 @@ def test_nodes_and_forecasts_have_a_row_each(peerctl):
     )
     explained = json.loads(peerctl("explain", "node", "peer-1", "-o", "json"))
     assert explained["forecast"]["node"] == "peer-1"
+
+
+def test_a_forecast_that_is_not_known_shows_no_probability(capsys):
+    horizon = forecast_pb2.Horizon(horizon_s=600, probability=0.25)
+    known = forecast_pb2.NodeForecast(node="peer-1", known=True, horizons=[horizon])
+    fresh = forecast_pb2.NodeForecast(node="peer-2", known=False, horizons=[horizon])
+    _print_forecasts([known, fresh])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[:3] == ["peer-1", "0.25", "-"]
+    assert second.split()[:3] == ["peer-2", "?", "not"]
 
 
 def test_a_switch_names_the_new_epoch(peerctl, log):
