@@ -94,6 +94,13 @@ def test_the_picture_is_sound_and_shows_every_moment(foreseen):
     assert sum(element.get("class") == "bar" for element in root.iter("rect")) == 3
 
 
+def test_the_timeline_stands_alone_as_a_file(foreseen, tmp_path):
+    write(foreseen, tmp_path)
+    root = ElementTree.parse(tmp_path / "timeline.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme:dark" in "".join(root.itertext())
+
+
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(foreseen, tmp_path):
     write(foreseen, tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")

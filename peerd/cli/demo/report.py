@@ -51,10 +51,11 @@ class Result:
 
 
 def write(result: Result, directory: Path) -> None:
-    """Write `report.json` and `report.html` into `directory`."""
+    """Write `report.json`, `report.html` and the timeline alone, `timeline.svg`, there."""
     content = json.dumps(as_json(result), indent=2) + "\n"
     (directory / "report.json").write_text(content, "utf-8")
     (directory / "report.html").write_text(as_html(result), "utf-8")
+    (directory / "timeline.svg").write_text(as_svg(result), "utf-8")
 
 
 def as_json(result: Result) -> dict[str, object]:
@@ -219,6 +220,13 @@ def _log_height(latency_ms: float) -> float:
     return math.log10(bounded / _LATENCY_MS_MIN) / math.log10(_LATENCY_MS_MAX / _LATENCY_MS_MIN)
 
 
+def as_svg(result: Result) -> str:
+    """The timeline as a file of its own, light and dark."""
+    head, body = picture(result).split(">", 1)
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{head}><style>{_STYLE}</style>{body}\n"
+
+
 # ---------------------------------------------------------------------------------- page
 def as_html(result: Result) -> str:
     """A page that needs nothing else."""
@@ -266,7 +274,7 @@ main{max-width:1000px;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem;margin
 section{display:flex;flex-wrap:wrap;gap:.75rem;margin:1rem 0 2rem}
 section div{flex:1 1 7rem;border:1px solid var(--grid);border-radius:.5rem;padding:.6rem .8rem}
 section b{display:block;font-size:1.25rem}section span{color:var(--dim);font-size:.8rem}
-svg{width:100%;height:auto}.grid{stroke:var(--grid)}.tick{fill:var(--dim);font-size:11px}
+svg{width:100%;height:auto;background:var(--bg);font-family:system-ui,sans-serif}.grid{stroke:var(--grid)}.tick{fill:var(--dim);font-size:11px}
 .title{fill:var(--fg);font-size:13px;font-weight:600}.label{font-size:12px;fill:var(--dim)}
 polyline{fill:none;stroke-width:2}.forecast{stroke:var(--warn)}.roles{stroke:var(--ink)}
 .bar{fill:var(--bar)}.mark{stroke-dasharray:4 3;stroke:var(--dim)}
