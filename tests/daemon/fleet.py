@@ -60,7 +60,7 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self.facts_may_commit.set()
         self.committing = 0
         self.address = ""
-        self._streams: set[asyncio.Queue[shard_map_pb2.MapUpdate | None]] = set()
+        self._wakes: set[asyncio.Event] = set()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str = "127.0.0.1:0") -> None:
@@ -80,7 +80,7 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
     def commit(self, *shards: Shard) -> None:
         """Commit entries of the map, and tell all peers."""
         self.shards.update({shard.shard: shard for shard in shards})
-        self._changed(shards=[encode_shard(shard) for shard in shards])
+        self._changed()
 
     def reported(self, kind: str) -> list[tuple[str, object]]:
         """(boot id, report) of one kind."""
@@ -90,16 +90,10 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
             if report.WhichOneof("kind") == kind
         ]
 
-    def _changed(self, **fields: object) -> None:
+    def _changed(self) -> None:
         self.version += 1
-        update = shard_map_pb2.MapUpdate(
-            cluster_id=CLUSTER_ID,
-            version=self.version,
-            logs=[encode_log(LogEntry(name=LOG, copies=3, acks=2, shards=tuple(self.shards)))],
-            **fields,
-        )
-        for stream in self._streams:
-            stream.put_nowait(update)
+        for wake in self._wakes:
+            wake.set()
 
     def _whole(self) -> shard_map_pb2.MapUpdate:
         return shard_map_pb2.MapUpdate(
@@ -126,7 +120,7 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
             labels=dict(request.labels),
             may_lead=request.may_lead,
         )
-        self._changed(nodes=[encode_node(self.nodes[name])])
+        self._changed()
         return fleet_pb2.RegisterResponse(
             cluster_id=CLUSTER_ID,
             map=self._whole(),
@@ -135,25 +129,33 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         )
 
     async def Heartbeat(self, requests: AsyncIterator, context) -> None:
-        queue: asyncio.Queue[shard_map_pb2.MapUpdate | None] = asyncio.Queue()
-        self._streams.add(queue)
+        """Each heartbeat is answered, and the whole map told when it has changed."""
+        wake = asyncio.Event()
+        known, unanswered = [-1], [0]
 
         async def read() -> None:
             async for request in requests:
                 self.samples += len(request.samples)
-                if not self.answers_heartbeats:
-                    continue
-                behind = request.map_version < self.version and queue.empty()
-                queue.put_nowait(self._whole() if behind else None)
+                known[:] = [max(known[0], request.map_version)]
+                unanswered[0] += self.answers_heartbeats
+                wake.set()
 
         async def write() -> None:
             while True:
-                await context.write(fleet_pb2.HeartbeatResponse(map=await queue.get()))
+                await wake.wait()
+                wake.clear()
+                while 0 <= known[0] < self.version:
+                    known[0] = self.version
+                    await context.write(fleet_pb2.HeartbeatResponse(map=self._whole()))
+                while unanswered[0]:
+                    unanswered[0] -= 1
+                    await context.write(fleet_pb2.HeartbeatResponse())
 
+        self._wakes.add(wake)
         try:
             await first_ended(read(), write())
         finally:
-            self._streams.discard(queue)
+            self._wakes.discard(wake)
 
     async def Report(self, request, context):
         if self.refuse_reports_with is not None:
@@ -298,7 +300,13 @@ async def append(peer: Peer, *values: bytes, **fields: object) -> AppendAccepted
 
 
 async def values_at(peer: Peer, epoch: int, begin: int, end: int) -> list[bytes]:
-    """What a peer's store has of one epoch."""
+    """What a peer's store has of one epoch, once it has all of it: its own disk may be behind."""
+
+    def has_it() -> bool:
+        segment = peer.host.stored(SHARD).segments.get(Epoch(epoch))
+        return segment is not None and segment.end >= end
+
+    await until(has_it, f"{peer.config.name} stores epoch {epoch} up to {end}")
     batches = await peer.host.read(SHARD, Epoch(epoch), begin, end, 1 << 20)
     found = []
     for batch in batches:
