@@ -16,13 +16,13 @@ PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input
 BIN := $(VENV)/bin
 
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
-SOURCES := peerd las models tests hatch_build.py
+SOURCES := peerd las models tests spec hatch_build.py
 
 INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test integration lint format demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test integration spec lint format demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,9 @@ test: setup  ## run the test suite (units, scripts, properties)
 
 integration: setup  ## run the tests with real processes
 	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+spec:  ## check the formal model: searches, walks and mutants (needs g++); ARGS="--only split"
+	@$(PYTHON) spec/check.py $(ARGS)
 
 lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 	$(BIN)/ruff check .
