@@ -252,6 +252,7 @@ _HANDLERS = cast(
     {
         c.CreateLog: create_log,
         c.PrepareSegment: segments.prepare_segment,
+        c.PrepareSplit: segments.prepare_split,
         c.SegmentOpened: segments.segment_opened,
         c.WithdrawSegment: segments.withdraw_segment,
         c.FenceSegment: segments.fence_segment,

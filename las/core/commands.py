@@ -53,6 +53,21 @@ class PrepareSegment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareSplit:
+    """Prepare the closed segment after the open one, `epoch`; its own epoch is in the result.
+
+    `key_hash` is the first of the upper child. `plan` is composed like any other; it is closed when
+    the command is applied.
+    """
+
+    shard: ShardId
+    epoch: Epoch
+    key_hash: int
+    plan: Plan
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentOpened:
     """The prepared segment `epoch` began at `begin`; `holders` have the one before it whole."""
 
@@ -191,6 +206,7 @@ class RecordEvent:
 Command = (
     CreateLog
     | PrepareSegment
+    | PrepareSplit
     | SegmentOpened
     | WithdrawSegment
     | FenceSegment
@@ -209,6 +225,7 @@ Command = (
 COMMANDS: Mapping[str, type[Command]] = {
     "create_log": CreateLog,
     "prepare_segment": PrepareSegment,
+    "prepare_split": PrepareSplit,
     "segment_opened": SegmentOpened,
     "withdraw_segment": WithdrawSegment,
     "fence_segment": FenceSegment,

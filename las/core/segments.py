@@ -15,6 +15,7 @@ A halted shard (§4.4) is changed by nothing.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from las.core import split
 from las.core.commands import (
     AddHolder,
     DropHolder,
@@ -22,6 +23,7 @@ from las.core.commands import (
     HaltShard,
     OpenSegment,
     PrepareSegment,
+    PrepareSplit,
     Reason,
     RecoveredSegment,
     Result,
@@ -37,7 +39,7 @@ from las.core.state import (
     ShardEntry,
 )
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, ShardId
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Plan, Segment, Shard, Split
 
 Applied = tuple[ClusterState, Result]
 
@@ -62,10 +64,41 @@ def prepare_segment(state: ClusterState, command: PrepareSegment) -> Applied:
 
     | `PrepareSegment(e → e′, plan)` | open is e, nothing prepared, no fence | draws e′; prepared is
     e′. |
+
+    The plan is closed if the shard is split (§4.3).
     """
     entry = state.shards.get(command.shard)
     if entry is None:
         return _unknown_shard(state, command.shard)
+    plan = split.closed_as(entry.shard, command.plan)
+    return _prepare(state, entry, command, plan, entry.shard.split)
+
+
+def prepare_split(state: ClusterState, command: PrepareSplit) -> Applied:
+    """Prepare the closed segment by which the shard ends (§4.3).
+
+    | `PrepareSplit(e → s, key hash, plan)` | open is e, nothing prepared, no fence; the shard is
+    not split already; low < key hash ≤ high; there is room for another shard | draws s; prepared
+    is s, closed; the split at that hash is pending. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    if wrong := split.split_error(entry.shard, command.key_hash):
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+    if wrong := split.room_error(state, entry.shard):
+        return refuse(state, Reason.LIMIT_REACHED, wrong)
+    plan = replace(command.plan, closed=True)
+    return _prepare(state, entry, command, plan, Split(key_hash=command.key_hash))
+
+
+def _prepare(
+    state: ClusterState,
+    entry: ShardEntry,
+    command: PrepareSegment | PrepareSplit,
+    plan: Plan,
+    pending: Split | None,
+) -> Applied:
     shard = entry.shard
     if (refused := _unless_free(state, entry)) is not None:
         return refused
@@ -77,11 +110,11 @@ def prepare_segment(state: ClusterState, command: PrepareSegment) -> Applied:
     if len(shard.sealed) >= SEALED_SEGMENTS_MAX:
         text = f"shard {shard.shard} has {SEALED_SEGMENTS_MAX} sealed segments, the bound"
         return refuse(state, Reason.LIMIT_REACHED, text)
-    if wrong := plan_error(state, shard.log, command.plan):
+    if wrong := plan_error(state, shard.log, plan):
         return refuse(state, Reason.INVALID_ARGUMENT, wrong)
     drawn = Epoch(entry.drawn + 1)
-    prepared = Segment(epoch=drawn, plan=command.plan)
-    after = replace(entry, shard=replace(shard, prepared=prepared), drawn=drawn)
+    prepared = Segment(epoch=drawn, plan=plan)
+    after = replace(entry, shard=replace(shard, prepared=prepared, split=pending), drawn=drawn)
     return _put(state, after, f"prepared {drawn}: {command.why}", drawn)
 
 
@@ -92,6 +125,7 @@ def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
     nothing prepared. |
 
     Everything below X was committed when P stopped (§4.1), so the sealed segment has no kept tail.
+    With a pending split this is the split: both children are opened by the same command (§4.3).
     """
     entry = state.shards.get(command.shard)
     if entry is None:
@@ -108,8 +142,15 @@ def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
         return refuse(state, Reason.INVALID_ARGUMENT, wrong)
     chain = _Chain(shard)
     chain.seal(shard.open, ended)
-    opened = chain.open(shard.prepared.epoch, shard.prepared.plan, command.begin)
-    return _put(state, replace(entry, shard=opened), f"opened at {command.begin}", command.epoch)
+    becomes = split.at(state, shard, command.begin)
+    opened = chain.open(command.epoch, shard.prepared.plan, command.begin, becomes)
+    after = replace(entry, shard=opened)
+    if becomes is not None and not shard.is_split:
+        text = f"split at {command.begin}"
+        children = becomes.children
+        result = Result(ok=True, text=text, epoch=command.epoch, shards=children)
+        return split.committed(state, after), result
+    return _put(state, after, f"opened at {command.begin}", command.epoch)
 
 
 def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
@@ -131,7 +172,8 @@ def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
     if shard.open.plan.primary != command.declined_by:
         text = f"{command.declined_by.peer} is not the primary process of {shard.open.epoch}"
         return refuse(state, Reason.STALE_BOOT, text, shard.open.epoch)
-    after = replace(shard, prepared=None, dead_epochs=_with_dead(shard.dead_epochs, command.epoch))
+    dead = _with_dead(shard.dead_epochs, command.epoch)
+    after = replace(shard, prepared=None, dead_epochs=dead, split=split.undone(shard))
     return _put(state, replace(entry, shard=after), "withdrawn", command.epoch)
 
 
@@ -163,6 +205,8 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
 
     | `OpenSegment(f, plan, ends, holders)` | fence is f | e sealed at X, and e′ at [X, Y) if it was
     recovered, else dead; open is f from there; no fence, nothing prepared. |
+
+    A pending split is undone; the plan is closed if the shard is split (§4.3).
     """
     entry = state.shards.get(command.shard)
     if entry is None:
@@ -191,7 +235,8 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     elif shard.prepared is not None:
         chain.bury(shard.prepared.epoch)
     begin = (command.ended_prepared or command.ended).end
-    opened = chain.open(command.fence, command.plan, begin)
+    plan = split.closed_as(shard, command.plan)
+    opened = chain.open(command.fence, plan, begin, split.undone(shard))
     return _put(state, replace(entry, shard=opened), f"opened at {begin}", command.fence)
 
 
@@ -313,6 +358,8 @@ def _ending_error(segment: Segment, begin: Offset, ended: RecoveredSegment) -> s
     """Why `segment`, which begins at `begin`, cannot have ended like that; empty if it can."""
     if ended.end < begin:
         return f"{segment.epoch} would end at {ended.end}, before its begin {begin}"
+    if segment.plan.closed and ended.end != begin:
+        return f"{segment.epoch} is closed, and would hold records up to {ended.end}"
     if not begin <= ended.known_commit <= ended.end:
         return f"known commit {ended.known_commit} lies outside [{begin}, {ended.end}]"
     strangers = set(ended.holders) - set(segment.plan.replicas)
@@ -376,8 +423,8 @@ class _Chain:
         """`epoch` holds nothing acknowledged and never will."""
         self._dead = _with_dead(self._dead, epoch)
 
-    def open(self, epoch: Epoch, plan: Plan, begin: Offset) -> Shard:
-        """The shard with `epoch` open from `begin`, nothing prepared and no fence."""
+    def open(self, epoch: Epoch, plan: Plan, begin: Offset, becomes: Split | None) -> Shard:
+        """The shard with `epoch` open from `begin`, nothing prepared, no fence, and this split."""
         return replace(
             self._shard,
             sealed=tuple(self._sealed),
@@ -385,6 +432,7 @@ class _Chain:
             prepared=None,
             fence=NO_EPOCH,
             dead_epochs=self._dead,
+            split=becomes,
         )
 
 

@@ -16,7 +16,7 @@ from las.core.persistent import PersistentMap
 from las.core.state import ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
 
 FORMAT = 1
 """Version of this format. A reader refuses any other: an older program must not guess."""
@@ -54,7 +54,8 @@ class _Writer:
 
     def plan(self, plan: Plan) -> list[object]:
         primary = self.processes.setdefault(plan.primary, len(self.processes))
-        return [primary, self.many(plan.voters), self.many(plan.non_voters), plan.acks]
+        row = [primary, self.many(plan.voters), self.many(plan.non_voters), plan.acks]
+        return [*row, True] if plan.closed else row
 
     def segment(self, segment: Segment) -> list[object]:
         return [
@@ -81,7 +82,18 @@ class _Writer:
             list(shard.dead_epochs),
             entry.drawn,
             entry.halted,
+            *_ancestry(shard),
         ]
+
+
+def _ancestry(shard: Shard) -> list[JsonValue]:
+    """Split and parent of a shard, which most have not: then nothing."""
+    if shard.split is None and shard.parent is None:
+        return []
+    return [
+        None if shard.split is None else encode(shard.split),
+        None if shard.parent is None else encode(shard.parent),
+    ]
 
 
 def snapshot(state: ClusterState) -> bytes:
@@ -121,12 +133,13 @@ class _Reader:
         return tuple(self.replicas[each] for each in indexes)
 
     def plan(self, row: list[object]) -> Plan:
-        primary, voters, non_voters, acks = cast(tuple[int, list[int], list[int], int], row)
+        primary, voters, non_voters, acks = cast(tuple[int, list[int], list[int], int], row[:4])
         return Plan(
             primary=self.processes[primary],
             voters=self.many(voters),
             non_voters=self.many(non_voters),
             acks=acks,
+            closed=row[4:] == [True],
         )
 
     def segment(self, row: list[object]) -> Segment:
@@ -142,7 +155,8 @@ class _Reader:
         )
 
     def entry(self, row: list[object]) -> ShardEntry:
-        shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row
+        shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
+        split, parent = cast(list[JsonValue], row[11:]) or (None, None)
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -154,6 +168,8 @@ class _Reader:
                 prepared=None if prepared is None else self.segment(cast(list[object], prepared)),
                 fence=Epoch(cast(int, fence)),
                 dead_epochs=tuple(cast(list[Epoch], dead)),
+                split=None if split is None else decode(Split, split),
+                parent=None if parent is None else decode(Parent, parent),
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),

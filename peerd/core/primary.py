@@ -38,6 +38,7 @@ from peerd.core.producer import ProducerTable, TableBatch
 from peerd.core.progress import Progress, StallWatch, Way
 from peerd.core.shard_map import Plan
 from peerd.core.situation import Situation
+from peerd.core.split import Closing
 
 STALL_LOOK_MS = 50
 """While something is to be acked, stalls are looked for this often: `stall_timeout_ms` / 10."""
@@ -78,6 +79,7 @@ class Primary:
         self.timestamp_ms = timestamp_ms
         self._s = situation
         self._over = False
+        self._closing = Closing(situation, epoch) if plan.closed else None
         self._uncommitted: OrderedDict[Offset, Ordered] = OrderedDict()
         self._uncommitted_bytes = 0
         self._recent: OrderedDict[Offset, PlacedBatch] = OrderedDict()
@@ -146,15 +148,14 @@ class Primary:
         to the own store and to every replica's stream at the same time.
         """
         header = event.header
-        if header.producer:
-            verdict = table.judge(header)
-            if isinstance(verdict, TableBatch):
-                self._repeat(event, verdict, out)
-                return
-            if verdict is not None:
-                out.refuse(event.request, verdict)
-                return
-        refusal = self._refusal_of(event)
+        verdict = table.judge(header) if header.producer else None
+        if isinstance(verdict, TableBatch):
+            self._repeat(event, verdict, out)
+            return
+        if self._closing is not None:
+            self._closing.take(event, verdict, out)
+            return
+        refusal = verdict or self._refusal_of(event)
         if refusal is not None:
             out.refuse(event.request, refusal)
             return
@@ -254,7 +255,9 @@ class Primary:
         )
 
     def map_learned(self, out: Effects) -> None:
-        """The kept tail may have got more holders."""
+        """The kept tail may have got more holders; or the map has the split."""
+        if self._closing is not None:
+            self._closing.map_learned(out)
         waiting, self._kept = self._kept, []
         for request, entry in waiting:
             if self._is_answerable(entry):
@@ -573,6 +576,8 @@ class Primary:
             out.refuse(request, refusal(Taken.UNKNOWN))
         for event in self._queue:
             out.refuse(event.request, queued())
+        if self._closing is not None:
+            self._closing.refuse_all(refusal, queued, out)
         self._uncommitted.clear()
         self._kept.clear()
         self._queue.clear()
@@ -581,6 +586,7 @@ class Primary:
         """§4.1: "If N is P, it orders that tail again in e′ itself and no client notices."
 
         The tail begins at `successor.begin`, in the same order: each batch gets its offset again.
+        A closed successor orders nothing: who waits for the tail waits there for the split.
         """
         self._over = True
         table = self.known_table()
@@ -588,6 +594,9 @@ class Primary:
         successor.table_found(table, out)
         successor._kept = self._kept
         for ordered in self._uncommitted.values():
+            if successor._closing is not None:
+                successor._closing.inherit(ordered.requests)
+                continue
             successor.append(ordered.event, out)
             again = successor._uncommitted[ordered.batch.base]
             again.retries = ordered.retries

@@ -6,6 +6,7 @@ the shard of the request and need not hear it again.
 
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import Epoch, Offset, ProcessId
+from peerd.core.shard_map import Split
 
 RETRY_SOON_MS = 20
 """Advice where a bound was reached that the next commits free: a few group commits."""
@@ -47,6 +48,18 @@ def moved(leader: ProcessId, epoch: Epoch, taken: Taken) -> Refusal:
         taken=taken,
         leader=leader,
         epoch=epoch,
+    )
+
+
+def split(split: Split) -> Refusal:
+    """The shard ended in favour of its children; the batch is not in it and never will be."""
+    children = " and ".join(map(str, split.children))
+    return Refusal(
+        reason=Reason.SPLIT,
+        message=f"the shard was split at offset {split.end} into shards {children}, and the batch "
+        "is not in it; cut the batch by key and send the pieces there with new sequences",
+        first_offset=split.end,
+        children=split.children,
     )
 
 

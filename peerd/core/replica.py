@@ -12,7 +12,7 @@ Rules, in the manner of the page:
 4. A shadow is a role, not a class of peer: every replica stores what its adopted epoch sends.
 5. Time is `Ticked`. Nothing here can block, and nothing here is random.
 
-Not kept here, since it comes later: split, merge, the linearizable tail, forgetting of producers,
+Not kept here, since it comes later: merge, the linearizable tail, forgetting of producers,
 and a primary without a vote, whose plan is refused.
 """
 

@@ -13,12 +13,16 @@ from peerd.core.ids import NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Who does what in one segment. The primary may be a voter or not (*mirror*)."""
+    """Who does what in one segment. The primary may be a voter or not (*mirror*).
+
+    `closed`: the segment takes no batch, ever; such a one ends a shard that is split (§4.3).
+    """
 
     primary: ProcessId
     voters: tuple[ReplicaId, ...]
     non_voters: tuple[ReplicaId, ...] = ()
     acks: int
+    closed: bool = False
 
     def __post_init__(self) -> None:
         invariant(1 <= self.acks <= len(self.voters), "acks within the voters", plan=self)
@@ -50,6 +54,36 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A split of a shard: pending while its closed segment is prepared, then for good (§4.3).
+
+    `key_hash` is the first of the upper child. `end` is X and `children` are the lower and the
+    upper child, both once it is committed.
+    """
+
+    key_hash: int
+    end: Offset | None = None
+    children: tuple[ShardId, ...] = ()
+
+    def __post_init__(self) -> None:
+        invariant(len(self.children) in (0, 2), "two children or none yet", split=self)
+        invariant(bool(self.children) == (self.end is not None), "children and X", split=self)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the children exist: then the shard takes nothing more."""
+        return bool(self.children)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The shard that a child came from by a split; its records end at `end` and come first."""
+
+    shard: ShardId
+    end: Offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """A chain of sealed segments and the open one; see `las.v1.Shard` for the same on the wire."""
 
@@ -62,6 +96,13 @@ class Shard:
     prepared: Segment | None = None
     fence: Epoch = NO_EPOCH
     dead_epochs: tuple[Epoch, ...] = ()
+    split: Split | None = None
+    parent: Parent | None = None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the shard has ended in favour of its children."""
+        return self.split is not None and self.split.is_committed
 
     def __post_init__(self) -> None:
         at, epoch = 0, 0
@@ -75,3 +116,8 @@ class Shard:
                 )
                 at = segment.end if segment.end is not None else at
         invariant(self.open.end is None, "the last segment is open", shard=self)
+        invariant(self.open.plan.closed == self.is_split, "closed if it is split", shard=self)
+        if self.split is not None and self.split.is_committed:
+            invariant(self.split.end == self.open.begin, "a split shard ends at X", shard=self)
+            if self.prepared is not None:
+                invariant(self.prepared.plan.closed, "what is split stays closed", shard=self)

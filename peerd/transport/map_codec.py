@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
 
 
 class MapMalformed(ValueError):
@@ -85,6 +85,7 @@ def encode_plan(plan: Plan) -> shard_map_pb2.Plan:
         voters=[encode_replica(replica) for replica in plan.voters],
         non_voters=[encode_replica(replica) for replica in plan.non_voters],
         acks=plan.acks,
+        closed=plan.closed,
     )
 
 
@@ -100,6 +101,7 @@ def decode_plan(message: shard_map_pb2.Plan) -> Plan:
             voters=tuple(decode_replica(replica) for replica in message.voters),
             non_voters=tuple(decode_replica(replica) for replica in message.non_voters),
             acks=message.acks,
+            closed=message.closed,
         )
     except InvariantViolation as error:
         raise MapMalformed(f"plan: {error}") from error
@@ -138,6 +140,26 @@ def decode_segment(message: shard_map_pb2.Segment) -> Segment:
     )
 
 
+def _encode_split(split: Split) -> shard_map_pb2.Split:
+    return shard_map_pb2.Split(key_hash=split.key_hash, end=split.end, children=split.children)
+
+
+def _decode_split(message: shard_map_pb2.Split) -> Split:
+    return Split(
+        key_hash=message.key_hash,
+        end=Offset(message.end) if message.HasField("end") else None,
+        children=tuple(ShardId(child) for child in message.children),
+    )
+
+
+def _encode_parent(parent: Parent) -> shard_map_pb2.Parent:
+    return shard_map_pb2.Parent(shard=parent.shard, end=parent.end)
+
+
+def _decode_parent(message: shard_map_pb2.Parent) -> Parent:
+    return Parent(shard=ShardId(message.shard), end=Offset(message.end))
+
+
 def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
     """The wire form of a shard's entry."""
     return shard_map_pb2.Shard(
@@ -150,6 +172,8 @@ def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
         prepared=None if shard.prepared is None else encode_segment(shard.prepared),
         fence=shard.fence,
         dead_epochs=shard.dead_epochs,
+        split=None if shard.split is None else _encode_split(shard.split),
+        parent=None if shard.parent is None else _encode_parent(shard.parent),
     )
 
 
@@ -170,6 +194,8 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
             prepared=decode_segment(message.prepared) if message.HasField("prepared") else None,
             fence=Epoch(message.fence),
             dead_epochs=tuple(Epoch(epoch) for epoch in message.dead_epochs),
+            split=_decode_split(message.split) if message.HasField("split") else None,
+            parent=_decode_parent(message.parent) if message.HasField("parent") else None,
         )
     except (InvariantViolation, MapMalformed) as error:
         raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error

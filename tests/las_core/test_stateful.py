@@ -14,6 +14,7 @@ from las.core.commands import (
     FenceSegment,
     OpenSegment,
     PrepareSegment,
+    PrepareSplit,
     RecoveredSegment,
     Result,
     SegmentOpened,
@@ -78,7 +79,7 @@ class RandomCommands(RuleBasedStateMachine):
         result = result_from_json(answer)
         if not result.ok:
             assert self.state is before
-        drew = isinstance(command, PrepareSegment | FenceSegment) and result.ok
+        drew = isinstance(command, PrepareSegment | PrepareSplit | FenceSegment) and result.ok
         if drew and self.state is not before:
             drawn = before.shards[command.shard].drawn
             assert result.epoch == drawn + 1, "an epoch is drawn once, above all before"
@@ -88,6 +89,14 @@ class RandomCommands(RuleBasedStateMachine):
     def prepare(self, shard, numbers, off):
         epoch = Epoch(self.shard(shard).open.epoch + max(0, off - 1))
         self.submit(PrepareSegment(shard=shard, epoch=epoch, plan=self.plan(numbers)))
+
+    @rule(shard=shards, numbers=voters(), off=near, key_hash=st.integers(0, 1 << 63))
+    def prepare_split(self, shard, numbers, off, key_hash):
+        seen = self.shard(shard)
+        epoch = Epoch(seen.open.epoch + max(0, off - 1))
+        at = seen.key_hash_low + key_hash
+        plan = self.plan(numbers)
+        self.submit(PrepareSplit(shard=seen.shard, epoch=epoch, key_hash=at, plan=plan))
 
     @rule(shard=shards, off=near, length=st.integers(-1, 4))
     def opened(self, shard, off, length):

@@ -19,6 +19,7 @@ from las.core.commands import (
     HaltShard,
     OpenSegment,
     PrepareSegment,
+    PrepareSplit,
     Reason,
     RecordEvent,
     RecoveredSegment,
@@ -54,6 +55,7 @@ EXAMPLES = [
     PrepareSegment(
         shard=SHARD, epoch=Epoch(1), plan=plan_of(1, 1, 2, non=(3,)), why="peer-4 at risk"
     ),
+    PrepareSplit(shard=SHARD, epoch=Epoch(1), key_hash=1 << 63, plan=plan_of(1, 1, 2), why="hot"),
     SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(1 << 63), holders=(replica(1),)),
     WithdrawSegment(shard=SHARD, epoch=Epoch(2), declined_by=process(1)),
     FenceSegment(shard=SHARD, epoch=Epoch(1), prepared=Epoch(2), why="peer-1 is gone"),
