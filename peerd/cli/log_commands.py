@@ -19,7 +19,7 @@ from peerd.cli.output import (
     print_json,
     print_table,
 )
-from peerd.client.values import NewRecord, Receipt, Record
+from peerd.client.values import NewRecord, Receipt, Record, Tail
 from peerd.core.shard_map import Segment, Shard
 from peerd.transport.map_codec import LogEntry
 
@@ -274,3 +274,43 @@ def _record_line(record: Record, output: Format) -> str:
         "appended_ms": record.appended_ms,
     }
     return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+# ---------------------------------------------------------------------------------- tail
+def tail(
+    log: LogName,
+    shard: Annotated[int | None, typer.Option(help="Only this shard.")] = None,
+    linearizable: Annotated[
+        bool,
+        typer.Option(
+            "--linearizable", help="Confirmed now: nothing acknowledged before lies beyond it."
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Show up to where a log's shards are committed.
+
+    Examples: peerctl tail orders; peerctl tail orders --shard 3 --linearizable
+    """
+    with connected(config) as client:
+        tails = client.tail(log, shard, linearizable=linearizable)
+        if output is Format.JSON:
+            print_json([_tail_json(each) for each in tails])
+            return
+        columns = ["shard", "epoch", "committed", "answered by"]
+        rows = [
+            [f"{log}/{each.shard}", str(each.epoch), str(each.committed), each.peer]
+            for each in tails
+        ]
+        print_table(columns, rows)
+
+
+def _tail_json(tail: Tail) -> dict[str, object]:
+    return {
+        "shard": tail.shard,
+        "epoch": tail.epoch,
+        "committed": tail.committed,
+        "first_offset": tail.first_offset,
+        "peer": tail.peer,
+    }

@@ -441,13 +441,28 @@ class Client:
             local=local,
         )
 
-    async def tail(self, log: str, shard: int | None = None) -> list[Tail]:
+    async def tail(
+        self, log: str, shard: int | None = None, *, linearizable: bool = False
+    ) -> list[Tail]:
         """The committed ends of a log's shards, or of one of them, by shard id.
+
+        Args:
+            log: Log name.
+            shard: Only this shard.
+            linearizable: No record that anybody's append was acknowledged for before this call lies
+                at or beyond the answer. Costs a round trip from the primary to its voters.
 
         Raises:
             UnknownLog, UnknownShard: what they say. Unavailable: no peer answered in time.
+            NotEnoughPeers: too few voters to confirm a linearizable tail in time.
         """
-        request = log_pb2.GetTailRequest(log=log, shard=shard)
+        request = log_pb2.GetTailRequest(
+            log=log,
+            shard=shard,
+            consistency=log_pb2.TAIL_CONSISTENCY_LINEARIZABLE
+            if linearizable
+            else log_pb2.TAIL_CONSISTENCY_UNSPECIFIED,
+        )
         deadline = time.monotonic() + self._options.call_timeout_s
         last: PeerdError = Unavailable("no peer is up: check the cluster (`peerctl status`)")
         while (left_s := deadline - time.monotonic()) > 0:

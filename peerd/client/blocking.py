@@ -295,9 +295,9 @@ class Client:
         )
         return RecordIterator(self._thread, stream)
 
-    def tail(self, log: str, shard: int | None = None) -> list[Tail]:
+    def tail(self, log: str, shard: int | None = None, *, linearizable: bool = False) -> list[Tail]:
         """The committed ends of a log's shards, or of one of them."""
-        return self._thread.run(self._client.tail(log, shard))
+        return self._thread.run(self._client.tail(log, shard, linearizable=linearizable))
 
     # -------------------------------------------------------------------------- logs
 

@@ -11,7 +11,16 @@ from enum import Enum
 
 from peerd.core.durable import StoreOperation, TableRange
 from peerd.core.errors import Refusal
-from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProcessId, ReplicaId, RequestId, ShardId
+from peerd.core.ids import (
+    FIRST_OFFSET,
+    NO_EPOCH,
+    Epoch,
+    Offset,
+    ProcessId,
+    ReplicaId,
+    RequestId,
+    ShardId,
+)
 from peerd.core.messages import Message
 from peerd.core.producer import TableSnapshot
 
@@ -22,7 +31,8 @@ class Send:
     """A message to a replica. It may be lost; the core repeats what must arrive.
 
     Adopt and Frame go over the outgoing stream to `to`, in order; Ack and Expect go back over the
-    stream on which `to` sends; Ready and Begin are calls (the answer to Begin is `BeginAnswered`).
+    stream on which `to` sends; the others are calls. The answer to Begin is `BeginAnswered`, to
+    ConfirmEpoch `EpochConfirmed`.
     """
 
     to: ReplicaId
@@ -157,8 +167,34 @@ class TableAnswer:
     table: TableSnapshot | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailAnswered:
+    """The linearizable tail, or why there is none: `tail` is set unless `refusal` is."""
+
+    request: RequestId
+    epoch: Epoch = NO_EPOCH
+    tail: Offset | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmAnswer:
+    """The epoch that this store has promised, durably, now."""
+
+    request: RequestId
+    round: int
+    promised: Epoch
+
+
 Reply = (
-    AppendAccepted | AppendRefused | PromiseAnswered | BeginAnswer | HasBegunAnswer | TableAnswer
+    AppendAccepted
+    | AppendRefused
+    | PromiseAnswered
+    | BeginAnswer
+    | HasBegunAnswer
+    | TableAnswer
+    | TailAnswered
+    | ConfirmAnswer
 )
 
 

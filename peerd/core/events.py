@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.durable import Outcome
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
-from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Ready
+from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, Ready
 from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Shard
 
@@ -200,6 +200,33 @@ class TableAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TailAsked:
+    """A client asks for the linearizable tail. Answered by `TailAnswered` of the same `request`."""
+
+    request: RequestId
+    now: Tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmReceived:
+    """The primary of an epoch asks what is promised here. Answered by `ConfirmAnswer`, at once."""
+
+    request: RequestId
+    message: ConfirmEpoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochConfirmed:
+    """A voter's answer to `ConfirmEpoch`: it had promised `promised` when it was asked."""
+
+    sender: ReplicaId
+    epoch: Epoch
+    round: int
+    promised: Epoch
+    now: Tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Time passed. Due at the latest at `Replica.wake_at`."""
 
@@ -227,5 +254,8 @@ Event = (
     | TableFetched
     | TableUnavailable
     | TableAsked
+    | TailAsked
+    | ConfirmReceived
+    | EpochConfirmed
     | Ticked
 )

@@ -18,6 +18,10 @@ RETRIES_PER_BATCH_MAX = 16
 KEPT_TAIL_WAITERS_MAX = 1_024
 """Retries that wait until the kept tail is copied: 16 producers with a full window each."""
 
+TAIL_WAITERS_MAX = 1_024
+"""Requests for a linearizable tail that wait: they share rounds, so more is a caller without sane
+deadlines."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -50,6 +54,10 @@ class Limits:
     """
     ready_timeout_ms: int = 5_000
     """The next primary has this long to say `Ready`, then the prepared segment is declined."""
+    tail_timeout_ms: int = 2_000
+    """A linearizable tail that nobody confirms is refused after this: longer than a lease, so that
+    a failover that is under way ends the wait with its answer.
+    """
     stall_timeout_ms: int = 500
     """A voter whose durable end stands still for this long is reported (§6)."""
     repeat_ms: int = 250

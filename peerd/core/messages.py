@@ -90,4 +90,13 @@ class Begin:
     timestamp_ms: int
 
 
-Message = Adopt | Frame | Ack | Expect | Ready | Begin
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmEpoch:
+    """Primary → voter: have you promised more than `epoch`? Answer: the round and the promise."""
+
+    shard: ShardId
+    epoch: Epoch
+    round: int
+
+
+Message = Adopt | Frame | Ack | Expect | Ready | Begin | ConfirmEpoch

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from peerd.core import refusals
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.check import InvariantViolation, invariant
+from peerd.core.confirm import TailRounds
 from peerd.core.durable import AdoptEpoch, AppendBatches, Outcome, Refused
 from peerd.core.effects import (
     AppendAccepted,
@@ -30,7 +31,7 @@ from peerd.core.effects import (
     Stall,
 )
 from peerd.core.errors import Refusal, Taken
-from peerd.core.events import AppendRequested
+from peerd.core.events import AppendRequested, EpochConfirmed, TailAsked
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
 from peerd.core.limits import KEPT_TAIL_WAITERS_MAX, RETRIES_PER_BATCH_MAX
 from peerd.core.messages import Ack, Adopt, Expect, Frame
@@ -87,6 +88,7 @@ class Primary:
         self._queue: deque[AppendRequested] = deque()
         self._queue_bytes = 0
         self._kept: list[tuple[RequestId, TableBatch]] = []
+        self._tails = TailRounds(situation, epoch, plan)
         own = situation.me.replica
         self._ends = dict.fromkeys(plan.voters, begin)
         self._progress = {
@@ -264,6 +266,18 @@ class Primary:
                 self._accept(request, entry, out)
             else:
                 self._kept.append((request, entry))
+        self._tails.map_learned(out)
+
+    # -------------------------------------------------------------- the linearizable tail
+    def tail(self, event: TailAsked, out: Effects) -> None:
+        """Confirm the epoch, then tell the commit offset (`confirm`)."""
+        self._tails.ask(event, self.commit, out)
+
+    def epoch_confirmed(self, event: EpochConfirmed, out: Effects) -> None:
+        """A voter's answer; a higher promise ends this primary."""
+        if event.epoch == self.epoch:
+            self.higher_promise = max(self.higher_promise, event.promised)
+        self._tails.confirmed(event, self.commit, out)
 
     # -------------------------------------------------------------- durability
     def _write(self, batches: tuple[PlacedBatch, ...], out: Effects) -> None:
@@ -491,6 +505,7 @@ class Primary:
             self._report_stall(progress.replica, progress.watch, out)
         self._own_watch.look(self.own_end, self.end, now)
         self._report_stall(self._s.me.replica, self._own_watch, out)
+        self._tails.tick(self.commit, out)
         idle_ms = now - self._commit_moved_at
         if self._commit_written < self.commit and idle_ms >= limits.commit_persist_ms:
             self._write((), out)
@@ -534,6 +549,10 @@ class Primary:
 
     def wake_in_ms(self) -> int | None:
         """When the next tick is due, counted from the last `now`."""
+        waits = [self._streams_wake_in_ms(), self._tails.wake_in_ms()]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _streams_wake_in_ms(self) -> int | None:
         limits = self._s.limits
         streams = self._progress.values()
         if self.held or any(p.told_commit < self.commit and p.way is Way.STREAM for p in streams):
@@ -578,6 +597,7 @@ class Primary:
             out.refuse(event.request, queued())
         if self._closing is not None:
             self._closing.refuse_all(refusal, queued, out)
+        self._tails.refuse_all(queued(), out)
         self._uncommitted.clear()
         self._kept.clear()
         self._queue.clear()
@@ -593,6 +613,7 @@ class Primary:
         table.drop_pending()
         successor.table_found(table, out)
         successor._kept = self._kept
+        self._tails.continue_in(successor._tails, successor.commit, out)
         for ordered in self._uncommitted.values():
             if successor._closing is not None:
                 successor._closing.inherit(ordered.requests)

@@ -132,6 +132,16 @@ def overloaded(what: str, taken: Taken = Taken.NO) -> Refusal:
     )
 
 
+def tail_not_confirmed(acks: int) -> Refusal:
+    """Not enough voters answered a round, or a kept tail is on too few stores, for too long."""
+    return Refusal(
+        reason=Reason.NOT_ENOUGH_PEERS,
+        message=f"the tail was not confirmed by {acks} voters in time; ask again, "
+        "or without `linearizable`",
+        retry_after_ms=RETRY_SOON_MS,
+    )
+
+
 def empty_batch() -> Refusal:
     """A batch without records has no offset."""
     return Refusal(

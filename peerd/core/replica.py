@@ -12,8 +12,8 @@ Rules, in the manner of the page:
 4. A shadow is a role, not a class of peer: every replica stores what its adopted epoch sends.
 5. Time is `Ticked`. Nothing here can block, and nothing here is random.
 
-Not kept here, since it comes later: merge, the linearizable tail, forgetting of producers,
-and a primary without a vote, whose plan is refused.
+Not kept here, since it comes later: merge, forgetting of producers, and a primary without a
+vote, whose plan is refused.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from peerd.core.durable import (
 )
 from peerd.core.effects import (
     BeginAnswer,
+    ConfirmAnswer,
     Declined,
     Effects,
     EpochAnswer,
@@ -42,6 +43,7 @@ from peerd.core.effects import (
     SegmentOpened,
     Step,
     TableAnswer,
+    TailAnswered,
 )
 from peerd.core.errors import Refusal, Taken
 from peerd.core.events import Event
@@ -60,7 +62,7 @@ from peerd.core.primary import Primary
 from peerd.core.producer import ProducerTable, TableSnapshot
 from peerd.core.reports import Reports
 from peerd.core.shadow import Shadow
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Plan, Segment, Shard, stable_end
 from peerd.core.situation import Situation
 from peerd.core.table_search import TableSearch, serve_table, sources_of
 
@@ -102,6 +104,9 @@ class Replica:
             ev.TableFetched: self._table_arrived,
             ev.TableUnavailable: self._table_unavailable,
             ev.TableAsked: self._table_asked,
+            ev.TailAsked: self._tail_asked,
+            ev.ConfirmReceived: self._confirm,
+            ev.EpochConfirmed: self._epoch_confirmed,
         }
 
     def handle(self, event: Event) -> Step:
@@ -182,19 +187,44 @@ class Replica:
             if self._primary is not None and epoch == self._primary.epoch:
                 return min(segment.end, self._primary.commit)
             return min(segment.end, self._shadow.committed(epoch))
-        limit = sealed.end if len(sealed.holders) >= sealed.plan.acks else sealed.known_commit
-        return min(segment.end, max(segment.commit, limit if limit is not None else segment.begin))
+        return min(segment.end, stable_end(sealed, segment.commit))
+
+    # ------------------------------------------------------------------ the linearizable tail
+    def _tail_asked(self, event: ev.TailAsked, out: Effects) -> None:
+        self._s.now = event.now
+        if self._primary is not None:
+            self._primary.tail(event, out)
+        else:
+            out.reply.append(TailAnswered(request=event.request, refusal=self._elsewhere()))
+
+    def _confirm(self, event: ev.ConfirmReceived, out: Effects) -> None:
+        """§4.5: "round, and the epoch it has promised". Only what is durable is a promise; one that
+        is still on its way to the store has not been answered, so no fence rests on it yet.
+        """
+        promised = self._s.stored.promised
+        out.reply.append(
+            ConfirmAnswer(request=event.request, round=event.message.round, promised=promised)
+        )
+
+    def _epoch_confirmed(self, event: ev.EpochConfirmed, out: Effects) -> None:
+        self._s.now = event.now
+        if self._primary is not None:
+            self._primary.epoch_confirmed(event, out)
 
     # ------------------------------------------------------------------ appends and streams
     def _append(self, event: ev.AppendRequested, out: Effects) -> None:
         self._s.now = event.now
         if self._primary is not None:
             self._primary.append(event, out)
-        elif self._handed is not None and self._handed.begin.epoch > self._s.map_open:
-            begin = self._handed.begin
-            out.refuse(event.request, refusals.moved(begin.plan.primary, begin.epoch, Taken.NO))
         else:
-            out.refuse(event.request, refusals.not_primary(self.leader_hint))
+            out.refuse(event.request, self._elsewhere())
+
+    def _elsewhere(self) -> Refusal:
+        """Why this process, which is not primary, takes nothing, and where to go."""
+        if self._handed is not None and self._handed.begin.epoch > self._s.map_open:
+            begin = self._handed.begin
+            return refusals.moved(begin.plan.primary, begin.epoch, Taken.NO)
+        return refusals.not_primary(self.leader_hint)
 
     def _write_done(self, event: ev.WriteDone, out: Effects) -> None:
         operation = event.outcome.operation

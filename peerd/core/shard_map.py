@@ -8,7 +8,7 @@ order.
 from dataclasses import dataclass
 
 from peerd.core.check import invariant
-from peerd.core.ids import NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,18 @@ class Segment:
     known_commit: Offset | None = None
     holders: tuple[ReplicaId, ...] = ()
     wanted_holders: tuple[ReplicaId, ...] = ()
+
+
+def stable_end(sealed: Segment, heard: Offset) -> Offset:
+    """Up to where a sealed segment survives what an acknowledged batch survives (G12, §7).
+
+    "Of a kept tail only what lies below a commit offset that was named in an answer, or what is
+    known to be durable on `acks` stores": the listed holders have all of it. `heard` is a commit
+    offset of the segment that was heard otherwise (0: none).
+    """
+    if sealed.end is not None and len(sealed.holders) >= sealed.plan.acks:
+        return sealed.end
+    return max(sealed.known_commit or sealed.begin or FIRST_OFFSET, heard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,20 @@ from collections.abc import Callable
 from peerd.core.check import invariant
 from peerd.core.durable import Outcome, StoredShard, StoreOperation
 from peerd.core.effects import Effects
-from peerd.core.ids import NO_EPOCH, Epoch, ProcessId, ReplicaId, RequestId, ShardId, Tick
+from peerd.core.ids import (
+    FIRST_OFFSET,
+    NO_EPOCH,
+    Epoch,
+    Offset,
+    ProcessId,
+    ReplicaId,
+    RequestId,
+    ShardId,
+    Tick,
+)
 from peerd.core.limits import Limits
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Segment, Shard
+from peerd.core.shard_map import Segment, Shard, stable_end
 
 TableHandler = Callable[[TableSnapshot | None, bool, Effects], None]
 """Gets the table that was asked for; or None, and whether the source answered at all."""
@@ -68,6 +78,18 @@ class Situation:
     def map_open(self) -> Epoch:
         """The open epoch of the committed map; 0 if no map was learned."""
         return self.map.open.epoch if self.map is not None else NO_EPOCH
+
+    @property
+    def unstable_from(self) -> Offset | None:
+        """First offset of a kept tail that may not be served yet; None: there is none (G12)."""
+        if self.map is None:
+            return None
+        for segment in self.map.sealed:
+            stored = self.stored.segments.get(segment.epoch)
+            limit = stable_end(segment, stored.commit if stored is not None else FIRST_OFFSET)
+            if segment.end is not None and limit < segment.end:
+                return limit
+        return None
 
     def learn_map(self, shard: Shard) -> None:
         """Take the committed map's entry of the shard."""

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from peerd.core import effects, events
 from peerd.core.batch import BatchHeader, PlacedBatch
@@ -41,10 +41,11 @@ from peerd.core.ids import (
     Tick,
 )
 from peerd.core.limits import Limits
-from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Message, Ready
+from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, Message, Ready
 from peerd.core.producer import TableSnapshot
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Shard
+from peerd.daemon.host_seam import Outside
 from peerd.daemon.logging import get_logger
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
@@ -74,53 +75,6 @@ Loaded = (
     | events.TableUnavailable
 )
 _log = get_logger("host")
-
-
-class Outside(Protocol):
-    """Where the effects of the cores go that are neither for the store nor for a client."""
-
-    def send_frame(self, to: ReplicaId, message: Adopt | Frame) -> None:
-        """Over the outgoing stream to `to`."""
-
-    def call(self, to: ReplicaId, message: Ready | Begin) -> None:
-        """One call to `to`; the answer to `Begin` comes back as `ShardHost.begin_answered`."""
-
-    def load(self, load: effects.Load) -> None:
-        """Read from the own store, or ask another; `ShardHost.loaded` gets the answer."""
-
-    def report(self, report: effects.Report) -> None:
-        """Tell the LAS."""
-
-    def neighbours_changed(self) -> None:
-        """The map moved: look again whom this peer talks to."""
-
-    def heard(self, process: ProcessId) -> None:
-        """A message came from `process`."""
-
-    def stream_broke(self, process: ProcessId) -> None:
-        """A stream from `process` ended."""
-
-    def silent_ms(self, peer: NodeName) -> int | None:
-        """Since when `peer` was not heard; None if it is no neighbour."""
-
-    async def read(
-        self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
-    ) -> list[PlacedBatch]:
-        """From the own store."""
-
-    async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
-        self,
-        holder: ReplicaId,
-        shard: ShardId,
-        epoch: Epoch,
-        from_offset: int,
-        to_offset: int,
-        bytes_max: int,
-    ) -> list[PlacedBatch]:
-        """From the store of another peer."""
-
-    async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
-        """In the own store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,10 +166,7 @@ class ShardHost:
         if self._refusing is not None:
             return self._refusing
         if shard not in self._replicas:
-            return Refusal(
-                reason=Reason.NOT_PRIMARY,
-                message=f"{self.me.peer} stores nothing of shard {shard}: refresh the map",
-            )
+            return self._not_here(shard)
         if self.space_in_reserve:
             return Refusal(
                 reason=Reason.DISK_RESERVE,
@@ -233,6 +184,12 @@ class ShardHost:
                 retry_after_ms=RETRY_AFTER_MS,
             )
         return None
+
+    def _not_here(self, shard: ShardId) -> Refusal:
+        return Refusal(
+            reason=Reason.NOT_PRIMARY,
+            message=f"{self.me.peer} stores nothing of shard {shard}: refresh the map",
+        )
 
     @property
     def space_in_reserve(self) -> bool:
@@ -259,6 +216,19 @@ class ShardHost:
         if replica is None or replica.epoch == NO_EPOCH:
             return None
         return replica.epoch, replica.committed
+
+    async def linearizable_tail(self, shard: ShardId) -> tuple[Epoch, Offset] | Refusal:
+        """See `peerd.transport.host_api.ShardHost`."""
+        if shard not in self._replicas:
+            return self._not_here(shard)
+        answer = await self._ask(
+            shard,
+            effects.TailAnswered,
+            lambda request: events.TailAsked(request=request, now=self._timetable.now()),
+        )
+        if answer.tail is not None:
+            return answer.epoch, answer.tail
+        return answer.refusal or self._not_here(shard)
 
     def segment_begin(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """See `peerd.transport.host_api.ShardHost`."""
@@ -416,6 +386,29 @@ class ShardHost:
             shard,
             effects.HasBegunAnswer,
             lambda request: events.HasBegunAsked(request=request, epoch=epoch),
+        )
+
+    def confirm(self, message: ConfirmEpoch) -> Awaitable[effects.ConfirmAnswer]:
+        """See `ReplicationHost`."""
+        return self._ask(
+            message.shard,
+            effects.ConfirmAnswer,
+            lambda request: events.ConfirmReceived(request=request, message=message),
+        )
+
+    def epoch_confirmed(
+        self, shard: ShardId, sender: ReplicaId, epoch: Epoch, round_number: int, promised: Epoch
+    ) -> None:
+        """The answer to a `ConfirmEpoch` of this peer."""
+        self._handle(
+            shard,
+            events.EpochConfirmed(
+                sender=sender,
+                epoch=epoch,
+                round=round_number,
+                promised=promised,
+                now=self._timetable.now(),
+            ),
         )
 
     async def table(

@@ -1,7 +1,8 @@
 """Everything around the cores: carries out the effects that leave the process or read the store.
 
 Invariants:
-- At most one `Begin` or `Ready` a shard and epoch is under way; the core repeats what got lost.
+- At most one call of a kind, a shard, an epoch and a target is under way; the core repeats what
+  got lost.
 - Loads run at most `LOADS_MAX` at a time; the others wait in order.
 - Links and neighbours follow the map: they are the other replicas of the segments that are open,
   or prepared, with a copy here.
@@ -16,9 +17,10 @@ from las.v1 import fleet_pb2
 from peerd.core import effects, events
 from peerd.core.batch import PlacedBatch
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
-from peerd.core.messages import Adopt, Begin, Frame, Ready
+from peerd.core.messages import Adopt, ConfirmEpoch, Frame, Ready
 from peerd.core.shard_map import Segment
 from peerd.daemon.host import Loaded, ShardHost
+from peerd.daemon.host_seam import Call
 from peerd.daemon.links import Links
 from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
@@ -33,11 +35,13 @@ from peerd.transport.status import Refused
 # limit: loads of the cores that run at a time; each reads at most a message from the store
 LOADS_MAX = 8
 
+CallKey = tuple[type, ShardId, Epoch, ReplicaId]
+
 _log = get_logger("outside")
 
 
 class Surroundings:
-    """Fulfils `peerd.daemon.host.Outside`. Used on the event loop."""
+    """Fulfils `peerd.daemon.host_seam.Outside`. Used on the event loop."""
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Surroundings:
         self._reader = reader
         self._report = report
         self._supervisor = supervisor
-        self._calling: set[tuple[type, ShardId, Epoch]] = set()
+        self._calling: set[CallKey] = set()
         self._loads = asyncio.Semaphore(LOADS_MAX)
         self._look_again = False
 
@@ -71,9 +75,9 @@ class Surroundings:
         """See `Outside`."""
         self._links.send(to, message)
 
-    def call(self, to: ReplicaId, message: Ready | Begin) -> None:
+    def call(self, to: ReplicaId, message: Call) -> None:
         """See `Outside`."""
-        key = (type(message), message.shard, message.epoch)
+        key = (type(message), message.shard, message.epoch, to)
         if key not in self._calling:
             self._calling.add(key)
             self._supervisor.spawn(
@@ -81,17 +85,22 @@ class Surroundings:
                 self._call(to, message, key),
             )
 
-    async def _call(
-        self, to: ReplicaId, message: Ready | Begin, key: tuple[type, ShardId, Epoch]
-    ) -> None:
+    async def _call(self, to: ReplicaId, message: Call, key: CallKey) -> None:
         try:
             if isinstance(message, Ready):
                 await self._calls.ready(to, message)
+            elif isinstance(message, ConfirmEpoch):
+                promised = await self._calls.confirm(to, message)
+                self._host.epoch_confirmed(
+                    message.shard, to, message.epoch, message.round, promised
+                )
             else:
                 answer = await self._calls.begin(to, message)
                 self._host.begin_answered(message.shard, answer)
         except PeerUnreachable as error:
-            _log.warning("hand-over call failed", shard=message.shard, why=str(error))
+            _log.warning(
+                "call failed", call=type(message).__name__, shard=message.shard, why=str(error)
+            )
         finally:
             self._calling.discard(key)
 

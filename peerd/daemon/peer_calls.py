@@ -13,7 +13,7 @@ import grpc.aio
 from peerd.core.batch import PlacedBatch
 from peerd.core.events import BeginAnswered
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
-from peerd.core.messages import Begin, Ready
+from peerd.core.messages import Begin, ConfirmEpoch, Ready
 from peerd.core.producer import TableSnapshot
 from peerd.daemon.channels import Channels
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
@@ -28,6 +28,8 @@ from peerd.transport.replication_codec import (
 )
 
 HAND_OVER_TIMEOUT_S = 2.0
+# As long as a request for a linearizable tail waits at most: one that comes later serves nobody.
+CONFIRM_TIMEOUT_S = 2.0
 FETCH_TIMEOUT_S = 5.0
 TABLE_TIMEOUT_S = 3.0
 
@@ -66,6 +68,25 @@ class PeerCalls:
         return BeginAnswered(
             sender=to, epoch=begin.epoch, begun=answer.begun, promised=Epoch(answer.promised)
         )
+
+    async def confirm(self, to: ReplicaId, message: ConfirmEpoch) -> Epoch:
+        """What a voter has promised. Raises `PeerUnreachable`."""
+        request = replication_pb2.ConfirmEpochRequest(
+            cluster_id=self._map.cluster_id,
+            target_store_id=to.store,
+            shard=message.shard,
+            epoch=message.epoch,
+            round=message.round,
+        )
+        try:
+            answer = await self._stub(to.peer).ConfirmEpoch(
+                request, timeout=CONFIRM_TIMEOUT_S, metadata=self._channels.metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _unreachable(to, error) from error
+        if answer.round != message.round:
+            raise PeerUnreachable(f"{to.peer} answers round {answer.round}")
+        return Epoch(answer.promised)
 
     async def fetch_table(
         self, source: ReplicaId, shard: ShardId, as_of: Offset, since: Offset, *, or_later: bool

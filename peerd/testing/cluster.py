@@ -20,6 +20,7 @@ from peerd.core import events as ev
 from peerd.core.durable import FillSealed, Outcome, StoreOperation
 from peerd.core.effects import (
     BeginAnswer,
+    ConfirmAnswer,
     FetchTable,
     HasBegunAnswer,
     Load,
@@ -41,7 +42,7 @@ from peerd.core.ids import (
     Tick,
 )
 from peerd.core.limits import Limits
-from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Message, Ready
+from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, Message, Ready
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Segment, Shard
 from peerd.testing.history import BrokenPromise, History
@@ -399,7 +400,9 @@ class Simulation:
                 self._break_stream(sender.name, name)
             return
         copies = 2 if self.troubled and self.rng.random() < self.options.repeat else 1
-        if self.options.ordered_streams and not isinstance(send.message, Ready | Begin):
+        if self.options.ordered_streams and not isinstance(
+            send.message, Ready | Begin | ConfirmEpoch
+        ):
             copies = 1
         for _ in range(copies):
             self._put_on_wire(sender, receiver, send.message)
@@ -432,8 +435,26 @@ class Simulation:
             self.deliver(peer, ev.ExpectReceived(sender=sender, message=message))
         elif isinstance(message, Ready):
             self.deliver(peer, ev.ReadyReceived(sender=sender, message=message))
+        elif isinstance(message, ConfirmEpoch):
+            self._receive_confirm(peer, sender, message)
         else:
             self._receive_begin(peer, sender, message)
+
+    def _receive_confirm(self, peer: SimPeer, sender: ReplicaId, message: ConfirmEpoch) -> None:
+        def answered(reply: Reply) -> None:
+            source = self.peers[sender.peer]
+            if isinstance(reply, ConfirmAnswer) and not self.lost():
+                answer = ev.EpochConfirmed(
+                    sender=peer.process.replica,
+                    epoch=message.epoch,
+                    round=reply.round,
+                    promised=reply.promised,
+                    now=Tick(self.clock.now),
+                )
+                self.in_life(source, self.latency(), lambda: self.deliver(source, answer))
+
+        request = self.ask(peer, answered)
+        self.deliver(peer, ev.ConfirmReceived(request=request, message=message))
 
     def _receive_begin(self, peer: SimPeer, sender: ReplicaId, message: Begin) -> None:
         def answered(reply: Reply) -> None:

@@ -142,6 +142,15 @@ class MemoryHost:
             return None
         return known.entry.open.epoch, known.end
 
+    async def linearizable_tail(self, shard: ShardId) -> tuple[Epoch, Offset] | Refusal:
+        """See `ShardHost`."""
+        if self.refuse_next:
+            return self.refuse_next.popleft()
+        known = self._cluster.shards[shard]
+        if shard not in self.primary_of:
+            return self._not_primary(known)
+        return known.entry.open.epoch, known.end
+
     def segment_begin(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """See `ShardHost`."""
         entry = self._cluster.shards[shard].entry
@@ -211,14 +220,8 @@ class MemoryHost:
         self, shard: ShardId, header: BatchHeader, payload: bytes, expected_offset: int | None
     ) -> AppendOutcome:
         known = self._cluster.shards[shard]
-        plan = known.entry.open.plan
         if shard not in self.primary_of:
-            return Refusal(
-                reason=Reason.NOT_PRIMARY,
-                message=f"{self.me.peer} is not primary of shard {shard}",
-                leader=None if plan.primary == self.me else plan.primary,
-                epoch=known.entry.open.epoch,
-            )
+            return self._not_primary(known)
         if header.producer:
             before = known.taken.get((header.producer, header.first_sequence))
             if before is not None:
@@ -237,6 +240,15 @@ class MemoryHost:
                 first_offset=known.end,
             )
         return self._place(known, header, payload)
+
+    def _not_primary(self, known: MemoryShard) -> Refusal:
+        primary = known.entry.open.plan.primary
+        return Refusal(
+            reason=Reason.NOT_PRIMARY,
+            message=f"{self.me.peer} is not primary of shard {known.entry.shard}",
+            leader=None if primary == self.me else primary,
+            epoch=known.entry.open.epoch,
+        )
 
     def _place(self, known: MemoryShard, header: BatchHeader, payload: bytes) -> AppendAccepted:
         header = replace(header, timestamp_ms=self._cluster.now_ms())

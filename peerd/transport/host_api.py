@@ -66,6 +66,12 @@ class ShardHost(Protocol):
         None if this peer has nothing of the shard.
         """
 
+    async def linearizable_tail(self, shard: ShardId) -> tuple[Epoch, Offset] | Refusal:
+        """The epoch that this peer orders, and its commit offset, confirmed after the call by
+        `acks` voters: no batch acknowledged before the call lies at or beyond it. The refusal says
+        why there is none; the wait is bounded by the core (`Limits.tail_timeout_ms`).
+        """
+
     def segment_begin(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """First offset of `epoch` as this store adopted it; None if it has not.
 

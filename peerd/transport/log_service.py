@@ -164,9 +164,14 @@ class LogService:
         """The committed end of one shard or of all.
 
         Raises:
-            Refused: UNKNOWN_LOG, UNKNOWN_SHARD, NOT_SERVED_YET for a linearizable tail.
+            Refused: UNKNOWN_LOG, UNKNOWN_SHARD; a linearizable tail that nobody confirms in time:
+                NOT_ENOUGH_PEERS.
         """
-        return await self._tails.tails(request, may_forward=not _is_forwarded(context))
+        return await self._tails.tails(
+            request,
+            timeout_s=self._timeout_s(context),
+            may_forward=not _is_forwarded(context),
+        )
 
     # -------------------------------------------------------------------------- not served yet
 

@@ -19,10 +19,10 @@ import grpc
 import grpc.aio
 
 from peerd.core.batch import PlacedBatch
-from peerd.core.effects import BeginAnswer, HasBegunAnswer, PromiseAnswered
+from peerd.core.effects import BeginAnswer, ConfirmAnswer, HasBegunAnswer, PromiseAnswered
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
-from peerd.core.messages import Ack, Adopt, Begin, Expect, Frame, Ready
+from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, Ready
 from peerd.core.producer import TableSnapshot
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Role
@@ -162,6 +162,9 @@ class ReplicationHost(Protocol):
     def has_begun(self, shard: ShardId, epoch: Epoch) -> Awaitable[HasBegunAnswer]:
         """Whether the prepared segment has begun here."""
 
+    def confirm(self, message: ConfirmEpoch) -> Awaitable[ConfirmAnswer]:
+        """The epoch that is promised here."""
+
     def silent_ms(self, peer: NodeName) -> int | None:
         """Since when `peer` was not heard; None if it is no neighbour."""
 
@@ -284,12 +287,15 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
         )
 
     async def ConfirmEpoch(
-        self, _request: replication_pb2.ConfirmEpochRequest, _context: Context
+        self, request: replication_pb2.ConfirmEpochRequest, _context: Context
     ) -> replication_pb2.ConfirmEpochResponse:
         """See the proto."""
-        raise Refused(
-            refusal(Reason.NOT_SERVED_YET, "ConfirmEpoch is not served by this version"),
+        self._check_target(request.cluster_id, request.target_store_id)
+        message = ConfirmEpoch(
+            shard=ShardId(request.shard), epoch=Epoch(request.epoch), round=request.round
         )
+        answer = await self._host.confirm(message)
+        return replication_pb2.ConfirmEpochResponse(round=answer.round, promised=answer.promised)
 
     # -------------------------------------------------------------------------- hand-over
 

@@ -64,6 +64,16 @@ def process(cluster, *arguments: str, **pipes) -> subprocess.Popen[str]:
 
 
 # ---------------------------------------------------------------------------------- logs
+def test_the_tails_of_a_log_are_shown_and_confirmed(peerctl):
+    peerctl("log", "create", "tailed", "--shards", "1")
+    peerctl("append", "tailed", "one")
+    header, row = peerctl("tail", "tailed").splitlines()
+    assert header.split() == ["shard", "epoch", "committed", "answered", "by"]
+    assert row.split()[1:3] == ["1", "1"]
+    (tail,) = json.loads(peerctl("tail", "tailed", "--linearizable", "-o", "json"))
+    assert (tail["committed"], tail["epoch"]) == (1, 1)
+
+
 def test_a_log_is_created_listed_and_described(peerctl):
     said = peerctl("log", "create", "orders", "--shards", "2")
     assert said == "created orders: 2 shards, 3 copies, answered when 2 have it on disk\n"

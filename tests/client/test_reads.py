@@ -209,6 +209,7 @@ async def test_tails(cluster, client):
     assert sum(tail.committed for tail in tails) == 9
     (one,) = await client.tail("orders", shard=2)
     assert one == tails[1]
+    assert await client.tail("orders", linearizable=True) == tails
     with pytest.raises(peerd.UnknownLog):
         await client.tail("nowhere")
 

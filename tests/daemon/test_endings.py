@@ -170,16 +170,3 @@ async def test_a_damaged_batch_drops_the_stream_and_is_not_stored(
             await call.read()
     assert reason_of(refusal_of_error(caught.value)) is Reason.CRC_MISMATCH
     assert SHARD not in one.host._replicas
-
-
-async def test_confirm_epoch_is_typed_as_not_served_yet(fleet: Fleet, las: StandInLas) -> None:
-    (one,) = await fleet.start("peer-1")
-    identity = Identity(cluster=CLUSTER, role=Role.PEER, name="peer-2")
-    async with grpc.aio.insecure_channel(one.address) as channel:
-        stub = replication_pb2_grpc.ReplicationServiceStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.ConfirmEpoch(
-                replication_pb2.ConfirmEpochRequest(), metadata=plaintext_metadata(identity)
-            )
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert reason_of(refusal_of_error(caught.value)) is Reason.NOT_SERVED_YET

@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from peerd.core.errors import Reason
+from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.transport.status import refusal_of_error
 from peerd.v1 import log_pb2, log_pb2_grpc
@@ -426,14 +426,59 @@ async def test_without_its_primary_a_tail_is_what_this_peer_knows(cluster, stub,
     assert (tail.committed, tail.peer) == (3, "peer-2")
 
 
-async def test_a_linearizable_tail_is_not_served_yet(cluster, stub):
+LINEARIZABLE = log_pb2.TAIL_CONSISTENCY_LINEARIZABLE
+
+
+async def test_a_linearizable_tail_comes_from_the_primaries_alone(cluster, stub, fill):
+    cluster.create_log("orders", shards=2)
+    await fill(3)
+    request = log_pb2.GetTailRequest(log="orders", consistency=LINEARIZABLE)
+    for number in (1, 3):
+        response = await stub(number).GetTail(request)
+        assert [tail.peer for tail in response.tails] == ["peer-1", "peer-2"]
+        assert sum(tail.committed for tail in response.tails) == 3
+
+
+async def test_a_linearizable_tail_waits_for_a_primary_that_confirms_it(cluster, stub, fill):
     cluster.create_log("orders")
+    await fill(3)
+    busy = Refusal(reason=Reason.NOT_ENOUGH_PEERS, message="not confirmed")
+    cluster.hosts["peer-1"].refuse_next.extend([busy, busy])
+    request = log_pb2.GetTailRequest(log="orders", shard=1, consistency=LINEARIZABLE)
+    response = await stub(2).GetTail(request)
+    assert response.tails[0].committed == 3
+    assert not cluster.hosts["peer-1"].refuse_next
+
+
+async def test_a_linearizable_tail_that_cannot_be_had_is_a_typed_error(cluster, stub, fill):
+    cluster.create_log("orders")
+    await fill(3)
+    await cluster.stop("peer-1")
+    request = log_pb2.GetTailRequest(log="orders", shard=1, consistency=LINEARIZABLE)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub(1).GetTail(
-            log_pb2.GetTailRequest(log="orders", consistency=log_pb2.TAIL_CONSISTENCY_LINEARIZABLE)
-        )
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert Reason(refusal_of_error(caught.value).reason) == Reason.NOT_SERVED_YET
+        await stub(2).GetTail(request, timeout=0.5)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert Reason(refusal_of_error(caught.value).reason) == Reason.NOT_ENOUGH_PEERS
+
+
+async def test_a_linearizable_tail_moves_on_when_the_map_names_another_primary(cluster, stub, fill):
+    cluster.create_log("orders")
+    await fill(3)
+    await cluster.stop("peer-1")
+    request = log_pb2.GetTailRequest(log="orders", shard=1, consistency=LINEARIZABLE)
+    waiting = asyncio.ensure_future(stub(2).GetTail(request))
+    cluster.hand_over(1, "peer-3")
+    assert (await waiting).tails[0].peer == "peer-3"
+
+
+async def test_a_refusal_that_no_other_try_cures_is_told_at_once(cluster, stub):
+    cluster.create_log("orders")
+    broken = Refusal(reason=Reason.OVERLOADED, message="too many")
+    cluster.hosts["peer-1"].refuse_next.append(broken)
+    request = log_pb2.GetTailRequest(log="orders", consistency=LINEARIZABLE)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub(1).GetTail(request)
+    assert Reason(refusal_of_error(caught.value).reason) == Reason.OVERLOADED
 
 
 async def test_a_reader_that_goes_away_is_no_bug(cluster, stub, append, monkeypatch):
