@@ -5,12 +5,13 @@ recovery, that n − a + 1 voters of e promised; "any `acks` voters meet any fen
 do not". A voter that says, after the request came in, that it promised nothing above e, proves that
 no such fence was complete then. So all that was acknowledged before the request came is of e or
 older, and lies below the commit offset of e that is read after the request came (spec mutant
-`tail-without-confirm`: an answer from memory alone is stale at a primary that was replaced).
+`read-quorum`).
 
 Invariants:
 - A request is served by a round that began after it came in, and by no older one.
 - What is answered survives what an acknowledged batch survives (G12): below it no kept tail lies
-  that is not known to be on `acks` stores. A request waits for that.
+  that is not known to be on `acks` stores (spec mutant `tail-covers-kept`). A request waits for
+  that.
 - At most one question is under way to each voter; requests that wait share a round.
 
 Must not: answer for a process that is not primary any more; `Primary` ends with `refuse_all`.
@@ -88,7 +89,7 @@ class TailRounds:
                 out.send.append(Send(to=voter, message=question))
 
     def confirmed(self, event: EpochConfirmed, commit: Offset, out: Effects) -> None:
-        """A voter's answer. "An older round serves nobody." (spec mutant `tail-old-round`)"""
+        """A voter's answer; "an older round serves nobody"."""
         if event.epoch != self._epoch or event.sender not in self._plan.voters:
             return
         self._under_way.pop(event.sender, None)

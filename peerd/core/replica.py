@@ -177,7 +177,8 @@ class Replica:
         §7: "Any holder of a sealed segment serves it up to its X, but of a kept tail only what lies
         below a commit offset that was named in an answer, or what is known to be durable on `acks`
         stores … Any replica of the open one serves up to the smaller of its end and the commit
-        offset that it heard in its adopted epoch." (G12)
+        offset that it heard in its adopted epoch." (G12; spec mutants `kept-tail-read-early`,
+        `old-tail-read`, `own-end-read`)
         """
         segment = self._s.stored.segments.get(epoch)
         if segment is None:
