@@ -9,6 +9,12 @@ from hypothesis import settings
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite`: tests/scripts are written anew from what is seen."""
+    parser.addoption("--rewrite", action="store_true", help="write the traces of scripts anew")
+
+
 _deselected: list[pytest.Item] = []
 
 
