@@ -78,11 +78,22 @@ HOLDS = [
         "variant: write first, then a restart may resume",
         f"-s 1 -f 1 -m write-first -m restart-resumes-asks -g {SELF}",
     ),
+    ("variant: as built", f"-s 1 -f 1 -c 0 -R -m as-built -g {TWO}"),
+    (
+        "variant: as built, lost store, readers, one offset",
+        f"-o 1 -s 1 -f 1 -l 1 -x -k -m as-built -g {TWO}",
+    ),
+    (
+        "variant: as built, unplanned 3/2, lost store, readers",
+        f"-s 0 -f 1 -l 1 -x -k -m as-built -g {THREE}",
+    ),
+    ("variant: as built, split, one offset", f"-o 1 -s 1 -f 1 -R -m as-built -g {SPLIT}"),
     ("variant: drain before the switch", f"-s 1 -f 1 -c 0 -m drain -g {TWO}"),
 ]
 DEEP = [
     ("split prepared twice, and a fence, one record", f"-o 1 -r 1 -s 2 -f 1 -c 0 -R -g {SPLIT}"),
     ("split, lost store, one offset", f"-o 1 -s 1 -f 1 -l 1 -x -k -R -g {SPLIT}"),
+    ("as built, a crash, reads", f"-s 1 -f 1 -m as-built -g {TWO}"),
     ("planned and unplanned 2/2, three plans", f"-s 1 -f 1 -g {TWO_ALL}"),
     ("planned and unplanned 2/2, crash and lost store", f"-s 1 -f 1 -l 1 -x -R -g {TWO}"),
     ("planned and unplanned 3/2", f"-s 1 -f 1 -c 0 -R -g {MIXED}"),

@@ -90,6 +90,14 @@ static void order(const State &s, int p, int e, const Emit &emit) {
   }
 }
 
+// Action Acknowledge, as-built alone: the commit offset that p knows passes the next batch. Else acknowledge_all() does it.
+static void acknowledge_next(const State &s, int p, int e, const Emit &emit) {
+  if (!v_built || s.epoch[e].known >= commit_offset(s, e)) return;
+  State t = s; int o = t.epoch[e].known++, r = s.epoch[e].cur[o];
+  acknowledge(t, e, o, r);
+  emit(t, SAY("p%d acknowledges record %d at offset %d of epoch %d", p, r, o, e));
+}
+
 // Action AnswerRetry: a retry of a record that the table knows from an older segment.
 static void answer_retry(const State &s, int p, int e, const Emit &emit) {
   const Epoch &E = s.epoch[e];
@@ -116,12 +124,12 @@ static void decline_or_switch(const State &s, int p, int e, const Emit &emit) {
     const Epoch &N = s.epoch[e2];
     if (N.view_open != e || (N.switched && !(m_decline && N.switched == 2)) || (N.status != PREPARED && N.status != DEAD)) continue;
     if (N.view_prepared != e2) continue;                // not a prepared epoch
-    if (N.status == PREPARED && !N.switched) {
+    if ((N.status == PREPARED || v_built) && !N.switched) {
       State t = s; t.epoch[e2].switched = 2;
       emit(t, SAY("p%d declines epoch %d", p, e2));
     }
     State t = s; Epoch &T = t.epoch[e2];
-    int x = m_nodrain ? s.epoch[e].assigned : commit_offset(s, e);
+    int x = m_nodrain ? s.epoch[e].assigned : known_commit(s, e);
     if (v_drain && x != s.epoch[e].assigned) continue;
     T.switched = 1; T.x = x; T.table = m_table ? 0 : table_at(s, e, x);
     if (m_tabtail) T.table = table_at(s, e, s.epoch[e].assigned);
@@ -132,7 +140,7 @@ static void decline_or_switch(const State &s, int p, int e, const Emit &emit) {
 
 // Action GetTail: a linearizable read; only one that would answer too little is worth following.
 static void get_tail(const State &s, int p, int e, const Emit &emit) {
-  if (with_read && !s.read_peer && commit_offset(s, e) < acked_end(s)) {
+  if (with_read && !s.read_peer && known_commit(s, e) < acked_end(s)) {
     State t = s; t.read_peer = p + 1; t.read_epoch = e; t.read_bits = 0;
     emit(t, SAY("p%d (epoch %d) gets GetTail(linearizable), its commit offset is stale", p, e));
   }
@@ -179,7 +187,7 @@ static void adopt_or_replicate(const State &s, int p, const Emit &emit) {
     const Epoch &E = s.epoch[e];
     if (!E.begun || !(cfg(s, e).replicas >> p & 1)) continue;
     if (P.adopted < e && (P.promised <= e || m_adopt)) {  // Adopt
-      if (p == cfg(s, e).primary && P.role != e) continue;
+      if (p == cfg(s, e).primary && P.role != e && !v_built) continue;
       State t = s; adopt(t, p, e); check_state(t);
       emit(t, SAY("p%d adopts epoch %d at %d", p, e, E.begin));
     }
@@ -187,7 +195,7 @@ static void adopt_or_replicate(const State &s, int p, const Emit &emit) {
     int o = P.seg[e].end;                                 // Replicate with base = its end
     if (o >= offsets) continue;
     for (int r = 1; r <= records; r++) if ((E.sent[o] >> r & 1) || (v_writefirst && p == cfg(s, e).primary && E.cur[o] == r)) {
-      if (p == cfg(s, e).primary && (P.role != e || o >= E.assigned || E.cur[o] != r)) continue;
+      if (p == cfg(s, e).primary && !v_built && (P.role != e || o >= E.assigned || E.cur[o] != r)) continue;
       State t = s; Seg &g = t.peer[p].seg[e];
       g.rec[o] = r; g.end = o + 1;
       if (p == cfg(s, e).primary) t.epoch[e].sent[o] |= 1 << r;
@@ -257,9 +265,10 @@ static void crash_or_lose(const State &s, int p, const Emit &emit) {
 // Actions LearnMap (fences, and drops what the map does not name; variants) and the mutant that forgets its promise.
 static void learn_map(const State &s, int p, const Emit &emit) {
   const Peer &P = s.peer[p];
-  if (v_learn && P.promised < s.open) {                   // any news of the committed map is a promise
-    State t = s; t.peer[p].promised = s.open; depose(t, p, s.open);
-    emit(t, SAY("p%d learns that epoch %d is open", p, s.open));
+  if (v_learn) for (int e = v_built ? P.promised + 1 : s.open; e <= s.open; e++) {   // any news of the map is a promise
+    if (P.promised >= e || (s.epoch[e].status != OPEN && s.epoch[e].status != SEALED)) continue;
+    State t = s; t.peer[p].promised = e; depose(t, p, e);
+    emit(t, SAY("p%d learns that epoch %d is open", p, e));
   }
   if (v_trim) for (int e = 1; e < s.next_epoch; e++) {    // the committed map lets a store drop what it does not name
     const Epoch &E = s.epoch[e]; const Seg &g = P.seg[e];
@@ -284,7 +293,7 @@ static void learn_map(const State &s, int p, const Emit &emit) {
 // Action Fetch: a replica of the open segment fills a sealed one from a holder.
 static void fetch(const State &s, int p, const Emit &emit) {
   const Peer &P = s.peer[p];
-  if (with_fetch && s.open && (cfg(s, s.open).replicas >> p & 1)) for (int e = 1; e < s.open; e++)
+  if (with_fetch && !v_built && s.open && (cfg(s, s.open).replicas >> p & 1)) for (int e = 1; e < s.open; e++)
     if (s.epoch[e].status == SEALED && !whole(s, p, e)) for (int q = 0; q < peers; q++)
       if (q != p && s.peer[q].alive && whole(s, q, e)) {
         State t = s; Seg &g = t.peer[p].seg[e];
@@ -294,6 +303,20 @@ static void fetch(const State &s, int p, const Emit &emit) {
         emit(t, SAY("p%d fetches sealed segment %d from p%d", p, e, q));
         break;
       }
+  if (with_fetch && v_built) for (int e = 1; e < s.open; e++) if (s.epoch[e].status == SEALED && !whole(s, p, e))
+    for (int n = e + 1; n <= s.open; n++) if (s.epoch[n].status == OPEN || s.epoch[n].status == SEALED) {
+      State t = s; Seg &g = t.peer[p].seg[e];
+      if (!g.present) { g.present = 1; g.begin = g.end = s.epoch[e].begin; }
+      int o = g.end, r = 0;
+      for (int q = 0; q < peers && !r; q++) {
+        const Seg &h = s.peer[q].seg[e];
+        if (q != p && s.peer[q].alive && h.present && h.begin <= o && o < h.end) r = h.rec[o];
+      }
+      if (!r) continue;
+      t.peer[p].promised = std::max((int)P.promised, n); depose(t, p, n);
+      g.rec[o] = r; g.end = o + 1;
+      emit(t, SAY("p%d fetches offset %d of sealed epoch %d, knows that %d was open", p, o, e, n));
+    }
 }
 
 // Actions PrepareSegment (with a closed plan: PrepareSplit) and FenceSegment.
@@ -395,6 +418,7 @@ static void successors(const State &s, const Emit &emit) {
     if (!s.peer[p].alive) continue;
     if (e) {
       order(s, p, e, emit);
+      acknowledge_next(s, p, e, emit);
       answer_retry(s, p, e, emit);
       decline_or_switch(s, p, e, emit);
       get_tail(s, p, e, emit);
@@ -427,7 +451,7 @@ static void normalize(State &s) {
     if (!E.may_start) E.x = 0;                              // a repeated Begin starts nothing
     if (E.status != RESERVED || E.view_open != s.open) memset((void *)E.answer, 0, sizeof E.answer);   // no guard lets it through
     bool orders = E.status != RESERVED && (s.peer[cfg(s, e).primary].role == e || E.may_start);
-    if (!orders) { E.table = 0; E.assigned = 0; memset(E.acked_end, 0, NP); }
+    if (!orders) { E.table = 0; E.assigned = E.known = 0; memset(E.acked_end, 0, NP); }
   }
 }
 
@@ -446,7 +470,7 @@ static void parse_configs(const char *text) {   // "P:voters:nonvoters:acks,…"
 }
 
 int main(int argc, char **argv) {
-  size_t limit = 4000000000u; double seconds = 1e9, walk_s = 0; uint64_t seed = 1; bool show = true; const char *configs_text = "0:01::2,1:12::2,2:02::2";
+  size_t limit = 4000000000u; double seconds = 1e9, walk_s = 0; bool edges_shown = false; uint64_t seed = 1; bool show = true; const char *configs_text = "0:01::2,1:12::2,2:02::2";
   for (int i = 1; i < argc; i++) {
     std::string a = argv[i]; auto num = [&] { return atoi(argv[++i]); };
     if (a == "-p") peers = num(); else if (a == "-o") offsets = num(); else if (a == "-r") records = num();
@@ -454,12 +478,13 @@ int main(int argc, char **argv) {
     else if (a == "-f") max_fence = num(); else if (a == "-g") configs_text = argv[++i]; else if (a == "-x") with_fetch = true;
     else if (a == "-m") mutants.push_back(argv[++i]); else if (a == "-n") limit = (size_t)atof(argv[++i]);
     else if (a == "-t") seconds = atof(argv[++i]); else if (a == "-q") show = false; else if (a == "-R") with_read = false;
-    else if (a == "-k") with_kept = true;
+    else if (a == "-k") with_kept = true; else if (a == "--edges") edges_shown = true;
     else if (a == "-w") walk_s = atof(argv[++i]); else if (a == "-S") seed = num();
     else { puts("-p peers -o offsets -r records -c crashes -l lost stores -s switches -f fences -x (fetch and retries)\n"
                 "-g configs P:voters:nonvoters:acks,... -m mutant -n state limit -t seconds -q (no trace) -R (no reads)\n"
                 "-k (readers of a kept tail); a config with ! at its end is closed, which makes it a split\n"
-                "-w seconds of random walks instead of the full search, -S seed"); return 2; }
+                "-w seconds of random walks instead of the full search, -S seed\n"
+                "--edges (print every state with its transitions: state, label, state)"); return 2; }
   }
   parse_configs(configs_text);
   if (peers > NP || offsets > NO || 1 + max_prep + max_fence >= NE || records > 3) { puts("bounds larger than the arrays: build with -DPEERS -DEPOCHS -DOFFSETS"); return 2; }
@@ -474,6 +499,7 @@ int main(int argc, char **argv) {
   m_reopens = M("parent-reopens"); m_childprepare = M("child-begins-at-prepare"); m_childbegin = M("child-begins-at-begin");
   m_splitearly = M("split-answered-early"); m_splittable = M("split-without-table"); m_splitdead = M("split-answered-by-dead");
   m_xprepare = M("x-noted-at-prepare"); m_fencekeeps = M("split-kept-by-fence");
+  v_built = M("as-built"); v_trim |= v_built; v_learn |= v_built;
   State s; memset(&s, 0, sizeof s);
   for (int p = 0; p < peers; p++) s.peer[p].alive = 1;
   s.open = 1; s.next_epoch = 2;
@@ -498,6 +524,7 @@ int main(int argc, char **argv) {
       }
       State u = t; normalize(u);
       insert(u, i);
+      if (edges_shown) printf("%zu\t%s\t%zu\n", i, l, index_of(u));
     });
     if (!bad && !violation.empty()) { printf("VIOLATED %s (no step)\n", violation.c_str()); bad = true; }
     if (count_ > limit || ((i & 4095) == 0 && double(clock() - begin) / CLOCKS_PER_SEC > seconds)) full = true;

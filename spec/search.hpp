@@ -33,6 +33,11 @@ static bool insert(const State &s, uint32_t from) {
   table_[h] = ++count_;
   return true;
 }
+static size_t index_of(const State &s) {                    // of a state that was inserted
+  size_t h = hash_of(s) & mask_;
+  while (memcmp(&at(table_[h] - 1), &s, sizeof s)) h = (h + 1) & mask_;
+  return table_[h] - 1;
+}
 static void trace(uint32_t i, const char *last) {
   std::vector<uint32_t> path;
   for (uint32_t j = i; ; j = parent[j]) { path.push_back(j); if (!j) break; }
