@@ -26,7 +26,6 @@ from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, RequestId
 from peerd.core.messages import Adopt, Begin, Expect, Frame, Ready
 from peerd.core.producer import TableSnapshot
-from peerd.testing.sim_store import SimStore
 from tests.core.words import (
     FIRST_MAP,
     PRODUCER,
@@ -36,6 +35,7 @@ from tests.core.words import (
     C,
     D,
     Peer,
+    SimStore,
     batch,
     plan,
     segment,

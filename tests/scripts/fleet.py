@@ -26,7 +26,7 @@ from las.core.recovery import Recovered
 from las.core.state import ClusterState, NodeState, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ShardId, Tick
 from peerd.core.shard_map import Plan
-from peerd.testing.sim_las import process_of
+from tests.core.words import process as process_of
 from tests.scripts import wording
 from tests.scripts.script import Command
 

@@ -20,8 +20,8 @@ from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ProducerId, Reques
 from peerd.core.limits import Limits
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Plan, Segment, Shard
-from peerd.testing.sim_las import process_of
-from peerd.testing.sim_store import SimStore
+from tests.core.words import SimStore
+from tests.core.words import process as process_of
 from tests.scripts import wording
 from tests.scripts.script import Command
 
