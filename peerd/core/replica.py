@@ -29,6 +29,7 @@ from peerd.core.durable import (
     PromiseEpoch,
     Stored,
     StoredShard,
+    StoreOperation,
 )
 from peerd.core.effects import (
     BeginAnswer,
@@ -157,6 +158,11 @@ class Replica:
     def stored(self) -> StoredShard:
         """The durable state as of the last `WriteDone`."""
         return self._s.stored
+
+    @property
+    def under_way(self) -> tuple[StoreOperation, ...]:
+        """Operations that were handed to the store and whose outcome has not come, in order."""
+        return self._s.under_way
 
     @property
     def wake_at(self) -> Tick | None:

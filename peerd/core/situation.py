@@ -105,6 +105,11 @@ class Situation:
         out.persist.append(operation)
         self._queue.append((operation, handler))
 
+    @property
+    def under_way(self) -> tuple[StoreOperation, ...]:
+        """Operations whose outcome is awaited, in the order in which the outcomes will come."""
+        return tuple(operation for operation, _ in self._queue)
+
     def next_outcome(self, outcome: Outcome, out: Effects) -> None:
         """Take the outcome of the oldest operation under way."""
         invariant(bool(self._queue), "an outcome answers an operation", outcome=outcome)

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from peerd.pki import Identity, Role
+from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
 from peerd.settings import Address, ConfigError, Section, load, reference
 from peerd.transport import endpoint
 from peerd.transport.endpoint import Endpoint
@@ -195,6 +196,18 @@ class PeerdConfig(Endpoint):
         le=600_000,
         description="Time that a stop gives the calls under way to end",
     )
+    flight_recorder_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        le=RING_BYTES_MAX,
+        description="Size of the file that keeps what this process was last given to decide, for "
+        "`peerctl incident save`. 0 records nothing",
+    )
+    flight_recorder_dir: Path | None = Field(
+        default=None,
+        description="Directory of that file, by default `data_dir`. One on a memory file system "
+        "outlives the process, not the machine, and never waits for a disk",
+    )
     failure_domain: FailureDomain = Field(default_factory=FailureDomain)
     storage: Storage = Field(default_factory=Storage)
     append: Append = Field(default_factory=Append)
@@ -237,6 +250,8 @@ def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
             "storage.reserve_bytes",
             "leaves no room: it must be below storage.map_size_bytes_max",
         )
+    if 0 < config.flight_recorder_bytes < RING_BYTES_MIN:
+        yield "flight_recorder_bytes", f"must be 0 (off) or at least {RING_BYTES_MIN}"
     if config.append.batch_bytes_max > config.append.inflight_bytes_max:
         yield "append.batch_bytes_max", "must not exceed append.inflight_bytes_max"
     if config.append.batch_bytes_max > config.replication.frame_bytes_max:

@@ -49,6 +49,7 @@ from peerd.daemon.host_seam import Outside
 from peerd.daemon.logging import get_logger
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
+from peerd.recorder.flight import FlightRecorder
 from peerd.storage.errors import StorageFailed, StoreClosed, WriterOverloaded
 from peerd.storage.options import Space
 from peerd.storage.store import Store
@@ -101,8 +102,10 @@ class ShardHost:
         limits: Limits,
         own: OwnMetrics,
         fatal: Callable[[InvariantViolation], None],
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.me = me
+        self._recorder = recorder
         self._store = store
         self._queue_bytes_max = queue_bytes_max
         self._map = map_cache
@@ -528,6 +531,8 @@ class ShardHost:
             return replica
         stored = self._store.shards.get(shard, StoredShard(shard=shard))
         replica = self._replicas[shard] = Replica(self.me, stored, self._limits)
+        if self._recorder is not None:
+            self._recorder.booted(shard, replica)
         for reachable in tuple(self._streams_up):
             self._handle(shard, events.StreamUp(replica=reachable))
         entry = self._map.shards.get(shard)
@@ -542,9 +547,13 @@ class ShardHost:
         replica = self._replica(shard)
         try:
             step = replica.handle(event)
+            if self._recorder is not None:
+                self._recorder.handled(shard, event, step)
             self._carry_out(step)
         except InvariantViolation as error:
             self._broken = True
+            if self._recorder is not None:
+                self._recorder.broke(shard, event, str(error))
             at = repr(event)[:EVENT_CHARACTERS_LOGGED]
             _log.critical("invariant violated", shard=shard, why=str(error), at=at)
             self._fatal(error)

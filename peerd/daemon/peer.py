@@ -51,6 +51,8 @@ from peerd.daemon.telemetry.exporter import TelemetryExporter
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.internal.v1 import replication_pb2_grpc
 from peerd.pki import Identity
+from peerd.recorder.flight import FlightRecorder
+from peerd.recorder.ring import FILE_NAME, RingError
 from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
@@ -106,6 +108,7 @@ class Peer:
         self._ended: asyncio.Future[DaemonError] = self._loop.create_future()
         self._health = health.HealthServicer()
         self._store: Store | None = None
+        self._recorder: FlightRecorder | None = None
         self._http: HttpEndpoint | None = None
         self._assembled = False
         self._serving = False
@@ -185,18 +188,21 @@ class Peer:
     def _assemble(self, store: Store) -> None:
         """Make the parts and introduce them to each other."""
         config, me, loop = self.config, self.me, self._loop
+        limits = Limits(
+            stall_timeout_ms=config.stall_timeout_ms,
+            drain_timeout_ms=config.drain_timeout_ms,
+            commit_notice_ms=config.replication.commit_notice_ms,
+        )
+        self._recorder = _open_recorder(config, me, limits)
         self.host = ShardHost(
             me=me,
             store=store,
             map_cache=self.map_cache,
             queue_bytes_max=config.storage.queue_bytes_max,
-            limits=Limits(
-                stall_timeout_ms=config.stall_timeout_ms,
-                drain_timeout_ms=config.drain_timeout_ms,
-                commit_notice_ms=config.replication.commit_notice_ms,
-            ),
+            limits=limits,
             own=self.own,
             fatal=self._on_bug,
+            recorder=self._recorder,
         )
         self._sampling = HealthSampling(config.data_dir, self.own, config.telemetry.record_file)
         member = Member(
@@ -406,6 +412,8 @@ class Peer:
             self.host.stop()
             self._reader.close()
         await asyncio.to_thread(self._close_store)
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _close_store(self) -> None:
         """What has to be waited for outside the event loop."""
@@ -413,6 +421,18 @@ class Peer:
             self._sampling.stop()
         if self._store is not None and not self._store.close(STORE_CLOSE_TIMEOUT_S):
             _log.error("the store does not close: it is verified at the next start")
+
+
+def _open_recorder(config: PeerdConfig, me: ProcessId, limits: Limits) -> FlightRecorder | None:
+    """The flight recorder, if there is to be one. A peer without it serves as well."""
+    if config.flight_recorder_bytes == 0:
+        return None
+    path = (config.flight_recorder_dir or config.data_dir) / FILE_NAME
+    try:
+        return FlightRecorder(path, config.flight_recorder_bytes, me, limits)
+    except RingError as error:
+        _log.warning("nothing is recorded", why=str(error))
+        return None
 
 
 def _fault_hook(config: PeerdConfig) -> Callable[[], None] | None:
