@@ -7,11 +7,11 @@ at the edges (transport, storage); the core only carries it.
 import struct
 from dataclasses import dataclass
 
-from peerd.core.ids import Offset, ProducerId
+from peerd.core.ids import FIRST_OFFSET, Offset, ProducerId
 
-_HEADER = struct.Struct(">IIQQ16sQqI")
+_HEADER = struct.Struct(">IIQQ16sQqIQ")
 """record_count, payload_crc, key_hash_low, key_hash_high, producer, first_sequence, timestamp_ms,
-payload_bytes."""
+payload_bytes, forget_before."""
 
 HEADER_BYTES = _HEADER.size
 NO_PRODUCER = ProducerId(b"")
@@ -20,7 +20,11 @@ _ZERO_PRODUCER = bytes(16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchHeader:
-    """What is known of a batch without opening it. `payload_bytes` is the payload's length."""
+    """What is known of a batch without opening it. `payload_bytes` is the payload's length.
+
+    `forget_before`: from this batch on, producers whose newest batch ends at or below this offset
+    are forgotten (docs/protocol.md §3.1). The primary gives it, as it gives the time; 0: nobody is.
+    """
 
     record_count: int
     payload_crc: int
@@ -30,6 +34,7 @@ class BatchHeader:
     first_sequence: int = 0
     timestamp_ms: int = 0
     payload_bytes: int
+    forget_before: Offset = FIRST_OFFSET
 
     def pack(self) -> bytes:
         """`HEADER_BYTES` bytes; `unpack` gives the same header back."""
@@ -42,12 +47,13 @@ class BatchHeader:
             self.first_sequence,
             self.timestamp_ms,
             self.payload_bytes,
+            self.forget_before,
         )
 
     @staticmethod
     def unpack(data: bytes | memoryview) -> "BatchHeader":
         """Inverse of `pack`. Raises `struct.error` on a wrong length."""
-        count, crc, low, high, producer, sequence, timestamp_ms, size = _HEADER.unpack(data)
+        count, crc, low, high, producer, sequence, timestamp_ms, size, forget = _HEADER.unpack(data)
         return BatchHeader(
             record_count=count,
             payload_crc=crc,
@@ -57,6 +63,7 @@ class BatchHeader:
             first_sequence=sequence,
             timestamp_ms=timestamp_ms,
             payload_bytes=size,
+            forget_before=Offset(forget),
         )
 
 

@@ -10,7 +10,8 @@ PRODUCER_WINDOW_BATCHES = 64
 that a retry always finds its entry."""
 
 PRODUCERS_PER_SHARD_MAX = 100_000
-"""docs/decisions.md. About 100 MB of table in memory at the very most, reached by misuse only."""
+"""docs/decisions.md. About 100 MB of table in memory at the very most, reached by misuse only.
+Beyond it whoever is silent for longest is forgotten; while nobody is silent nobody new is taken."""
 
 RETRIES_PER_BATCH_MAX = 16
 """Requests that wait for the same batch: more than a client with sane deadlines ever has."""
@@ -60,6 +61,10 @@ class Limits:
     """
     stall_timeout_ms: int = 500
     """A voter whose durable end stands still for this long is reported (§6)."""
+    producer_expiry_ms: int = 7 * 24 * 3_600 * 1_000
+    """A producer whose newest batch is older, by the log's time, is forgotten (§3.1): a week bounds
+    the table and spares whoever appends once a day.
+    """
     repeat_ms: int = 250
     """Period of everything that is repeated until it is answered."""
     table_timeout_ms: int = 10_000

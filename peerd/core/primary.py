@@ -32,8 +32,9 @@ from peerd.core.effects import (
 )
 from peerd.core.errors import Refusal, Taken
 from peerd.core.events import AppendRequested, EpochConfirmed, TailAsked
-from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
-from peerd.core.limits import KEPT_TAIL_WAITERS_MAX, RETRIES_PER_BATCH_MAX
+from peerd.core.forgetting import PAUSE_MS_MAX, Forgetting
+from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
+from peerd.core.limits import KEPT_TAIL_WAITERS_MAX, PRODUCERS_PER_SHARD_MAX, RETRIES_PER_BATCH_MAX
 from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.producer import ProducerTable, TableBatch
 from peerd.core.progress import Progress, StallWatch, Way
@@ -89,6 +90,7 @@ class Primary:
         self._queue_bytes = 0
         self._kept: list[tuple[RequestId, TableBatch]] = []
         self._tails = TailRounds(situation, epoch, plan)
+        self._forgetting = Forgetting(situation.limits)
         own = situation.me.replica
         self._ends = dict.fromkeys(plan.voters, begin)
         self._progress = {
@@ -150,6 +152,7 @@ class Primary:
         to the own store and to every replica's stream at the same time.
         """
         header = event.header
+        table.pass_time(self._s.now, PAUSE_MS_MAX)
         verdict = table.judge(header) if header.producer else None
         if isinstance(verdict, TableBatch):
             self._repeat(event, verdict, out)
@@ -158,11 +161,23 @@ class Primary:
             self._closing.take(event, verdict, out)
             return
         refusal = verdict or self._refusal_of(event)
+        forget_before = FIRST_OFFSET
+        if refusal is None:
+            log_ms = max(self.timestamp_ms, event.now_ms)
+            forget_before = self._forgetting.offset_for(table, header.producer, log_ms)
+            if not self._forgetting.admit(table, header.producer):
+                refusal = refusals.too_many_producers(PRODUCERS_PER_SHARD_MAX)
         if refusal is not None:
             out.refuse(event.request, refusal)
             return
+        self._place(event, table, forget_before, out)
+
+    def _place(
+        self, event: AppendRequested, table: ProducerTable, forget_before: Offset, out: Effects
+    ) -> None:
+        header = self._stamped(event, forget_before)
         base, size_bytes = self.end, len(event.payload)
-        batch = PlacedBatch(base=base, header=self._stamped(event), payload=event.payload)
+        batch = PlacedBatch(base=base, header=header, payload=event.payload)
         self.end = batch.end
         if header.producer:
             table.order(self.epoch, base, batch.header)
@@ -189,8 +204,10 @@ class Primary:
             return refusals.overloaded("the shard has as much in flight as it may")
         return None
 
-    def _stamped(self, event: AppendRequested) -> BatchHeader:
-        """The header with the primary's time, which never decreases within a shard."""
+    def _stamped(self, event: AppendRequested, forget_before: Offset) -> BatchHeader:
+        """The header with what the primary gives: its time, which never decreases within a shard,
+        and whom to forget.
+        """
         header = event.header
         self.timestamp_ms = max(self.timestamp_ms, event.now_ms)
         return BatchHeader(
@@ -202,6 +219,7 @@ class Primary:
             first_sequence=header.first_sequence,
             timestamp_ms=self.timestamp_ms,
             payload_bytes=header.payload_bytes,
+            forget_before=forget_before,
         )
 
     # -------------------------------------------------------------- retries
@@ -618,7 +636,8 @@ class Primary:
             if successor._closing is not None:
                 successor._closing.inherit(ordered.requests)
                 continue
-            successor.append(ordered.event, out)
+            # They were judged once, in this order; nothing may refuse them now.
+            successor._place(ordered.event, table, FIRST_OFFSET, out)
             again = successor._uncommitted[ordered.batch.base]
             again.retries = ordered.retries
         for event in self._queue:

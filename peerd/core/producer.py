@@ -10,11 +10,17 @@ Invariants:
   none at or beyond it. So all tables as of the same offset are equal, and none is ever undone.
 - A table that is not `complete` misses some past: what it has is true, but a producer that it does
   not know may have written there, and is refused. It does not guess.
+- A producer is forgotten by an entry in the stream alone: `forget_before` in a batch's header. A
+  table drops, at that batch and before the batch's own entry, every row whose newest batch ends at
+  or below it; `forgotten_before` is the largest so far. So tables as of one offset stay equal.
+- Of a producer that a table with `forgotten_before` does not know, only a batch with sequence 0 is
+  taken for a new one (`forgetting` says why it is one); another is refused.
 - `ProducerTable` keeps what is committed and what is only ordered apart, so that the table as of
   the commit offset can be read off at any time, without what may be cut off (spec mutant
   `table-keeps-tail`).
 
-Must not: forget a producer by itself (a clock would make tables differ).
+Must not: forget a producer by itself (a clock would make tables differ). When a primary writes such
+an entry is decided in `forgetting`.
 """
 
 import struct
@@ -26,7 +32,7 @@ from peerd.core import refusals
 from peerd.core.batch import BatchHeader
 from peerd.core.check import invariant
 from peerd.core.errors import Refusal
-from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, Tick
 from peerd.core.limits import PRODUCER_WINDOW_BATCHES, PRODUCERS_PER_SHARD_MAX
 
 _ROW_ENTRY = struct.Struct(">QIQQq")
@@ -64,8 +70,9 @@ class TableSnapshot:
     """The table exactly as of `as_of`, but for producers that did not change at or after `since`.
 
     `since` 0: the whole table. `timestamp_ms` is the largest time of all batches below `as_of`,
-    below which no later batch may fall (0: none is known). `producers` must not be changed by
-    whoever holds the snapshot.
+    below which no later batch may fall (0: none is known). Every row's newest batch ends beyond
+    `forgotten_before` (0: nobody was ever forgotten). `producers` must not be changed by whoever
+    holds the snapshot.
     """
 
     as_of: Offset
@@ -73,6 +80,7 @@ class TableSnapshot:
     timestamp_ms: int = 0
     producers: Mapping[ProducerId, Row] = field(default_factory=dict)
     since: Offset = FIRST_OFFSET
+    forgotten_before: Offset = FIRST_OFFSET
 
 
 def empty_table(as_of: Offset = FIRST_OFFSET, *, complete: bool = True) -> TableSnapshot:
@@ -95,6 +103,11 @@ def remembered(row: Row, entry: TableBatch) -> Row:
     return (*row, entry)[-PRODUCER_WINDOW_BATCHES:]
 
 
+def kept(producers: Mapping[ProducerId, Row], forget_before: Offset) -> dict[ProducerId, Row]:
+    """`producers` without those that an entry with `forget_before` makes forgotten."""
+    return {name: row for name, row in producers.items() if row[-1].end > forget_before}
+
+
 def extended(
     table: TableSnapshot, epoch: Epoch, headers: Iterable[tuple[Offset, BatchHeader]]
 ) -> TableSnapshot:
@@ -102,10 +115,14 @@ def extended(
     producers = dict(table.producers)
     as_of = table.as_of
     timestamp_ms = table.timestamp_ms
+    forgotten_before = table.forgotten_before
     for base, header in headers:
         invariant(base == as_of, "table is extended without gap", as_of=as_of, base=base)
         as_of = Offset(base + header.record_count)
         timestamp_ms = max(timestamp_ms, header.timestamp_ms)
+        if header.forget_before > forgotten_before:
+            forgotten_before = header.forget_before
+            producers = kept(producers, forgotten_before)
         if header.producer:
             row = producers.get(header.producer, ())
             producers[header.producer] = remembered(row, entry_of(epoch, base, header))
@@ -115,6 +132,7 @@ def extended(
         timestamp_ms=timestamp_ms,
         producers=producers,
         since=table.since,
+        forgotten_before=forgotten_before,
     )
 
 
@@ -126,11 +144,13 @@ def merged(base: TableSnapshot, changes: TableSnapshot) -> TableSnapshot | None:
         return changes if changes.since == 0 else None
     if base.as_of < changes.since or not base.complete or base.since:
         return None
+    forgotten_before = max(base.forgotten_before, changes.forgotten_before)
     return TableSnapshot(
         as_of=changes.as_of,
         complete=changes.complete,
         timestamp_ms=max(base.timestamp_ms, changes.timestamp_ms),
-        producers={**base.producers, **changes.producers},
+        producers=kept({**base.producers, **changes.producers}, forgotten_before),
+        forgotten_before=forgotten_before,
     )
 
 
@@ -147,6 +167,7 @@ def changed_since(table: TableSnapshot, since: Offset) -> TableSnapshot:
             producer: row for producer, row in table.producers.items() if row[-1].end > since
         },
         since=since,
+        forgotten_before=table.forgotten_before,
     )
 
 
@@ -168,13 +189,20 @@ def unpack_row(data: bytes | memoryview) -> Row:
     )
 
 
+def packed_end(data: bytes) -> Offset:
+    """First offset after the newest batch of a packed row, which is not empty."""
+    _, count, _, base, _ = _ROW_ENTRY.unpack_from(data, len(data) - _ROW_ENTRY.size)
+    return Offset(base + count)
+
+
 # ------------------------------------------------------------------ the primary's table
 class _Producer:
     """One producer as its primary sees it: what is committed, and what is only ordered."""
 
-    __slots__ = ("committed", "pending")
+    __slots__ = ("committed", "heard_ms", "pending")
 
-    def __init__(self, row: Row = ()) -> None:
+    def __init__(self, row: Row = (), heard_ms: int = 0) -> None:
+        self.heard_ms = heard_ms
         self.committed: deque[TableBatch] = deque(row, maxlen=PRODUCER_WINDOW_BATCHES)
         self.pending: deque[TableBatch] = deque()
 
@@ -182,17 +210,29 @@ class _Producer:
 class ProducerTable:
     """The table of a primary: as of the commit offset, and beside it what is ordered since.
 
-    Bounds: `PRODUCER_WINDOW_BATCHES` committed and as many pending batches per producer,
-    `PRODUCERS_PER_SHARD_MAX` producers.
+    Bounds: `PRODUCER_WINDOW_BATCHES` committed and as many pending batches per producer; who may
+    come when it `is_full` is decided in `forgetting`. `active_ms` is the time that was seen to pass
+    since the primary began.
     """
 
-    __slots__ = ("_complete", "_producers", "as_of", "timestamp_ms")
+    __slots__ = (
+        "_complete",
+        "_now",
+        "_producers",
+        "active_ms",
+        "as_of",
+        "forgotten_before",
+        "timestamp_ms",
+    )
 
     def __init__(self, table: TableSnapshot) -> None:
         """Takes over from `table`, the table as of the begin of the primary's segment."""
         invariant(table.since == 0, "a primary begins with a whole table", since=table.since)
         self.as_of = table.as_of
         self.timestamp_ms = table.timestamp_ms
+        self.forgotten_before = table.forgotten_before
+        self.active_ms = 0
+        self._now: Tick | None = None
         self._complete = table.complete
         # In the order of their last committed batch, so that what changed lately is found fast.
         self._producers: OrderedDict[ProducerId, _Producer] = OrderedDict(
@@ -207,13 +247,10 @@ class ProducerTable:
         producer = self._producers.get(header.producer)
         sequence = header.first_sequence
         if producer is None:
-            if not self._complete:
+            if not self._complete or (self.forgotten_before > 0 and sequence != 0):
                 return refusals.producer_state_lost()
-            if sequence != 0:
-                return refusals.sequence_gap(sequence, 0)
-            if len(self._producers) >= PRODUCERS_PER_SHARD_MAX:
-                return refusals.too_many_producers(PRODUCERS_PER_SHARD_MAX)
-            return None
+            return refusals.sequence_gap(sequence, 0) if sequence != 0 else None
+        producer.heard_ms = self.active_ms
         newest = producer.pending[-1] if producer.pending else producer.committed[-1]
         following = newest.next_sequence
         if sequence == following:
@@ -232,19 +269,38 @@ class ProducerTable:
         """The batch, judged None, was given its place."""
         producer = self._producers.get(header.producer)
         if producer is None:
-            producer = self._producers[header.producer] = _Producer()
+            producer = self._producers[header.producer] = _Producer(heard_ms=self.active_ms)
         producer.pending.append(entry_of(epoch, base, header))
 
     def commit(self, end: Offset, header: BatchHeader) -> None:
         """The next ordered batch, which ends at `end`, is committed. In offset order."""
         self.as_of = end
         self.timestamp_ms = max(self.timestamp_ms, header.timestamp_ms)
+        if header.forget_before > self.forgotten_before:
+            self._forget(header.forget_before)
         if header.producer:
             producer = self._producers[header.producer]
             entry = producer.pending.popleft()
             invariant(entry.end == end, "producers commit in offset order", entry=entry, end=end)
             producer.committed.append(entry)
             self._producers.move_to_end(header.producer)
+
+    def _forget(self, forget_before: Offset) -> None:
+        self.forgotten_before = forget_before
+        for name, producer in self._committed_before(forget_before):
+            producer.committed.clear()
+            if not producer.pending:
+                del self._producers[name]
+
+    def _committed_before(self, end: Offset) -> list[tuple[ProducerId, _Producer]]:
+        """Whose newest committed batch ends at or below `end`, least recently used first."""
+        found = []
+        for name, producer in self._producers.items():
+            if producer.committed:
+                if producer.committed[-1].end > end:
+                    break
+                found.append((name, producer))
+        return found
 
     def drop_pending(self) -> None:
         """Back to the table as of the commit offset: what was only ordered is ordered anew."""
@@ -267,9 +323,51 @@ class ProducerTable:
             timestamp_ms=self.timestamp_ms,
             producers=producers,
             since=since,
+            forgotten_before=self.forgotten_before,
         )
 
     @property
     def complete(self) -> bool:
         """Whether it covers the whole past."""
         return self._complete
+
+    # -------------------------------------------------------------- who may be forgotten
+    def pass_time(self, now: Tick, step_ms_max: int) -> None:
+        """Time was seen to pass, at most `step_ms_max` since the last call."""
+        if self._now is not None:
+            self.active_ms += min(max(0, now - self._now), step_ms_max)
+        self._now = max(now, self._now) if self._now is not None else now
+
+    def __contains__(self, producer: ProducerId) -> bool:
+        return producer in self._producers
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it remembers as many producers as it may."""
+        return len(self._producers) >= PRODUCERS_PER_SHARD_MAX
+
+    def silent_until(
+        self,
+        *,
+        but: ProducerId,
+        heard_before_ms: int,
+        used_before_ms: int | None,
+        count_max: int,
+    ) -> tuple[Offset, int]:
+        """The end of the newest batch of the longest run of least recently used producers that are
+        all silent, and their number, at most `count_max`; (0, 0) if there is none.
+
+        Silent is who is not `but`, has nothing under way, was not heard at or after
+        `heard_before_ms` of `active_ms`, and whose newest batch is older than `used_before_ms`.
+        """
+        end, count = FIRST_OFFSET, 0
+        for name, producer in self._producers.items():
+            if not producer.committed:
+                continue
+            newest = producer.committed[-1]
+            used = used_before_ms is not None and newest.timestamp_ms >= used_before_ms
+            heard = producer.heard_ms >= heard_before_ms
+            if count == count_max or name == but or producer.pending or heard or used:
+                break
+            end, count = newest.end, count + 1
+        return end, count

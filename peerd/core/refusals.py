@@ -97,7 +97,7 @@ def producer_state_lost() -> Refusal:
     """The table misses some past and does not know the producer."""
     return Refusal(
         reason=Reason.PRODUCER_STATE_LOST,
-        message="what this producer appended before is not known any more; "
+        message="what this producer appended before is lost or forgotten; "
         "end what is outstanding as unknown and take a new producer id",
         taken=Taken.UNKNOWN,
     )

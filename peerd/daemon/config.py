@@ -95,6 +95,12 @@ class Append(Section):
         ge=1 * MIB,
         description="Bytes of unanswered appends on this peer. Beyond it appends get `OVERLOADED`",
     )
+    producer_expiry_s: int = Field(
+        default=7 * 24 * 3600,
+        ge=3600,
+        description="A producer that has appended nothing to a shard for so long is forgotten "
+        "there, and begins anew under another id when it comes back",
+    )
 
 
 class Replication(Section):

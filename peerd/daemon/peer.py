@@ -192,6 +192,7 @@ class Peer:
             stall_timeout_ms=config.stall_timeout_ms,
             drain_timeout_ms=config.drain_timeout_ms,
             commit_notice_ms=config.replication.commit_notice_ms,
+            producer_expiry_ms=config.append.producer_expiry_s * 1_000,
         )
         self._recorder = _open_recorder(config, me, limits)
         self.host = ShardHost(

@@ -34,7 +34,7 @@ from peerd.storage.errors import (
     WrongCluster,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the directory and of its tables. A store of a higher version is refused."""
 
 LMDB_ENGINE = "0.9"
@@ -146,11 +146,12 @@ class StoreDirectory:
             raise NotAStore(self.path, f"{MANIFEST}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise NotAStore(self.path, f"{MANIFEST} cannot be read ({error!r})") from error
-        if manifest.format_version > FORMAT_VERSION:
+        if manifest.format_version != FORMAT_VERSION:
             raise StoreFormatUnknown(
                 self.path,
                 f"it has format version {manifest.format_version},"
-                f" this peerd knows up to {FORMAT_VERSION}",
+                f" this peerd reads and writes {FORMAT_VERSION} alone: let it begin with an empty"
+                " directory under a new node name, and the copies are fetched anew",
             )
         if manifest.lmdb_engine != LMDB_ENGINE:
             raise StoreFormatUnknown(

@@ -27,9 +27,9 @@ from peerd.core.durable import (
     StoredShard,
     StoreOperation,
 )
-from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, ShardId
 from peerd.core.limits import PRODUCER_WINDOW_BATCHES
-from peerd.core.producer import TableSnapshot, entry_of, pack_row
+from peerd.core.producer import TableSnapshot, entry_of, pack_row, packed_end
 from peerd.storage.environment import Tables, Transaction
 from peerd.storage.errors import Corrupt, CorruptRow
 from peerd.storage.layout import Bytes, batch_key, batch_rows
@@ -47,8 +47,12 @@ from peerd.storage.rows import (
     put_segment,
     put_shard,
     put_store,
+    sweep_producers,
 )
 
+# limit: producer rows that are looked at when producers are forgotten: four for each that one entry
+# forgets, so that dead rows stay fewer than half of the live ones; about a millisecond
+SWEEP_ROWS_PER_COMMIT = 1_024
 # Rows that one transaction deletes of dead batches: about a millisecond, so that appends that share
 # the transaction do not feel it, and still 1 MiB of space a commit.
 DROP_ROWS_PER_COMMIT = 256
@@ -210,7 +214,9 @@ class WriteGroup:
     def _table(self, shard: ShardId) -> "_TableRows":
         rows = self._tables_changed.get(shard)
         if rows is None:
-            rows = _TableRows(self._transaction, self._tables, shard, self._mark(shard))
+            rows = _TableRows(
+                self._transaction, self._tables, shard, self._state, self._mark(shard)
+            )
             self._tables_changed[shard] = rows
         return rows
 
@@ -239,7 +245,12 @@ class _TableRows:
     """The producer rows of one shard that a group changes; each is written once a group."""
 
     def __init__(
-        self, transaction: Transaction, tables: Tables, shard: ShardId, mark: TableMark
+        self,
+        transaction: Transaction,
+        tables: Tables,
+        shard: ShardId,
+        state: StoredState,
+        mark: TableMark,
     ) -> None:
         self._transaction = transaction
         self._tables = tables
@@ -247,22 +258,31 @@ class _TableRows:
         self._complete = mark.complete
         self._timestamp_ms = mark.timestamp_ms
         self._digest = mark.digest
+        self._forgotten_before = mark.forgotten_before
+        self._sweeps = state.sweeps
+        self._sweep_due = False
         self._changed: dict[ProducerId, bytes] = {}
 
     @property
     def mark(self) -> TableMark:
         """What the shard's row is to say, after `write`."""
-        return TableMark(self._complete, self._timestamp_ms, self._digest)
+        return TableMark(self._complete, self._timestamp_ms, self._digest, self._forgotten_before)
 
     def remember(self, epoch: Epoch, base: Offset, header: BatchHeader) -> None:
         """`producer.remembered` on the packed row, which is neither unpacked nor packed again."""
         self._timestamp_ms = max(self._timestamp_ms, header.timestamp_ms)
+        if header.forget_before > self._forgotten_before:
+            # Rows up to there count for nothing from now on; they are deleted by and by.
+            self._forgotten_before = header.forget_before
+            self._sweep_due = True
         if not header.producer:
             return
         row = self._changed.get(header.producer)
         if row is None:
             row, crc = self._stored(header.producer)
             self._digest ^= crc
+        if row and packed_end(row) <= self._forgotten_before:
+            row = b""
         entry = pack_row((entry_of(epoch, base, header),))
         self._changed[header.producer] = (row + entry)[-PRODUCER_WINDOW_BATCHES * len(entry) :]
 
@@ -272,6 +292,8 @@ class _TableRows:
             self.forget()
             self._complete = table.complete
             self._timestamp_ms = 0
+            self._forgotten_before = FIRST_OFFSET
+        self._forgotten_before = max(self._forgotten_before, table.forgotten_before)
         self._timestamp_ms = max(self._timestamp_ms, table.timestamp_ms)
         for producer, row in table.producers.items():
             if table.since and producer not in self._changed:
@@ -284,6 +306,7 @@ class _TableRows:
         self._complete = False
         self._digest = 0
         self._changed = {}
+        self._sweep_due = False
 
     def _stored(self, producer: ProducerId) -> tuple[bytes, int]:
         return get_producer(self._transaction, self._tables, self._shard, producer)
@@ -295,3 +318,19 @@ class _TableRows:
                 self._transaction, self._tables, self._shard, producer, row
             )
         self._changed = {}
+        if self._sweep_due:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete some rows of forgotten producers."""
+        self._sweep_due = False
+        beyond, digest = sweep_producers(
+            self._transaction,
+            self._tables,
+            self._shard,
+            forgotten_before=self._forgotten_before,
+            begin=self._sweeps.get(self._shard, b""),
+            rows_max=SWEEP_ROWS_PER_COMMIT,
+        )
+        self._sweeps[self._shard] = beyond
+        self._digest ^= digest

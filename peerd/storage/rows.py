@@ -6,10 +6,11 @@ Each function works inside a transaction of the caller. Reading checks every row
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from peerd.core.durable import StoredSegment, StoredShard
-from peerd.core.ids import Epoch, Offset, ProducerId, ShardId, StoreId
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, ShardId, StoreId
+from peerd.core.producer import packed_end
 from peerd.storage.environment import Database, Tables, Transaction
 from peerd.storage.errors import CorruptRow
 from peerd.storage.layout import (
@@ -24,7 +25,7 @@ from peerd.storage.layout import (
     shard_key,
 )
 
-_SHARD = struct.Struct(">QQQ?qI")
+_SHARD = struct.Struct(">QQQ?qIQ")
 _SEGMENT = struct.Struct(">QQQ?Q")
 _STORE = struct.Struct(">32sIQ")
 _STORE_KEY = b".store"
@@ -52,14 +53,16 @@ class StoreMark:
 class TableMark:
     """What a shard's row says of its producer rows.
 
-    `complete` and `timestamp_ms` as in `TableSnapshot`. `digest` is the exclusive or of the rows'
-    checksums: it tells a row that is missing, or is an older one, which no checksum of the rows
-    themselves can.
+    `complete`, `timestamp_ms` and `forgotten_before` as in `TableSnapshot`; rows of producers that
+    are forgotten may still lie there, and count for nothing. `digest` is the exclusive or of the
+    rows' checksums: it tells a row that is missing, or is an older one, which no checksum of the
+    rows themselves can.
     """
 
     complete: bool = True
     timestamp_ms: int = 0
     digest: int = 0
+    forgotten_before: Offset = FIRST_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class StoredState:
     shards: dict[ShardId, StoredShard]
     marks: dict[ShardId, TableMark]
     drops: list[DropRange]
+    sweeps: dict[ShardId, bytes] = field(default_factory=dict)
+    """Where the next sweep of a shard's producer rows begins."""
 
 
 # ------------------------------------------------------------------ the store itself
@@ -111,6 +116,7 @@ def put_shard(
         mark.complete,
         mark.timestamp_ms,
         mark.digest,
+        mark.forgotten_before,
     )
     transaction.put(key, seal_row(key, body), db=tables.shards)
 
@@ -161,7 +167,8 @@ def _open_shard(key: bytes | memoryview, value: memoryview) -> tuple[StoredShard
         adopted=Epoch(adopted),
         table_as_of=Offset(as_of),
     )
-    return state, TableMark(*mark)
+    complete, timestamp_ms, digest, forgotten = mark
+    return state, TableMark(complete, timestamp_ms, digest, Offset(forgotten))
 
 
 def _open_segment(key: bytes | memoryview, value: memoryview) -> StoredSegment:
@@ -217,7 +224,7 @@ def put_producer(
 def read_producers(
     transaction: Transaction, tables: Tables, shard: ShardId, mark: TableMark
 ) -> Iterator[tuple[ProducerId, bytes]]:
-    """All producers of a shard with their packed rows, in the order of their ids.
+    """All remembered producers of a shard with their packed rows, in the order of their ids.
 
     Raises `CorruptRow`, at the end at the latest, unless they are exactly the rows of `mark`.
     """
@@ -227,11 +234,44 @@ def read_producers(
     digest = 0
     while found and bytes(cursor.key()[: len(prefix)]) == prefix:
         key, value = bytes(cursor.key()), cursor.value()
-        yield ProducerId(key[len(prefix) :]), open_row("producers", key, value)
+        packed = open_row("producers", key, value)
+        if packed_end(packed) > mark.forgotten_before:
+            yield ProducerId(key[len(prefix) :]), packed
         digest ^= row_crc(value)
         found = cursor.next()
     if digest != mark.digest:
         raise CorruptRow("producers", prefix, "rows are missing, or are not the newest ones")
+
+
+def sweep_producers(
+    transaction: Transaction,
+    tables: Tables,
+    shard: ShardId,
+    *,
+    forgotten_before: Offset,
+    begin: bytes,
+    rows_max: int,
+) -> tuple[bytes, int]:
+    """Look at up to `rows_max` producer rows of a shard from the key `begin` on (empty: the first),
+    and delete those of forgotten producers.
+
+    Returns the key to go on from (empty: from the first again), and what leaves the digest.
+    """
+    prefix = shard_key(shard)
+    cursor = transaction.cursor(tables.producers)
+    found = cursor.set_range(begin or prefix)
+    digest = 0
+    for _ in range(rows_max):
+        if not found or bytes(cursor.key()[: len(prefix)]) != prefix:
+            return b"", digest
+        value = cursor.value()
+        if packed_end(open_row("producers", cursor.key(), value)) <= forgotten_before:
+            digest ^= row_crc(value)
+            cursor.delete()  # moves to the next key
+            found = bool(cursor.key())
+        else:
+            found = cursor.next()
+    return bytes(cursor.key()) if found else b"", digest
 
 
 def delete_producers(transaction: Transaction, tables: Tables, shard: ShardId) -> None:

@@ -330,6 +330,7 @@ class Store:
             complete=mark.complete,
             timestamp_ms=mark.timestamp_ms,
             producers=producers,
+            forgotten_before=mark.forgotten_before,
         )
 
     # -------------------------------------------------------------- the end

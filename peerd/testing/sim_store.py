@@ -23,7 +23,7 @@ from peerd.core.durable import (
     StoreOperation,
 )
 from peerd.core.effects import LoadTable
-from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, ShardId
 from peerd.core.producer import Row, TableSnapshot
 
 
@@ -36,6 +36,7 @@ class SimStore:
         self.queue: list[StoreOperation] = []
         self._rows: dict[ProducerId, Row] = {}
         self._timestamp_ms = 0
+        self._forgotten_before = FIRST_OFFSET
 
     def submit(self, operation: StoreOperation) -> None:
         """Queue one operation."""
@@ -86,10 +87,17 @@ class SimStore:
         if table.since == 0:
             self._rows.clear()
         self._rows.update(table.producers)
+        self._forget(table.forgotten_before)
         self._timestamp_ms = max(self._timestamp_ms, table.timestamp_ms)
+
+    def _forget(self, forget_before: Offset) -> None:
+        self._forgotten_before = max(self._forgotten_before, forget_before)
+        self._rows = producer.kept(self._rows, self._forgotten_before)
 
     def _remember(self, epoch: Epoch, base: Offset, header: BatchHeader) -> None:
         self._timestamp_ms = max(self._timestamp_ms, header.timestamp_ms)
+        if header.forget_before > self._forgotten_before:
+            self._forget(header.forget_before)
         if header.producer:
             entry = producer.entry_of(epoch, base, header)
             row = self._rows.get(header.producer, ())
@@ -121,6 +129,7 @@ class SimStore:
             as_of=self.state.table_as_of,
             timestamp_ms=self._timestamp_ms,
             producers=dict(self._rows),
+            forgotten_before=self._forgotten_before,
         )
 
     def load_table(self, load: LoadTable) -> TableSnapshot | None:

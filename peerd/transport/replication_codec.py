@@ -55,6 +55,7 @@ def encode_batch(batch: PlacedBatch, epoch: Epoch = Epoch(0)) -> replication_pb2
             producer_id=header.producer,
             first_sequence=header.first_sequence,
             timestamp_ms=header.timestamp_ms,
+            forget_before=header.forget_before,
         ),
         payload=bytes(batch.payload),
         epoch=epoch,
@@ -85,6 +86,7 @@ def decode_batch(message: replication_pb2.PlacedBatch) -> PlacedBatch:
             first_sequence=header.first_sequence,
             timestamp_ms=header.timestamp_ms,
             payload_bytes=len(payload),
+            forget_before=Offset(header.forget_before),
         ),
         payload=payload,
     )
@@ -194,6 +196,7 @@ def encode_table(table: TableSnapshot) -> replication_pb2.ProducerTable:
         complete=table.complete,
         since=table.since,
         timestamp_ms=table.timestamp_ms,
+        forgotten_before=table.forgotten_before,
         producers=[
             replication_pb2.TableProducer(
                 producer_id=producer,
@@ -235,6 +238,7 @@ def decode_table(message: replication_pb2.ProducerTable) -> TableSnapshot:
         producers=producers,
         since=Offset(message.since),
         timestamp_ms=message.timestamp_ms,
+        forgotten_before=Offset(message.forgotten_before),
     )
 
 

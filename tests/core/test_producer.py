@@ -6,8 +6,9 @@ from peerd.core import producer
 from peerd.core.batch import BatchHeader
 from peerd.core.check import InvariantViolation
 from peerd.core.errors import Reason, Refusal, Taken
+from peerd.core.forgetting import Forgetting
 from peerd.core.ids import Epoch, Offset, ProducerId
-from peerd.core.limits import PRODUCER_WINDOW_BATCHES
+from peerd.core.limits import PRODUCER_WINDOW_BATCHES, Limits
 from peerd.core.producer import (
     ProducerTable,
     TableBatch,
@@ -109,10 +110,10 @@ def test_a_retry_of_the_whole_window_is_found_after_a_window_of_commits():
 def test_the_number_of_producers_is_bounded(monkeypatch):
     monkeypatch.setattr(producer, "PRODUCERS_PER_SHARD_MAX", 1)
     table = committed((0, header(0)))
-    refusal = table.judge(header(0, name=TWO))
-    assert isinstance(refusal, Refusal)
-    assert (refusal.reason, refusal.taken) == (Reason.LIMIT_REACHED, Taken.NO)
-    assert table.judge(header(1)) is None
+    assert table.is_full
+    policy = Forgetting(Limits())
+    assert not policy.admit(table, TWO)
+    assert policy.admit(table, header(0).producer)
 
 
 # ------------------------------------------------------------------ cutting back

@@ -43,6 +43,7 @@ def batches(draw, base=None):
             first_sequence=draw(uint64),
             timestamp_ms=draw(time_ms),
             payload_bytes=len(payload),
+            forget_before=draw(offsets),
         ),
         payload=payload,
     )
@@ -63,6 +64,7 @@ tables = st.builds(
     complete=st.booleans(),
     since=offsets,
     timestamp_ms=time_ms,
+    forgotten_before=offsets,
     producers=st.dictionaries(
         st.binary(min_size=16, max_size=16).map(ProducerId),
         st.lists(

@@ -24,6 +24,7 @@ def placed(
     producer: bytes = b"",
     first_sequence: int = 0,
     timestamp_ms: int = 0,
+    forget_before: int = 0,
 ) -> PlacedBatch:
     """A batch as the edges make it: its CRC fits its payload."""
     header = BatchHeader(
@@ -33,6 +34,7 @@ def placed(
         first_sequence=first_sequence,
         timestamp_ms=timestamp_ms,
         payload_bytes=len(payload),
+        forget_before=Offset(forget_before),
     )
     return PlacedBatch(base=Offset(base), header=header, payload=payload)
 

@@ -155,8 +155,10 @@ def test_an_unreadable_manifest_is_no_store(open_store, tmp_path, text):
     one_line(refused.value)
 
 
-@pytest.mark.parametrize("change", [{"format_version": 2}, {"lmdb_engine": "1.0"}])
-def test_a_newer_format_is_refused(open_store, tmp_path, change):
+@pytest.mark.parametrize(
+    "change", [{"format_version": 1}, {"format_version": 3}, {"lmdb_engine": "1.0"}]
+)
+def test_another_format_is_refused(open_store, tmp_path, change):
     assert open_store().store.close()
     path = tmp_path / "store" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

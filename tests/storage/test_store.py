@@ -28,7 +28,7 @@ PRODUCER = b"p" * 16
 OTHER = b"q" * 16
 
 # Around each place where a payload needs one part more.
-SIZES = [0, 1, 3_935, 3_936, 3_937, 7_936, 7_937, 65_536, 1 << 20]
+SIZES = [0, 1, 3_927, 3_928, 3_929, 7_928, 7_929, 65_536, 1 << 20]
 
 
 def sealed_by_map(
@@ -527,3 +527,28 @@ def test_a_store_that_has_aged_reuses_its_file_and_commits_as_fast_as_a_new_one(
 
     assert commit_cpu_ms(2) < 5 * fresh_ms + 1
     assert driven.store._environment.file_bytes() == full_bytes
+
+
+def test_rows_of_forgotten_producers_count_for_nothing_and_are_deleted_by_and_by(
+    open_store, monkeypatch
+):
+    monkeypatch.setattr("peerd.storage.group.SWEEP_ROWS_PER_COMMIT", 2)
+    names = [bytes([number]) * 16 for number in range(1, 7)]
+    driven = open_store()
+    driven.stored(adopt(shard=1))
+    for base, name in enumerate(names):
+        driven.stored(append(placed(base, producer=name), commit=base + 1, shard=1))
+    rows = []
+    for base in range(6, 10):
+        batch = placed(base, producer=names[5], first_sequence=base, forget_before=base - 2)
+        driven.stored(append(batch, commit=base + 1, shard=1))
+        table = driven.store.read_table(ShardId(1))
+        assert set(table.producers) == set(names[base - 2 :]) | {names[5]}
+        assert table.forgotten_before == base - 2
+        with driven.store._environment.read() as transaction:
+            rows.append(transaction.stat(driven.store._environment.tables.producers)["entries"])
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 6
+    before = driven.store.read_table(ShardId(1))
+    assert driven.store.close()
+    assert open_store().store.read_table(ShardId(1)) == before
