@@ -157,7 +157,9 @@ class ShardPipeline:
         self._hint = _Hint()
         self._target: Target | None = None
         self._pump_is_due = False
-        self._retry: asyncio.TimerHandle | None = None
+        # Due at `_retry_at_s` of the loop's clock: not every loop's handles tell when.
+        self._retry: asyncio.Handle | None = None
+        self._retry_at_s = 0.0
         # A sequence that will never be sent again is missing before the batches in flight.
         self._hole = False
         self._next_scan = 0.0
@@ -275,10 +277,12 @@ class ShardPipeline:
 
     def _retry_in(self, delay_s: float) -> None:
         """Sends everything unanswered again after `delay_s`, unless that happens sooner anyway."""
+        at_s = self._loop.time() + delay_s
         if self._retry is not None:
-            if self._retry.when() <= self._loop.time() + delay_s:
+            if self._retry_at_s <= at_s:
                 return
             self._retry.cancel()
+        self._retry_at_s = at_s
         self._retry = self._loop.call_later(delay_s, self._resend)
 
     def _resend(self) -> None:

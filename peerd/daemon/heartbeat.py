@@ -82,7 +82,7 @@ class Member:
         self._host = host
         self._map = map_cache
         self._window = window
-        self._told_tick_ms = -1
+        self._told_sequence = -1
 
     def registration(self) -> fleet_pb2.RegisterRequest:
         """What this process and its store are, now."""
@@ -139,10 +139,10 @@ class Member:
     def heartbeat(self, *, whole_window: bool) -> fleet_pb2.HeartbeatRequest:
         """The next heartbeat; samples as described above."""
         if whole_window:
-            self._told_tick_ms = -1
-        samples = self._window.since(self._told_tick_ms)[-SAMPLES_PER_HEARTBEAT_MAX:]
+            self._told_sequence = -1
+        samples = self._window.since(self._told_sequence)[-SAMPLES_PER_HEARTBEAT_MAX:]
         if samples:
-            self._told_tick_ms = samples[-1].tick_ms
+            self._told_sequence = samples[-1].sequence
         space = self._store.space()
         now_ms = int(time.monotonic() * 1000)
         return fleet_pb2.HeartbeatRequest(

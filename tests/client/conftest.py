@@ -1,9 +1,17 @@
+import asyncio
+
 import pytest
+import uvloop
 
 import peerd.aio
 from peerd.client.options import ClientOptions
 from peerd.testing.memory import MemoryCluster
 from peerd.transport.limits import EdgeLimits
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Users' programs run on either loop."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self.shards: dict[ShardId, Shard] = {}
         self.reports: list[tuple[str, fleet_pb2.PeerReport]] = []
         self.registrations: list[fleet_pb2.RegisterRequest] = []
-        self.samples = 0
+        self.sampled: dict[str, list[int]] = {}
         self.refuse_with: Refused | None = None
         self.refuse_reports_with: Refused | None = None
         self.answers_heartbeats = True
@@ -135,7 +135,8 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
 
         async def read() -> None:
             async for request in requests:
-                self.samples += len(request.samples)
+                told = self.sampled.setdefault(_caller(context), [])
+                told += [sample.sequence for sample in request.samples]
                 known[:] = [max(known[0], request.map_version)]
                 unanswered[0] += self.answers_heartbeats
                 wake.set()

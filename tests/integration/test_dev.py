@@ -32,6 +32,15 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def is_known(directory: Path, node: str) -> bool:
+    """Whether the LAS judges the node from its samples, not from the base rate."""
+    command = [sys.executable, "-m", "peerd.cli.peerctl", "forecast", "-o", "json"]
+    answer = subprocess.run(
+        [*command, "-c", str(directory / "peerctl.toml")], capture_output=True, check=True
+    )
+    return any(each["node"] == node and each["known"] for each in json.loads(answer.stdout))
+
+
 class Dev:
     """`peerd dev` in a directory; its stdout and stderr in one file."""
 
@@ -97,6 +106,7 @@ def test_it_starts_describes_itself_stops_and_goes_on(tmp_path, start):
     with peerd.connect(peer["address"], credentials=directory / "peerctl.toml") as client:
         client.create_log("orders", shards=2, copies=1)
         client.append("orders", b"hello", key=b"k")
+    until(lambda: is_known(directory, "peer-1"), "the forecast has seen enough of the peer")
 
     second = start(directory, *SHAPE)
     assert second.ended() == 2
