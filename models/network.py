@@ -114,6 +114,17 @@ def _others(identities: Tensor, moved: Tensor, present: Tensor) -> tuple[Tensor,
     return rest[:, :-1] / count.clamp(min=1.0), (count < 0.5).to(moved.dtype)
 
 
+def calibrated(logits: Tensor, calibration: Tensor) -> Tensor:
+    """Log-odds by beta calibration (Kull, Silva Filho, Flach 2017): a·ln p - b·ln(1 - p) + c.
+
+    Two slopes, since the two sides err differently here: the first seconds of a fault look healthy
+    whatever one does, while what looks sick hardly ever is not.
+    """
+    sick = calibration[0] * nn.functional.softplus(-logits)
+    healthy = calibration[1] * nn.functional.softplus(logits)
+    return calibration[2] - sick + healthy
+
+
 class IncidentNetwork(nn.Module):
     """Probabilities of stopping within 10 min and 1 h: [nodes, 2], the second never lower.
 
@@ -122,7 +133,7 @@ class IncidentNetwork(nn.Module):
 
     centre: Tensor
     spread: Tensor
-    platt: Tensor
+    calibration: Tensor
     later: Tensor
 
     def __init__(self, *, members: int = 5, hidden: int = 24, dropout: float = 0.2) -> None:
@@ -137,7 +148,7 @@ class IncidentNetwork(nn.Module):
         self.second_bias = nn.Parameter(torch.zeros(members, 1, 1))
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
-        self.register_buffer("platt", torch.tensor([1.0, 0.0]))
+        self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
         # Probability of stopping within the hour for a node that survives the ten minutes.
         self.register_buffer("later", torch.zeros(1))
 
@@ -156,6 +167,6 @@ class IncidentNetwork(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""
         logits = self.member_logits(self.describe(windows)).mean(dim=0)
-        soon = torch.sigmoid(self.platt[0] * logits + self.platt[1]).clamp(max=PROBABILITY_MAX)
+        soon = torch.sigmoid(calibrated(logits, self.calibration)).clamp(max=PROBABILITY_MAX)
         hour = soon + (1.0 - soon) * self.later
         return torch.stack([soon, hour], dim=1)

@@ -3,8 +3,8 @@
     python -m models.train [--recordings DIR] [--out FILE] [--seed N] [--steps N]
 
 Everything random comes from the seed. Held-out runs (`models/dataset.py`) are not looked at before
-the model is finished. Calibration (Platt) is fitted on predictions for runs that the predicting
-network had not seen: three folds by run.
+the model is finished. Calibration is fitted on predictions for runs that the predicting
+network had not seen: five folds by run.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch import Tensor, nn
 
 from las.forecast.contract import HORIZONS_S
 from las.forecast.load import SHIPPED_MODEL
-from models.augment import part, vary
+from models.augment import haste, part, vary
 from models.card import write_card
 from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
 from models.export import export
 from models.features import FEATURES, WINDOW
-from models.network import IncidentNetwork, WindowDescription
+from models.network import IncidentNetwork, WindowDescription, calibrated
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 BATCH_ROWS = 512
-STEPS = 1200
+STEPS = 600
 LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 3e-2
-FOLDS = 3
+WEIGHT_DECAY = 0.5
+FOLDS = 5
 # Varied copies of each moment that are trained on, beside the moment as it was recorded.
 VARIATIONS = 6
 # Every so many seconds of a run are a moment: neighbours differ too little to be worth it.
@@ -64,8 +64,9 @@ def describe_run(run: Run, describe: WindowDescription, random: np.random.Genera
     all_labels = run.labels(HORIZONS_S[0])
     windows, labels, recorded = [], [], []
     for second in range(FIRST_SECOND, run.values.shape[1], STRIDE_S):
-        moment = run.windows(second, WINDOW)[:, :, _COLUMNS]
         for variation in range(VARIATIONS + 1):
+            every = 1 if variation == 0 else haste(random)
+            moment = run.windows(second, WINDOW * every)[:, every - 1 :: every, _COLUMNS]
             copy = moment.copy() if variation == 0 else vary(moment, random)
             parted = np.zeros(len(copy)) if variation == 0 else part(len(copy), random)
             # Machines of one moment must not be taken for those of another.
@@ -122,24 +123,28 @@ def log_odds(network: IncidentNetwork, runs: Sequence[Rows]) -> tuple[Tensor, Te
     return network.member_logits(descriptions).mean(dim=0), labels
 
 
-def platt(odds: Tensor, labels: Tensor) -> Tensor:
-    """Slope and offset that make the log-odds most likely (Platt's targets against overfit)."""
+def calibrate(odds: Tensor, labels: Tensor) -> Tensor:
+    """The calibration that makes the log-odds most likely (Platt's targets against overfit)."""
     positives, negatives = float(labels.sum()), float((1.0 - labels).sum())
     high, low = (positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0)
     targets = torch.where(labels > 0.5, high, low).double()
-    scale = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([scale], max_iter=100, line_search_fn="strong_wolfe")
+    # Slopes as logarithms: they must not fall below 0, or a sicker node would seem healthier.
+    chosen = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([chosen], max_iter=100, line_search_fn="strong_wolfe")
+
+    def slopes() -> Tensor:
+        return torch.cat([chosen[:2].exp(), chosen[2:]])
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = nn.functional.binary_cross_entropy_with_logits(
-            scale[0] * odds.double() + scale[1], targets
+            calibrated(odds.double(), slopes()), targets
         )
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return scale.detach().float()
+    return slopes().detach().float()
 
 
 def train(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
@@ -154,7 +159,7 @@ def train(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
         odds.append(fold_odds)
         labels.append(fold_labels)
     network = fit(rows, seed=seed, steps=steps)
-    network.platt.copy_(platt(torch.cat(odds), torch.cat(labels)))
+    network.calibration.copy_(calibrate(torch.cat(odds), torch.cat(labels)))
     # No recorded run stops later than ten minutes after its onset, so the hour adds what a
     # node-run that did not stop at all might have done: half an event in all of them (Jeffreys).
     survivors = sum(node.stop_s is None for run in runs for node in run.truth.nodes)

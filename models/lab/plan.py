@@ -35,11 +35,13 @@ SHARED_BY_TURN: tuple[tuple[str, ...], ...] = (
     ("load_spike", "cpu_hog"),
 )
 # From onset to stop, log-uniform; the fault grows for a share of it and then stays. Seconds.
-FAULT_S = (25.0, 240.0)
-GROW_SHARE = (0.4, 1.0)
+FAULT_S = (20.0, 130.0)
+GROW_SHARE = (0.3, 1.0)
 ONSET_S = (25.0, 80.0)
 # A second fault of a run begins anywhere in the first two minutes.
 SECOND_ONSET_S = (25.0, 120.0)
+# Log-uniform: from nearly idle to what two cores bear beside all else.
+APPENDS_PER_S = (60.0, 1_800.0)
 # What a run goes on for after the last fault should have ended.
 TAIL_S = 12.0
 # Between the start of the peers and that of the load: an idle past is a past, too.
@@ -115,7 +117,7 @@ def plan_run(number: int, seed: int) -> RunPlan:
         seed=seed,
         idle_s=round(draw.uniform(*IDLE_S), 1),
         length_s=round(length_s, 1),
-        appends_per_s=round(_log_uniform(60.0, 500.0, draw), 1),
+        appends_per_s=round(_log_uniform(*APPENDS_PER_S, draw), 1),
         record_bytes=round(_log_uniform(100.0, 3000.0, draw)),
         shards=draw.choice((6, 12, 20)),
         limit_memory="memory_leak" in fault_kinds or draw.random() < 0.5,

@@ -6,7 +6,7 @@ import pytest
 
 import peerd
 from peerd.core.errors import Reason, Refusal, Taken
-from peerd.core.ids import NodeName
+from peerd.core.ids import Epoch, NodeName
 from peerd.testing.memory import lost
 from peerd.v1 import batch_pb2
 
@@ -525,3 +525,18 @@ async def test_flush_waits_for_everything(cluster, client):
     futures = [client.append_nowait("orders", b"v", key=b"%d" % number) for number in range(100)]
     await client.flush()
     assert all(future.done() for future in futures)
+
+
+async def test_several_hints_at_once_are_followed_once(cluster, connect):
+    cluster.create_log("orders")
+    client = await connect()
+    await client.append("orders", b"0")
+    elsewhere = host(cluster, 2).me
+    host(cluster, 1).refuse_next += [
+        refuse(Reason.NOT_PRIMARY, leader=elsewhere, epoch=Epoch(9)),
+        refuse(Reason.NOT_PRIMARY, leader=elsewhere, epoch=Epoch(9)),
+    ]
+    await asyncio.gather(
+        client.append("orders", b"1"), asyncio.sleep(0), client.append("orders", b"2")
+    )
+    assert sorted(stored(cluster)) == [b"0", b"1", b"2"]
