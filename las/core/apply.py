@@ -151,6 +151,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         address=command.address,
         labels=tuple(sorted(command.labels)),
         may_lead=command.may_lead,
+        feature_level=command.feature_level,
     )
     if known is not None:
         same = known.boot == command.boot

@@ -164,6 +164,7 @@ class RegisterNode:
     address: str
     labels: tuple[tuple[str, str], ...] = ()
     may_lead: bool = True
+    feature_level: int = 1
     stored: tuple[tuple[ShardId, Epoch], ...] = ()
 
 

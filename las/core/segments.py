@@ -32,6 +32,7 @@ from las.core.commands import (
     WithdrawSegment,
 )
 from las.core.state import (
+    CLOSED_SEGMENTS_LEVEL,
     DEAD_EPOCHS_MAX,
     SEALED_SEGMENTS_MAX,
     WANTED_HOLDERS_MAX,
@@ -218,7 +219,8 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
         return _kept(state, "opened already", command.fence)
     if shard.fence == NO_EPOCH or shard.fence != command.fence:
         return _changed(state, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
-    wrong = plan_error(state, shard.log, command.plan)
+    plan = split.closed_as(shard, command.plan)
+    wrong = plan_error(state, shard.log, plan)
     wrong = wrong or _ending_error(shard.open, shard.open.begin or Offset(0), command.ended)
     if command.ended_prepared is not None:
         if shard.prepared is None:
@@ -235,7 +237,6 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     elif shard.prepared is not None:
         chain.bury(shard.prepared.epoch)
     begin = (command.ended_prepared or command.ended).end
-    plan = split.closed_as(shard, command.plan)
     opened = chain.open(command.fence, plan, begin, split.undone(shard))
     return _put(state, replace(entry, shard=opened), f"opened at {begin}", command.fence)
 
@@ -347,6 +348,8 @@ def plan_error(state: ClusterState, log: str, plan: Plan) -> str:
         return f"{plan.primary.peer} has restarted: its process is {primary.boot}"
     if not primary.may_lead:
         return f"{primary.name} stores copies only and is never primary"
+    if plan.closed and primary.feature_level < CLOSED_SEGMENTS_LEVEL:
+        return f"{primary.name} runs a version that does not know splits: upgrade it first"
     if plan.primary.replica not in plan.voters:
         return f"{primary.name} would be primary without a vote, which is not served yet"
     if plan.acks != state.logs[log].acks:

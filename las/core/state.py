@@ -40,6 +40,10 @@ SEALED_SEGMENTS_MAX = 2_048
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
 
+CLOSED_SEGMENTS_LEVEL = 2
+"""Feature level from which a node may be the primary of a closed segment: below it, it would take
+batches there.
+"""
 FIRST_SHARD = ShardId(1)
 KEY_HASHES = 1 << 64
 """Key hashes are uint64; the shards of a log tile them."""
@@ -58,6 +62,7 @@ class NodeState(StrEnum):
 class Node:
     """A peer of the fleet: the process that registered last, and what is thought of it.
 
+    `feature_level` is what its software can do; 2: it knows closed segments (§4.3).
     `dead_boots` are boot ids of which a newer one proves that their process is gone, oldest first.
     """
 
@@ -67,6 +72,7 @@ class Node:
     address: str
     labels: tuple[tuple[str, str], ...]
     may_lead: bool = True
+    feature_level: int = 1
     state: NodeState = NodeState.UP
     at_risk: bool = False
     draining: bool = False

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from las.core.state import ClusterState, Log, MapDelta, Node, NodeState, ShardEntry
 from las.v1 import shard_map_pb2
+from peerd.core.ids import ShardId
 from peerd.transport.map_codec import (
     LogEntry,
     NodeEntry,
@@ -81,8 +82,17 @@ def encode_part(state: ClusterState, log: Log) -> shard_map_pb2.MapUpdate:
 
 
 def shards_of(state: ClusterState, log: Log) -> Iterable[ShardEntry]:
-    """A log's shards in the order of their key ranges."""
-    return (state.shards[shard] for shard in log.shards)
+    """A log's shards in the order of their key ranges, each after those that it came from."""
+    found: dict[ShardId, ShardEntry] = {}
+    for shard in log.shards:
+        line: list[ShardEntry] = []
+        at: ShardId | None = shard
+        while at is not None and at not in found:
+            line.append(state.shards[at])
+            parent = line[-1].shard.parent
+            at = None if parent is None else parent.shard
+        found.update((entry.shard.shard, entry) for entry in reversed(line))
+    return found.values()
 
 
 def encode_las_node(node: Node) -> shard_map_pb2.Node:

@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from peerd.cli.output import (
+    EXIT_REFUSED,
     EXIT_USAGE,
     ConfigOption,
     Format,
@@ -23,7 +24,7 @@ from peerd.client.values import NewRecord, Receipt, Record, Tail
 from peerd.core.shard_map import Segment, Shard
 from peerd.transport.map_codec import LogEntry
 
-log_app = typer.Typer(help="Create and look at logs.", no_args_is_help=True)
+log_app = typer.Typer(help="Create, split and look at logs.", no_args_is_help=True)
 
 # limit: appends of stdin that are joined and waited for together; bounds what is held in memory
 LINES_PER_ROUND_MAX = 10_000
@@ -90,11 +91,48 @@ def describe(
         print_table(columns, [_shard_row(log.name, shard, tails) for shard in shards])
 
 
+@log_app.command("split")
+def split(
+    shard: Annotated[str, typer.Argument(help="LOG/SHARD, e.g. orders/3.")],
+    at: Annotated[
+        str | None,
+        typer.Option(help="First key hash of the upper child, e.g. 0xc000000000000000. Else half."),
+    ] = None,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Split a shard into two, each with a part of its keys. Example: peerctl log split orders/3"""
+    log, _, number = shard.rpartition("/")
+    if not (log and number.isdigit()):
+        fail(f"{shard!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
+    try:
+        key_hash = None if at is None else int(at, 0)
+    except ValueError:
+        fail(f"--at {at}: a key hash is a number, e.g. 0xc000000000000000", EXIT_USAGE)
+        return
+    if key_hash is not None and not 0 <= key_hash < 1 << 64:
+        fail(f"--at {at}: a key hash has 64 bits", EXIT_USAGE)
+    with connected(config) as client:
+        _, shards = client.describe_log(log)
+        if int(number) not in {each.shard for each in shards}:
+            listed = ", ".join(str(each.shard) for each in shards)
+            fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
+        children = client.split_shard(int(number), at_key_hash=key_hash)
+        if output is Format.JSON:
+            print_json({"shard": int(number), "children": list(children)})
+        else:
+            typer.echo(f"{shard} is split into {' and '.join(f'{log}/{c}' for c in children)}")
+
+
 def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
     plan = shard.open.plan
     note = ""
-    if shard.fence:
+    if shard.split is not None and shard.split.is_committed:
+        note = f"split into {' and '.join(map(str, shard.split.children))}"
+    elif shard.fence:
         note = f"fenced by {shard.fence}"
+    elif shard.split is not None:
+        note = "being split"
     elif shard.prepared is not None:
         note = f"moving to {shard.prepared.plan.primary.peer}"
     return [
@@ -122,6 +160,8 @@ def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:
         "open": _segment_json(shard.open),
         "prepared": None if shard.prepared is None else _segment_json(shard.prepared),
         "fence": shard.fence or None,
+        "children": [] if shard.split is None else list(shard.split.children),
+        "parent": None if shard.parent is None else shard.parent.shard,
         "sealed": [_segment_json(segment) for segment in shard.sealed],
     }
 

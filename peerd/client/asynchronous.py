@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -264,7 +265,8 @@ class Client:
                 "message: cut them",
                 taken="no",
             )
-        pipeline = self._pipeline(log, self._choose(log, records, shard))
+        hashes = tuple(key_hash(record.key) for record in records if record.key is not None)
+        pipeline = self._pipeline(log, self._choose(log, hashes, shard))
         loop = asyncio.get_running_loop()
         timeout_s = self._options.append_timeout_s if timeout_s is None else timeout_s
         entry = Entry(
@@ -273,13 +275,18 @@ class Client:
             deadline=loop.time() + timeout_s,
             future=loop.create_future(),
             expected_offset=expected_offset,
+            key_hashes=hashes,
+            is_named=shard is not None,
         )
         self._queued_bytes += size
         pipeline.add(entry)
         return entry.future
 
-    def _choose(self, log: str, records: Sequence[NewRecord], shard: int | None) -> ShardId:
-        """The shard that records go to.
+    def _choose(self, log: str, hashes: Sequence[int], shard: int | None) -> ShardId:
+        """The shard that records go to, by the hashes of their keys.
+
+        While a shard that was split has unanswered appends of this client, what would go to its
+        children goes to it, and on from there in order (G8).
 
         Raises:
             UnknownLog, UnknownShard, KeysSpanShards: what they say.
@@ -296,8 +303,7 @@ class Client:
                     taken="no",
                 )
             return ShardId(shard)
-        keys = [record.key for record in records if record.key is not None]
-        found = {cache.shard_for(log, key_hash(key)) for key in keys}
+        found = {cache.shard_for(log, one) for one in hashes}
         if not found:
             return self._next_shard(shards)
         if len(found) > 1 or None in found:
@@ -308,7 +314,25 @@ class Client:
                 taken="no",
             )
         chosen = found.pop()
-        return shards[0] if chosen is None else chosen
+        return self._oldest_busy(shards[0] if chosen is None else chosen)
+
+    def _oldest_busy(self, shard: ShardId) -> ShardId:
+        """The farthest ancestor of `shard` that this client has unanswered appends in, else it."""
+        chosen, at = shard, self._directory.cache.shards.get(shard)
+        while at is not None and at.parent is not None:
+            pipeline = self._pipelines.get(at.parent.shard)
+            if pipeline is not None and not pipeline.is_idle:
+                chosen = at.parent.shard
+            at = self._directory.cache.shards.get(at.parent.shard)
+        return chosen
+
+    def _reroute(self, log: str, entry: Entry) -> None:
+        """An entry of a shard that was split goes to where it belongs now.
+
+        Raises:
+            KeysSpanShards: its keys belong to both children, and a batch is atomic within one.
+        """
+        self._pipeline(log, self._choose(log, entry.key_hashes, None)).add(entry)
 
     def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
         """Where records without a key go: one shard while a batch gathers there, then the next."""
@@ -329,6 +353,7 @@ class Client:
                 streams=self._streams,
                 options=self._options,
                 released=self._release,
+                reroute=partial(self._reroute, log),
                 statistics=self._counts,
             )
             self._pipelines[shard] = pipeline
@@ -512,6 +537,21 @@ class Client:
         """All logs, by name."""
         self._check_open()
         return await self.las.list_logs()
+
+    async def split_shard(self, shard: int, *, at_key_hash: int | None = None) -> tuple[int, ...]:
+        """Splits a shard and returns its children, as soon as they take appends.
+
+        Args:
+            shard: Shard id.
+            at_key_hash: First key hash of the upper child; None: the middle of the shard's range.
+
+        Raises:
+            UnknownShard, InvalidRequest, LimitReached, AccessDenied: what they say.
+            StateConflict: another change is under way, or a failover undid the split; ask again.
+            LasUnavailable: nobody answered in time; it may be split. Asking again tells.
+        """
+        self._check_open()
+        return await self.las.split_shard(shard, at_key_hash=at_key_hash)
 
     async def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
         """A log and its shards: segments, epochs, who stores what.

@@ -311,6 +311,10 @@ class Client:
         """All logs, by name."""
         return self._thread.run(self._client.list_logs())
 
+    def split_shard(self, shard: int, *, at_key_hash: int | None = None) -> tuple[int, ...]:
+        """Splits a shard and returns its children, as soon as they take appends."""
+        return self._thread.run(self._client.split_shard(shard, at_key_hash=at_key_hash))
+
     def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
         """A log and its shards: segments, epochs, who stores what."""
         return self._thread.run(self._client.describe_log(name))

@@ -102,6 +102,17 @@ class LasCalls:
         )
         return response.epoch
 
+    async def split_shard(self, shard: int, *, at_key_hash: int | None = None) -> tuple[int, ...]:
+        """See `Client.split_shard`."""
+        request = log_admin_pb2.SplitShardRequest(shard=shard, at_key_hash=at_key_hash)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).SplitShard(
+                request, timeout=timeout_s
+            ),
+            f"splitting shard {shard}",
+        )
+        return tuple(response.children)
+
     # -------------------------------------------------------------------------- nodes
 
     async def status(self) -> fleet_pb2.GetStatusResponse:

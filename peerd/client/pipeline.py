@@ -5,6 +5,9 @@ Invariants:
   once (G4): every batch has a producer id and a sequence, kept over all its sendings.
 - A batch gets a new sequence only if no earlier sending of it can be taken any more: each of them
   was answered with *taken = no*, and what it stood behind is missing under the old producer id.
+- When the shard is split (docs/protocol.md §4.3), nothing of it goes to a child before each batch
+  that was sent here has its answer; then what is left goes there in the old order (G8). Only
+  SPLIT, which proves that a batch is not here, lets its records be sent anew.
 - Every record ends once: with a receipt, with `NotAppended` or another refusal that says it was not
   taken, or with `OutcomeUnknown`. Which of them is never guessed: what was sent and not answered is
   unknown.
@@ -78,6 +81,9 @@ class Entry:
     deadline: float
     future: "asyncio.Future[Receipt]"
     expected_offset: int | None = None
+    key_hashes: tuple[int, ...] = ()
+    is_named: bool = False
+    """Whoever appended it chose the shard."""
     ended: bool = False
 
 
@@ -94,6 +100,8 @@ class Batch:
     maybe_taken: bool = False
     """An earlier sending was lost on the way or ended as unknown."""
     done: bool = False
+    is_split: bool = False
+    """The shard was split and does not have it: its records go to the children."""
     damaged_tries: int = 0
     refusal: errors_pb2.Refusal | None = None
 
@@ -139,15 +147,19 @@ class ShardPipeline:
         streams: Streams,
         options: ClientOptions,
         released: Callable[[int], None],
+        reroute: Callable[[Entry], None],
         statistics: PipelineStatistics,
     ) -> None:
-        """`released` gets the bytes of each entry that has ended."""
+        """`released` gets the bytes of each entry that has ended, `reroute` each that is to go to a
+        child of this shard.
+        """
         self.log = log
         self.shard = shard
         self._directory = directory
         self._streams = streams
         self._options = options
         self._released = released
+        self._reroute = reroute
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Entry] = deque()
@@ -192,6 +204,9 @@ class ShardPipeline:
     def _pump(self) -> None:
         """Forms and sends batches while there is room in the window."""
         self._pump_is_due = False
+        if self._is_split():
+            self._hand_over()
+            return
         if self._retry is not None or self._hole:
             return
         while self._waiting and len(self._inflight) < self._options.batches_inflight_max:
@@ -290,13 +305,15 @@ class ShardPipeline:
             self._retry.cancel()
             self._retry = None
         for batch in self._inflight:
-            if not self._send(batch):
+            if not batch.is_split and not self._send(batch):
                 self._retry_in(RETRY_STEP_S)
                 return
         self._pump()
 
     def map_changed(self) -> None:
         """The shard's entry moved, or a node's address did."""
+        if self._is_split():
+            self._hand_over()
         target = self._find_target()
         if target is None:
             return
@@ -307,6 +324,48 @@ class ShardPipeline:
         )
         if self._retry is not None or (self._inflight and moved):
             self._resend()
+
+    # -------------------------------------------------------------------------- splits
+
+    def _is_split(self) -> bool:
+        """Whether the shard takes nothing more, by the map or by what its primary said."""
+        entry = self._directory.cache.shards.get(self.shard)
+        if entry is not None and entry.is_split:
+            return True
+        return any(batch.is_split for batch in self._inflight)
+
+    def _hand_over(self) -> None:
+        """Give the children what is left, once all that was sent here has its answer, and the map
+        here has the children.
+        """
+        entry = self._directory.cache.shards.get(self.shard)
+        if any(not batch.is_split for batch in self._inflight):
+            return
+        if entry is None or not entry.is_split:
+            self._directory.refresh()
+            return
+        left = [entry for batch in self._inflight for entry in batch.entries]
+        left += self._waiting
+        for batch in self._inflight:
+            batch.done = True
+        self._inflight.clear()
+        self._waiting.clear()
+        for each in left:
+            if not each.ended:
+                self._route_anew(each)
+
+    def _route_anew(self, entry: Entry) -> None:
+        where = f"{self.log}/{self.shard}"
+        if entry.future.cancelled():
+            self._end(entry, NotAppended("cancelled", taken="no"))
+        elif entry.is_named or entry.expected_offset is not None:
+            message = f"{where} was split, and the append was for that shard: nothing was appended"
+            self._end(entry, NotAppended(message, reason="SPLIT", taken="no"))
+        else:
+            try:
+                self._reroute(entry)
+            except PeerdError as error:
+                self._end(entry, error)
 
     # -------------------------------------------------------------------------- answers
 
@@ -368,7 +427,11 @@ class ShardPipeline:
         batch.refusal = refusal
         if refusal.taken != errors_pb2.TAKEN_NO:
             batch.maybe_taken = True
-        if reason in _LOOK_FOR_PRIMARY:
+        if reason == Reason.SPLIT:
+            # It proves that no sending of the batch was taken here, or will be.
+            batch.is_split, batch.maybe_taken = True, False
+            self._pump_soon()
+        elif reason in _LOOK_FOR_PRIMARY:
             self._look_for_primary(refusal)
         elif reason in _WAIT:
             self._retry_in(max(RETRY_STEP_S, refusal.retry_after_ms / 1000))
@@ -416,7 +479,7 @@ class ShardPipeline:
         self._retry_in(0.0)
 
     def _producer_lost(self, refusal: errors_pb2.Refusal) -> None:
-        for batch in tuple(self._inflight):
+        for batch in [batch for batch in self._inflight if not batch.is_split]:
             batch.maybe_taken = True
             self._fail(batch, error_of_refusal(refusal, is_append=True))
         self._new_producer()
@@ -476,7 +539,7 @@ class ShardPipeline:
     def _remove(self, batch: Batch) -> None:
         batch.done = True
         self._inflight.remove(batch)
-        if self._waiting:
+        if self._waiting or self._inflight:
             self._pump_soon()
 
     def _end(self, entry: Entry, outcome: Receipt | PeerdError) -> None:

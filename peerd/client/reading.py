@@ -134,6 +134,11 @@ class RecordStream:
         if not isinstance(message, _Message):
             # grpc.aio.EOF: the server has said everything.
             self._hang_up()
+            if self._first_request.follow and self._shard is None and self._next is not None:
+                # A shard was split: a new read has its children, from their beginning.
+                self._directory.refresh()
+                await asyncio.sleep(RETRY_STEP_S)
+                return
             self._ended = True
             return
         try:

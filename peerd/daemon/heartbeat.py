@@ -28,8 +28,8 @@ from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
 
 # Level of what this version can do, told to the LAS and raised with each step that older versions
-# could not follow.
-FEATURE_LEVEL = 1
+# could not follow. 2: a primary takes nothing in a closed segment (splits).
+FEATURE_LEVEL = 2
 
 _log = get_logger("member")
 

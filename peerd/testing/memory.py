@@ -21,6 +21,7 @@ from typing import NoReturn, Self
 import grpc.aio
 
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
+from peerd.core import refusals
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal, Taken
@@ -36,7 +37,7 @@ from peerd.core.ids import (
     ShardId,
     StoreId,
 )
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
 from peerd.transport import map_codec
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.host_api import AppendOutcome, Corrupt, HolderUnavailable
@@ -226,6 +227,9 @@ class MemoryHost:
             before = known.taken.get((header.producer, header.first_sequence))
             if before is not None:
                 return replace(before, duplicate=True)
+        if known.entry.split is not None:
+            return refusals.split(known.entry.split)
+        if header.producer:
             expected = known.expected.get(header.producer, 0)
             if header.first_sequence != expected:
                 return Refusal(
@@ -452,6 +456,44 @@ class MemoryCluster:
         self.hosts[NodeName(peer)].primary_of.add(entry.shard)
         if publish:
             self.publish()
+
+    def split(self, shard: int, *, publish: bool = True) -> tuple[ShardId, ShardId]:
+        """Splits a shard in the middle; the lower child stays where the parent is led, the upper
+        one is led by the next peer. `publish` False lets the map lag behind.
+        """
+        known = self.shards[ShardId(shard)]
+        leader = known.entry.open.plan.primary.peer
+        self.hand_over(shard, leader, publish=False)
+        entry = known.entry
+        children = (ShardId(len(self.shards) + 1), ShardId(len(self.shards) + 2))
+        middle = (entry.key_hash_low + entry.key_hash_high + 1) // 2
+        split = Split(key_hash=middle, end=known.end, children=children)
+        closed = replace(entry.open, plan=replace(entry.open.plan, closed=True))
+        known.entry = replace(entry, open=closed, split=split)
+        ranges = ((entry.key_hash_low, middle - 1), (middle, entry.key_hash_high))
+        second = self._names[(self._names.index(leader) + 1) % len(self._names)]
+        for child, (low, high), primary in zip(children, ranges, (leader, second), strict=True):
+            begins = Segment(
+                epoch=Epoch(closed.epoch + 1), plan=self._plan(primary), begin=Offset(0)
+            )
+            self.shards[child] = MemoryShard(
+                Shard(
+                    shard=child,
+                    log=entry.log,
+                    key_hash_low=low,
+                    key_hash_high=high,
+                    open=begins,
+                    parent=Parent(shard=entry.shard, end=known.end),
+                )
+            )
+            self.hosts[primary].primary_of.add(child)
+        log = self.logs[entry.log]
+        at = log.shards.index(entry.shard)
+        shards = (*log.shards[:at], *children, *log.shards[at + 1 :])
+        self.logs[entry.log] = replace(log, shards=shards)
+        if publish:
+            self.publish()
+        return children
 
     async def stop(self, peer: str) -> None:
         """Ends a peer's server at once; what it was asked stays unanswered."""

@@ -93,7 +93,7 @@ class AppendEdge:
         hashes = _key_hashes(records)
         low, high = (min(hashes), max(hashes)) if hashes else (0, 0)
         if request.HasField("shard"):
-            shard = self._named_shard(request, shards)
+            shard = self._named_shard(request)
             if hashes:
                 self._check_range(shard, low, high)
         else:
@@ -144,11 +144,10 @@ class AppendEdge:
                 )
             )
 
-    def _named_shard(
-        self, request: log_bytes_pb2.AppendRequestBytes, shards: tuple[ShardId, ...]
-    ) -> ShardId:
+    def _named_shard(self, request: log_bytes_pb2.AppendRequestBytes) -> ShardId:
+        """A shard of the log; also one that was split, whose primary answers retries (§4.3)."""
         shard = ShardId(request.shard)
-        if shard not in self._cache.shards or shard not in shards:
+        if not self._cache.is_part(request.log, shard):
             raise Refused(refusal(Reason.UNKNOWN_SHARD, unknown_shard(request.log, shard)))
         return shard
 
@@ -194,7 +193,29 @@ class AppendEdge:
                     retry_after_ms=MAP_UNKNOWN_RETRY_MS,
                 )
             )
+        if producer:
+            self._check_no_split(shard)
         return shard
+
+    def _check_no_split(self, shard: ShardId) -> None:
+        """A sequence belongs to the shard that it was first sent to, and only its sender knows
+        whether that was the parent: sent to a child as well it could be stored twice (§4.3).
+        """
+        parent = self._cache.shards[shard].parent
+        if parent is None:
+            return
+        wire = refusal(
+            Reason.SPLIT,
+            f"shard {parent.shard} was split at offset {parent.end}, and the batch does not say "
+            f"which shard its sequence belongs to: name {parent.shard} if it was sent before the "
+            f"split, else {shard}",
+            first_offset=parent.end,
+        )
+        split = (
+            self._cache.shards[parent.shard].split if parent.shard in self._cache.shards else None
+        )
+        wire.children.extend(() if split is None else split.children)
+        raise Refused(wire)
 
 
 # ------------------------------------------------------------------------------ contents of a batch

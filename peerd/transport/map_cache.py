@@ -127,8 +127,27 @@ class MapCache:
             return None
         return routes.shards[at]
 
+    def is_part(self, log: str, shard: int) -> bool:
+        """Whether `shard` is one of the log's, or was until it was split."""
+        entry = self.shards.get(ShardId(shard))
+        return entry is not None and entry.log == log
+
+    def family_of(self, log: str) -> tuple[ShardId, ...]:
+        """The log's shards and those that they came from by splits, each after its parent."""
+        entry = self.logs.get(log)
+        family: dict[ShardId, None] = {}
+        for shard in () if entry is None else entry.shards:
+            line: list[ShardId] = []
+            at: ShardId | None = shard
+            while at is not None and at not in family and at in self.shards:
+                line.append(at)
+                parent = self.shards[at].parent
+                at = None if parent is None else parent.shard
+            family.update(dict.fromkeys(reversed(line)))
+        return tuple(family)
+
     def shards_of(self, log: str) -> tuple[ShardId, ...]:
-        """The log's shards by key range; empty if there is no such log."""
+        """The log's shards that take appends, by key range; empty if there is no such log."""
         routes = self._routes.get(log) or self._build_routes(log)
         return () if routes is None else routes.shards
 
@@ -207,12 +226,7 @@ class MapCache:
         update: shard_map_pb2.MapUpdate,
     ) -> MapChange:
         removed_logs = tuple(name for name in update.removed_logs if name in self.logs)
-        removed_shards = tuple(
-            shard
-            for name in removed_logs
-            for shard in self.logs[name].shards
-            if shard in self.shards
-        )
+        removed_shards = tuple(shard for name in removed_logs for shard in self.family_of(name))
         removed_nodes = tuple(
             NodeName(name) for name in update.removed_nodes if NodeName(name) in self.nodes
         )
@@ -269,9 +283,7 @@ class MapCache:
     def whole(self, log: str = "") -> shard_map_pb2.MapUpdate:
         """The map as one full update; with `log`, only that log with its shards, and the nodes."""
         logs = [entry for name, entry in self.logs.items() if not log or name == log]
-        shards = [
-            self.shards[shard] for entry in logs for shard in entry.shards if shard in self.shards
-        ]
+        shards = [self.shards[shard] for entry in logs for shard in self.family_of(entry.name)]
         return shard_map_pb2.MapUpdate(
             cluster_id=self.cluster_id,
             version=self.version,

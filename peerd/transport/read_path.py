@@ -6,7 +6,8 @@ primary changes, the read goes on at the next one from where it stands.
 
 Invariants:
 - Per shard, batches leave in offset order without gap or repetition, across failovers too.
-- A read that does not follow ends at the tail seen at its start.
+- A read that does not follow ends at the tail seen at its start. A shard that is split ends at X
+  for every read; of a whole log, the parent is read before its children (G8).
 - Memory is bounded: a read holds one message per shard that it has begun and a few that wait to be
   sent, and of a whole log at most `READ_SHARDS_AT_ONCE_MAX` shards are under way unless it follows.
 - `resume` after a message is where a new read goes on with what comes next, for all shards.
@@ -125,9 +126,18 @@ class ShardRead:
         return self.local or self.services.host.is_primary(self.shard)
 
     def _is_done(self) -> bool:
-        if self.follow or self.next is None or self.tail is None:
+        if self.next is None:
             return False
-        return self.next >= self.tail
+        end = self.split_end
+        if end is not None and self.next >= end:
+            return True
+        return not self.follow and self.tail is not None and self.next >= self.tail
+
+    @property
+    def split_end(self) -> int | None:
+        """X, if the shard is split: there is nothing beyond it and never will be."""
+        entry = self.services.cache.shards.get(self.shard)
+        return None if entry is None or entry.split is None else entry.split.end
 
     # -------------------------------------------------------------------------- from here
 
@@ -303,14 +313,25 @@ class ShardRead:
         )
 
 
+class _SplitMeanwhile(Exception):  # noqa: N818 - no error: a reason to end
+    """A shard was split while it was followed: its children are not part of this read."""
+
+
 class LogRead:
-    """All shards of a log in one answer."""
+    """All shards of a log in one answer, parents before their children.
+
+    A read that follows ends when one of its shards is split: the next one, from its token, has the
+    children. They are not in the token, so they are read from their beginning.
+    """
 
     def __init__(
         self, reads: Sequence[ShardRead], write: Callable[[Message], Awaitable[None]]
     ) -> None:
-        """`write` sends one message to the client and returns when there is room for the next."""
+        """`reads` has each parent before its children. `write` sends one message to the client and
+        returns when there is room for the next.
+        """
         self._reads = reads
+        self._read_whole = {read.shard: asyncio.Event() for read in reads}
         self._write = write
         self._messages: deque[Message] = deque()
         self._news = asyncio.Event()
@@ -345,7 +366,8 @@ class LogRead:
                 await self._news.wait()
                 self._news.clear()
                 await self._write_waiting()
-            pumping.result()
+            with contextlib.suppress(_SplitMeanwhile):
+                _result_of(pumping)
         finally:
             pumping.cancel()
             await asyncio.gather(pumping, return_exceptions=True)
@@ -370,8 +392,38 @@ class LogRead:
                 break
 
     async def _pump(self, read: ShardRead) -> None:
+        entry = read.services.cache.shards.get(read.shard)
+        if entry is not None and entry.parent is not None:
+            before = self._read_whole.get(entry.parent.shard)
+            if before is not None:
+                await before.wait()
         async with self._under_way, contextlib.aclosing(read.messages()) as messages:
             async for message in messages:
                 await self._places.acquire()
                 self._messages.append(message)
                 self._news.set()
+        self._read_whole[read.shard].set()
+        self._check_children(read)
+
+    def _check_children(self, read: ShardRead) -> None:
+        """Raises `_SplitMeanwhile` if a following read lacks the children of what it has read."""
+        entry = read.services.cache.shards.get(read.shard)
+        children = () if entry is None or entry.split is None else entry.split.children
+        if read.follow and not set(children) <= self._read_whole.keys():
+            raise _SplitMeanwhile
+
+
+def _result_of(pumping: asyncio.Task[None]) -> None:
+    """What ended the pumps of a read.
+
+    Raises:
+        _SplitMeanwhile: nothing else did.
+        ExceptionGroup: of everything else.
+    """
+    try:
+        pumping.result()
+    except BaseExceptionGroup as group:
+        _, others = group.split(_SplitMeanwhile)
+        if others is not None:
+            raise others from None
+        raise _SplitMeanwhile from None

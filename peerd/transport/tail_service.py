@@ -60,12 +60,12 @@ class TailService:
         self._router = router
 
     def shards_of(self, log: str) -> tuple[ShardId, ...]:
-        """The log's shards by key range.
+        """The log's shards, each after the one that it came from by a split.
 
         Raises:
             Refused: UNKNOWN_LOG, or MAP_UNKNOWN while nothing was heard yet.
         """
-        shards = self._cache.shards_of(log)
+        shards = self._cache.family_of(log)
         if shards:
             return shards
         if self._cache.version == 0:

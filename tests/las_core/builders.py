@@ -27,6 +27,7 @@ def register(number: int, boot: int = 1, **changes: object) -> RegisterNode:
         "store": StoreId(f"store-{number}"),
         "boot": BootId(f"boot-{number}-{boot}"),
         "address": f"127.0.0.1:{7400 + number}",
+        "feature_level": 2,
         "labels": (("host", f"host-{number}"), ("zone", f"zone-{number % 3}")),
     }
     return RegisterNode(**(facts | changes))  # type: ignore[arg-type]

@@ -175,6 +175,19 @@ def test_what_is_not_as_it_was_seen_is_refused():
     assert do(with_log(), unknown)[1].reason is Reason.UNKNOWN_SHARD
 
 
+def test_a_node_that_does_not_know_splits_is_never_primary_of_a_closed_segment():
+    """It would take batches there: neither in the split itself nor after a failover."""
+    old = register(2, feature_level=1)
+    _, result = do(done(with_log(), old), split(plan=plan_of(2, 2, 1, 3)))
+    assert result.reason is Reason.INVALID_ARGUMENT
+    assert "upgrade it first" in result.text
+    state = done(with_log(), split(), opened(), old, fence(2))
+    epoch = shard_of(state).fence
+    _, result = do(state, reopen(epoch, 10))
+    assert "upgrade it first" in result.text
+    assert is_split(done(state, replace(reopen(epoch, 10), plan=plan_of(3, 2, 3, 4))))
+
+
 def test_a_full_log_is_not_split():
     rows = tuple((0, 1, 2) for _ in range(LOG_SHARDS_MAX))
     state = with_log(rows=rows)

@@ -119,6 +119,7 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
             "labels": {"host": self.host},
             "may_lead": True,
             "telemetry_schema": TELEMETRY_SCHEMA.version,
+            "feature_level": 2,
         }
         return fleet_pb2.RegisterRequest(**{**fields, **changes})
 

@@ -1,9 +1,13 @@
 """Logs are created where there is room for them, and every refusal says why."""
 
+import asyncio
+
 import pytest
 
+from las.core.commands import SegmentOpened, WithdrawSegment
 from las.v1 import log_admin_pb2 as pb
 from las.v1 import shard_map_pb2
+from peerd.core.ids import Offset, ShardId
 from peerd.pki import Role
 from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
 
@@ -120,7 +124,6 @@ async def test_the_map_is_watched_as_it_changes(las):
     [
         ("AlterLog", pb.AlterLogRequest(name="orders")),
         ("DeleteLog", pb.DeleteLogRequest(name="orders")),
-        ("SplitShard", pb.SplitShardRequest(shard=1)),
     ],
 )
 async def test_what_comes_later_says_so(las, method, request_):
@@ -154,3 +157,69 @@ async def test_a_new_log_goes_to_nodes_with_room(las):
         voter.peer for entry in las.state.shards.values() for voter in entry.shard.open.plan.voters
     }
     assert voters == {"peer-2", "peer-3", "peer-4"}
+
+
+# ---------------------------------------------------------------------------- splits
+
+
+def split(las, shard=1, **fields):
+    request = pb.SplitShardRequest(shard=shard, **fields)
+    return las.logs.SplitShard(request, metadata=ADMIN, timeout=20)
+
+
+async def prepared(las):
+    """The closed segment that the peers are to carry out."""
+    await until(lambda: las.state.shards[1].shard.prepared is not None)
+    return las.state.shards[1].shard.prepared
+
+
+async def open_it(las, epoch):
+    voter = las.state.shards[1].shard.open.plan.voters[0]
+    opened = SegmentOpened(shard=ShardId(1), epoch=epoch, begin=Offset(0), holders=(voter,))
+    assert (await las.node.group.submit(opened)).ok
+
+
+async def test_a_shard_is_split_on_an_operators_word(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    asked = asyncio.ensure_future(split(las))
+    again = asyncio.ensure_future(split(las))
+    segment = await prepared(las)
+    assert segment.plan.closed
+    await open_it(las, segment.epoch)
+    assert list((await asked).children) == [2, 3]
+    assert list((await again).children) == [2, 3]
+    assert list((await split(las)).children) == [2, 3]
+    assert las.state.shards[3].shard.key_hash_low == 1 << 63
+    described = await las.logs.DescribeLog(
+        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=5
+    )
+    assert list(described.log.shards) == [2, 3]
+    assert [shard.shard for shard in described.shards] == [1, 2, 3]
+    assert list(described.shards[0].split.children) == [2, 3]
+    assert described.shards[1].parent.shard == 1
+
+
+async def test_a_split_that_comes_to_nothing_says_so(las):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    asked = asyncio.ensure_future(split(las, at_key_hash=7))
+    segment = await prepared(las)
+    primary = las.state.shards[1].shard.open.plan.primary
+    withdraw = WithdrawSegment(shard=ShardId(1), epoch=segment.epoch, declined_by=primary)
+    assert (await las.node.group.submit(withdraw)).ok
+    reason, refusal = await refused(asked)
+    assert reason == "STATE_CHANGED"
+    assert "ask again" in refusal.message
+
+
+async def test_what_cannot_be_split_is_refused(las, monkeypatch):
+    await las.add_peers(3)
+    await create(las, shards=1)
+    assert (await refused(split(las, 9)))[0] == "UNKNOWN_SHARD"
+    assert (await refused(split(las, at_key_hash=0)))[0] == "INVALID_ARGUMENT"
+    monkeypatch.setattr("las.daemon.services.log_admin.SPLIT_WAIT_S", 0.05)
+    reason, refusal = await refused(split(las))
+    assert reason == "LAS_UNAVAILABLE"
+    assert "ask again" in refusal.message
+    assert (await refused(split(las, at_key_hash=7)))[0] == "STATE_CHANGED"

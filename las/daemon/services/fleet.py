@@ -86,6 +86,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             address=request.address,
             labels=registration.labels,
             may_lead=request.may_lead,
+            feature_level=max(1, request.feature_level),
             stored=stored[:SUSPICIOUS_EPOCHS_MAX],
         )
         result = await self._group.submit(command)

@@ -1,23 +1,29 @@
-"""`las.v1.LogAdminService`: logs are created, listed and described; primaries handed over.
+"""`las.v1.LogAdminService`: logs are created, listed and described; primaries handed over; splits.
 
 Reads wait for a barrier, so that who created a log, wherever, finds it in the next answer.
 """
 
+import asyncio
+
 from las.core import planner
-from las.core.commands import CreateLog, PrepareSegment
+from las.core.commands import CreateLog, PrepareSegment, PrepareSplit
 from las.core.state import LOG_SHARDS_MAX
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
 from las.daemon.services.results import invalid, not_served_yet, require_ok
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc
-from peerd.core.errors import Reason
-from peerd.core.ids import NodeName, ShardId
+from peerd.core.errors import Reason, Taken
+from peerd.core.ids import Epoch, NodeName, ShardId
+from peerd.core.shard_map import Shard
 from peerd.transport.map_service import unknown_log
 from peerd.transport.status import Context, Refused, refusal
 
 # Names that begin like this belong to the system.
 INTERNAL_PREFIX = "_"
+# How long a split may take before its caller is told to look later, in seconds: what a hand-over is
+# given (5 s to be declined), and as much again for a failover on the way.
+SPLIT_WAIT_S = 10.0
 
 
 class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
@@ -138,8 +144,82 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def SplitShard(
         self, request: log_admin_pb2.SplitShardRequest, context: Context
     ) -> log_admin_pb2.SplitShardResponse:
-        """Not served yet."""
-        raise not_served_yet("SplitShard")
+        """Split one shard; the peers carry it out. Answers when the map has the children.
+
+        Raises:
+            Refused: UNKNOWN_SHARD, INVALID_ARGUMENT, LIMIT_REACHED, STATE_CHANGED,
+                LAS_UNAVAILABLE, NOT_LAS_LEADER.
+        """
+        self._leadership.require()
+        await self._group.barrier()
+        number = ShardId(request.shard)
+        entry = self._group.state.shards.get(number)
+        if entry is None:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {number}"))
+        shard = entry.shard
+        key_hash = (shard.key_hash_low + shard.key_hash_high + 1) // 2
+        if request.HasField("at_key_hash"):
+            key_hash = request.at_key_hash
+        if _is_split_at(shard, key_hash):
+            # Asked again.
+            epoch = _newest(shard)
+        else:
+            command = PrepareSplit(
+                shard=number,
+                epoch=shard.open.epoch,
+                key_hash=key_hash,
+                plan=shard.open.plan,
+                why="asked for by an operator",
+            )
+            result = await self._group.submit(command)
+            shard = self._group.state.shards[number].shard
+            # Somebody may have asked for the same a moment earlier.
+            epoch = _newest(shard) if _is_split_at(shard, key_hash) else require_ok(result).epoch
+        return log_admin_pb2.SplitShardResponse(children=await self._split(number, epoch))
+
+    async def _split(self, number: ShardId, epoch: Epoch) -> tuple[ShardId, ...]:
+        """The children, as soon as they exist. `epoch` is that of the closed segment.
+
+        Raises:
+            Refused: STATE_CHANGED, if the split was undone; LAS_UNAVAILABLE, if it takes too long.
+        """
+        with self._group.watch() as changed:
+            try:
+                async with asyncio.timeout(SPLIT_WAIT_S):
+                    while True:
+                        changed.clear()
+                        shard = self._group.state.shards[number].shard
+                        if shard.split is not None and shard.split.is_committed:
+                            return shard.split.children
+                        if not _is_under_way(shard, epoch):
+                            text = (
+                                f"the split of shard {number} was undone by a failover: ask again"
+                            )
+                            raise Refused(refusal(Reason.STATE_CHANGED, text))
+                        await changed.wait()
+            except TimeoutError:
+                text = (
+                    f"the split of shard {number} is prepared and has not happened within "
+                    f"{SPLIT_WAIT_S:.0f} s: look with `peerctl log describe`, or ask again"
+                )
+                raise Refused(refusal(Reason.LAS_UNAVAILABLE, text, taken=Taken.UNKNOWN)) from None
+
+
+def _is_split_at(shard: Shard, key_hash: int) -> bool:
+    """Whether the shard is split at this hash, or will be."""
+    return shard.split is not None and shard.split.key_hash == key_hash
+
+
+def _newest(shard: Shard) -> Epoch:
+    """The epoch of the prepared segment, else of the open one."""
+    return shard.open.epoch if shard.prepared is None else shard.prepared.epoch
+
+
+def _is_under_way(shard: Shard, epoch: Epoch) -> bool:
+    """Whether the closed segment `epoch` is still prepared, or not in this node's state yet."""
+    if shard.prepared is not None:
+        return shard.prepared.epoch <= epoch
+    return shard.open.epoch < epoch and epoch not in shard.dead_epochs
 
 
 def _not_enough(why: str) -> Refused:
