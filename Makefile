@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test integration coverage spec lint format demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration coverage spec lint format demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -52,6 +52,11 @@ $(STUBS): $(INSTALLED) $(PROTOS) hatch_build.py
 
 test: setup  ## run the test suite (units, scripts, properties)
 	$(BIN)/python -m pytest tests --ignore=tests/integration $(ARGS)
+
+# SEEDS=20000 JOBS=2 is resumable; FIRST=k begins elsewhere; SEED=n replays one, V=1 with every event.
+sim: setup  ## the simulator: a swarm of seeds (SEEDS, FIRST, JOBS), or one replayed (SEED=n, V=1)
+	@$(BIN)/python -m peerd.testing.sim $(if $(SEED),--seed $(SEED) $(if $(V),-v),\
+		--first $(or $(FIRST),0) --seeds $(or $(SEEDS),300) --jobs $(or $(JOBS),2))
 
 integration: setup  ## run the tests with real processes
 	$(BIN)/python -m pytest tests/integration $(ARGS)

@@ -25,7 +25,7 @@ from peerd.core.ids import Epoch, Offset
 from peerd.core.primary import Primary
 from peerd.core.producer import ProducerTable, TableBatch, TableSnapshot
 from peerd.core.replica import Replica
-from peerd.testing.sim_store import SimStore
+from peerd.testing.sim.disk import Disk
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -42,15 +42,14 @@ def promise_overtakes_queue(patch: pytest.MonkeyPatch) -> None:
 
     original = durable._append
     patch.setattr(durable, "_append", append)
-    commit = SimStore.commit
+    apply = Disk.apply
 
-    def promises_first(store: SimStore) -> list[durable.Outcome]:
-        order = list(store.queue)
-        store.queue.sort(key=lambda each: not isinstance(each, durable.PromiseEpoch))
-        outcomes = {id(outcome.operation): outcome for outcome in commit(store)}
-        return [outcomes[id(operation)] for operation in order]
+    def promises_first(disk: Disk, operations: list[durable.StoreOperation]):
+        order = sorted(operations, key=lambda each: not isinstance(each, durable.PromiseEpoch))
+        outcomes = {id(outcome.operation): outcome for outcome in apply(disk, order)}
+        return [outcomes[id(operation)] for operation in operations]
 
-    patch.setattr(SimStore, "commit", promises_first)
+    patch.setattr(Disk, "apply", promises_first)
 
 
 def adopt_below_promise(patch: pytest.MonkeyPatch) -> None:

@@ -3,22 +3,18 @@
 import pytest
 
 from peerd.core.check import InvariantViolation
-from peerd.testing.cluster import Simulation
-from peerd.testing.history import BrokenPromise
+from peerd.testing.sim import BrokenPromise, Simulation, drawn
 from tests.core import mutants, test_durable, test_handover, test_primary, test_takeover
-from tests.core.test_simulation import KINDS
 from tests.core.words import B, Peer, plan
 
 RUNS_MAX = 60
 """Every mutant is caught within a third of it; the rest is room for changes of the simulation."""
-FAST_KINDS = list(KINDS)[:3]
 
 
 def is_caught(seed: int) -> bool:
-    """Whether one run of some kind breaks a promise or an invariant, or trips over itself."""
-    options = KINDS[FAST_KINDS[seed % len(FAST_KINDS)]]
+    """Whether one run breaks a promise or an invariant, or trips over itself."""
     try:
-        Simulation(seed, options).run()
+        Simulation(seed, drawn(seed)).run()
     except (BrokenPromise, InvariantViolation, KeyError):
         return True
     return False

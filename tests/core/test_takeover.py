@@ -18,7 +18,7 @@ from peerd.core.limits import KEPT_TAIL_WAITERS_MAX
 from peerd.core.messages import Expect
 from peerd.core.producer import TableBatch, TableSnapshot
 from peerd.core.shard_map import Shard
-from peerd.testing.sim_store import SimStore
+from peerd.testing.sim.store import SimStore
 from tests.core.words import PRODUCER, SHARD, A, B, C, Peer, batch, plan, segment, shard_map
 
 HOLDERS = (B.replica, C.replica)

@@ -32,7 +32,7 @@ from peerd.core.limits import Limits
 from peerd.core.messages import Ack, Message
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Plan, Segment, Shard
-from peerd.testing.sim_store import SimStore
+from peerd.testing.sim.store import SimStore
 
 SHARD = ShardId(1)
 PRODUCER = ProducerId(b"p" * 16)

@@ -18,7 +18,7 @@ from peerd.core.durable import (
 )
 from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
 from peerd.core.producer import empty_table, extended
-from peerd.testing.sim_store import SimStore
+from peerd.testing.sim.store import SimStore
 
 SHARD = ShardId(1)
 epochs = st.integers(1, 6).map(Epoch)

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from peerd.core import ids
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.check import InvariantViolation
-from peerd.core.events import AppendRequested, Event
+from peerd.core.events import AppendRequested
+from peerd.core.replica import Replica
 from peerd.core.shard_map import Plan, Segment, Shard, Split
 from peerd.recorder.codec import blank
 from peerd.recorder.flight import FlightRecorder
-from peerd.testing.cluster import FAST_LIMITS, Options, SimPeer, Simulation
+from peerd.testing import trace
+from peerd.testing.sim import Options, Simulation
+from peerd.testing.sim.process import Peer
 
 RING_BYTES = 4 * 1024 * 1024
 
@@ -29,27 +32,30 @@ class RecordedSimulation(Simulation):
         self.directory = directory
         self.size_bytes = size_bytes
         self.recorders: dict[str, FlightRecorder] = {}
-        self._given: dict[str, Event] = {}
-        super().__init__(seed, options)
+        self.booted: set[ids.ProcessId] = set()
+        self.after_event = lambda peer, replica, event: None
+        super().__init__(seed, options, on_record=self._heard)
 
-    def _boot(self, peer: SimPeer) -> None:
-        before = peer.replica
-        super()._boot(peer)
-        if peer.replica is None or peer.replica is before:
+    def core(self, peer: Peer) -> Replica:
+        """A process starts on `peer`, with a core of shard 1."""
+        self.fleet.boot(peer)
+        return peer.process.core(ids.ShardId(1))
+
+    def _heard(self, record: trace.Record) -> None:
+        if not isinstance(record, trace.Booted | trace.Handled):
             return
-        path = self.directory / f"{peer.name}.ring"
-        recorder = FlightRecorder(path, self.size_bytes, peer.process, FAST_LIMITS)
-        self.recorders[peer.name] = recorder
-        recorder.booted(peer.replica.stored.shard, peer.replica)
-
-    def deliver(self, peer: SimPeer, event: Event) -> None:
-        self._given[peer.name] = event
-        super().deliver(peer, event)
-
-    def _carry_out(self, peer: SimPeer, step) -> None:
-        event = self._given[peer.name]
-        self.recorders[peer.name].handled(peer.replica.stored.shard, event, step)
-        super()._carry_out(peer, step)
+        peer = self.peers[record.process.peer]
+        replica = peer.process.replicas[record.shard]
+        if isinstance(record, trace.Booted):
+            if record.process not in self.booted:
+                path = self.directory / f"{peer.name}.ring"
+                recorder = FlightRecorder(path, self.size_bytes, record.process, self.world.limits)
+                self.recorders[peer.name] = recorder
+                self.booted.add(record.process)
+            self.recorders[peer.name].booted(record.shard, replica)
+        else:
+            self.recorders[peer.name].handled(record.shard, record.event, record.step)
+            self.after_event(peer, replica, record.event)
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)

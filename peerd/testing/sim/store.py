@@ -7,6 +7,9 @@ when the process dies (`crash`), what was committed never is.
 Invariant: after every commit the content agrees with `state`: the batches of each epoch fill its
 [begin, end), and the rows are the producer table as of `table_as_of`.
 
+Bytes may rot: a batch whose place is in `damaged` is never given out, as a real store gives out
+none that fails its checksum; it keeps its place.
+
 It is the plain model against which other stores can be compared; it must stay simple.
 """
 
@@ -33,6 +36,7 @@ class SimStore:
     def __init__(self, shard: ShardId) -> None:
         self.state = StoredShard(shard=shard)
         self.batches: dict[Epoch, dict[Offset, PlacedBatch]] = {}
+        self.damaged: set[tuple[Epoch, Offset]] = set()
         self.queue: list[StoreOperation] = []
         self._rows: dict[ProducerId, Row] = {}
         self._timestamp_ms = 0
@@ -49,17 +53,23 @@ class SimStore:
     def commit(self) -> list[Outcome]:
         """Make everything that is queued durable; the outcomes in order."""
         taken, self.queue = self.queue, []
-        return [self._write(operation) for operation in taken]
+        return [self.write(operation) for operation in taken]
 
     # -------------------------------------------------------------- writing
-    def _write(self, operation: StoreOperation) -> Outcome:
+    def write(self, operation: StoreOperation) -> Outcome:
+        """Make one operation durable, if the rules allow it."""
         before = self.state
         outcome, after = durable.apply(before, operation)
         if not isinstance(outcome, Stored):
             return outcome
         if isinstance(operation, AppendBatches | FillSealed):
-            content = self.batches.setdefault(operation.epoch, {})
-            content.update((batch.base, batch) for batch in operation.batches)
+            content = self.batches.get(operation.epoch)
+            if content is None:
+                content = self.batches[operation.epoch] = {}
+            for batch in operation.batches:
+                content[batch.base] = batch
+                if self.damaged:
+                    self.damaged.discard((operation.epoch, batch.base))
         table_from = before.table_as_of
         if isinstance(operation, InstallTable) and table_from < operation.table.as_of:
             self._install(operation.table)
@@ -67,9 +77,10 @@ class SimStore:
         self.state = after
         if isinstance(operation, LearnMap | FillSealed):
             self._drop()
-        for part in durable.table_ranges(after, table_from, after.table_as_of):
-            for base, header in self.headers(part.epoch, part.begin, part.end):
-                self._remember(part.epoch, base, header)
+        if table_from < after.table_as_of:
+            for part in durable.table_ranges(after, table_from, after.table_as_of):
+                for base, header in self.headers(part.epoch, part.begin, part.end):
+                    self._remember(part.epoch, base, header)
         return outcome
 
     def _drop(self) -> None:
@@ -78,10 +89,10 @@ class SimStore:
             segment = self.state.segments.get(epoch)
             if segment is None:
                 del self.batches[epoch]
-                continue
-            self.batches[epoch] = {
-                base: batch for base, batch in content.items() if base < segment.end
-            }
+            elif content and next(reversed(content)) >= segment.end:
+                self.batches[epoch] = {
+                    base: batch for base, batch in content.items() if base < segment.end
+                }
 
     def _install(self, table: TableSnapshot) -> None:
         if table.since == 0:
@@ -105,22 +116,34 @@ class SimStore:
 
     # -------------------------------------------------------------- reading
     def headers(self, epoch: Epoch, begin: Offset, end: Offset) -> list[tuple[Offset, BatchHeader]]:
-        """(base, header) of the batches of `epoch` in [begin, end), in order."""
-        return [(batch.base, batch.header) for batch in self.read(epoch, begin, end)]
+        """(base, header) of the batches of `epoch` in [begin, end), in order. Headers never rot."""
+        found: list[tuple[Offset, BatchHeader]] = []
+        content = self.batches.get(epoch, {})
+        while begin < end and begin in content:
+            batch = content[begin]
+            found.append((begin, batch.header))
+            begin = batch.end
+        return found
 
     def read(
         self, epoch: Epoch, begin: Offset, end: Offset, bytes_max: int | None = None
     ) -> tuple[PlacedBatch, ...]:
-        """Batches of `epoch` in [begin, end), at least one if there is one, about `bytes_max`."""
+        """Batches of `epoch` in [begin, end), at least one if there is one, about `bytes_max`.
+
+        Ends before a damaged one.
+        """
         found: list[PlacedBatch] = []
         size_bytes = 0
         content = self.batches.get(epoch, {})
         while begin < end and begin in content:
             if bytes_max is not None and found and size_bytes >= bytes_max:
                 break
-            found.append(content[begin])
-            size_bytes += len(content[begin].payload)
-            begin = content[begin].end
+            if self.damaged and (epoch, begin) in self.damaged:
+                break
+            batch = content[begin]
+            found.append(batch)
+            size_bytes += len(batch.payload)
+            begin = batch.end
         return tuple(found)
 
     def table(self) -> TableSnapshot:

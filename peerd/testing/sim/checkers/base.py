@@ -1,0 +1,138 @@
+"""What checkers share: the book of one shard, and the hooks that a run calls.
+
+A checker looks at what clients, stores and the map show, never at how it came to be. It raises
+`BrokenPromise` at the first thing that must not be. Each keeps what it needs and no more, and its
+hooks cost about a dictionary look-up: a run calls them some ten thousand times a second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from peerd.core.batch import PlacedBatch
+from peerd.core.durable import Outcome, StoredShard
+from peerd.core.effects import AppendAccepted
+from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
+from peerd.core.messages import Message
+from peerd.core.shard_map import Segment, Shard
+from peerd.testing.sim.store import SimStore
+
+
+class BrokenPromise(AssertionError):
+    """A promise of the protocol does not hold. The text begins with its name, e.g. ``G1``."""
+
+
+def broken(promise: str, text: str) -> NoReturn:
+    """Raise `BrokenPromise`. The text is made only then: a run asks ten thousand times a second."""
+    raise BrokenPromise(f"{promise}: {text}")
+
+
+def demand(holds: bool, promise: str, text: str) -> None:
+    """Raise `BrokenPromise` unless `holds`; for what is asked seldom."""
+    if not holds:
+        broken(promise, text)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sent:
+    """One append as its client knows it.
+
+    `floor` is the end of what was acknowledged when it was first sent; `expected` are the offsets
+    that its attempts named, the newest last, empty if it is not conditional.
+    """
+
+    shard: ShardId
+    producer: ProducerId
+    first_sequence: int
+    record_count: int
+    payload: bytes
+    key_hash: int
+    floor: Offset
+    expected: list[Offset] = field(default_factory=list)
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.payload.decode()} ({self.record_count} records)"
+
+
+@dataclass(slots=True, eq=False)
+class Acked:
+    """One acknowledged batch at its place."""
+
+    epoch: Epoch
+    base: Offset
+    end: Offset
+    sent: Sent
+
+    def __str__(self) -> str:
+        return f"{self.sent} at {self.base} of epoch {self.epoch}"
+
+
+class Book:
+    """What happened to one shard, as the outside sees it.
+
+    `stores` are the shard's parts of all data directories, the lost ones too; `acked` is by offset;
+    `sent` is by payload, each of which is sent once; `sealed` are all sealed segments ever seen.
+    """
+
+    def __init__(self, shard: ShardId, acks: int) -> None:
+        self.shard = shard
+        self.acks = acks
+        self.stores: list[SimStore] = []
+        self.lost: set[int] = set()
+        self.acked: dict[Offset, Acked] = {}
+        self.acked_end = Offset(0)
+        self.sent: dict[bytes, Sent] = {}
+        self.map: Shard | None = None
+        self.sealed: dict[Epoch, Segment] = {}
+
+    def kept_stores(self) -> list[SimStore]:
+        """Stores whose directory is still there."""
+        return [store for store in self.stores if id(store) not in self.lost]
+
+    def log(self) -> dict[Offset, tuple[Epoch, PlacedBatch]]:
+        """What the stores have of the chain of the map, by offset; ends at the first hole."""
+        log: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
+        at = Offset(0)
+        for segment in (*self.map.sealed, self.map.open) if self.map is not None else ():
+            while segment.end is None or at < segment.end:
+                batch = self._found(segment.epoch, at)
+                if batch is None:
+                    return log
+                log[at] = (segment.epoch, batch)
+                at = batch.end
+        return log
+
+    def _found(self, epoch: Epoch, base: Offset) -> PlacedBatch | None:
+        for store in self.kept_stores():
+            segment = store.state.segments.get(epoch)
+            if segment is not None and segment.begin <= base < segment.end:
+                batch = store.batches.get(epoch, {}).get(base)
+                if batch is not None and (epoch, base) not in store.damaged:
+                    return batch
+        return None
+
+
+class Checker:
+    """The hooks; each does nothing here. One instance per shard."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+
+    def acknowledged(self, now: Acked, receipt: AppendAccepted) -> None:
+        """A process gave a receipt; the client may never get it."""
+
+    def stored(self, store: SimStore, before: StoredShard, outcomes: Sequence[Outcome]) -> None:
+        """A transaction of a store committed; `before` is the shard's state before it."""
+
+    def said(self, stored: StoredShard, message: Message) -> None:
+        """A core sent a message; `stored` is the durable state that it knew."""
+
+    def served(self, epoch: Epoch, batch: PlacedBatch) -> None:
+        """A reader got a batch as committed."""
+
+    def map_committed(self, before: Shard | None, after: Shard) -> None:
+        """The shard's entry of the map changed."""
+
+    def finished(self, log: dict[Offset, tuple[Epoch, PlacedBatch]]) -> None:
+        """The run is over and everything has settled; `log` is what the stores have."""

@@ -1,0 +1,69 @@
+"""G1: an acknowledged batch is on `acks` stores when it is acknowledged, and stays in the log."""
+
+from peerd.core.batch import PlacedBatch
+from peerd.core.effects import AppendAccepted
+from peerd.core.ids import Epoch, Offset
+from peerd.core.shard_map import Shard
+from peerd.testing.sim.checkers.base import Acked, Book, Checker, broken, demand
+
+
+class Durable(Checker):
+    """Counts copies at each receipt, and holds the receipts of an epoch against its seal."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(book)
+        self._unsealed: dict[Epoch, tuple[Offset, Offset]] = {}
+
+    def acknowledged(self, now: Acked, receipt: AppendAccepted) -> None:
+        """`acks` stores have exactly this batch on disk now, and the map has room for it."""
+        epoch, base, payload = now.epoch, now.base, now.sent.payload
+        copies = 0
+        for store in self.book.stores:
+            content = store.batches.get(epoch)
+            if content is not None:
+                batch = content.get(base)
+                if batch is not None and batch.payload == payload:
+                    copies += 1
+        if copies < self.book.acks:
+            broken("G1", f"{now} was acknowledged with {copies} copies")
+        if not receipt.duplicate and len(receipt.durable_on) < self.book.acks:
+            broken("G1", f"the receipt of {now} names {len(receipt.durable_on)} voters")
+        sealed = self.book.sealed.get(epoch)
+        if sealed is not None:
+            self._check_inside(epoch, base, now.end, sealed.begin, sealed.end)
+            return
+        first, last = self._unsealed.get(epoch, (base, now.end))
+        self._unsealed[epoch] = (min(first, base), max(last, now.end))
+        self._check_alive(epoch)
+
+    def map_committed(self, before: Shard | None, after: Shard) -> None:  # noqa: ARG002
+        """What was acknowledged lies in the segments that the map now seals or keeps."""
+        for epoch, (first, last) in list(self._unsealed.items()):
+            sealed = self.book.sealed.get(epoch)
+            if sealed is not None:
+                self._check_inside(epoch, first, last, sealed.begin, sealed.end)
+                del self._unsealed[epoch]
+            else:
+                self._check_alive(epoch)
+
+    def _check_inside(
+        self, epoch: Epoch, first: Offset, last: Offset, begin: Offset | None, end: Offset | None
+    ) -> None:
+        if begin is None or end is None or first < begin or end < last:
+            broken("G1", f"[{first}, {last}) of {epoch} was acknowledged, kept is [{begin}, {end})")
+
+    def _check_alive(self, epoch: Epoch) -> None:
+        shard = self.book.map
+        if shard is None:
+            return
+        prepared = shard.prepared.epoch if shard.prepared is not None else None
+        if epoch not in {shard.open.epoch, prepared}:
+            broken("G1", f"epoch {epoch} acknowledged, but the map has left it out: {shard}")
+
+    def finished(self, log: dict[Offset, tuple[Epoch, PlacedBatch]]) -> None:
+        """Every acknowledged batch is there, under its epoch."""
+        for acked in self.book.acked.values():
+            there = log.get(acked.base)
+            demand(there is not None, "G1", f"{acked} is on no store")
+            if there is not None:
+                demand(there[0] == acked.epoch, "G1", f"{acked} is of epoch {there[0]}")

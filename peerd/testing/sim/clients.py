@@ -1,0 +1,281 @@
+"""Clients of a run: they append until they are told, and read what they may.
+
+A producer sends each batch again and again, to whoever may be primary, until an answer comes; a
+client without a producer id sends once, and again only when it is told that nothing was taken. A
+conditional append names the end that its client believes in, and the next attempt another one.
+Readers go through the log from its begin, or look at what some store has of some epoch.
+
+After any refusal that leaves the outcome open, or says that nothing was taken, it tries again.
+"""
+
+from typing import cast
+
+from peerd.core.batch import NO_PRODUCER, BatchHeader
+from peerd.core.effects import AppendAccepted, AppendRefused, Reply
+from peerd.core.errors import Reason, Refusal, Taken
+from peerd.core.events import AppendRequested
+from peerd.core.ids import NodeName, Offset, ProducerId, ShardId
+from peerd.testing.sim import serving
+from peerd.testing.sim.checkers import BrokenPromise, Sent
+from peerd.testing.sim.fleet import Fleet
+from peerd.testing.sim.network import Network
+from peerd.testing.sim.process import Process
+from peerd.testing.sim.world import World
+
+PATIENCE_MS = (60, 120, 300)
+"""A client waits so long for an answer before it sends the batch again."""
+AGAIN_MS = 20
+"""After a refusal it sends again after this."""
+GIVE_UP_MS = 1_500
+"""A client without a producer id believes that its append was lost after this."""
+LOST_FOR_EVER = frozenset({Reason.PRODUCER_STATE_LOST, Reason.SEQUENCE_TOO_OLD})
+"""Answers that a producer that keeps its window never gets while any holder lives."""
+
+
+class Producer:
+    """One producer of one shard; `name` empty: a client without a producer id."""
+
+    __slots__ = (
+        "leader", "made", "name", "next_at", "next_sequence", "number", "outstanding", "shard",
+        "wanted",
+    )  # fmt: skip
+
+    def __init__(self, shard: ShardId, number: int, *, anonymous: bool) -> None:
+        self.shard = shard
+        self.number = number
+        self.name = NO_PRODUCER if anonymous else ProducerId(bytes([shard, number]) * 8)
+        self.next_sequence = 0
+        self.made = 0
+        self.wanted = 0
+        self.outstanding: dict[bytes, Sent] = {}
+        self.leader: NodeName | None = None
+
+
+Caller = tuple[Producer, Sent, NodeName, int]
+"""Who waits for an answer: the last is the number of the attempt."""
+
+
+class Clients:
+    """All producers and readers."""
+
+    def __init__(self, world: World, fleet: Fleet, network: Network) -> None:
+        self._world = world
+        self._clock = world.clock
+        self._fleet = fleet
+        self._network = network
+        self._names = tuple(fleet.peers)
+        self.producers: list[Producer] = []
+        self._read_at: dict[ShardId, Offset] = {}
+        self._arrives: dict[NodeName, int] = {}
+        self._stopped = False
+
+    def start(self, shards: tuple[ShardId, ...]) -> None:
+        """Begin to append and to read."""
+        options = self._world.options
+        for shard in shards:
+            self._read_at[shard] = Offset(0)
+            for number in range(options.producers + 1):
+                producer = Producer(shard, number, anonymous=number == 0)
+                self.producers.append(producer)
+                self._clock.later(1 + int(self._world.random() * 50), self._make, producer)
+        if options.reads_per_s:
+            self._clock.later(20, self._read, None)
+
+    def stop(self) -> None:
+        """Make nothing new; what is outstanding is still sent until it is answered."""
+        self._stopped = True
+
+    def unanswered(self) -> str:
+        """What is still to be done, in words; empty if nothing is."""
+        for producer in self.producers:
+            if producer.outstanding:
+                first = next(iter(producer.outstanding.values()))
+                return f"{first} to shard {producer.shard} has no answer"
+        return ""
+
+    # -------------------------------------------------------------- appending
+    def _pause_ms(self) -> int:
+        options = self._world.options
+        mean_ms = 1_000 * (options.producers + 1) / options.appends_per_s
+        return 1 + int(self._world.random() * 2 * mean_ms)
+
+    def _make(self, producer: Producer) -> None:
+        """Append something new, now and again later."""
+        if self._stopped:
+            return
+        self._clock.later(self._pause_ms(), self._make, producer)
+        if len(producer.outstanding) < self._world.options.window:
+            self.append(producer)
+
+    def append(self, producer: Producer) -> None:
+        """One new batch."""
+        world = self._world
+        book = world.checks[producer.shard].book
+        draw = world.random()
+        sent = Sent(
+            shard=producer.shard,
+            producer=producer.name,
+            first_sequence=producer.next_sequence if producer.name else 0,
+            record_count=1 if draw < 0.6 else 2 if draw < 0.85 else 5,
+            payload=b"%d.%d:%d" % (producer.shard, producer.number, producer.made),
+            key_hash=0,
+            floor=book.acked_end,
+        )
+        conditional = world.options.conditional
+        if conditional and world.random() < conditional:
+            sent.expected.append(book.acked_end)
+        book.sent[sent.payload] = sent
+        producer.made += 1
+        producer.next_sequence += sent.record_count
+        producer.outstanding[sent.payload] = sent
+        world.events += 1
+        self._attempt(producer, sent)
+        if not sent.producer:
+            self._clock.later(GIVE_UP_MS, self._give_up, (producer, sent))
+
+    def _attempt(self, producer: Producer, sent: Sent) -> None:
+        """To whoever may be primary; only the newest attempt is followed by another."""
+        world = self._world
+        sent.attempts += 1
+        name = producer.leader
+        if name is None or (world.troubled and world.random() < 0.05):
+            name = self._names[int(world.random() * len(self._names))]
+        delay_ms = self._network.client_transit_ms()
+        if delay_ms is not None:
+            when = self._clock.now + delay_ms
+            if world.options.ordered:
+                when = self._arrives[name] = max(when, self._arrives.get(name, 0))
+            expected = sent.expected[-1] if sent.expected else None
+            caller = (producer, sent, name, sent.attempts)
+            self._clock.at(when, self._arrive, (caller, expected))
+        if sent.producer:
+            patience_ms = PATIENCE_MS[int(world.random() * len(PATIENCE_MS))]
+            self._clock.later(patience_ms, self._send_again, (producer, sent, sent.attempts))
+
+    def _send_again(self, attempt: tuple[Producer, Sent, int]) -> None:
+        """No answer came in time: somebody else may be primary."""
+        producer, sent, number = attempt
+        if sent.attempts == number and sent.payload in producer.outstanding:
+            producer.leader = None
+            self._attempt(producer, sent)
+
+    def _give_up(self, attempt: tuple[Producer, Sent]) -> None:
+        attempt[0].outstanding.pop(attempt[1].payload, None)
+
+    def _arrive(self, arrived: tuple[Caller, Offset | None]) -> None:
+        caller, expected = arrived
+        producer, sent, name, _ = caller
+        process = self._fleet.peers[name].process
+        if process is None:
+            return
+        self._world.events += 1
+        refusal = process.refusal_of_host(producer.shard)
+        if refusal is not None:
+            self._refused(caller, refusal, None)
+            return
+        header = BatchHeader(
+            record_count=sent.record_count,
+            payload_crc=0,
+            key_hash_low=sent.key_hash,
+            key_hash_high=sent.key_hash,
+            producer=sent.producer,
+            first_sequence=sent.first_sequence,
+            payload_bytes=len(sent.payload),
+        )
+        request = AppendRequested(
+            request=process.ask(self._replied, caller),
+            header=header,
+            payload=sent.payload,
+            expected_offset=expected,
+            now_ms=process.wall_ms(),
+            now=process.tick(),
+        )
+        process.take(producer.shard, request)
+
+    def _replied(self, caller: object, reply: Reply) -> None:
+        """A core answered; the answer is on its way to the client, if the network lets it."""
+        waiting = cast(Caller, caller)
+        if isinstance(reply, AppendAccepted):
+            sent = waiting[1]
+            self._world.checks[reply.shard].acknowledged(sent, reply)
+        delay_ms = self._network.client_transit_ms()
+        if delay_ms is not None:
+            self._clock.later(delay_ms, self._answered, (waiting, reply))
+
+    def _answered(self, answer: tuple[Caller, Reply]) -> None:
+        caller, reply = answer
+        producer, sent, name, _ = caller
+        self._world.events += 1
+        if isinstance(reply, AppendAccepted):
+            producer.outstanding.pop(sent.payload, None)
+            producer.leader = name
+        elif isinstance(reply, AppendRefused):
+            leader = reply.refusal.leader
+            self._refused(caller, reply.refusal, leader.peer if leader is not None else None)
+
+    def _refused(self, caller: Caller, refusal: Refusal, leader: NodeName | None) -> None:
+        producer, sent, _, number = caller
+        if refusal.reason in LOST_FOR_EVER:
+            text = f"{sent} of producer {producer.number} is refused: {refusal.reason.name}"
+            raise BrokenPromise(f"G4: {text}")
+        if refusal.reason is Reason.OFFSET_MISMATCH and refusal.first_offset is not None:
+            sent.expected.append(refusal.first_offset)
+        if refusal.reason not in {Reason.OFFSET_MISMATCH, Reason.SEQUENCE_GAP}:
+            producer.leader = leader
+        if sent.attempts == number and (sent.producer or refusal.taken is Taken.NO):
+            self._clock.later(AGAIN_MS, self._try_again, (producer, sent, number))
+
+    def _try_again(self, attempt: tuple[Producer, Sent, int]) -> None:
+        """Where the refusal pointed, or anywhere."""
+        producer, sent, number = attempt
+        if sent.attempts == number and sent.payload in producer.outstanding:
+            self._attempt(producer, sent)
+
+    # -------------------------------------------------------------- reading
+    def _read(self, _: None) -> None:
+        """One read of some store."""
+        options, world = self._world.options, self._world
+        self._clock.later(1 + int(2_000 * world.random() / options.reads_per_s), self._read, None)
+        processes = [peer.process for peer in self._fleet.alive() if peer.process is not None]
+        if not processes:
+            return
+        process = processes[int(world.random() * len(processes))]
+        shard = world.rng.choice(tuple(self._read_at))
+        world.events += 1
+        if world.random() < 0.6:
+            self._read_on(process, shard)
+        else:
+            self._read_some_epoch(process, shard)
+
+    def _read_on(self, process: Process, shard: ShardId) -> None:
+        """Go on where the last read of the shard ended, wherever that was."""
+        offset = self._read_at[shard]
+        found = serving.read(process, shard, offset)
+        if found is not None:
+            epoch, batches = found
+            self._world.checks[shard].read(epoch, offset, batches)
+            self._read_at[shard] = batches[-1].end
+
+    def _read_some_epoch(self, process: Process, shard: ShardId) -> None:
+        replica = process.replicas.get(shard)
+        if replica is None or not replica.stored.segments:
+            return
+        segments = replica.stored.segments
+        epoch = self._world.rng.choice(sorted(segments))
+        found = serving.read_epoch(process, shard, epoch)
+        if found is not None:
+            self._world.checks[shard].read(epoch, *found)
+
+    def read_all(self, shard: ShardId) -> Offset:
+        """Read the whole log from whichever stores give it; where that ends."""
+        offset, moved = Offset(0), True
+        while moved:
+            moved = False
+            for peer in self._fleet.alive():
+                if peer.process is None:
+                    continue
+                while (found := serving.read(peer.process, shard, offset)) is not None:
+                    epoch, batches = found
+                    self._world.checks[shard].read(epoch, offset, batches)
+                    offset, moved = batches[-1].end, True
+        return offset

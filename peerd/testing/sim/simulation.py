@@ -1,0 +1,197 @@
+"""One run: a whole cluster in one thread, from one seed.
+
+First the trouble: faults of all kinds while clients append and read, and every promise that can be
+broken at a moment (G1 to G8, G10, G12) is looked at in that moment. Then everything heals, and
+progress is demanded (G11): what clients want gets done, each shard takes new appends, no change of
+the map stands half done. In the end the stores are held against all that was shown.
+
+In between there may be a quiet time without any LAS: each shard whose primary and `acks` voters
+live must go on (G9).
+"""
+
+from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.testing.sim.checkers import BrokenPromise, Checks
+from peerd.testing.sim.clients import Clients, Producer
+from peerd.testing.sim.disk import Disk
+from peerd.testing.sim.faults import Faults
+from peerd.testing.sim.fleet import NAMES, Fleet
+from peerd.testing.sim.las import Las
+from peerd.testing.sim.network import Network
+from peerd.testing.sim.options import Options
+from peerd.testing.sim.process import Peer
+from peerd.testing.sim.world import OnStory, World
+from peerd.testing.trace import OnRecord
+
+START_MS_MAX = 5_000
+"""Until the log is created."""
+PROBES = 2
+"""Appends that each shard must take after the healing."""
+LOG = "log"
+
+
+class Simulation:
+    """One run; see the module. `run` raises `BrokenPromise` at the first thing that must not be."""
+
+    def __init__(
+        self,
+        seed: int,
+        options: Options,
+        on_record: OnRecord | None = None,
+        on_story: OnStory | None = None,
+    ) -> None:
+        self.world = world = World(seed, options, on_record, on_story)
+        self.options = options
+        self.clock = world.clock
+        self.shards = tuple(ShardId(number + 1) for number in range(options.shards))
+        for shard in self.shards:
+            world.checks[shard] = Checks(shard, options.acks)
+        self.peers = {
+            NodeName(name): Peer(world, NodeName(name)) for name in NAMES[: options.peers]
+        }
+        for peer in self.peers.values():
+            for shard in self.shards:
+                peer.disk.add_shard(shard)
+        names = tuple(NodeName(f"las-{number + 1}") for number in range(options.las_nodes))
+        self.las = Las(world, names)
+        self.network = Network(world, self.peers, names)
+        self.las.connect(self.peers, self.network)
+        self.fleet = Fleet(world, self.las, self.network, self.peers)
+        self.clients = Clients(world, self.fleet, self.network)
+        self.faults = Faults(world, self.fleet, self.network, self.las)
+
+    @property
+    def events(self) -> int:
+        """Deliveries, disk completions, client operations and crashes so far."""
+        return self.world.events
+
+    # -------------------------------------------------------------- a run
+    def run(self) -> None:
+        """Break things, heal them, check."""
+        self.begin()
+        self._trouble()
+        self.heal()
+        self._demand_progress()
+        self._finish()
+
+    def begin(self) -> None:
+        """All processes run, the log is there, clients append."""
+        for peer in self.peers.values():
+            self.fleet.boot(peer)
+        self.las.start()
+        self.clock.run(START_MS_MAX, self.las.all_registered)
+        self.las.create_log(LOG, self.shards)
+        self.clock.run(self.clock.now + START_MS_MAX, self._is_created)
+        if not self._is_created():
+            raise BrokenPromise("G11: the log is not created")
+        self.clients.start(self.shards)
+
+    def _is_created(self) -> bool:
+        return len(self.las.state.shards) == len(self.shards)
+
+    def _trouble(self) -> None:
+        self.faults.start()
+        outage_ms, began = self.options.las_outage_ms, self.clock.now
+        if outage_ms:
+            self.clock.run(began + self.options.trouble_ms // 2)
+            self._las_outage(outage_ms)
+        self.clock.run(began + self.options.trouble_ms + outage_ms)
+
+    def heal(self) -> None:
+        """Nothing goes wrong any more."""
+        self.world.tell("everything heals")
+        self.faults.heal()
+
+    # -------------------------------------------------------------- G9
+    def _las_outage(self, outage_ms: int) -> None:
+        """§2: "With the LAS down, every shard whose primary *process* and `acks` voters live goes
+        on appending and reading."
+        """
+        self.faults.quiet = True
+        self.network.heal()
+        self.clock.run(self.clock.now + outage_ms)
+        for node in self.las.nodes.values():
+            self.las.crash(node)
+        self.world.tell("no LAS node runs")
+        probes = [self._probe(shard) for shard in self.shards if self._must_go_on(shard)]
+        self.clock.run(self.clock.now + outage_ms)
+        for probe in probes:
+            if probe.outstanding and self._must_go_on(probe.shard):
+                raise BrokenPromise(f"G9: shard {probe.shard} stands still without the LAS")
+        for node in self.las.nodes.values():
+            self.las.boot(node)
+        self.faults.quiet = False
+
+    def _must_go_on(self, shard: ShardId) -> bool:
+        """Whether the primary and `acks` voters of the newest segment live and hear each other."""
+        now = self.clock.now
+        for peer in self.peers.values():
+            process = peer.process
+            replica = process.replicas.get(shard) if process is not None else None
+            if process is None or replica is None or not replica.is_primary:
+                continue
+            entry = process.maps.get(shard)
+            if entry is None or entry.open.epoch != replica.epoch or entry.prepared is not None:
+                continue
+            if self.las.state.shards[shard].shard != entry or entry.fence != NO_EPOCH:
+                continue
+            if any(each.full or each.hung_until > now for each in self._disks()):
+                return False
+            living = [
+                voter
+                for voter in entry.open.plan.voters
+                if (other := self.peers[voter.peer].process) is not None
+                and other.paused_until <= now
+                and other.fuse is None
+                and (held := other.replicas.get(shard)) is not None
+                and held.stored.promised <= replica.epoch
+            ]
+            return len(living) >= entry.open.plan.acks and process.paused_until <= now
+        return False
+
+    def _disks(self) -> list[Disk]:
+        return [peer.disk for peer in self.peers.values()]
+
+    def _probe(self, shard: ShardId) -> Producer:
+        """A new producer with one append."""
+        number = 100 + len(self.clients.producers)
+        producer = Producer(shard, number, anonymous=False)
+        self.clients.producers.append(producer)
+        self.clients.append(producer)
+        return producer
+
+    # -------------------------------------------------------------- G11
+    def _demand_progress(self) -> None:
+        probes = [self._probe(shard) for shard in self.shards for _ in range(PROBES)]
+        self.clients.stop()
+        until = self.clock.now + self.options.settle_ms
+        self.clock.run(until, lambda: not self.unsettled())
+        still = self.unsettled()
+        if still:
+            raise BrokenPromise(f"G11: {still} after {self.options.settle_ms} ms without a fault")
+        self.world.tell(f"all has settled; {len(probes)} new appends were taken")
+
+    def unsettled(self) -> str:
+        """What is still to be done, in words; empty if nothing is."""
+        waiting = self.clients.unanswered()
+        if waiting:
+            return waiting
+        for shard in self.shards:
+            entry = self.las.state.shards[shard].shard
+            if entry.fence or entry.prepared is not None:
+                prepared = entry.prepared.epoch if entry.prepared is not None else None
+                return f"shard {shard}: fence {entry.fence}, prepared {prepared}"
+        return ""
+
+    def _finish(self) -> None:
+        """The stores against all that was shown, and the whole log once more through readers."""
+        for shard in self.shards:
+            checks = self.world.checks[shard]
+            checks.finished()
+            end = self.clients.read_all(shard)
+            missing = checks.book.acked_end > end and not self._rots(shard)
+            if missing:
+                text = f"readers of shard {shard} get to {end} of {checks.book.acked_end}"
+                raise BrokenPromise(f"G10: {text}")
+
+    def _rots(self, shard: ShardId) -> bool:
+        return any(peer.disk.shards[shard].damaged for peer in self.peers.values())
