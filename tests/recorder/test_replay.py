@@ -103,7 +103,7 @@ def test_the_state_of_every_core_is_restored_exactly(tmp_path):
 def test_a_state_that_is_too_large_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("peerd.recorder.graph.CHECKPOINT_VALUES_MAX", 10)
     assert CHECKPOINT_VALUES_MAX > 10
-    recorded(tmp_path, 5, QUIET, SMALL_RING_BYTES)
+    recorded(tmp_path, 5, Options(crashes_per_s=0.3, appends_per_s=80.0), SMALL_RING_BYTES)
     replay = Replay(tmp_path)
     list(replay.records())
     notes = [note for account in replay.accounts() for note in account.notes]
