@@ -338,6 +338,10 @@ class Peer:
         )
 
     def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:
+        """Accuse a neighbour, unless the committed map has judged that process already."""
+        node = self.map_cache.nodes.get(peer)
+        if node is not None and node.boot == boot and not node.up:
+            return
         what = "neighbour refuses connections" if refused else "neighbour is silent"
         _log.warning(what, neighbour=peer, boot=boot, silent_ms=silent_ms)
         self.session.report(

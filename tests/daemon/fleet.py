@@ -82,6 +82,11 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self.shards.update({shard.shard: shard for shard in shards})
         self._changed()
 
+    def judge_dead(self, name: str) -> None:
+        """Commit that a node is down, and tell all peers."""
+        self.nodes[name] = replace(self.nodes[name], up=False)
+        self._changed()
+
     def reported(self, kind: str) -> list[tuple[str, object]]:
         """(boot id, report) of one kind."""
         return [

@@ -119,6 +119,23 @@ async def test_a_stalled_or_dead_voter_is_replaced_without_a_client_noticing(
     await until(lambda: four.host.committed(SHARD) == (2, 21), "the new voter has the new part")
 
 
+async def test_who_is_judged_dead_is_not_accused_again(fleet: Fleet, las: StandInLas) -> None:
+    one, two, three = await three_peers(fleet, las)
+    await append(one, b"a")
+    await fleet.kill("peer-3")
+    await until(lambda: las.reported("suspect"), "it is told")
+    las.judge_dead("peer-3")
+    peers = (one, two)
+    await until(lambda: not any(p.map_cache.nodes["peer-3"].up for p in peers), "all know")
+    before = len(las.reported("suspect"))
+    for peer in peers:
+        peer._report_suspect("peer-3", three.me.boot, refused=False, silent_ms=9_000)
+        peer._report_suspect("peer-3", "its next process", refused=False, silent_ms=9_000)
+    await until(lambda: len(las.reported("suspect")) >= before + 2, "the next process is told")
+    told = las.reported("suspect")[before:]
+    assert [s.boot_id for _, s in told if s.silent_ms == 9_000] == ["its next process"] * 2
+
+
 async def test_an_unplanned_failover_keeps_what_was_acknowledged(
     fleet: Fleet, las: StandInLas
 ) -> None:
