@@ -23,7 +23,7 @@ from las.core.planner import (
     switch_plan,
 )
 from las.core.recovery import Recovered
-from las.core.state import ClusterState, NodeState, ShardEntry
+from las.core.state import CLOSED_SEGMENTS_LEVEL, ClusterState, NodeState, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ShardId, Tick
 from peerd.core.shard_map import Plan
 from tests.core.words import process as process_of
@@ -53,7 +53,7 @@ class Fleet:
 
     # -------------------------------------------------------------- nodes
     def do_register(self, command: Command) -> list[str]:
-        """register a b: new processes of these nodes; host=, zone=, lead=no, store=."""
+        """register a b: new processes of these nodes; host=, zone=, lead=no, store=, level=1."""
         lines, options = [], command.options
         for name in command.words:
             self.boots[name] = self.boots.get(name, -1) + 1
@@ -71,6 +71,7 @@ class Fleet:
                 address=f"{name}:7400",
                 labels=tuple(labels),
                 may_lead=options.get("lead") != "no",
+                feature_level=int(options.get("level", CLOSED_SEGMENTS_LEVEL)),
                 stored=stored,
             )
             lines.append(f"{name}: {self.commit(command_)[0]}")

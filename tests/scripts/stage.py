@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from las.core import commands as c
 from las.core import recovery
 from las.core.apply import apply
-from las.core.state import ClusterState
+from las.core.state import CLOSED_SEGMENTS_LEVEL, ClusterState
 from peerd.core import effects as e
 from peerd.core import events as ev
 from peerd.core import messages as m
@@ -106,6 +106,7 @@ class Cast:
                     boot=actor.process.boot,
                     address=f"{name}:7400",
                     labels=(("host", name),),
+                    feature_level=CLOSED_SEGMENTS_LEVEL,
                 )
             )
             lines.append(f"{name}: {registered[0]}")
