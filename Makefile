@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration coverage spec lint format demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded coverage spec lint format demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -54,9 +54,9 @@ test: setup  ## run the test suite (units, scripts, properties)
 	$(BIN)/python -m pytest tests --ignore=tests/integration $(ARGS)
 
 # SEEDS=20000 JOBS=2 is resumable; FIRST=k begins elsewhere; SEED=n replays one, V=1 with every event.
-sim: setup  ## the simulator: a swarm of seeds (SEEDS, FIRST, JOBS), or one replayed (SEED=n, V=1)
-	@$(BIN)/python -m peerd.testing.sim $(if $(SEED),--seed $(SEED) $(if $(V),-v),\
-		--first $(or $(FIRST),0) --seeds $(or $(SEEDS),300) --jobs $(or $(JOBS),2))
+sim: setup  ## the simulator: a swarm of seeds (SEEDS, FIRST, JOBS), or one replayed (SEED=n, V=1); TRACE=dir replays recordings
+	@$(BIN)/python -m $(if $(TRACE),peerd.testing.replay $(TRACE),peerd.testing.sim $(if $(SEED),--seed $(SEED) $(if $(V),-v),\
+		--first $(or $(FIRST),0) --seeds $(or $(SEEDS),300) --jobs $(or $(JOBS),2)))
 
 integration: setup  ## run the tests with real processes
 	$(BIN)/python -m pytest tests/integration $(ARGS)
@@ -68,6 +68,9 @@ coverage: setup  ## branch coverage of both cores by units and scripts alone; fa
 
 spec:  ## check the formal model: searches, walks and mutants (needs g++); ARGS="--only split"
 	@$(PYTHON) spec/check.py $(ARGS)
+
+recorded: setup  ## record real processes under kill -9 and replay them; RUNS=20
+	@$(BIN)/python -m tests.integration.test_recorded $(or $(RUNS),20)
 
 lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from typing import Self
 
 import grpc.aio
 
+from peerd.client import incidents
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
 from peerd.client.errors import (
@@ -563,6 +564,15 @@ class Client:
         return await self.las.describe_log(name)
 
     # -------------------------------------------------------------------------- observability
+
+    async def save_recording(self, address: str, path: Path) -> int:
+        """Writes the flight recording of the process at `address` to `path`; returns its bytes.
+
+        Raises:
+            NotServedYet: it records nothing. Overloaded: somebody else reads it now.
+        """
+        self._check_open()
+        return await incidents.save_recording(self._channels, address, path)
 
     def statistics(self) -> ClientStatistics:
         """Counts."""

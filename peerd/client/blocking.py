@@ -319,6 +319,10 @@ class Client:
         """A log and its shards: segments, epochs, who stores what."""
         return self._thread.run(self._client.describe_log(name))
 
+    def save_recording(self, address: str, path: Path) -> int:
+        """Writes the flight recording of a process to `path`; returns its bytes."""
+        return self._thread.run(self._client.save_recording(address, path))
+
     def statistics(self) -> ClientStatistics:
         """Counts."""
         return self._client.statistics()

@@ -57,6 +57,7 @@ from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.incident_service import IncidentService
 from peerd.transport.limits import EdgeLimits
 from peerd.transport.log_service import LogService, add_log_service
 from peerd.transport.map_cache import MapCache
@@ -65,12 +66,13 @@ from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.replication_service import ReplicationService
 from peerd.transport.tls import explain_connect_failure, server_credentials
 from peerd.transport.typed_errors import TypedErrors
-from peerd.v1 import log_pb2
+from peerd.v1 import incident_pb2, incident_pb2_grpc, log_pb2
 
 # The services that clients may discover and ask the health of.
 PUBLIC_SERVICES = (
     log_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
     shard_map_pb2.DESCRIPTOR.services_by_name["ShardMapService"].full_name,
+    incident_pb2.DESCRIPTOR.services_by_name["IncidentService"].full_name,
 )
 # How long the last report of a failed store is tried. Seconds.
 LAST_REPORT_TIMEOUT_S = 1.0
@@ -277,6 +279,10 @@ class Peer:
         )
         self._replication = ReplicationService(self.host, plaintext=self._plaintext)
         self._log_service = LogService(self.host, self.map_cache, self._channels, limits)
+        recorded = None if self._recorder is None else self._recorder.path
+        incident_pb2_grpc.add_IncidentServiceServicer_to_server(
+            IncidentService(recorded), self._server
+        )
         replication_pb2_grpc.add_ReplicationServiceServicer_to_server(
             self._replication, self._server
         )

@@ -128,6 +128,7 @@ class FlightRecorder:
 
     def __init__(self, path: Path, size_bytes: int, me: ProcessId, limits: Limits) -> None:
         """Go on in the ring at `path`, or make it. Raises `RingError`."""
+        self.path = path
         self._forms = forms()
         self._me = me
         self._limits = limits
