@@ -38,6 +38,12 @@ async def answered_split(cluster):
     cluster.publish()
 
 
+async def know_the_children(client):
+    cache = client._directory.cache
+    while len(cache.shards_of("orders")) < 2:
+        await cache.changed.wait()
+
+
 async def append_all(client, count, begin=0):
     return await asyncio.gather(
         *(
@@ -117,12 +123,44 @@ async def test_nothing_overtakes_what_is_unanswered_at_the_parent(cluster, clien
     first = asyncio.create_task(client.append("orders", b"0", key=LOW))
     await peer.until_held(1)
     cluster.split(1)
+    await know_the_children(client)
     second = client.append_nowait("orders", b"1", key=LOW)
     elsewhere = client.append_nowait("orders", b"2", key=HIGH)
     await asyncio.sleep(0)
     assert stored(cluster, 2, 3) == []
     peer.release()
     assert ((await first).shard, (await second).shard, (await elsewhere).shard) == (1, 2, 3)
+
+
+async def test_what_the_parent_refused_goes_to_the_child_before_what_came_later(
+    cluster, client, connect
+):
+    cluster.create_log("orders")
+    other = await connect()
+    peer = primary(cluster)
+    cluster.split(1, publish=False)
+    peer.holding = []
+    first = asyncio.create_task(client.append("orders", b"first", key=LOW))
+    await peer.until_held(1)
+    say_split, peer.holding = peer.holding, None
+    cluster.publish()
+    await know_the_children(client)
+    second = client.append_nowait("orders", b"second", key=LOW)
+    assert (await other.append("orders", b"between", key=LOW)).shard == 2
+    for answer in say_split:
+        answer()
+    assert ((await first).offset, (await second).offset) == (1, 2)
+    assert [value for _, value in stored(cluster, 2)] == [b"between", b"first", b"second"]
+
+
+async def test_a_batch_that_is_split_and_finds_no_child_in_time_was_not_appended(cluster, client):
+    """An earlier sending was in doubt; SPLIT ended the doubt."""
+    cluster.create_log("orders")
+    primary(cluster).refuse_next.append(lost(1))
+    cluster.split(1, publish=False)
+    with pytest.raises(peerd.NotAppended) as caught:
+        await client.append("orders", b"0", key=LOW, timeout_s=0.3)
+    assert (caught.value.reason, caught.value.taken) == ("SPLIT", "no")
 
 
 async def test_what_was_meant_for_the_parent_alone_ends_as_not_appended(cluster, client):
@@ -176,6 +214,17 @@ async def test_a_whole_log_is_read_parents_first(cluster, client):
     assert [tail.shard for tail in await client.tail("orders")] == [1, 2, 3, 4, 5]
     parent = [int(record.value) async for record in client.read("orders", shard=1)]
     assert parent == list(range(64))
+
+
+async def test_a_child_is_not_read_while_its_parent_is(cluster, client):
+    cluster.create_log("orders")
+    for number in range(24):
+        await client.append("orders", b"%d" % number + b" " * 200_000, key=LOW)
+    cluster.split(1)
+    for number in range(24, 28):
+        await client.append("orders", b"%d" % number, key=LOW)
+    read = [int(record.value) async for record in client.read("orders")]
+    assert read == list(range(28))
 
 
 async def test_who_follows_a_log_goes_on_with_the_children(cluster, client):

@@ -6,13 +6,17 @@ import pytest
 
 from peerd.core import events as ev
 from peerd.core.check import InvariantViolation
-from peerd.core.durable import AppendBatches
-from peerd.core.effects import SegmentOpened
+from peerd.core.durable import AppendBatches, StoredShard
+from peerd.core.effects import Effects, SegmentOpened
 from peerd.core.errors import Reason, Taken
-from peerd.core.ids import Epoch, Offset, ShardId, Tick
+from peerd.core.ids import Epoch, Offset, RequestId, ShardId, Tick
+from peerd.core.limits import Limits
 from peerd.core.messages import Adopt, Begin, Frame
 from peerd.core.producer import TableSnapshot
+from peerd.core.refusals import moved, not_primary
 from peerd.core.shard_map import Split
+from peerd.core.situation import Situation
+from peerd.core.split import Closing
 from tests.core.words import FIRST_MAP, SHARD, A, B, C, Peer, plan, segment, shard_map
 
 CHILDREN = (ShardId(2), ShardId(3))
@@ -118,6 +122,18 @@ def test_a_closed_segment_that_is_not_the_open_one_says_nothing_of_a_later_split
     peer.learn(shard_map(segment(4, 2, plan=later), sealed, split=split))
     assert peer.refused(waits).reason is Reason.NOT_PRIMARY
     assert not peer.replica.is_primary
+
+
+def test_who_waits_in_doubt_is_told_so_and_who_was_never_ordered_that_it_was_not_taken():
+    situation = Situation(A, StoredShard(shard=SHARD), Limits())
+    closing = Closing(situation, Epoch(2))
+    closing.inherit((RequestId(1),))
+    situation.learn_map(split_map(2, epoch=4))
+    out = Effects()
+    closing.map_learned(out)
+    assert not out.reply, "the map's split is not of this segment"
+    closing.refuse_all(lambda taken: moved(B, Epoch(4), taken), lambda: not_primary(B), out)
+    assert [(reply.request, reply.refusal.taken) for reply in out.reply] == [(1, Taken.UNKNOWN)]
 
 
 def test_what_the_table_cannot_tell_is_not_called_split(primary):
