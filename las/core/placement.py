@@ -11,7 +11,7 @@ its copy stays good while nobody waits for it. It votes or leads only where too 
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -62,6 +62,8 @@ class Limits:
         copies_max: fetches wanted at once over the whole fleet.
         copies_per_segment_max: fetches of one segment wanted at once.
         free_bytes_min: a node with less free is given nothing new.
+        mirror: a primary that comes to be at risk goes on ordering without a vote, if enough others
+            that are healthy can vote; else it hands over.
         repair_delay_ms: how long a dead node's copies are waited for before they are made anew.
     """
 
@@ -69,6 +71,7 @@ class Limits:
     copies_max: int = 256
     copies_per_segment_max: int = 3
     free_bytes_min: int = 1 << 30
+    mirror: bool = False
     repair_delay_ms: int = 600_000
 
 
@@ -82,6 +85,7 @@ class Wish:
         shunned: replicas that vote only if too few others can: they stall, or did not answer.
         primary: the process that should go on, if it is healthy and votes.
         heirs: who should lead otherwise: stores that have what came before.
+        closed: the segment takes no batch (docs/protocol.md §4.3): only a voter leads it.
     """
 
     log: Log
@@ -89,6 +93,7 @@ class Wish:
     shunned: frozenset[ReplicaId] = frozenset()
     primary: ProcessId | None = None
     heirs: frozenset[ReplicaId] = frozenset()
+    closed: bool = False
 
 
 class _Judged:
@@ -154,7 +159,8 @@ class Placement:
             for each in (*endangered, *self._other_endangered(wish), *shunned):
                 if len(voters) < wish.log.acks and self.host(each) not in self._hosts(voters):
                     voters.append(each)
-        primary = self._primary(wish, voters)
+        mirror = None if wish.closed else self.mirror(wish.primary, voters)
+        primary = mirror or self._primary(wish, voters)
         if len(voters) < wish.log.acks or primary is None:
             return None
         hosts = self._hosts(voters)
@@ -243,6 +249,25 @@ class Placement:
         )
         replicas = (self._nodes[name].node.replica for _, _, name in names)
         return [each for each in replicas if each not in wish.kept]
+
+    def mirror(self, primary: ProcessId | None, voters: Sequence[ReplicaId]) -> ProcessId | None:
+        """`primary`, if it is to order for `voters` without a vote of its own (`Limits.mirror`).
+
+        It is at risk and up, nothing else is wrong with it, and the voters are healthy and on other
+        hosts, one of which may lead when it dies.
+        """
+        if (
+            not self._limits.mirror
+            or primary is None
+            or self.health(primary.replica) is Health.GONE
+        ):
+            return None
+        node = self._nodes[primary.peer].node
+        sick = node.process != primary or not node.at_risk or node.draining or not node.may_lead
+        healthy = all(self.health(each) is Health.HEALTHY for each in voters)
+        if sick or not healthy or node.host in self._hosts(voters):
+            return None
+        return primary if any(map(self._may_lead, voters)) else None
 
     def _primary(self, wish: Wish, voters: list[ReplicaId]) -> ProcessId | None:
         """Who leads: the one who does, if it is healthy; else the healthiest heir, least used."""

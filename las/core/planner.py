@@ -184,6 +184,7 @@ def _answer(seen: _Round, need: _Need) -> Prepare | Shortage | None:
         shunned=need.stalled,
         primary=now.primary,
         heirs=frozenset(now.voters),
+        closed=shard.is_split,
     )
     composed = seen.placement.compose(wish)
     if composed is None:
@@ -227,6 +228,8 @@ def _troubles(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> list[st
             found.append(f"{voter.peer} is {'at risk' if at_risk else 'being drained'}")
         elif voter in stalled:
             found.append(f"{voter.peer} stalls")
+    if now.primary.replica not in now.voters and not seen.placement.mirror(now.primary, now.voters):
+        found.append(f"{now.primary.peer} leads without a vote")
     return found
 
 
@@ -260,8 +263,11 @@ def _urgency(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> Urgency:
 def _explain(troubles: Iterable[str], before: Plan, after: Plan) -> str:
     told = _list(troubles) or "too few copies"
     joined = [each.peer for each in after.voters if each not in before.voters]
-    left = [each.peer for each in before.voters if each not in after.voters]
+    stays = after.primary.replica
+    left = [each.peer for each in before.voters if each not in after.voters and each != stays]
     parts = [f"{_list(joined)} joins" if joined else "", f"{_list(left)} leaves" if left else ""]
+    if after.primary.replica not in after.voters:
+        parts.append(f"{after.primary.peer} goes on leading without a vote")
     if after.primary != before.primary:
         parts.append(f"{after.primary.peer} leads in place of {before.primary.peer}")
     return f"{told}: {', '.join(part for part in parts if part)}"

@@ -8,6 +8,7 @@ group take the same `members` and `policy`. Must not: interpret a setting, which
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -53,6 +54,11 @@ class Policy(Section):
         ge=0,
         le=86_400,
         description="Time that it has to stay below `off_threshold` to be no longer at risk",
+    )
+    at_risk_action: Literal["hand_over", "mirror"] = Field(
+        default="hand_over",
+        description="What a primary does whose node comes to be at risk: it hands over to another "
+        "voter, or, with `mirror`, goes on ordering without a vote while others keep the copies",
     )
     at_risk_share_max: float = Field(
         default=0.34,

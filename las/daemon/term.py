@@ -42,7 +42,10 @@ class Term:
     ) -> None:
         self.number = number
         self.forecaster = FleetForecaster(group, policy, model)
-        self.limits = Limits(repair_delay_ms=policy.repair_delay_s * 1000)
+        self.limits = Limits(
+            repair_delay_ms=policy.repair_delay_s * 1000,
+            mirror=policy.at_risk_action == "mirror",
+        )
         self.vitals = Vitals(now_ms())
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()

@@ -255,7 +255,6 @@ class NoteKind(Enum):
     STOPPED = "stopped being primary"
     SWITCHED = "switched to the next segment"
     DECLINED = "declined the prepared segment"
-    PLAN_REFUSED = "plan refused"
     TABLE_INCOMPLETE = "producer table incomplete"
     CATCH_UP = "replica is caught up from the store"
     BATCHES_DAMAGED = "own store cannot give batches to a replica"

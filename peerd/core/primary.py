@@ -4,6 +4,8 @@ A batch is acknowledged when it is durable on `acks` voters. Why what is said to
 - A voter's end is taken from its `Ack` of this epoch and this store id, or, for the own store, from
   the outcome of the own write; nothing else moves the commit offset, and it moves nowhere else than
   in `_advance`, which alone gives receipts.
+- A primary without a vote (*mirror*, §1) has no end of its own among them: "neither its own fsync
+  nor its own word counts anywhere". Its own store gets everything like that of any non-voter.
 - Batches lie without gap from the begin of the segment on, so an end stands for all below it.
 
 Memory: what is not committed is bounded by `Limits.in_flight_*`; what is committed is kept only
@@ -381,8 +383,9 @@ class Primary:
         return tuple(replica for replica, durable in self._ends.items() if durable >= end)
 
     def holders(self) -> tuple[ReplicaId, ...]:
-        """Replicas that are durable up to the commit offset."""
-        own = (self._s.me.replica,) if self.own_end >= self.commit else ()
+        """Replicas that are durable up to the commit offset; a mirror does not name itself."""
+        votes = self._s.me.replica in self._ends
+        own = (self._s.me.replica,) if votes and self.own_end >= self.commit else ()
         return own + tuple(
             progress.replica
             for progress in self._progress.values()
@@ -593,13 +596,17 @@ class Primary:
 
     @property
     def is_impaired(self) -> bool:
-        """Whether a voter is gone or stalls: then draining may take for ever."""
+        """Whether a voter is gone or stalls: then draining may take for ever. The own store counts
+        if it votes: a mirror on a sick disk drains as fast as its voters.
+        """
         stalled = any(
             progress.watch.stalled_ms >= self._s.limits.stall_timeout_ms or not progress.connected
             for progress in self._progress.values()
             if progress.replica in self._ends
         )
-        return stalled or self._own_watch.stalled_ms >= self._s.limits.stall_timeout_ms
+        own_votes = self._s.me.replica in self._ends
+        own_stalls = self._own_watch.stalled_ms >= self._s.limits.stall_timeout_ms
+        return stalled or (own_votes and own_stalls)
 
     def refuse_all(
         self, refusal: Callable[[Taken], Refusal], queued: Callable[[], Refusal], out: Effects

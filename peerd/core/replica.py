@@ -12,8 +12,7 @@ Rules, in the manner of the page:
 4. A shadow is a role, not a class of peer: every replica stores what its adopted epoch sends.
 5. Time is `Ticked`. Nothing here can block, and nothing here is random.
 
-Not kept here, since it comes later: merge, forgetting of producers, and a primary without a
-vote, whose plan is refused.
+Not kept here, since it comes later: merge.
 """
 
 from collections.abc import Callable
@@ -288,13 +287,9 @@ class Replica:
             self._finish_switch(primary, switch, out)
 
     # ------------------------------------------------------------------ becoming primary
-    def _may_begin(self, epoch: Epoch, plan: Plan, out: Effects) -> bool:
+    def _may_begin(self, epoch: Epoch, plan: Plan) -> bool:
         """Once per epoch, not below a promise, and only by a plan that names this very process."""
         if plan.primary != self._s.me or epoch <= self._last_begun:
-            return False
-        if plan.primary.replica not in plan.voters:
-            message = "the plan's primary is no voter, which this version does not do"
-            out.note.append(self._note(NoteKind.PLAN_REFUSED, epoch, message))
             return False
         if self._s.promised > epoch:
             self._reports.met_higher(epoch, self._s.promised)
@@ -344,7 +339,7 @@ class Replica:
         """
         self._s.now = event.now
         begin = event.message
-        if begin.boot == self._s.me.boot and self._may_begin(begin.epoch, begin.plan, out):
+        if begin.boot == self._s.me.boot and self._may_begin(begin.epoch, begin.plan):
             candidate = self._candidate
             table: TableSnapshot | None = begin.table if begin.table.since == 0 else None
             if candidate is not None and candidate.prepared.epoch == begin.epoch:
@@ -471,7 +466,7 @@ class Replica:
             self._stop(opened.epoch, out)
         if self._handed is not None and self._handed.begin.epoch <= opened.epoch:
             self._handed = None
-        if opened.begin is not None and self._may_begin(opened.epoch, opened.plan, out):
+        if opened.begin is not None and self._may_begin(opened.epoch, opened.plan):
             self._become_primary(opened.epoch, opened.begin, opened.plan, 0, out)
         if self._primary is not None:
             self._primary.map_learned(out)
@@ -517,15 +512,15 @@ class Replica:
         if prepared is None or prepared.epoch <= self._last_begun:
             return
         if primary is not None and shard.open.epoch == primary.epoch:
-            self._prepare_switch(primary, prepared, out)
+            self._prepare_switch(primary, prepared)
             return
         is_known = candidate is not None and candidate.prepared.epoch >= prepared.epoch
-        if not is_known and self._may_begin(prepared.epoch, prepared.plan, out):
+        if not is_known and self._may_begin(prepared.epoch, prepared.plan):
             self._candidate = handover.Candidate(self._s, prepared, shard)
             self._candidate.start(out)
 
     # ------------------------------------------------------------------ the switch at P
-    def _prepare_switch(self, primary: Primary, prepared: Segment, out: Effects) -> None:
+    def _prepare_switch(self, primary: Primary, prepared: Segment) -> None:
         """P learned of e′; it will switch once, and never to what it declined."""
         switch, declined = self._switch, self._reports.declined
         if switch is not None and switch.prepared.epoch >= prepared.epoch:
@@ -533,9 +528,7 @@ class Replica:
         if declined is not None and declined.prepared >= prepared.epoch:
             return
         self._switch = switch = handover.Switch(prepared, self._s.now)
-        if prepared.plan.primary.replica not in prepared.plan.voters:
-            self._decline(primary, prepared, "its primary is no voter", out)
-        elif prepared.plan.primary == self._s.me:
+        if prepared.plan.primary == self._s.me:
             if primary.table is not None:
                 self._drain(primary, switch)
         elif self._ready_early is not None:

@@ -78,9 +78,8 @@ def ack_without_epoch(patch: pytest.MonkeyPatch) -> None:
 def restart_resumes(patch: pytest.MonkeyPatch) -> None:
     """A restarted primary goes on in its epoch from its own end."""
 
-    def may_begin(replica: Replica, epoch: Epoch, plan, out) -> bool:
-        own = replace_boot(plan, replica)
-        return original(replica, epoch, own, out)
+    def may_begin(replica: Replica, epoch: Epoch, plan) -> bool:
+        return original(replica, epoch, replace_boot(plan, replica))
 
     def replace_boot(plan, replica: Replica):
         same = plan.primary.replica == replica._s.me.replica

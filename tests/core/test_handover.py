@@ -192,11 +192,6 @@ def test_a_decline_is_repeated_while_the_map_shows_the_segment_prepared(primary)
     assert not primary.reports(Declined)
 
 
-def test_a_plan_whose_primary_is_no_voter_is_declined(primary):
-    primary.learn(prepared(plan(B, "ac", non_voters="b")))
-    assert "no voter" in primary.reports(Declined)[0].why
-
-
 # ------------------------------------------------------------------ the primary stays
 def test_when_the_primary_stays_it_orders_the_tail_again_and_no_client_notices(primary):
     primary.tell(ev.StreamDown(replica=C.replica))

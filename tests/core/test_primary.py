@@ -56,14 +56,6 @@ def test_nothing_begins_below_a_promise_even_if_it_is_only_on_its_way_to_the_sto
     assert not peer.replica.is_primary
 
 
-def test_a_plan_whose_primary_is_no_voter_is_refused_with_a_note():
-    peer = Peer(A)
-    peer.learn(shard_map(segment(1, 0, plan=plan(A, "bc", non_voters="a"))))
-    assert not peer.replica.is_primary
-    assert [note.kind for note in peer.notes()] == [NoteKind.PLAN_REFUSED]
-    assert peer.refused(peer.append()).reason is Reason.NOT_PRIMARY
-
-
 # ------------------------------------------------------------------ acknowledging
 def test_a_batch_goes_to_the_own_store_and_to_every_stream_at_once(primary):
     primary.append(b"one", count=3)

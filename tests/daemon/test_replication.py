@@ -8,6 +8,8 @@ import pytest
 
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Taken
+from peerd.core.shard_map import Plan
+from peerd.daemon.peer import Peer
 from peerd.storage.errors import WriterOverloaded
 from peerd.storage.store import Store
 from tests.daemon.fleet import (
@@ -269,3 +271,36 @@ async def test_what_finds_no_room_in_the_storage_queue_is_written_later_in_order
     for peer in (two, three):
         committed = (1, len(accepted))
         await until(lambda peer=peer, c=committed: peer.host.committed(SHARD) == c, "all of it")
+
+
+def mirror(primary: Peer, *voters: Peer) -> Plan:
+    return Plan(
+        primary=primary.me,
+        voters=tuple(peer.me.replica for peer in voters),
+        non_voters=(primary.me.replica,),
+        acks=2,
+    )
+
+
+async def test_a_primary_without_a_vote_orders_and_its_voters_keep_what_is_acknowledged(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three = await three_peers(fleet, las)
+    await append(one, b"a")
+    first = opened(1, plan(one, one, two, three))
+    mirrored = mirror(one, two, three)
+    las.commit(shard_of(first, prepared=replace(opened(2, mirrored), begin=None)))
+    await until(lambda: las.reported("segment_opened"), "the mirror has begun")
+    las.commit(shard_of(opened(2, mirrored, begin=1), sealed=(sealed(first, 1, one, two, three),)))
+    receipt = await append(one, b"b")
+    assert (receipt.epoch, receipt.base) == (2, 1)
+    assert set(receipt.durable_on) == {two.me.replica, three.me.replica}
+    await fleet.kill("peer-1")
+    answers = [await fleet.promise(peer, 3, 2) for peer in (two, three)]
+    assert [answer.open.end for answer in answers] == [2, 2]
+    last = opened(3, plan(two, two, three), begin=2)
+    whole = (sealed(first, 1, two, three), sealed(opened(2, mirrored, begin=1), 2, two, three))
+    las.commit(shard_of(last, sealed=whole))
+    await until(lambda: two.host.is_primary(SHARD), "a voter leads")
+    assert (await append(two, b"c")).base == 2
+    assert await values_at(two, 2, 1, 2) == [b"b"]

@@ -110,6 +110,55 @@ def test_an_endangered_primary_hands_over_to_one_who_has_the_tail():
     assert "leads in place of peer-1" in action.why
 
 
+MIRROR = replace(LIMITS, mirror=True)
+
+
+def mirrored(*commands) -> ClusterState:
+    """peer-1 is at risk and orders the shard without a vote."""
+    state = done(with_log(), at_risk(1))
+    (action,) = planned(state, limits=MIRROR)
+    assert action.plan.primary == process(1)
+    assert numbers(action.plan.non_voters) == {1}
+    assert len(action.plan.voters) == 3
+    assert "peer-1 goes on leading without a vote" in action.why
+    prepare = PrepareSegment(shard=SHARD, epoch=Epoch(1), plan=action.plan, why=action.why)
+    begun = SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(0), holders=())
+    return done(state, prepare, begun, *commands)
+
+
+def test_an_endangered_primary_goes_on_as_a_mirror_where_that_is_wanted():
+    assert planned(mirrored(), limits=MIRROR) == []
+
+
+def test_a_mirror_that_recovers_votes_again():
+    (action,) = planned(mirrored(at_risk(1, False)), limits=MIRROR)
+    assert action.plan.primary == process(1)
+    assert 1 in numbers(action.plan.voters)
+    assert action.why.startswith("peer-1 leads without a vote")
+
+
+@pytest.mark.parametrize(
+    ("commands", "limits"),
+    [((), LIMITS), ((SetDraining(node=name(1), draining=True),), MIRROR)],
+    ids=["not wanted any more", "being drained"],
+)
+def test_a_mirror_hands_over_where_it_may_not_go_on(commands, limits):
+    (action,) = planned(mirrored(*commands), limits=limits)
+    assert action.plan.primary in (process(2), process(3))
+    assert 1 not in numbers(action.plan.voters)
+
+
+def test_a_mirror_whose_voters_are_no_better_hands_over():
+    state = done(with_log(), at_risk(1), *(down(number) for number in (4, 5)), at_risk(3))
+    (action,) = planned(state, limits=MIRROR)
+    assert action.plan.primary == process(2)
+
+
+def test_a_mirror_that_dies_is_recovered_from_its_voters():
+    (action,) = planned(mirrored(down(1)), limits=MIRROR)
+    assert isinstance(action, Recover)
+
+
 def test_a_drain_is_a_risk_of_its_own():
     action = prepare_of(done(with_log(), SetDraining(node=name(1), draining=True)))
     assert numbers(action.plan.non_voters) == {1}

@@ -104,7 +104,7 @@ def test_nothing_is_prepared_while_a_fence_stands():
         (replace(plan_of(1, 1, 2, 4), primary=process(1, boot=9)), "has restarted"),
         (plan_of(1, 1, 2, 9), "no node is called peer-9"),
         (plan_of(1, 1, 2, acks=1), "acks = 2, not 1"),
-        (plan_of(1, 2, 3, non=(1,)), "without a vote"),
+        (plan_of(1, 2, 3, non=(1,)), "without a vote, and it is not at risk"),
         (plan_of(6, 6, 2), "never primary"),
         (plan_of(1, 1, 7), "both on host host-1"),
     ],
