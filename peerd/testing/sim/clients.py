@@ -218,6 +218,8 @@ class Clients:
         if refusal.reason in LOST_FOR_EVER:
             text = f"{sent} of producer {producer.number} is refused: {refusal.reason.name}"
             raise BrokenPromise(f"G4: {text}")
+        if refusal.taken is Taken.NO:
+            sent.not_taken += 1
         if refusal.reason is Reason.OFFSET_MISMATCH and refusal.first_offset is not None:
             sent.expected.append(refusal.first_offset)
         if refusal.reason not in {Reason.OFFSET_MISMATCH, Reason.SEQUENCE_GAP}:
@@ -230,6 +232,18 @@ class Clients:
         producer, sent, number = attempt
         if sent.attempts == number and sent.payload in producer.outstanding:
             self._attempt(producer, sent)
+
+    def demand_answers(self) -> None:
+        """Each append is answered, or its process died: nobody waits where nobody leads."""
+        for peer in self._fleet.alive():
+            process = peer.process
+            if process is None or process.paused_until > self._clock.now:
+                continue
+            for caller in process.waiting(self._replied):
+                producer, sent, name, _ = cast(Caller, caller)
+                replica = process.replicas.get(producer.shard)
+                if replica is None or not replica.is_primary:
+                    raise BrokenPromise(f"G10: {sent} was never answered by {name}")
 
     # -------------------------------------------------------------- reading
     def _read(self, _: None) -> None:

@@ -317,6 +317,10 @@ class Process:
         self._waiting[request] = (on_reply, argument)
         return request
 
+    def waiting(self, on_reply: OnReply) -> list[object]:
+        """The arguments of all requests with this `on_reply` that have no answer yet."""
+        return [argument for each, argument in self._waiting.values() if each == on_reply]
+
     def _reply(self, reply: Reply) -> None:
         waiting = self._waiting.pop(reply.request, None)
         if waiting is None:

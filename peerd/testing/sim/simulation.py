@@ -184,6 +184,7 @@ class Simulation:
 
     def _finish(self) -> None:
         """The stores against all that was shown, and the whole log once more through readers."""
+        self.clients.demand_answers()
         for shard in self.shards:
             checks = self.world.checks[shard]
             checks.finished()

@@ -38,7 +38,8 @@ class Sent:
     """One append as its client knows it.
 
     `floor` is the end of what was acknowledged when it was first sent; `expected` are the offsets
-    that its attempts named, the newest last, empty if it is not conditional.
+    that its attempts named, the newest last, empty if it is not conditional. `not_taken` are the
+    attempts of which the client was told that nothing was taken.
     """
 
     shard: ShardId
@@ -50,6 +51,7 @@ class Sent:
     floor: Offset
     expected: list[Offset] = field(default_factory=list)
     attempts: int = 0
+    not_taken: int = 0
 
     def __str__(self) -> str:
         return f"{self.payload.decode()} ({self.record_count} records)"

@@ -36,8 +36,11 @@ class Durable(Checker):
         self._unsealed[epoch] = (min(first, base), max(last, now.end))
         self._check_alive(epoch)
 
-    def map_committed(self, before: Shard | None, after: Shard) -> None:  # noqa: ARG002
-        """What was acknowledged lies in the segments that the map now seals or keeps."""
+    def map_committed(self, before: Shard | None, after: Shard) -> None:
+        """What was acknowledged lies in the segments that the map now seals or keeps, and whoever
+        is listed as a holder has all of its segment on disk (§8).
+        """
+        self._check_holders(before, after)
         for epoch, (first, last) in list(self._unsealed.items()):
             sealed = self.book.sealed.get(epoch)
             if sealed is not None:
@@ -45,6 +48,18 @@ class Durable(Checker):
                 del self._unsealed[epoch]
             else:
                 self._check_alive(epoch)
+
+    def _check_holders(self, before: Shard | None, after: Shard) -> None:
+        known = before.sealed if before is not None else ()
+        for segment in after.sealed:
+            if any(segment is each for each in known):
+                continue
+            whole = 0
+            for store in self.book.stores:
+                here = store.state.segments.get(segment.epoch)
+                whole += here is not None and here.end >= (segment.end or here.end)
+            if whole < len(segment.holders):
+                broken("G1", f"{len(segment.holders)} holders of {segment}, {whole} have it whole")
 
     def _check_inside(
         self, epoch: Epoch, first: Offset, last: Offset, begin: Offset | None, end: Offset | None

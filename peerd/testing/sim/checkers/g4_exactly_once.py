@@ -23,10 +23,18 @@ class ExactlyOnce(Checker):
                 broken("G4", f"{now} was acknowledged before at {first[1]} of epoch {first[0]}")
 
     def finished(self, log: dict[Offset, tuple[Epoch, PlacedBatch]]) -> None:
-        """No sequence is in the log twice, and no payload of a producer is."""
+        """No sequence is in the log twice, no payload is, and nothing of which it was told that it
+        was not taken.
+        """
+        places: dict[bytes, Offset] = {}
         seen: dict[tuple[ProducerId, int], Offset] = {}
         for base in sorted(log):
-            header = log[base][1].header
+            header, payload = log[base][1].header, bytes(log[base][1].payload)
+            place = places.setdefault(payload, base)
+            demand(place == base, "G4", f"{payload!r} is at {place} and at {base}")
+            sent = self.book.sent.get(payload)
+            if sent is not None and 0 < sent.attempts == sent.not_taken:
+                broken("G4", f"{sent} at {base} was said not to be taken")
             if header.producer:
                 first = seen.setdefault((header.producer, header.first_sequence), base)
                 text = f"sequence {header.first_sequence} is at {first} and at {base}"
