@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from peerd.pki import Identity, IdentityError, Role, check_name
+from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
 from peerd.settings import Address, ConfigError, Section, load, reference
 from peerd.transport import endpoint
 from peerd.transport.endpoint import Endpoint
@@ -115,6 +116,13 @@ class LasConfig(Endpoint):
         le=600_000,
         description="Time that a stop gives the calls under way to end",
     )
+    flight_recorder_bytes: int = Field(
+        default=16 * MIB,
+        ge=0,
+        le=RING_BYTES_MAX,
+        description="Size of the file `flight.ring` in `data_dir` that keeps the last committed "
+        "commands, for `peerctl incident save`. 0 records nothing",
+    )
     policy: Policy = Field(default_factory=Policy)
 
 
@@ -148,6 +156,8 @@ def _mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
     dialled = [(f"members.{name}", address) for name, address in config.members.items()]
     yield from endpoint.endpoint_mistakes(config, dialled)
     yield from _member_mistakes(config)
+    if 0 < config.flight_recorder_bytes < RING_BYTES_MIN:
+        yield "flight_recorder_bytes", f"must be 0 (off) or at least {RING_BYTES_MIN}"
     policy = config.policy
     if policy.off_threshold >= policy.threshold:
         yield "policy.off_threshold", f"must be below policy.threshold ({policy.threshold})"

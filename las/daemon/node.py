@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from las.core.cluster import Cluster
 from las.daemon.config import LasConfig, verify_identity
 from las.daemon.forecaster import Model
 from las.daemon.group import Group
@@ -30,6 +31,7 @@ from las.daemon.leader import Leadership
 from las.daemon.links import member_channels
 from las.daemon.map_feed import MapFeed
 from las.daemon.peer_calls import GrpcPeerCalls
+from las.daemon.recorder import RecordedMachine
 from las.daemon.services.callers import Callers
 from las.daemon.services.fleet import FleetServicer
 from las.daemon.services.forecast import ForecastServicer
@@ -42,6 +44,7 @@ from las.raft import (
     RaftError,
     RaftNode,
     RaftOptions,
+    StateMachine,
     StoreCorrupt,
     StoreError,
     open_directory,
@@ -69,10 +72,13 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.ports import bind_grpc, split_address
 from peerd.daemon.supervisor import Supervisor
 from peerd.pki import Identity
+from peerd.recorder.ring import FILE_NAME, RingError
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.incident_service import IncidentService
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.tls import plaintext_metadata, server_credentials
 from peerd.transport.typed_errors import TypedErrors
+from peerd.v1 import incident_pb2, incident_pb2_grpc
 
 PUBLIC_SERVICES = tuple(
     descriptor.services_by_name[name].full_name
@@ -81,6 +87,7 @@ PUBLIC_SERVICES = tuple(
         (log_admin_pb2.DESCRIPTOR, "LogAdminService"),
         (shard_map_pb2.DESCRIPTOR, "ShardMapService"),
         (forecast_pb2.DESCRIPTOR, "ForecastService"),
+        (incident_pb2.DESCRIPTOR, "IncidentService"),
     )
 )
 # Seconds for the last answers to travel; streams that only wait for news are cut off.
@@ -119,6 +126,7 @@ class LasNode:
         )
         self._health = health.aio.HealthServicer()
         self._raft: RaftNode | None = None
+        self._recording: Path | None = None
         self._model: Model | None = None
         self._http: HttpEndpoint | None = None
         self._leadership: Leadership | None = None
@@ -185,12 +193,26 @@ class LasNode:
                 cluster=config.cluster,
                 seed=secrets.randbits(32),
             ),
-            group.machine,
+            self._recorded(group.machine),
             channel_factory=self._channels,
             metadata=self._metadata,
             identify=self._callers.name_of,
             on_change=group.status_changed,
         )
+
+    def _recorded(self, machine: Cluster) -> StateMachine:
+        """The machine with a flight recorder. A node without one serves as well."""
+        config = self.config
+        if config.flight_recorder_bytes == 0:
+            return machine
+        path = config.data_dir / FILE_NAME
+        try:
+            recorded = RecordedMachine(machine, path, config.flight_recorder_bytes, config.name)
+        except RingError as error:
+            _log.warning("nothing is recorded", why=str(error))
+            return machine
+        self._recording = path
+        return recorded
 
     def _assemble(self, group: Group, raft: RaftNode, model: Model) -> None:
         """Make the parts and introduce them to each other."""
@@ -212,6 +234,9 @@ class LasNode:
             status=self.status,
         )
         server = self._server
+        incident_pb2_grpc.add_IncidentServiceServicer_to_server(
+            IncidentService(self._recording), server
+        )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
         log_admin_pb2_grpc.add_LogAdminServiceServicer_to_server(
             LogAdminServicer(group, leadership), server

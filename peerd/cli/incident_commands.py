@@ -111,23 +111,28 @@ def _from_directories(paths: list[Path], out: Path) -> Iterator[Saved]:
 
 
 def _from_processes(client: Client, out: Path, have: set[str]) -> Iterator[Saved]:
-    for entry in client.las.status().nodes:
-        node = entry.node
-        if node.name in have:
+    answer = client.las.status()
+    known = [(member.name, member.address, member.up) for member in answer.las]
+    known += [
+        (entry.node.name, entry.node.address, entry.node.state == NODE_STATE_UP)
+        for entry in answer.nodes
+    ]
+    for name, address, up in known:
+        if name in have:
             continue
-        target = out / f"{node.name}.ring"
-        if node.state != NODE_STATE_UP:
+        target = out / f"{name}.ring"
+        if not up:
             note = "is not up: add --data-dir NAME=PATH on its machine"
-            yield Saved(node.name, None, 0, 0, note)
+            yield Saved(name, None, 0, 0, note)
             continue
         try:
-            client.save_recording(node.address, target)
+            client.save_recording(address, target)
         except PeerdError as error:
-            yield Saved(node.name, None, 0, 0, str(error))
+            yield Saved(name, None, 0, 0, str(error))
         except OSError as error:
             fail(f"{target}: {error.strerror}", EXIT_REFUSED)
         else:
-            yield _looked_at(node.name, target)
+            yield _looked_at(name, target)
 
 
 def _looked_at(name: str, target: Path) -> Saved:

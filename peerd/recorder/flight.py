@@ -78,6 +78,23 @@ def machine() -> str:
         return ""
 
 
+def process_record(
+    me: ProcessId, limits: Limits, encoders: dict[int, Callable[..., bytes]]
+) -> bytes:
+    """What says who writes, and what its clocks read now."""
+    process = Process(
+        peer=me.peer,
+        store=me.store,
+        boot=me.boot,
+        machine=machine(),
+        software=software(),
+        wall_ns=time.time_ns(),
+        monotonic_ns=time.monotonic_ns(),
+        limits=limits,
+    )
+    return bytes((PROCESS,)) + encoders[forms().process](process)
+
+
 class Digests:
     """Digests steps; the same for the recorder and for its replay."""
 
@@ -263,17 +280,7 @@ class FlightRecorder:
         self._ring.append(self._process())
 
     def _process(self) -> bytes:
-        process = Process(
-            peer=self._me.peer,
-            store=self._me.store,
-            boot=self._me.boot,
-            machine=machine(),
-            software=software(),
-            wall_ns=time.time_ns(),
-            monotonic_ns=time.monotonic_ns(),
-            limits=self._limits,
-        )
-        return bytes((PROCESS,)) + self._encoders[self._forms.process](process)
+        return process_record(self._me, self._limits, self._encoders)
 
     # ------------------------------------------------------------------ names and outcomes
     def _on_new_name(self, number: int, name: str) -> None:

@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 
 # Kinds of records below the events.
 PROCESS, NAME, BOOT, CHECKPOINT, NO_CHECKPOINT, GAP, BROKE = range(1, 8)
+# Of a LAS node: a committed command, and the state of the map.
+COMMAND, MAP_STATE = 8, 9
 STATE_CHANGE, WHOLE_OUTCOME = 14, 15
 FIRST_EVENT = 16
 

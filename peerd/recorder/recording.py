@@ -19,9 +19,11 @@ from peerd.recorder.forms import (
     BOOT,
     BROKE,
     CHECKPOINT,
+    COMMAND,
     FIRST_EVENT,
     GAP,
     HEAD,
+    MAP_STATE,
     NAME,
     NAME_HEAD,
     NO_CHECKPOINT,
@@ -109,7 +111,23 @@ class Broke:
     event: Taken
 
 
-Item = Began | Boot | Took | Checkpoint | NoCheckpoint | Gap | Broke
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A LAS node applied a command, given as its JSON text."""
+
+    at_ns: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class MapState:
+    """The state of the map at a LAS node, as its snapshot."""
+
+    at_ns: int
+    snapshot: bytes
+
+
+Item = Committed | MapState | Began | Boot | Took | Checkpoint | NoCheckpoint | Gap | Broke
 
 
 class Recording:
@@ -215,6 +233,10 @@ class Recording:
             return Boot(shard, at_ns, stored)
         if kind == CHECKPOINT:
             return Checkpoint(shard, at_ns, digest, rest)
+        if kind == COMMAND:
+            return Committed(at_ns, rest.decode())
+        if kind == MAP_STATE:
+            return MapState(at_ns, rest)
         if kind == NO_CHECKPOINT:
             return NoCheckpoint(shard, at_ns, rest.decode())
         if kind == GAP:

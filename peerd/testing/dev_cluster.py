@@ -89,6 +89,8 @@ class Member:
         self.data_dir = self.directory / "data"
         self.faults_file = self.directory / "faults.json" if role is Role.PEER else None
         self.log = cluster / "logs" / f"{name}.log"
+        # The module that is run; a test may name one with a fault of its own.
+        self.program = "peerd.cli.peerd" if role is Role.PEER else "las.daemon.cli"
         self.process: subprocess.Popen[bytes] | None = None
         self._ready = self.directory / "ready.json"
 
@@ -107,8 +109,7 @@ class Member:
         if self.running:
             raise DevClusterError(f"{self.id} is running already")
         self._ready.unlink(missing_ok=True)
-        program = "peerd.cli.peerd" if self.role is Role.PEER else "las.daemon.cli"
-        command = [sys.executable, "-m", program, "serve", "-c", str(self.config)]
+        command = [sys.executable, "-m", self.program, "serve", "-c", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--ready-file", str(self._ready)],

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from las.core.codec import CodecError
 from peerd.core.check import InvariantViolation
 from peerd.core.durable import Outcome, Refused, StoredShard, apply
 from peerd.core.durable import Stored as StoredOutcome
@@ -34,14 +35,18 @@ from peerd.recorder.recording import (
     Boot,
     Broke,
     Checkpoint,
+    Committed,
     Gap,
     Item,
+    MapState,
     NoCheckpoint,
     Recording,
     RecordingRefused,
     Took,
 )
 from peerd.recorder.ring import RingError
+from peerd.testing.acceptor import Judge, Verdict
+from peerd.testing.replay_map import MapChanged, MapReplay
 from peerd.testing.trace import Booted, Died, Handled, Record, Stored
 
 # limit: characters of an event or a step that a difference is told with
@@ -79,11 +84,12 @@ class RingReplay:
         self._process: Process | None = None
         self._cores: dict[ShardId, Replica] = {}
         self._digests: dict[ShardId, int] = {}
+        self._map = MapReplay()
         self._ended: dict[ShardId, Replica] = {}
         self._dead: ProcessId | None = None
         self._last_ns = 0
 
-    def records(self) -> Iterator[tuple[int, Record]]:
+    def records(self) -> Iterator[tuple[int, Record | MapChanged]]:
         """The run of this ring's processes, each record with its time in ns.
 
         Raises `Different`, `RecordingRefused` or `RingError`.
@@ -96,6 +102,11 @@ class RingReplay:
             yield from self._booted(boots)
             yield from self._item(item)
         yield from self._booted(boots)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether a LAS node wrote this ring."""
+        return self._map.state is not None
 
     def _at(self, at_ns: int) -> int:
         """The common time, in ns; it never goes back within a ring."""
@@ -111,11 +122,13 @@ class RingReplay:
             raise RecordingRefused(f"{self.recording.path}: nobody says who wrote it")
         return self._process
 
-    def _item(self, item: Item) -> Iterator[tuple[int, Record]]:
+    def _item(self, item: Item) -> Iterator[tuple[int, Record | MapChanged]]:
         if isinstance(item, Took):
             yield from self._took(item)
         elif isinstance(item, Began):
             self._began(item.process)
+        elif isinstance(item, Committed | MapState):
+            yield from self._map_item(item)
         elif isinstance(item, Checkpoint):
             self._checkpoint(item)
         elif isinstance(item, NoCheckpoint):
@@ -125,6 +138,20 @@ class RingReplay:
             self._gap(item)
         elif isinstance(item, Broke):
             self._broke(item)
+
+    def _map_item(self, item: Committed | MapState) -> Iterator[tuple[int, Record | MapChanged]]:
+        """What a LAS node recorded."""
+        now = self._at(item.at_ns)
+        try:
+            if isinstance(item, MapState):
+                self._map.begin(item.snapshot)
+                return
+            self._account.events += 1
+            changed = self._map.command(now // NS_PER_MS, item.command)
+        except CodecError as error:
+            raise RecordingRefused(f"{self.recording.path}: {error}") from error
+        if changed is not None:
+            yield now, changed
 
     # ------------------------------------------------------------------ begins and ends
     def _began(self, process: Process) -> None:
@@ -312,8 +339,18 @@ class Replay:
             ((at_ns, number, record) for at_ns, record in ring.records())
             for number, ring in enumerate(self.rings)
         ]
+        version = 0
         for _, _, record in heapq.merge(*streams, key=lambda item: item[:2]):
-            yield record
+            if not isinstance(record, MapChanged):
+                yield record
+            elif record.version > version:
+                version = record.version
+                yield from record.records
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the commands of the LAS are among the recordings."""
+        return any(ring.has_map for ring in self.rings)
 
     def accounts(self) -> Iterator[Account]:
         """What became of each process, once `records` was walked."""
@@ -325,9 +362,12 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m peerd.testing.replay DIR\n")
         return 2
+    judge, count = Judge(), 0
     try:
         replay = Replay(Path(arguments[0]))
-        count = sum(1 for _ in replay.records())
+        for record in replay.records():
+            count += 1
+            judge.take(record)
     except (Different, RecordingRefused, RingError) as error:
         sys.stderr.write(f"replay: {error}\n")
         return 1
@@ -346,7 +386,18 @@ def main(arguments: list[str]) -> int:
         for line in ring.recording.cuts:
             write(f"  {line}\n")
     write(f"{count} records: the replay has the recorded effects\n")
-    return 0
+    return _judged(replay, judge.verdict)
+
+
+def _judged(replay: Replay, verdict: Verdict) -> int:
+    """Say what the acceptor of the protocol says, if it saw the run from its begin."""
+    whole = all(account.whole for account in replay.accounts())
+    if not whole or not replay.has_map:
+        why = "a part of the run" if not whole else "no LAS node's recording"
+        sys.stdout.write(f"acceptor: not asked, since there is {why}\n")
+        return 0
+    sys.stdout.write(f"acceptor: {cut(str(verdict))}\n")
+    return 0 if verdict.accepted else 1
 
 
 if __name__ == "__main__":

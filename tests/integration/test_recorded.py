@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from peerd.client.blocking import connect
+from peerd.core.primary import Primary
+from peerd.testing.acceptor import Judge
 from peerd.testing.dev_cluster import DevCluster, Shape
 from peerd.testing.replay import Replay
-from peerd.testing.trace import Died, Handled
+from peerd.testing.replay import main as replay_main
+from peerd.testing.trace import Died, Handled, MapCommitted
+from tests.integration import broken_peer
 from tests.integration.load import Load, assert_nothing_lost
 
 # A test starts several processes, each of which takes seconds on a busy machine.
@@ -58,30 +62,64 @@ def save(cluster: DevCluster, out: Path, dead: str) -> str:
 
 
 def replayed(out: Path) -> dict[str, int]:
-    """Replay, and count."""
-    replay = Replay(out)
-    counts = {"events": 0, "deaths": 0}
+    """Replay, have it judged, and count."""
+    replay, judge = Replay(out), Judge()
+    counts = {"events": 0, "deaths": 0, "commands": 0}
     for record in replay.records():
+        judge.take(record)
         counts["events"] += isinstance(record, Handled)
         counts["deaths"] += isinstance(record, Died)
+        counts["commands"] += isinstance(record, MapCommitted)
     accounts = list(replay.accounts())
     assert all(account.whole and not account.skipped for account in accounts)
     assert not [note for account in accounts for note in account.notes]
+    assert replay.has_map
+    assert judge.verdict.accepted, judge.verdict
     counts["processes"] = len(accounts)
     return counts
 
 
-def test_a_run_under_kill_9_replays_to_the_same_effects(tmp_path: Path):
+def test_a_run_under_kill_9_replays_to_the_same_effects_and_is_accepted(tmp_path: Path):
     with DevCluster(tmp_path / "dev", Shape(peers=3, las=1), port_base=None) as cluster:
         run(cluster, "orders", seed=1)
         dead = cluster.peers[0].id
         cluster.member(dead).kill()
         table = save(cluster, tmp_path / "incident", dead)
-        assert all(peer.id in table for peer in cluster.peers)
+        assert all(member.id in table for member in cluster.members)
     counts = replayed(tmp_path / "incident")
     assert counts["events"] > 500
+    assert counts["commands"] > 0
     assert counts["deaths"] == KILLS
-    assert counts["processes"] == len(cluster.peers) + KILLS
+    assert counts["processes"] == len(cluster.members) + KILLS
+
+
+def test_the_run_of_processes_with_a_broken_rule_is_refused(tmp_path: Path, monkeypatch, capsys):
+    """By the replay, whose cores do otherwise; and by the acceptor, where they do the same."""
+    with DevCluster(tmp_path / "dev", Shape(peers=3, las=1), port_base=None) as cluster:
+        for peer in cluster.peers:
+            peer.kill()
+            peer.program = broken_peer.__name__
+        for peer in cluster.peers:
+            peer.start()
+        for peer in cluster.peers:
+            peer.wait_ready()
+        with connect(credentials=cluster.peerctl_toml) as client:
+            client.create_log("orders", shards=1, copies=3, acks=2)
+            for row in range(50):
+                client.append("orders", f"row {row}".encode())
+        dead = cluster.peers[0].id
+        cluster.member(dead).kill()
+        save(cluster, tmp_path / "incident", dead)
+    assert replay_main([str(tmp_path / "incident")]) == 1
+    told = capsys.readouterr().err
+    assert "the effects are not the recorded ones; now:" in told
+    assert len(told.splitlines()) == 1
+
+    monkeypatch.setattr(Primary, "_advance", broken_peer.advance_with_one)
+    assert replay_main([str(tmp_path / "incident")]) == 1
+    told = capsys.readouterr().out
+    assert "the replay has the recorded effects" in told
+    assert "acceptor: refused" in told
 
 
 def main(runs: int) -> int:
@@ -99,11 +137,10 @@ def main(runs: int) -> int:
                 save(cluster, out, dead)
             counts = replayed(out)
             same += 1
-            sys.stdout.write(f"run {seed}: {counts} replayed to the same effects" + "\n")
+            sys.stdout.write(f"run {seed}: {counts} the same effects, accepted" + "\n")
             sys.stdout.flush()
-    sys.stdout.write(
-        f"{same} of {runs} recorded runs under kill -9 replayed to the same effects" + "\n"
-    )
+    told = f"{same} of {runs} recorded runs under kill -9 had the same effects and were accepted"
+    sys.stdout.write(told + "\n")
     return 0 if same == runs else 1
 
 
