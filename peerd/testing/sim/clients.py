@@ -20,6 +20,7 @@ from peerd.testing.sim.checkers import BrokenPromise, Sent
 from peerd.testing.sim.fleet import Fleet
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.process import Process
+from peerd.testing.sim.splits import Splits, key_of
 from peerd.testing.sim.world import World
 
 PATIENCE_MS = (60, 120, 300)
@@ -36,8 +37,8 @@ class Producer:
     """One producer of one shard; `name` empty: a client without a producer id."""
 
     __slots__ = (
-        "leader", "made", "name", "next_at", "next_sequence", "number", "outstanding", "shard",
-        "wanted",
+        "heir", "key_hash", "leader", "made", "maker", "moved", "name", "next_at", "next_sequence",
+        "number", "outstanding", "shard", "split", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: ShardId, number: int, *, anonymous: bool) -> None:
@@ -49,6 +50,13 @@ class Producer:
         self.wanted = 0
         self.outstanding: dict[bytes, Sent] = {}
         self.leader: NodeName | None = None
+        self.key_hash = 0
+        self.maker = b"%d.%d" % (shard, number)
+        """Names what it appends; a producer of a child goes on under the parent's name."""
+        self.split = False
+        self.heir: Producer | None = None
+        self.moved: dict[bytes, int] = {}
+        """Records that go to a child, and their counts, once everything here is answered."""
 
 
 Caller = tuple[Producer, Sent, NodeName, int]
@@ -58,8 +66,9 @@ Caller = tuple[Producer, Sent, NodeName, int]
 class Clients:
     """All producers and readers."""
 
-    def __init__(self, world: World, fleet: Fleet, network: Network) -> None:
+    def __init__(self, world: World, fleet: Fleet, network: Network, splits: Splits) -> None:
         self._world = world
+        self._splits = splits
         self._clock = world.clock
         self._fleet = fleet
         self._network = network
@@ -76,6 +85,8 @@ class Clients:
             self._read_at[shard] = Offset(0)
             for number in range(options.producers + 1):
                 producer = Producer(shard, number, anonymous=number == 0)
+                if options.splits:
+                    producer.key_hash = self.key_in(shard, number)
                 self.producers.append(producer)
                 self._clock.later(1 + int(self._world.random() * 50), self._make, producer)
         if options.reads_per_s:
@@ -101,7 +112,7 @@ class Clients:
 
     def _make(self, producer: Producer) -> None:
         """Append something new, now and again later."""
-        if self._stopped:
+        if self._stopped or producer.split:
             return
         self._clock.later(self._pause_ms(), self._make, producer)
         if len(producer.outstanding) < self._world.options.window:
@@ -117,15 +128,19 @@ class Clients:
             producer=producer.name,
             first_sequence=producer.next_sequence if producer.name else 0,
             record_count=1 if draw < 0.6 else 2 if draw < 0.85 else 5,
-            payload=b"%d.%d:%d" % (producer.shard, producer.number, producer.made),
-            key_hash=0,
+            payload=b"%b:%d" % (producer.maker, producer.made),
+            key_hash=producer.key_hash,
             floor=book.acked_end,
         )
         conditional = world.options.conditional
         if conditional and world.random() < conditional:
             sent.expected.append(book.acked_end)
-        book.sent[sent.payload] = sent
         producer.made += 1
+        self._send_first(producer, sent)
+
+    def _send_first(self, producer: Producer, sent: Sent) -> None:
+        world = self._world
+        world.checks[producer.shard].book.sent[sent.payload] = sent
         producer.next_sequence += sent.record_count
         producer.outstanding[sent.payload] = sent
         world.events += 1
@@ -161,6 +176,7 @@ class Clients:
 
     def _give_up(self, attempt: tuple[Producer, Sent]) -> None:
         attempt[0].outstanding.pop(attempt[1].payload, None)
+        self._follow_split(attempt[0])
 
     def _arrive(self, arrived: tuple[Caller, Offset | None]) -> None:
         caller, expected = arrived
@@ -209,6 +225,7 @@ class Clients:
         if isinstance(reply, AppendAccepted):
             producer.outstanding.pop(sent.payload, None)
             producer.leader = name
+            self._follow_split(producer)
         elif isinstance(reply, AppendRefused):
             leader = reply.refusal.leader
             self._refused(caller, reply.refusal, leader.peer if leader is not None else None)
@@ -220,6 +237,9 @@ class Clients:
             raise BrokenPromise(f"G4: {text}")
         if refusal.taken is Taken.NO:
             sent.not_taken += 1
+        if refusal.reason is Reason.SPLIT:
+            self._told_split(producer, sent)
+            return
         if refusal.reason is Reason.OFFSET_MISMATCH and refusal.first_offset is not None:
             sent.expected.append(refusal.first_offset)
         if refusal.reason not in {Reason.OFFSET_MISMATCH, Reason.SEQUENCE_GAP}:
@@ -244,6 +264,52 @@ class Clients:
                 replica = process.replicas.get(producer.shard)
                 if replica is None or not replica.is_primary:
                     raise BrokenPromise(f"G10: {sent} was never answered by {name}")
+
+    # -------------------------------------------------------------- splits
+    def key_in(self, shard: ShardId, number: int) -> int:
+        """A key of the shard for a producer of this number."""
+        entry = self._fleet.map_of(shard)
+        return entry.key_hash_low + key_of(number) % (entry.key_hash_high - entry.key_hash_low + 1)
+
+    def _told_split(self, producer: Producer, sent: Sent) -> None:
+        """The shard does not have the batch and never will; a child gets it."""
+        if sent.payload not in producer.outstanding:
+            return
+        producer.split = True
+        if sent.producer:
+            self._splits.note_refused(producer.shard, sent.payload)
+        del producer.outstanding[sent.payload]
+        producer.moved[sent.payload] = sent.record_count
+        self._follow_split(producer)
+
+    def _follow_split(self, producer: Producer) -> None:
+        """Go on in the child, once nothing that was sent here is without an answer (G8)."""
+        if not producer.split or producer.outstanding or producer.heir is not None:
+            return
+        child = self._splits.home_of(self._fleet.map_of(producer.shard), producer.key_hash)
+        if child is None:
+            raise BrokenPromise(f"G4: SPLIT was said of shard {producer.shard}, which is not split")
+        heir = Producer(child, producer.number, anonymous=not producer.name)
+        heir.maker, heir.made, heir.key_hash = producer.maker, producer.made, producer.key_hash
+        producer.heir = heir
+        moved = sorted(producer.moved.items(), key=lambda item: int(item[0].rpartition(b":")[2]))
+        producer.moved.clear()
+        self.producers.remove(producer)
+        self.producers.append(heir)
+        self._read_at.setdefault(child, Offset(0))
+        book = self._world.checks[child].book
+        for payload, record_count in moved:
+            sent = Sent(
+                shard=child,
+                producer=heir.name,
+                first_sequence=heir.next_sequence if heir.name else 0,
+                record_count=record_count,
+                payload=payload,
+                key_hash=heir.key_hash,
+                floor=book.acked_end,
+            )
+            self._send_first(heir, sent)
+        self._clock.later(self._pause_ms(), self._make, heir)
 
     # -------------------------------------------------------------- reading
     def _read(self, _: None) -> None:

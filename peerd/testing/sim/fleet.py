@@ -1,6 +1,7 @@
 """The peers of a run: processes start, end and start again; directories are lost."""
 
-from peerd.core.ids import NodeName
+from peerd.core.ids import NodeName, ShardId
+from peerd.core.shard_map import Shard
 from peerd.testing import trace
 from peerd.testing.sim.las import Las
 from peerd.testing.sim.network import Network
@@ -74,6 +75,10 @@ class Fleet:
             self._world.checks[shard].book.lost.add(id(store))
         if self._world.on_record is not None:
             self._world.on_record(trace.StoreLost(self._world.clock.now, peer.replica))
+
+    def map_of(self, shard: ShardId) -> Shard:
+        """The committed entry of a shard."""
+        return self._las.state.shards[shard].shard
 
     def alive(self) -> list[Peer]:
         """Peers on which a process runs."""

@@ -59,6 +59,8 @@ class Las:
         self.nodes = {name: LasNode(self, name) for name in names}
         self.peers: dict[NodeName, Peer] = {}
         self.group: Group = RegisterGroup(self)
+        self.on_child: Callable[[Shard], None] | None = None
+        """Gets the entry of each shard that comes from a split."""
         self._network: Network | None = None
 
     def connect(self, peers: dict[NodeName, Peer], network: Network) -> None:
@@ -92,6 +94,8 @@ class Las:
             if self.world.on_record is not None:
                 record = trace.MapCommitted(self.world.clock.now, entry.shard, command, result)
                 self.world.on_record(record)
+            if shard not in self.world.checks and self.on_child is not None:
+                self.on_child(entry.shard)
             checks = self.world.checks.get(shard)
             if checks is None:
                 continue
@@ -269,6 +273,8 @@ def _told(command: c.Command, entry: Shard) -> str:
     text += f"; open {entry.open.epoch} from {entry.open.begin}"
     text += f", primary {entry.open.plan.primary.peer}"
     text += f", voters {' '.join(each.peer for each in entry.open.plan.voters)}"
+    if entry.split is not None:
+        text += f"; split at {entry.split.end} into {entry.split.children or 'nothing yet'}"
     if entry.prepared is not None:
         text += f"; prepared {entry.prepared.epoch} of {entry.prepared.plan.primary.peer}"
     return text + (f"; fence {entry.fence}" if entry.fence else "")

@@ -46,6 +46,8 @@ HANG_MS = 900
 """A prepared segment that has not begun after this is asked for, and then fenced."""
 ANSWER_GRACE_MS = 20
 """A decision that is possible waits so long for more answers: each may be one more holder."""
+SPLITS_PER_S = 1.0
+"""How often a leader of a run with splits thinks of one."""
 STALLED_MS = 500
 """A reported stall is believed for so long."""
 LIMITS = Limits(repair_delay_ms=1_500, changes_max=8, copies_max=16)
@@ -117,6 +119,7 @@ class LasNode:
             self._plan()
         if self._world.troubled:
             self._whim()
+            self._split()
         else:
             self._calm()
 
@@ -323,6 +326,23 @@ class LasNode:
                     c.SetDraining(node=node.name, draining=not node.draining), ("whim", node.name)
                 )
 
+    def _split(self) -> None:
+        """Sometimes split a shard, wherever its keys lie."""
+        most, las = self._las.options.splits, self._las
+        if not most or not self._world.draws(SPLITS_PER_S * LOOK_MS * 1.5 / 1_000):
+            return
+        able = [each.shard for each in self.state.shards.values() if each.shard.split is None]
+        if not able or len(self.state.shards) >= las.options.shards + 2 * most:
+            return
+        entry = self._world.rng.choice(able)
+        plan = las.random_plan(self, entry.shard)
+        if plan is not None:
+            key_hash = self._world.rng.randint(entry.key_hash_low + 1, entry.key_hash_high)
+            split = c.PrepareSplit(
+                shard=entry.shard, epoch=entry.open.epoch, key_hash=key_hash, plan=plan
+            )
+            self.command(split, entry.shard)
+
     def _calm(self) -> None:
         """After the healing nobody is at risk or drained any more."""
         for node in self._nodes:
@@ -344,6 +364,7 @@ class LasNode:
             store=process.id.store,
             boot=process.id.boot,
             address=f"{process.id.peer}:7400",
+            feature_level=2,
             labels=(("host", process.id.peer),),
             stored=las_apply.suspicious_epochs(self.state, stored),
         )

@@ -86,6 +86,8 @@ class Options:
     """A quiet time in which no LAS node runs and nothing else fails (G9)."""
     whims_per_s: float = 1.0
     """Changes of plan without any reason."""
+    splits: int = 0
+    """Shards that are split at most, each into two."""
     false_suspicions: float = 0.01
     """Share of the looks of a LAS node in which it takes a healthy peer for dead."""
 
@@ -144,6 +146,7 @@ def drawn(seed: int) -> Options:
         las_outage_ms=rng.choice((0, 0, 1_500)),
         whims_per_s=rate(0.5, 2.0, 5.0),
         false_suspicions=rate(0.01),
+        splits=rng.choice((0, 0, 1, 2)),
     )
 
 

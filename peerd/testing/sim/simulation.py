@@ -19,6 +19,7 @@ from peerd.testing.sim.las import Las
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.options import Options
 from peerd.testing.sim.process import Peer
+from peerd.testing.sim.splits import Splits
 from peerd.testing.sim.world import OnStory, World
 from peerd.testing.trace import OnRecord
 
@@ -56,7 +57,9 @@ class Simulation:
         self.network = Network(world, self.peers, names)
         self.las.connect(self.peers, self.network)
         self.fleet = Fleet(world, self.las, self.network, self.peers)
-        self.clients = Clients(world, self.fleet, self.network)
+        self.splits = Splits(world, self.las, self.peers)
+        self.las.on_child = self.splits.child
+        self.clients = Clients(world, self.fleet, self.network, self.splits)
         self.faults = Faults(world, self.fleet, self.network, self.las)
 
     @property
@@ -86,7 +89,7 @@ class Simulation:
         self.clients.start(self.shards)
 
     def _is_created(self) -> bool:
-        return len(self.las.state.shards) == len(self.shards)
+        return len(self.las.state.shards) >= len(self.shards)
 
     def _trouble(self) -> None:
         self.faults.start()
@@ -112,7 +115,7 @@ class Simulation:
         for node in self.las.nodes.values():
             self.las.crash(node)
         self.world.tell("no LAS node runs")
-        probes = [self._probe(shard) for shard in self.shards if self._must_go_on(shard)]
+        probes = [self._probe(shard) for shard in self.all_shards() if self._must_go_on(shard)]
         self.clock.run(self.clock.now + outage_ms)
         for probe in probes:
             if probe.outstanding and self._must_go_on(probe.shard):
@@ -133,6 +136,8 @@ class Simulation:
             if entry is None or entry.open.epoch != replica.epoch or entry.prepared is not None:
                 continue
             if self.las.state.shards[shard].shard != entry or entry.fence != NO_EPOCH:
+                continue
+            if entry.split is not None:
                 continue
             if any(each.full or each.hung_until > now for each in self._disks()):
                 return False
@@ -155,13 +160,15 @@ class Simulation:
         """A new producer with one append."""
         number = 100 + len(self.clients.producers)
         producer = Producer(shard, number, anonymous=False)
+        if self.options.splits:
+            producer.key_hash = self.clients.key_in(shard, number)
         self.clients.producers.append(producer)
         self.clients.append(producer)
         return producer
 
     # -------------------------------------------------------------- G11
     def _demand_progress(self) -> None:
-        probes = [self._probe(shard) for shard in self.shards for _ in range(PROBES)]
+        probes = [self._probe(shard) for shard in self.all_shards() for _ in range(PROBES)]
         self.clients.stop()
         until = self.clock.now + self.options.settle_ms
         self.clock.run(until, lambda: not self.unsettled())
@@ -175,7 +182,7 @@ class Simulation:
         waiting = self.clients.unanswered()
         if waiting:
             return waiting
-        for shard in self.shards:
+        for shard in self.all_shards():
             entry = self.las.state.shards[shard].shard
             if entry.fence or entry.prepared is not None:
                 prepared = entry.prepared.epoch if entry.prepared is not None else None
@@ -185,7 +192,8 @@ class Simulation:
     def _finish(self) -> None:
         """The stores against all that was shown, and the whole log once more through readers."""
         self.clients.demand_answers()
-        for shard in self.shards:
+        self.splits.finished()
+        for shard in self.all_shards():
             checks = self.world.checks[shard]
             checks.finished()
             end = self.clients.read_all(shard)
@@ -193,6 +201,10 @@ class Simulation:
             if missing:
                 text = f"readers of shard {shard} get to {end} of {checks.book.acked_end}"
                 raise BrokenPromise(f"G10: {text}")
+
+    def all_shards(self) -> tuple[ShardId, ...]:
+        """Those of the log as it was made, and what came from them by splits."""
+        return tuple(sorted(self.las.state.shards))
 
     def _rots(self, shard: ShardId) -> bool:
         return any(peer.disk.shards[shard].damaged for peer in self.peers.values())
