@@ -437,13 +437,27 @@ class Projection:
         return planning.prepare_segment(self.state, command.epoch, result.epoch, plan)
 
     def _opened(
-        self, _record: trace.MapCommitted, command: c.SegmentOpened, _result: c.Result
+        self, record: trace.MapCommitted, command: c.SegmentOpened, _result: c.Result
     ) -> str:
+        if record.shard.shard != command.shard:
+            return self._begin_child(record, command)
         if self.state.open == command.epoch:
             return OK
         ended = self.state.open
         broken = planning.segment_opened(self.state, command.epoch, command.begin)
         return broken or self._holders(ended, command.holders)
+
+    def _begin_child(self, record: trace.MapCommitted, command: c.SegmentOpened) -> str:
+        """The command that splits a shard opens its children, each at its own 0."""
+        shard = record.shard
+        if self.state.open != NONE:
+            return OK
+        parent = shard.parent
+        if parent is None or (parent.shard, parent.end) != (command.shard, command.begin):
+            return "a child begins when its parent is split, and with its X"
+        if shard.open.epoch <= command.epoch:
+            return "a child's epochs lie above its parent's"
+        return planning.create(self.state, shard.open.epoch, self._plan(shard.open.plan))
 
     def _withdraw(
         self, _record: trace.MapCommitted, command: c.WithdrawSegment, _result: c.Result
