@@ -258,6 +258,7 @@ _HANDLERS = cast(
         c.WithdrawSegment: segments.withdraw_segment,
         c.FenceSegment: segments.fence_segment,
         c.OpenSegment: segments.open_segment,
+        c.RecoverWithGap: segments.recover_with_gap,
         c.WantHolders: segments.want_holders,
         c.AddHolder: segments.add_holder,
         c.DropHolder: segments.drop_holder,

@@ -117,6 +117,25 @@ class OpenSegment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverWithGap:
+    """A person finishes the fence with too few answers: as `OpenSegment`, and the shard goes on at
+    `resume_at`. What lies between is a gap: lost for good.
+
+    `given_up` are the voters whose answers are not waited for any more. `why` is one line for
+    readers.
+    """
+
+    shard: ShardId
+    fence: Epoch
+    plan: Plan
+    ended: RecoveredSegment
+    ended_prepared: RecoveredSegment | None = None
+    resume_at: Offset
+    given_up: tuple[ReplicaId, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WantHolders:
     """The stores that shall fetch a sealed segment, in place of those wanted before."""
 
@@ -212,6 +231,7 @@ Command = (
     | WithdrawSegment
     | FenceSegment
     | OpenSegment
+    | RecoverWithGap
     | WantHolders
     | AddHolder
     | DropHolder
@@ -231,6 +251,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "withdraw_segment": WithdrawSegment,
     "fence_segment": FenceSegment,
     "open_segment": OpenSegment,
+    "recover_with_gap": RecoverWithGap,
     "want_holders": WantHolders,
     "add_holder": AddHolder,
     "drop_holder": DropHolder,

@@ -240,3 +240,40 @@ def _contradiction(shard: Shard, answer: Answer) -> str:
     if answer.prepared.adopted and answer.prepared.begin < begin:
         return f"it began epoch {shard.prepared.epoch} at {answer.prepared.begin}, below {begin}"
     return ""
+
+
+# ---------------------------------------------------------------------------------- with a gap
+def decide_with_gap(shard: Shard, answers: Iterable[Answer]) -> Recovered | Contradiction:
+    """What is left when a person gives up the voters that did not answer (§4.2, G10).
+
+    Everything that an answer has is kept: e ends at the largest end among them, or at X if one of
+    them adopted e′ there, and then e′ at the largest end of those. What lies beyond may have been
+    acknowledged: `RecoverWithGap` says that it is lost.
+    """
+    given = tuple(answers)
+    decision = decide(shard, given)
+    if not isinstance(decision, Wait):
+        return decision
+    told = [each for each in given if each.promised == shard.fence]
+    told = [each for each in told if each.replica in voters_to_ask(shard)]
+    begin = shard.open.begin or _ZERO
+    adopted = {each.replica: each.prepared for each in told if each.prepared.adopted}
+    opened = {each.replica: each.open for each in told if each.open.adopted}
+    if not adopted:
+        return Recovered(ended=_what_is_left(begin, opened))
+    x = next(iter(adopted.values())).begin
+    holders = tuple(sorted(each for each, state in opened.items() if state.end >= x))
+    return Recovered(
+        ended=RecoveredSegment(end=x, known_commit=x, holders=holders),
+        ended_prepared=_what_is_left(x, adopted),
+    )
+
+
+def _what_is_left(begin: Offset, states: Mapping[ReplicaId, EpochAnswer]) -> RecoveredSegment:
+    """The segment up to the largest end of `states`. All of it is kept for good: nothing beyond it
+    will be found, so there is no other history that it could contradict.
+    """
+    end = max([begin, *(state.end for state in states.values())])
+    commit = max([begin, *(min(state.commit, end) for state in states.values())])
+    holders = sorted(each for each, state in states.items() if state.end >= end)
+    return RecoveredSegment(end=end, known_commit=commit, holders=tuple(holders))

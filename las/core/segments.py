@@ -26,6 +26,7 @@ from las.core.commands import (
     PrepareSplit,
     Reason,
     RecoveredSegment,
+    RecoverWithGap,
     Result,
     SegmentOpened,
     WantHolders,
@@ -34,13 +35,16 @@ from las.core.commands import (
 from las.core.state import (
     CLOSED_SEGMENTS_LEVEL,
     DEAD_EPOCHS_MAX,
+    GAP_OFFSETS_MIN,
+    GAPS_MAX,
     SEALED_SEGMENTS_MAX,
     WANTED_HOLDERS_MAX,
     ClusterState,
+    NodeState,
     ShardEntry,
 )
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, ShardId
-from peerd.core.shard_map import Plan, Segment, Shard, Split
+from peerd.core.shard_map import Gap, Plan, Segment, Shard, Split
 
 Applied = tuple[ClusterState, Result]
 
@@ -209,6 +213,57 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
 
     A pending split is undone; the plan is closed if the shard is split (§4.3).
     """
+    return _finish_fence(state, command, None)
+
+
+def recover_with_gap(state: ClusterState, command: RecoverWithGap) -> Applied:
+    """Finish a fence with too few answers, by a person's word (§4.2, G10).
+
+    | `RecoverWithGap(f, plan, ends, resume, given up, why)` | fence is f; the shard is not split;
+    the given up are voters of e or e′, none of them is up, and without them too few are left to
+    answer; resume is 2^40 beyond the end at least | as `OpenSegment`, but f is open from resume,
+    and [end, resume) is a gap of e and e′. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return _unknown_shard(state, command.shard)
+    shard = entry.shard
+    if shard.open.epoch == command.fence:
+        return _kept(state, "opened already", command.fence)
+    end = (command.ended_prepared or command.ended).end
+    if wrong := _gap_error(state, shard, command, end):
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
+    if len(shard.gaps) >= GAPS_MAX:
+        return refuse(state, Reason.LIMIT_REACHED, f"the shard has {GAPS_MAX} gaps, the bound")
+    lost = [shard.open.epoch, *([shard.prepared.epoch] if shard.prepared is not None else [])]
+    gap = Gap(begin=end, end=command.resume_at, epochs=tuple(lost), why=command.why)
+    return _finish_fence(state, command, gap)
+
+
+def _gap_error(state: ClusterState, shard: Shard, command: RecoverWithGap, end: Offset) -> str:
+    """Why nothing may be given up for lost like this; empty if it may."""
+    if shard.is_split:
+        return "a shard that is split holds no batch that could be lost"
+    if command.resume_at < end + GAP_OFFSETS_MIN:
+        return f"it would go on at {command.resume_at}, less than 2^40 beyond its end {end}"
+    if not command.why.strip() or "\n" in command.why:
+        return "readers need one line that says why the range is lost"
+    plans = [shard.open.plan, *([shard.prepared.plan] if shard.prepared is not None else [])]
+    given_up = set(command.given_up)
+    for replica in command.given_up:
+        if not any(replica in plan.voters for plan in plans):
+            return f"{replica.peer} is no voter of what is fenced"
+        node = state.nodes.get(replica.peer)
+        if node is not None and node.replica == replica and node.state is NodeState.UP:
+            return f"{replica.peer} is up and may have the records: wait for its answer"
+    if not any(len(given_up.intersection(plan.voters)) >= plan.acks for plan in plans):
+        return "enough voters are left: nothing acknowledged can be lost, so no gap is needed"
+    return ""
+
+
+def _finish_fence(
+    state: ClusterState, command: OpenSegment | RecoverWithGap, gap: Gap | None
+) -> Applied:
     entry = state.shards.get(command.shard)
     if entry is None:
         return _unknown_shard(state, command.shard)
@@ -237,6 +292,8 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     elif shard.prepared is not None:
         chain.bury(shard.prepared.epoch)
     begin = (command.ended_prepared or command.ended).end
+    if gap is not None:
+        begin = chain.lose(gap)
     opened = chain.open(command.fence, plan, begin, split.undone(shard))
     return _put(state, replace(entry, shard=opened), f"opened at {begin}", command.fence)
 
@@ -409,6 +466,12 @@ class _Chain:
         self._shard = shard
         self._sealed = list(shard.sealed)
         self._dead = shard.dead_epochs
+        self._gaps = shard.gaps
+
+    def lose(self, gap: Gap) -> Offset:
+        """Put `gap` behind what was sealed; the offset at which the shard goes on."""
+        self._gaps = (*self._gaps, gap)
+        return gap.end
 
     def seal(self, segment: Segment, ended: RecoveredSegment) -> None:
         """End `segment`. One without records is left out of the chain, and its epoch is dead."""
@@ -438,6 +501,7 @@ class _Chain:
             fence=NO_EPOCH,
             dead_epochs=self._dead,
             split=becomes,
+            gaps=self._gaps,
         )
 
 

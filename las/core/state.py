@@ -37,9 +37,15 @@ LOG_SHARDS_MAX = 1_024
 SHARDS_MAX = 200_000
 # limit: sealed segments of one shard above which no planned change adds another; recovery may.
 SEALED_SEGMENTS_MAX = 2_048
+# limit: gaps of one shard; each was written by a person, after a disaster.
+GAPS_MAX = 64
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
 
+GAP_OFFSETS_MIN = 1 << 40
+"""Offsets that a gap skips at least. Nobody knows how far a lost segment reached, and no offset may
+ever be given to two records (G2): a million records a second fill this in twelve days.
+"""
 CLOSED_SEGMENTS_LEVEL = 2
 """Feature level from which a node may be the primary of a closed segment: below it, it would take
 batches there.

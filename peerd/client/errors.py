@@ -216,6 +216,7 @@ CLASSES: Mapping[str, type[PeerdError]] = {
     "NOT_SERVED_YET": NotServedYet,
     "LIMIT_REACHED": LimitReached,
     "INTERNAL": InternalError,
+    "LOST": RecordsMissing,
 }
 """Reason -> class."""
 

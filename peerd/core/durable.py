@@ -8,7 +8,8 @@ stored or acknowledged (spec mutant `promise-overtakes-queue`).
 Invariants:
 - adopted <= promised, and both only grow; neither is ever dropped (`promise-forgotten`).
 - Per segment begin <= commit <= end, and end <= seal once the seal X is known. The end shrinks only
-  to an X of the committed map; nothing below a known commit offset is ever dropped.
+  to an X of the committed map; nothing below a known commit offset is ever dropped, but for what
+  the map says is lost (a gap).
 - The durable producer table is exact as of `table_as_of` and moves only over batches that are
   certainly the log's: those of sealed segments below their seal, and those of the adopted segment
   below the commit offset as heard.
@@ -16,7 +17,7 @@ Invariants:
 Must not: do IO, look at a clock, or know who is primary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.check import invariant
@@ -102,13 +103,15 @@ class LearnMap:
     """What the committed map says; raises the promise to its `open_epoch`.
 
     `seals` gives X per sealed epoch; what is stored of an epoch at or beyond its X is dropped, as
-    is everything of `dead` epochs.
+    is everything of `dead` epochs. `cut` are epochs of a gap: there, and nowhere else, what was
+    known to be committed may be dropped, too, since the map says that it is lost (G10).
     """
 
     shard: ShardId
     open_epoch: Epoch
     seals: tuple[tuple[Epoch, Offset], ...] = ()
     dead: tuple[Epoch, ...] = ()
+    cut: tuple[Epoch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,10 +264,12 @@ def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
     for epoch, seal in operation.seals:
         segment = segments.get(epoch)
         if segment is not None:
+            if epoch in operation.cut:
+                segment = replace(segment, commit=min(segment.commit, seal))
             segments[epoch] = _sealed(segment, seal)
     for epoch in operation.dead:
         dead = segments.pop(epoch, None)
-        if dead is not None:
+        if dead is not None and epoch not in operation.cut:
             invariant(dead.commit == dead.begin, "a dead epoch committed nothing", segment=dead)
     learned = StoredShard(
         shard=state.shard,

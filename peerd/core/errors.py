@@ -55,6 +55,7 @@ class Reason(IntEnum):
     NOT_SERVED_YET = 40
     LIMIT_REACHED = 41
     INTERNAL = 42
+    LOST = 43
 
 
 class Taken(IntEnum):

@@ -12,6 +12,10 @@ most. No sender sends a batch again after so long; so what is sent by an unknown
 sequence 0 on is new, and what begins later gets `PRODUCER_STATE_LOST`, which the client recovers
 from by a new producer id.
 
+A table whose past is lost (a gap, or no holder left) refuses every producer that it does not know:
+each may have written there. After `RETRY_SILENCE_MS` nobody sends again what was sent before, so an
+entry up to where the table began makes it whole, and new producers are taken.
+
 Bounds: a shard remembers `PRODUCERS_PER_SHARD_MAX` producers, and at most `FORGET_AT_ONCE_MAX` more
 that come in place of producers whose forgetting is on its way to being committed.
 """
@@ -52,13 +56,18 @@ class Forgetting:
         if self._ordered > table.forgotten_before:
             return FIRST_OFFSET
         self._room = 0
+        heard_before_ms = table.active_ms - RETRY_SILENCE_MS
+        if not table.complete:
+            # Whatever the lost past was, nobody sends it again: from here on the table is whole.
+            self._ordered = table.silent_past(but=producer, heard_before_ms=heard_before_ms)
+            return self._ordered
         full = table.is_full
         if not full and table.active_ms < self._look_at_ms:
             return FIRST_OFFSET
         self._look_at_ms = table.active_ms + LOOK_MS
         self._ordered, self._room = table.silent_until(
             but=producer,
-            heard_before_ms=table.active_ms - RETRY_SILENCE_MS,
+            heard_before_ms=heard_before_ms,
             used_before_ms=None if full else log_ms - self._expiry_ms,
             count_max=FORGET_AT_ONCE_MAX,
         )

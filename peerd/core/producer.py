@@ -13,6 +13,8 @@ Invariants:
 - A producer is forgotten by an entry in the stream alone: `forget_before` in a batch's header. A
   table drops, at that batch and before the batch's own entry, every row whose newest batch ends at
   or below it; `forgotten_before` is the largest so far. So tables as of one offset stay equal.
+- A table that is not complete becomes so by an entry that reaches up to where it began: then who is
+  not known is forgotten, whatever the past was.
 - Of a producer that a table with `forgotten_before` does not know, only a batch with sequence 0 is
   taken for a new one (`forgetting` says why it is one); another is refused.
 - `ProducerTable` keeps what is committed and what is only ordered apart, so that the table as of
@@ -116,6 +118,7 @@ def extended(
     as_of = table.as_of
     timestamp_ms = table.timestamp_ms
     forgotten_before = table.forgotten_before
+    began = as_of
     for base, header in headers:
         invariant(base == as_of, "table is extended without gap", as_of=as_of, base=base)
         as_of = Offset(base + header.record_count)
@@ -128,7 +131,7 @@ def extended(
             producers[header.producer] = remembered(row, entry_of(epoch, base, header))
     return TableSnapshot(
         as_of=as_of,
-        complete=table.complete,
+        complete=table.complete or forgotten_before >= began > 0,
         timestamp_ms=timestamp_ms,
         producers=producers,
         since=table.since,
@@ -216,7 +219,7 @@ class ProducerTable:
     """
 
     __slots__ = (
-        "_complete",
+        "_incomplete_before",
         "_now",
         "_producers",
         "active_ms",
@@ -233,7 +236,7 @@ class ProducerTable:
         self.forgotten_before = table.forgotten_before
         self.active_ms = 0
         self._now: Tick | None = None
-        self._complete = table.complete
+        self._incomplete_before = None if table.complete else table.as_of
         # In the order of their last committed batch, so that what changed lately is found fast.
         self._producers: OrderedDict[ProducerId, _Producer] = OrderedDict(
             (producer, _Producer(row))
@@ -247,7 +250,7 @@ class ProducerTable:
         producer = self._producers.get(header.producer)
         sequence = header.first_sequence
         if producer is None:
-            if not self._complete or (self.forgotten_before > 0 and sequence != 0):
+            if not self.complete or (self.forgotten_before > 0 and sequence != 0):
                 return refusals.producer_state_lost()
             return refusals.sequence_gap(sequence, 0) if sequence != 0 else None
         producer.heard_ms = self.active_ms
@@ -287,6 +290,8 @@ class ProducerTable:
 
     def _forget(self, forget_before: Offset) -> None:
         self.forgotten_before = forget_before
+        if self._incomplete_before is not None and forget_before >= self._incomplete_before:
+            self._incomplete_before = None
         for name, producer in self._committed_before(forget_before):
             producer.committed.clear()
             if not producer.pending:
@@ -319,7 +324,7 @@ class ProducerTable:
                 producers[name] = tuple(producer.committed)
         return TableSnapshot(
             as_of=self.as_of,
-            complete=self._complete,
+            complete=self.complete,
             timestamp_ms=self.timestamp_ms,
             producers=producers,
             since=since,
@@ -329,7 +334,7 @@ class ProducerTable:
     @property
     def complete(self) -> bool:
         """Whether it covers the whole past."""
-        return self._complete
+        return self._incomplete_before is None
 
     # -------------------------------------------------------------- who may be forgotten
     def pass_time(self, now: Tick, step_ms_max: int) -> None:
@@ -371,3 +376,15 @@ class ProducerTable:
                 break
             end, count = newest.end, count + 1
         return end, count
+
+    def silent_past(self, *, but: ProducerId, heard_before_ms: int) -> Offset:
+        """Where a table that is not complete began, if all whom it knows from before are silent as
+        in `silent_until`; 0 otherwise.
+        """
+        end = self._incomplete_before
+        if end is None or heard_before_ms <= 0:
+            return FIRST_OFFSET
+        for name, producer in self._committed_before(end):
+            if name == but or producer.pending or producer.heard_ms >= heard_before_ms:
+                return FIRST_OFFSET
+        return end

@@ -497,6 +497,7 @@ class Replica:
                 open_epoch=shard.open.epoch,
                 seals=tuple(seals),
                 dead=tuple(dead),
+                cut=tuple(epoch for gap in shard.gaps for epoch in gap.epochs),
             )
             self._s.submit(operation, _ignore, out)
 

@@ -1,8 +1,8 @@
 """One shard's entry of the committed map, as plain values (docs/protocol.md §4).
 
 Both sides use them: the LAS core commits them, the peer core reacts to them. Invariants that
-`Shard` checks when it is built (G7): sealed segments tile [0, begin of the open one) in epoch
-order.
+`Shard` checks when it is built (G7): sealed segments, with the gaps between them, tile
+[0, begin of the open one) in epoch order.
 """
 
 from dataclasses import dataclass
@@ -66,6 +66,23 @@ def stable_end(sealed: Segment, heard: Offset) -> Offset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Offsets [begin, end) that are lost for good: no store has them and none ever will (G10).
+
+    `epochs` are those whose records were cut off there; a store that comes back with some of them
+    drops them. `why` is one line for a reader.
+    """
+
+    begin: Offset
+    end: Offset
+    epochs: tuple[Epoch, ...]
+    why: str
+
+    def __post_init__(self) -> None:
+        invariant(self.begin < self.end, "a gap is not empty", gap=self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """A split of a shard: pending while its closed segment is prepared, then for good (§4.3).
 
@@ -110,6 +127,11 @@ class Shard:
     dead_epochs: tuple[Epoch, ...] = ()
     split: Split | None = None
     parent: Parent | None = None
+    gaps: tuple[Gap, ...] = ()
+
+    def gap_at(self, offset: int) -> Gap | None:
+        """The gap that `offset` lies in."""
+        return next((gap for gap in self.gaps if gap.begin <= offset < gap.end), None)
 
     @property
     def is_split(self) -> bool:
@@ -118,7 +140,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         at, epoch = 0, 0
+        gaps = {gap.begin: gap.end for gap in self.gaps}
         for segment in (*self.sealed, self.open):
+            at = gaps.pop(Offset(at), at)
             invariant(segment.begin == at, "segments tile without gap or overlap", shard=self)
             invariant(segment.epoch > epoch, "epochs grow along the chain", shard=self)
             epoch = segment.epoch
@@ -127,6 +151,7 @@ class Shard:
                     segment.end is not None and segment.end > at, "sealed and not empty", shard=self
                 )
                 at = segment.end if segment.end is not None else at
+        invariant(not gaps, "gaps lie between segments", shard=self)
         invariant(self.open.end is None, "the last segment is open", shard=self)
         invariant(self.open.plan.closed == self.is_split, "closed if it is split", shard=self)
         if self.split is not None and self.split.is_committed:

@@ -102,6 +102,11 @@ class TableSearch:
         self._round_over_at = None
         if self._as_of == FIRST_OFFSET:
             self.found = empty_table()
+        elif self._s.map is not None and any(g.end == self._as_of for g in self._s.map.gaps):
+            # What was in the gap is not known, so nobody's state is, from before it or in it.
+            self.found = TableSnapshot(
+                as_of=self._as_of, complete=False, forgotten_before=Offset(self._as_of - 1)
+            )
         elif self._s.stored.table_as_of == self._as_of:
             self._load((), from_store=True, out=out)
         else:

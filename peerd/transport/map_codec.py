@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
 
 
 class MapMalformed(ValueError):
@@ -160,6 +160,19 @@ def _decode_parent(message: shard_map_pb2.Parent) -> Parent:
     return Parent(shard=ShardId(message.shard), end=Offset(message.end))
 
 
+def _encode_gap(gap: Gap) -> shard_map_pb2.LostRange:
+    return shard_map_pb2.LostRange(begin=gap.begin, end=gap.end, epochs=gap.epochs, why=gap.why)
+
+
+def _decode_gap(message: shard_map_pb2.LostRange) -> Gap:
+    return Gap(
+        begin=Offset(message.begin),
+        end=Offset(message.end),
+        epochs=tuple(Epoch(epoch) for epoch in message.epochs),
+        why=message.why,
+    )
+
+
 def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
     """The wire form of a shard's entry."""
     return shard_map_pb2.Shard(
@@ -174,6 +187,7 @@ def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
         dead_epochs=shard.dead_epochs,
         split=None if shard.split is None else _encode_split(shard.split),
         parent=None if shard.parent is None else _encode_parent(shard.parent),
+        lost_ranges=[_encode_gap(gap) for gap in shard.gaps],
     )
 
 
@@ -196,6 +210,7 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
             dead_epochs=tuple(Epoch(epoch) for epoch in message.dead_epochs),
             split=_decode_split(message.split) if message.HasField("split") else None,
             parent=_decode_parent(message.parent) if message.HasField("parent") else None,
+            gaps=tuple(_decode_gap(gap) for gap in message.lost_ranges),
         )
     except (InvariantViolation, MapMalformed) as error:
         raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error

@@ -6,6 +6,7 @@ primary changes, the read goes on at the next one from where it stands.
 
 Invariants:
 - Per shard, batches leave in offset order without gap or repetition, across failovers too.
+- A range that the map gives up for lost leaves as a typed gap, in its place (G10).
 - A read that does not follow ends at the tail seen at its start. A shard that is split ends at X
   for every read; of a whole log, the parent is read before its children (G8).
 - Memory is bounded: a read holds one message per shard that it has begun and a few that wait to be
@@ -28,6 +29,7 @@ import grpc.aio
 from peerd.core.batch import PlacedBatch
 from peerd.core.errors import Reason
 from peerd.core.ids import NO_EPOCH, Epoch, ShardId
+from peerd.core.shard_map import Gap
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.host_api import ShardHost
 from peerd.transport.limits import (
@@ -147,6 +149,12 @@ class ShardRead:
             self.next = await self._begin()
             yield self._message(NO_EPOCH, ())
         while self._is_ours() and not self._is_done():
+            gap = self._gap_here(self.next)
+            if gap is not None:
+                self.next = gap.end
+                self._progress_s = time.monotonic()
+                yield self._message(NO_EPOCH, (), gap)
+                continue
             span = self.services.source.span_at(self.shard, self.next)
             if span is None:
                 return
@@ -159,6 +167,10 @@ class ShardRead:
             self.next = batches[-1].end
             self._progress_s = time.monotonic()
             yield self._message(span.epoch, batches)
+
+    def _gap_here(self, offset: int) -> Gap | None:
+        entry = self.services.cache.shards.get(self.shard)
+        return None if entry is None else entry.gap_at(offset)
 
     async def _begin(self) -> int:
         tail = self._known_end()
@@ -189,7 +201,9 @@ class ShardRead:
         begin = 0 if entry is None else entry.open.begin or 0
         return begin if known is None else max(begin, known[1])
 
-    def _message(self, epoch: Epoch, batches: Sequence[PlacedBatch]) -> Message:
+    def _message(
+        self, epoch: Epoch, batches: Sequence[PlacedBatch], gap: Gap | None = None
+    ) -> Message:
         message = Message(
             batches=[
                 log_bytes_pb2.ReadBatchBytes(
@@ -204,6 +218,14 @@ class ShardRead:
             ],
             committed={self.shard: self._known_end()},
         )
+        if gap is not None:
+            message.gaps.add(
+                shard=self.shard,
+                first_offset=gap.begin,
+                next_offset=gap.end,
+                reason=errors_pb2.ERROR_REASON_LOST,
+                message=gap.why,
+            )
         message.resume.offsets[self.shard] = self.next or 0
         return message
 

@@ -70,6 +70,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.NOT_SERVED_YET: grpc.StatusCode.UNIMPLEMENTED,
     Reason.LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.LOST: grpc.StatusCode.DATA_LOSS,
 }
 """Reason -> gRPC code."""
 

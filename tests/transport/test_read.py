@@ -9,6 +9,7 @@ import pytest
 
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
+from peerd.core.shard_map import Gap
 from peerd.transport.status import refusal_of_error
 from peerd.v1 import log_pb2, log_pb2_grpc
 
@@ -403,6 +404,50 @@ async def test_open_reads_are_bounded(cluster, stub, append):
     )
     for call in calls:
         call.cancel()
+
+
+# ---------------------------------------------------------------------------- gaps
+
+
+def lose(cluster, shard=1, count=1000):
+    """The records from the end on are lost; the shard goes on `count` offsets later."""
+    cluster.hand_over(shard, "peer-2", publish=False)
+    known = cluster.shards[ShardId(shard)]
+    begin, end = known.end, Offset(known.end + count)
+    gap = Gap(begin=begin, end=end, epochs=(Epoch(1),), why="burned")
+    opened = replace(known.entry.open, begin=end)
+    known.entry, known.end = replace(known.entry, open=opened, gaps=(gap,)), end
+    cluster.publish()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_lost_range_is_a_typed_gap_in_its_place(cluster, stub, fill, number):
+    cluster.create_log("orders")
+    await fill(3)
+    lose(cluster)
+    await fill(2, begin=3)
+    parts = []
+    async for message in stub(number).Read(request(shard=1), timeout=5):
+        parts += [batch.base_offset for batch in message.batches]
+        parts += [(gap.first_offset, gap.next_offset) for gap in message.gaps]
+        assert all(Reason(gap.reason) is Reason.LOST for gap in message.gaps)
+        assert all(gap.message == "burned" for gap in message.gaps)
+        last = message.resume.offsets[1]
+    assert parts == [0, 1, 2, (3, 1003), 1003, 1004]
+    assert last == 1005
+
+
+async def test_a_read_that_starts_in_a_gap_is_told_of_it(cluster, stub, fill):
+    cluster.create_log("orders")
+    await fill(3)
+    lose(cluster)
+    await fill(1, begin=3)
+    batches, gaps = [], []
+    async for message in stub(2).Read(request(shard=1, offset=500), timeout=5):
+        batches += message.batches
+        gaps += message.gaps
+    assert [batch.base_offset for batch in batches] == [1003]
+    assert [gap.first_offset for gap in gaps] == [3]
 
 
 # ---------------------------------------------------------------------------- tails

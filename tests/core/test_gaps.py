@@ -1,0 +1,130 @@
+"""Gaps: G10, "What cannot be kept is said: … never silence and never invented data"."""
+
+from dataclasses import replace
+
+import pytest
+
+from peerd.core import events as ev
+from peerd.core.check import InvariantViolation
+from peerd.core.durable import AdoptEpoch, AppendBatches, LearnMap, StoredShard, apply
+from peerd.core.errors import Reason
+from peerd.core.forgetting import RETRY_SILENCE_MS
+from peerd.core.ids import Epoch, Offset, Tick
+from peerd.core.shard_map import Gap
+from peerd.testing.sim.store import SimStore
+from tests.core.words import SHARD, A, B, C, Peer, batch, segment, shard_map
+
+GAP = Gap(begin=Offset(3), end=Offset(100), epochs=(Epoch(1),), why="burned")
+BEHIND = shard_map(
+    segment(2, 100), segment(1, 0, 3, known_commit=Offset(2), holders=(B.replica,)), gaps=(GAP,)
+)
+MINUTE = 60_000
+
+
+@pytest.mark.parametrize(
+    "gaps",
+    [(), (replace(GAP, end=Offset(99)),), (GAP, replace(GAP, begin=Offset(200), end=Offset(201)))],
+    ids=["none", "too short", "beyond the open segment"],
+)
+def test_segments_and_gaps_tile(gaps):
+    with pytest.raises(InvariantViolation):
+        replace(BEHIND, gaps=gaps)
+
+
+def test_a_gap_is_not_empty():
+    with pytest.raises(InvariantViolation):
+        replace(GAP, end=GAP.begin)
+
+
+# ------------------------------------------------------------------ a store that comes back
+def stored(end: int, commit: int) -> SimStore:
+    store = SimStore(SHARD)
+    store.submit(AdoptEpoch(shard=SHARD, epoch=Epoch(1), begin=Offset(0)))
+    batches = tuple(batch(base) for base in range(end))
+    store.submit(AppendBatches(shard=SHARD, epoch=Epoch(1), batches=batches, commit=Offset(commit)))
+    store.commit()
+    return store
+
+
+def test_a_store_that_comes_back_drops_what_the_map_calls_lost_even_if_it_was_committed():
+    peer = Peer(C, stored(end=6, commit=5))
+    peer.learn(BEHIND)
+    peer.fsync()
+    kept = peer.store.state.segments[Epoch(1)]
+    assert (kept.end, kept.commit, kept.seal) == (3, 3, 3)
+    assert peer.replica.readable_limit(Epoch(1)) == 3
+
+
+def test_a_lost_epoch_without_any_record_left_is_dropped_whole():
+    whole = replace(GAP, begin=Offset(0))
+    peer = Peer(C, stored(end=6, commit=5))
+    peer.learn(shard_map(segment(2, 100), gaps=(whole,), dead_epochs=(Epoch(1),)))
+    peer.fsync()
+    assert not peer.store.state.segments
+
+
+@pytest.mark.parametrize("change", [{"seals": ((Epoch(1), Offset(3)),)}, {"dead": (Epoch(1),)}])
+def test_without_a_gap_nothing_committed_is_ever_dropped(change):
+    state: StoredShard = stored(end=6, commit=5).state
+    learn = LearnMap(shard=SHARD, open_epoch=Epoch(2), **change)
+    with pytest.raises(InvariantViolation):
+        apply(state, learn)
+    apply(state, replace(learn, cut=(Epoch(1),)))
+
+
+# ------------------------------------------------------------------ the primary behind a gap
+@pytest.fixture
+def behind() -> Peer:
+    """a, primary of the segment behind the gap; it has epoch 1 up to the gap."""
+    peer = Peer(A, stored(end=3, commit=2))
+    peer.learn(BEHIND)
+    peer.fsync()
+    return peer
+
+
+def acked(peer: Peer, request, end: int):
+    peer.fsync()
+    peer.ack(B, end, epoch=2)
+    return peer.accepted(request)
+
+
+def test_it_goes_on_behind_the_gap_and_asks_nobody_for_a_table(behind):
+    assert behind.replica.is_primary
+    assert not behind.said.load
+    assert acked(behind, behind.append(), 101).base == 100
+
+
+def test_at_first_every_producer_is_unknown(behind):
+    for sequence in (0, 4):
+        refusal = behind.refused(behind.append(sequence=sequence))
+        assert refusal.reason is Reason.PRODUCER_STATE_LOST
+
+
+def test_when_nobody_can_be_sending_again_new_producers_are_taken(behind):
+    end = 100
+    for _ in range(RETRY_SILENCE_MS // MINUTE + 1):
+        end += 1
+        acked(behind, behind.append(), end)
+        behind.now += MINUTE
+    forgetting = behind.append()
+    end += 1
+    acked(behind, forgetting, end)
+    assert behind.said.persist[-1].batches[0].header.forget_before == 100
+    fresh = behind.append(sequence=0)
+    assert acked(behind, fresh, end + 1).base == end
+    table = behind.request()
+    behind.tell(ev.TableAsked(request=table, as_of=Offset(end), or_later=True, since=Offset(0)))
+    answer = behind.reply(table).table
+    assert (answer.complete, answer.forgotten_before, len(answer.producers)) == (True, 100, 1)
+
+
+def test_a_tail_behind_a_gap_is_confirmed_once_what_was_kept_is_safe(behind):
+    request = behind.request()
+    behind.tell(ev.TailAsked(request=request, now=Tick(0)))
+    behind.tell(
+        ev.EpochConfirmed(sender=B.replica, epoch=Epoch(2), round=1, promised=Epoch(2), now=Tick(0))
+    )
+    assert behind.reply(request) is None
+    sealed = replace(BEHIND.sealed[0], holders=(A.replica, B.replica))
+    behind.learn(replace(BEHIND, sealed=(sealed,)))
+    assert behind.reply(request).tail == 100
