@@ -68,6 +68,7 @@ coverage: setup  ## branch coverage of both cores by units and scripts alone; fa
 
 spec:  ## check the formal model: searches, walks and mutants (needs g++); ARGS="--only split"
 	@$(PYTHON) spec/check.py $(ARGS)
+	@$(PYTHON) spec/conformance.py $(filter --deep,$(ARGS))
 
 recorded: setup  ## record real processes under kill -9 and replay them; RUNS=20
 	@$(BIN)/python -m tests.integration.test_recorded $(or $(RUNS),20)

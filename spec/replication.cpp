@@ -63,8 +63,8 @@ static void open_segment(const State &s, int f, const Emit &emit) {
               table |= 1 << t.peer[configs[c].primary].seg[i].rec[o];
           T.table = table & ~1;
           check_map(t);
-          emit(t, SAY("LAS: OpenSegment(%d) view %d/%d answers from {%s%s%s%s } ends %d at %d%s, begins at %d, primary p%d", f, e, e2,
-               K & 1 ? " p0" : "", K & 2 ? " p1" : "", K & 4 ? " p2" : "", K & 8 ? " p3" : "", e, x, next ? " (e' recovered)" : "", y, configs[c].primary));
+          emit(t, SAY("LAS: OpenSegment(%d) view %d/%d answers from {%s%s%s%s } ends %d at %d%s, begins at %d, primary p%d, plan %zu", f, e, e2,
+               K & 1 ? " p0" : "", K & 2 ? " p1" : "", K & 4 ? " p2" : "", K & 8 ? " p3" : "", e, x, next ? " (e' recovered)" : "", y, configs[c].primary, c));
         }
       }
     }
@@ -328,7 +328,7 @@ static void prepare_or_fence(const State &s, const Emit &emit) {
       t.preps++; t.prepared = e;
       T.status = PREPARED; T.config = c; T.view_open = s.open; T.view_prepared = e; T.may_start = 1;
       if (m_xprepare) T.end = commit_offset(s, s.open);
-      emit(t, SAY("LAS: PrepareSegment(%d -> %d), primary p%d voters %x acks %d%s", s.open, e, configs[c].primary, configs[c].voters, configs[c].acks, configs[c].closed ? ", closed: a split" : ""));
+      emit(t, SAY("LAS: PrepareSegment(%d -> %d), primary p%d voters %x acks %d, plan %zu%s", s.open, e, configs[c].primary, configs[c].voters, configs[c].acks, c, configs[c].closed ? ", closed: a split" : ""));
     }
     if (s.fences < max_fence) {
       State t = s; int f = t.next_epoch++; Epoch &T = t.epoch[f];

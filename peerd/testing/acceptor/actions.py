@@ -76,8 +76,8 @@ def answer_retry(state: State, process: Process, epoch: int, base: int, record: 
     batch = entry.log[base]
     if batch.end <= entry.acknowledged:
         return ACCEPTED
-    if entry.status is not Status.SEALED:
-        return "a batch that nobody acknowledged is answered once its segment is sealed"
+    if epoch == role or entry.status is not Status.SEALED:
+        return "a batch that nobody acknowledged is answered from a sealed segment before the own"
     if entry.plan is None or state.copies(epoch, batch) < entry.plan.acks:
         return "a retry of a kept batch is answered once acks stores have it"
     return ACCEPTED

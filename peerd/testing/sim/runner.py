@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from peerd.testing.acceptor import Judge
 from peerd.testing.sim.options import Options, drawn
 from peerd.testing.sim.simulation import Simulation
 
@@ -31,13 +32,21 @@ class SeedResult:
 
 
 def run_seed(seed: int, options: Options | None = None) -> SeedResult:
-    """Run one seed; whatever it trips over is a finding."""
+    """Run one seed; whatever it trips over is a finding.
+
+    The acceptor judges the trace of each drawn run (docs/conformance.md), a sixth of its time. Runs
+    with `options` of their own, such as those that measure the speed, have no listener.
+    """
     began = time.process_time()
     gc.disable()
-    simulation = Simulation(seed, options or drawn(seed))
+    judge = Judge()
+    listener = judge.hear if options is None else None
+    simulation = Simulation(seed, options or drawn(seed), on_record=listener)
     failure = ""
     try:
         simulation.run()
+        if not judge.verdict.accepted:
+            failure = f"the acceptor: {' '.join(str(judge.verdict).split())}"[:300]
     except Exception as error:  # noqa: BLE001 - a mutated core may fail in any way
         failure = " ".join(str(error).split())[:300] or type(error).__name__
         if not isinstance(error, AssertionError):
