@@ -318,14 +318,28 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
         return log_admin_pb2.DescribeLogResponse(
             log=map_codec.encode_log(log),
             shards=[
-                map_codec.encode_shard(self._cluster.shards[shard].entry) for shard in log.shards
+                map_codec.encode_shard(self._cluster.shards[shard].entry)
+                for shard in self._cluster.family_of(request.name)
             ],
         )
+
+    async def SplitShard(
+        self,
+        request: log_admin_pb2.SplitShardRequest,
+        context: Context,  # noqa: ARG002 - as the contract has it
+    ) -> log_admin_pb2.SplitShardResponse:
+        """See the proto; in the middle, wherever it was asked for."""
+        known = self._cluster.shards.get(ShardId(request.shard))
+        if known is None:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {request.shard}"))
+        split = known.entry.split
+        children = self._cluster.split(request.shard) if split is None else split.children
+        return log_admin_pb2.SplitShardResponse(children=children)
 
     async def _refuse(self, request: object, context: Context) -> NoReturn:  # noqa: ARG002
         raise Refused(refusal(Reason.NOT_SERVED_YET, "not served by a cluster in memory"))
 
-    AlterLog = DeleteLog = SplitShard = SwitchPrimary = _refuse
+    AlterLog = DeleteLog = SwitchPrimary = _refuse
 
 
 class _LoopbackChannels:
@@ -456,6 +470,10 @@ class MemoryCluster:
         self.hosts[NodeName(peer)].primary_of.add(entry.shard)
         if publish:
             self.publish()
+
+    def family_of(self, log: str) -> tuple[ShardId, ...]:
+        """A log's shards, each after the one that it came from by a split."""
+        return self._las_cache.family_of(log)
 
     def split(self, shard: int, *, publish: bool = True) -> tuple[ShardId, ShardId]:
         """Splits a shard in the middle; the lower child stays where the parent is led, the upper

@@ -86,6 +86,33 @@ def test_a_log_is_created_listed_and_described(peerctl):
     assert len(rows) == 2
 
 
+def test_a_shard_is_split(peerctl, refused):
+    log = json.loads(peerctl("log", "create", "split", "--shards", "1", "-o", "json"))
+    (parent,) = log["shards"]
+    keys = [f"key-{number}" for number in range(8)]
+    for key in keys:
+        peerctl("append", "split", "before", "--key", key)
+    said = peerctl("log", "split", f"split/{parent}")
+    assert said.startswith(f"split/{parent} is split into split/")
+    again = json.loads(peerctl("log", "split", f"split/{parent}", "-o", "json"))
+    lower, upper = again["children"]
+    for key in keys:
+        peerctl("append", "split", "after", "--key", key)
+    read = [json.loads(line) for line in peerctl("read", "split", "-o", "json").splitlines()]
+    assert {record["shard"] for record in read} == {parent, lower, upper}
+    for key in keys:
+        assert [r["value"] for r in read if r["key"] == key] == ["before", "after"]
+    rows = peerctl("log", "describe", "split").splitlines()[2:]
+    assert [row.split()[0] for row in rows] == [f"split/{s}" for s in (parent, lower, upper)]
+    assert rows[0].rstrip().endswith(f"split into {lower} and {upper}")
+    status, line = refused("log", "split", "split/9999")
+    assert (status, line.startswith("split has no shard 9999")) == (1, True)
+    assert refused("log", "split", f"split/{lower}", "--at", "much")[0] == 2
+    assert refused("log", "split", f"split/{lower}", "--at", hex(1 << 64))[0] == 2
+    _, line = refused("log", "split", f"split/{lower}", "--at", "0xffffffffffffffff")
+    assert "does not cut the range" in line
+
+
 def test_the_same_as_json(peerctl):
     created = json.loads(peerctl("log", "create", "bills", "--shards", "2", "-o", "json"))
     assert created.keys() == {"name", "copies", "acks", "shards"}

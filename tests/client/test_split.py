@@ -60,6 +60,16 @@ def assert_ordered(records, count):
         assert mine == sorted(mine)
 
 
+async def test_a_shard_is_split_by_a_client(cluster, client):
+    cluster.create_log("orders")
+    assert await client.split_shard(1) == (2, 3)
+    assert await client.split_shard(1) == (2, 3)
+    _, shards = await client.describe_log("orders")
+    assert [shard.shard for shard in shards] == [1, 2, 3]
+    with pytest.raises(peerd.UnknownShard):
+        await client.split_shard(9)
+
+
 async def test_keys_go_to_the_children_and_keep_their_order(cluster, client):
     cluster.create_log("orders")
     before = await append_all(client, 64)
