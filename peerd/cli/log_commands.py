@@ -135,6 +135,8 @@ def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
         note = "being split"
     elif shard.prepared is not None:
         note = f"moving to {shard.prepared.plan.primary.peer}"
+    elif shard.gaps:
+        note = f"lost: {', '.join(f'{gap.begin} to {gap.end - 1}' for gap in shard.gaps)}"
     return [
         f"{log}/{shard.shard}",
         str(shard.open.epoch),
@@ -163,6 +165,7 @@ def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:
         "children": [] if shard.split is None else list(shard.split.children),
         "parent": None if shard.parent is None else shard.parent.shard,
         "sealed": [_segment_json(segment) for segment in shard.sealed],
+        "lost_ranges": [{"begin": gap.begin, "end": gap.end, "why": gap.why} for gap in shard.gaps],
     }
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.errors import Reason
-from peerd.core.ids import Epoch, Offset, ReplicaId, ShardId
-from peerd.core.shard_map import Segment, Shard
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
+from peerd.core.shard_map import Shard, stable_end
 from peerd.transport.host_api import Corrupt, HolderUnavailable, ShardHost
 from peerd.transport.map_cache import MapCache
 from peerd.transport.status import Refused, refusal
@@ -41,13 +41,6 @@ class Span:
     holders: tuple[ReplicaId, ...]
 
 
-def sealed_limit(segment: Segment) -> Offset | None:
-    """Up to where a sealed segment may be read (G12)."""
-    if segment.known_commit is None or len(segment.holders) >= segment.plan.acks:
-        return segment.end
-    return segment.known_commit
-
-
 class ReadSource:
     """Batches of any shard, from this store or another peer's."""
 
@@ -67,7 +60,7 @@ class ReadSource:
                 yield Span(
                     epoch=segment.epoch,
                     begin=segment.begin,
-                    limit=sealed_limit(segment),
+                    limit=stable_end(segment, FIRST_OFFSET),
                     end=segment.end,
                     holders=segment.holders,
                 )
