@@ -69,6 +69,7 @@ class Cast:
         self.delivered: dict[str, Flight] = {}
         self.answers: dict[str, recovery.Answer] = {}
         self.reports: list[e.Report] = []
+        self.replies: list[e.Reply] = []
         self.now = 0
         self.requests = 0
         self.limits = Limits()
@@ -155,6 +156,7 @@ class Cast:
             if reply.request in actor.awaited:
                 self.flights.append(actor.awaited.pop(reply.request)(reply))
         self.reports.extend(step.report)
+        self.replies.extend(step.reply)
         return wording.step(actor.name, step)
 
     def do_fsync(self, command: Command) -> list[str]:
