@@ -214,13 +214,14 @@ class Projection:
         own = not isinstance(event, ev.FrameReceived)
         broken = OK
         if step.persist and own:
-            broken = self._orders(process, step)
+            broken = self._orders(process, step, begun, late=False)
         if step.reply and not broken:
             broken = self._replies(record, process, step, begun is not None)
         if not broken and (begun or step.report or step.note or step.send):
             broken = self._changes(record, process, begun)
         if begun and not broken:
-            broken = self._orders(process, step) or self._late_receipts(process, step)
+            broken = self._orders(process, step, begun, late=True)
+            broken = broken or self._late_receipts(process, step)
         return broken
 
     @staticmethod
@@ -231,14 +232,16 @@ class Projection:
                 return operation.epoch, operation.begin
         return None
 
-    def _orders(self, process: str, step: Step) -> str:
-        role = self.state.roles.get(process, NONE)
+    def _orders(
+        self, process: str, step: Step, begun: tuple[Epoch, int] | None, *, late: bool
+    ) -> str:
+        """Batches that it orders; `late`: those of the epoch that it begins in this step."""
         for operation in step.persist:
-            if not isinstance(operation, durable.AppendBatches):
+            if not isinstance(operation, durable.AppendBatches) or not operation.batches:
                 continue
-            if operation.epoch == role != NONE:
+            if late == (begun is not None and operation.epoch == begun[0]):
                 for batch in operation.batches:
-                    if broken := self._order(process, role, batch):
+                    if broken := self._order(process, operation.epoch, batch):
                         return broken
         return OK
 
