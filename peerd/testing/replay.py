@@ -162,7 +162,8 @@ class RingReplay:
         self._offset_ns = self._offsets_ns.setdefault(process.machine, own)
         if before is not None and before.boot == process.boot:
             return
-        if before is not None:
+        if before is not None and before.store:
+            # A LAS node has no store, and no core that could end.
             self._dead, self._ended, self._cores = before.process, self._cores, {}
         self.accounts.append(Account(process.process, process.software))
 

@@ -21,7 +21,7 @@ EVENTS = sorted(FORMS.events, key=lambda kind: kind.__name__)
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
-@settings(max_examples=20, deadline=None, phases=PHASES)
+@settings(max_examples=12, deadline=None, phases=PHASES)
 @given(data=st.data())
 def test_every_event_comes_back(kind, data):
     event = data.draw(values(kind))
@@ -37,7 +37,7 @@ def test_every_event_comes_back(kind, data):
 
 
 @pytest.mark.parametrize("kind", FORMS.values, ids=lambda kind: kind.__name__)
-@settings(max_examples=10, deadline=None, phases=PHASES)
+@settings(max_examples=6, deadline=None, phases=PHASES)
 @given(data=st.data())
 def test_every_value_of_the_core_comes_back(kind, data):
     value = data.draw(values(kind))
@@ -47,7 +47,7 @@ def test_every_value_of_the_core_comes_back(kind, data):
     assert FORMS.decoders(list(names))[number](packed, 0) == (value, len(packed))
 
 
-@settings(max_examples=100, deadline=None, phases=PHASES)
+@settings(max_examples=60, deadline=None, phases=PHASES)
 @given(st.sampled_from(EVENTS), st.binary(max_size=200))
 def test_bytes_that_nobody_encoded_are_an_error_or_a_value(kind, data):
     try:
