@@ -66,6 +66,20 @@ async def test_the_death_of_a_shadow_pauses_nobody_and_is_told_with_its_boot_id(
     )
 
 
+async def test_an_appointment_is_kept_though_appends_put_it_off_all_the_time(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, _, _ = await three_peers(fleet, las)
+    await append(one, b"before")
+    waiting = append_later(one, b"again")
+    core = one.host._replicas[SHARD]
+    assert core.wake_at is not None
+    before_its_wish = core.wake_at - 1
+    one.host._ring(SHARD, before_its_wish)
+    assert core._s.now == before_its_wish
+    await waiting
+
+
 async def test_a_shadow_that_comes_back_is_caught_up_from_the_store(
     fleet: Fleet, las: StandInLas
 ) -> None:

@@ -118,8 +118,8 @@ class Clients:
         if len(producer.outstanding) < self._world.options.window:
             self.append(producer)
 
-    def append(self, producer: Producer) -> None:
-        """One new batch."""
+    def append(self, producer: Producer, *, probe: bool = False) -> None:
+        """One new batch; a probe has no condition that it could lose."""
         world = self._world
         book = world.checks[producer.shard].book
         draw = world.random()
@@ -133,7 +133,7 @@ class Clients:
             floor=book.acked_end,
         )
         conditional = world.options.conditional
-        if conditional and world.random() < conditional:
+        if conditional and not probe and world.random() < conditional:
             sent.expected.append(book.acked_end)
         producer.made += 1
         self._send_first(producer, sent)

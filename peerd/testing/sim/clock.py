@@ -6,9 +6,9 @@ At equal times the order is that in which entries were made, so a run depends on
 
 import heapq
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
-Action = Callable[[object], None]
+Action = Callable[..., None]
 Argument = TypeVar("Argument")
 
 
@@ -25,7 +25,7 @@ class Clock:
     def at(self, when_ms: int, action: Callable[[Argument], None], argument: Argument) -> None:
         """Do `action(argument)` at `when_ms`."""
         self._number += 1
-        heapq.heappush(self._due, (when_ms, self._number, cast(Action, action), argument))
+        heapq.heappush(self._due, (when_ms, self._number, action, argument))
 
     def later(self, delay_ms: int, action: Callable[[Argument], None], argument: Argument) -> None:
         """Do `action(argument)` after `delay_ms`."""

@@ -1,8 +1,7 @@
 """The LAS of a run: its nodes, their consensus, and their calls from and to peers.
 
-Two kinds of consensus have the same door (`Group`): a linearizable register, in which a command is
-committed the moment it is applied and anybody who believes that he leads may command; and the real
-Raft of `las.raft` (`peerd.testing.sim.las_raft`).
+Their consensus is behind a door (`Group`). Here it is a linearizable register: a command is
+committed the moment it is applied, and anybody who believes that he leads may command.
 """
 
 from collections.abc import Callable

@@ -115,7 +115,7 @@ class LasNode:
         now, version = self._clock.now, self.state.version
         due = version != self._planned[0] or now >= self._planned[1]
         if due and self.state.shards:
-            self._planned = (version, now + 250)
+            self._planned = (version, now + 500)
             self._plan()
         if self._world.troubled:
             self._whim()

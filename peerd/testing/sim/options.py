@@ -43,8 +43,6 @@ class Options:
     copies: int = 3
     acks: int = 2
     las_nodes: int = 3
-    las_raft: bool = False
-    """The LAS nodes run the consensus of `las.raft`; else their log is a linearizable register."""
     tight_limits: bool = True
     """Bounds so small that replicas fall behind what is in memory all the time."""
     producers: int = 3
@@ -116,7 +114,6 @@ def drawn(seed: int) -> Options:
         copies=copies,
         acks=acks,
         las_nodes=rng.choice((1, 3, 3)),
-        las_raft=rng.random() < 0.1,
         tight_limits=rng.random() < 0.7,
         producers=rng.choice((1, 2, 4)),
         appends_per_s=rng.choice((10.0, 20.0, 40.0)),

@@ -53,10 +53,13 @@ from peerd.testing.sim.world import World
 if TYPE_CHECKING:
     from peerd.testing.sim.network import Link
 
-TICK_SLACK_MS = 6
-"""A tick that is due so soon is not brought forward: a real process is not more exact either."""
+LOOK_MS = 4
+"""So long after an event the core is asked when it wants a tick: once for all events of a burst. A
+real process is not more exact either."""
 FETCH_LOST_MS = 100
 """A fetch that gets no answer is given up after this."""
+ANSWER_LOST_MS = 1_000
+"""The same if the other process was reached; an answer that came is not waited for any more."""
 COPY_BYTES = 60
 """One slice of a copy."""
 COPY_PAUSE_MS = 8
@@ -141,7 +144,8 @@ class Process:
         self._on_end = on_end
         self._up: dict[ReplicaId, None] = {}
         self._backlog: deque[tuple[ShardId, ev.Event]] = deque()
-        self._timers: dict[ShardId, int] = {}
+        self._ticks: dict[ShardId, int] = {}
+        self._looks: set[ShardId] = set()
         self._waiting: dict[RequestId, tuple[OnReply, object]] = {}
         self._requests = 0
         self._copying: dict[tuple[ShardId, Epoch], int] = {}
@@ -195,7 +199,7 @@ class Process:
         if replica is None:
             stored = self.peer.disk.state(shard)
             replica = self.replicas[shard] = Replica(self.id, stored, self._world.limits)
-            self._timers[shard] = 0
+            self._ticks[shard] = 0
             if self._on_record is not None:
                 self._on_record(trace.Booted(self._clock.now, self.id, shard, stored))
             for reachable in tuple(self._up):
@@ -220,22 +224,28 @@ class Process:
             self._carry_out(shard, replica, step)
         else:
             self._carry_out_burning(shard, replica, step)
-        due, now = self._timers[shard], self._clock.now
-        if due <= now or due > now + TICK_SLACK_MS:
-            self._set_timer(shard, replica, due, now)
+        if shard not in self._looks:
+            self._looks.add(shard)
+            self._clock.later(LOOK_MS, self._look, shard)
 
-    def _set_timer(self, shard: ShardId, replica: Replica, due: int, now: int) -> None:
-        wake_at = replica.wake_at
-        if wake_at is not None:
-            when = max(wake_at - self._tick_skew_ms, now + 1)
-            if due <= now or when < due:
-                self._timers[shard] = when
-                self._clock.at(when, self._ring, (shard, when))
+    def _look(self, shard: ShardId) -> None:
+        """Ask the core when it wants a tick. An earlier appointment stands, as in a real host."""
+        self._looks.discard(shard)
+        wake_at = None if self.dead else self.replicas[shard].wake_at
+        if wake_at is None:
+            return
+        when = max(wake_at - self._tick_skew_ms, self._clock.now)
+        due = self._ticks[shard]
+        if due == 0 or when < due:
+            self._ticks[shard] = when
+            self._clock.at(when, self._ring, (shard, when))
 
-    def _ring(self, timer: tuple[ShardId, int]) -> None:
-        shard, when = timer
-        if self._timers[shard] == when and not self.dead:
-            self._timers[shard] = 0
+    def _ring(self, appointment: tuple[ShardId, int]) -> None:
+        shard, when = appointment
+        if self._ticks[shard] != when or self.dead:
+            return
+        self._ticks[shard] = 0
+        if self.replicas[shard].wake_at is not None:
             self.take(shard, ev.Ticked(now=self.tick()))
 
     # -------------------------------------------------------------- effects out
@@ -413,6 +423,8 @@ class Process:
             self._clock.later(FETCH_LOST_MS, self._give_up, (load.shard, lost))
         else:
             self._clock.later(delay_ms, source.table_asked, (self, load))
+            lost = ev.TableUnavailable(token=load.token, answered=False)
+            self._clock.later(ANSWER_LOST_MS, self._give_up, (load.shard, lost))
 
     def _give_up(self, lost: tuple[ShardId, ev.Event]) -> None:
         self.take(*lost)

@@ -73,6 +73,6 @@ def read_epoch(
     content = process.peer.disk.shards[shard].batches.get(epoch)
     if limit is None or not content:
         return None
-    bases = [base for base in list(content)[-2 * READ_BATCHES_MAX :] if base < limit]
+    bases = [base for base in list(content)[-READ_BATCHES_MAX // 2 :] if base < limit]
     found = tuple(content[base] for base in bases if content[base].end <= limit)
     return (found[0].base, found) if found else None

@@ -9,7 +9,8 @@ In between there may be a quiet time without any LAS: each shard whose primary a
 live must go on (G9).
 """
 
-from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, NodeName, ShardId
+from peerd.core.shard_map import stable_end
 from peerd.testing.sim.checkers import BrokenPromise, Checks
 from peerd.testing.sim.clients import Clients, Producer
 from peerd.testing.sim.disk import Disk
@@ -111,11 +112,17 @@ class Simulation:
         """
         self.faults.quiet = True
         self.network.heal()
+        before = {shard: self.world.checks[shard].book.acked_end for shard in self.all_shards()}
         self.clock.run(self.clock.now + outage_ms)
+        serving = [
+            shard
+            for shard, end in before.items()
+            if self._must_go_on(shard) and self.world.checks[shard].book.acked_end > end
+        ]
         for node in self.las.nodes.values():
             self.las.crash(node)
         self.world.tell("no LAS node runs")
-        probes = [self._probe(shard) for shard in self.all_shards() if self._must_go_on(shard)]
+        probes = [self._probe(shard) for shard in serving]
         self.clock.run(self.clock.now + outage_ms)
         for probe in probes:
             if probe.outstanding and self._must_go_on(probe.shard):
@@ -163,7 +170,7 @@ class Simulation:
         if self.options.splits:
             producer.key_hash = self.clients.key_in(shard, number)
         self.clients.producers.append(producer)
-        self.clients.append(producer)
+        self.clients.append(producer, probe=True)
         return producer
 
     # -------------------------------------------------------------- G11
@@ -187,6 +194,9 @@ class Simulation:
             if entry.fence or entry.prepared is not None:
                 prepared = entry.prepared.epoch if entry.prepared is not None else None
                 return f"shard {shard}: fence {entry.fence}, prepared {prepared}"
+            for segment in entry.sealed:
+                if stable_end(segment, FIRST_OFFSET) != segment.end:
+                    return f"shard {shard}: the kept tail of {segment.epoch} is not copied"
         return ""
 
     def _finish(self) -> None:
