@@ -83,7 +83,9 @@ def committed(state: ClusterState, parent: ShardEntry) -> ClusterState:
                 key_hash_low=low,
                 key_hash_high=high,
                 open=Segment(
-                    epoch=epoch, plan=_child_plan(shard.open.plan, leader), begin=Offset(0)
+                    epoch=epoch,
+                    plan=replace(shard.open.plan, primary=leader, closed=False),
+                    begin=Offset(0),
                 ),
                 parent=Parent(shard=shard.shard, end=split.end),
             ),
@@ -96,17 +98,6 @@ def committed(state: ClusterState, parent: ShardEntry) -> ClusterState:
     shards = (*log.shards[:place], *split.children, *log.shards[place + 1 :])
     after = state.changed(logs=(replace(log, shards=shards),), shards=(parent, *entries))
     return replace(after, next_shard=ShardId(split.children[-1] + 1))
-
-
-def _child_plan(closed: Plan, leader: ProcessId) -> Plan:
-    """The first plan of a child: the voters of the closed segment, its leader first."""
-    others = tuple(each for each in closed.voters if each != leader.replica)
-    return Plan(
-        primary=leader,
-        voters=(leader.replica, *others),
-        non_voters=closed.non_voters,
-        acks=closed.acks,
-    )
 
 
 def _second_leader(state: ClusterState, plan: Plan) -> ProcessId:

@@ -114,6 +114,16 @@ def test_the_upper_child_is_led_by_a_voter_that_can():
     assert state.shards[UPPER].shard.open.plan.primary == process(1)
 
 
+def test_a_primary_without_a_vote_leads_the_lower_child_as_it_led_the_parent():
+    plan = plan_of(1, 2, 3, non=(1,))
+    holder = replace(opened(), holders=(replica(3),))
+    at_risk = SetAtRisk(node=name(1), at_risk=True)
+    state = done(with_log(), at_risk, split(plan=plan), holder)
+    lower, upper = (state.shards[each].shard.open.plan for each in (LOWER, UPPER))
+    assert lower == plan
+    assert upper == replace(plan, primary=process(2))
+
+
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_fence_undoes_a_split_that_is_only_prepared(adopted):
     """spec mutant `split-kept-by-fence`"""
