@@ -11,9 +11,9 @@ After any refusal that leaves the outcome open, or says that nothing was taken, 
 from typing import cast
 
 from peerd.core.batch import NO_PRODUCER, BatchHeader
-from peerd.core.effects import AppendAccepted, AppendRefused, Reply
+from peerd.core.effects import AppendAccepted, AppendRefused, Reply, TailAnswered
 from peerd.core.errors import Reason, Refusal, Taken
-from peerd.core.events import AppendRequested
+from peerd.core.events import AppendRequested, TailAsked
 from peerd.core.ids import NodeName, Offset, ProducerId, ShardId
 from peerd.testing.sim import serving
 from peerd.testing.sim.checkers import BrokenPromise, Sent
@@ -322,10 +322,26 @@ class Clients:
         process = processes[int(world.random() * len(processes))]
         shard = world.rng.choice(tuple(self._read_at))
         world.events += 1
-        if world.random() < 0.6:
+        draw = world.random()
+        if draw < 0.2:
+            self._ask_tail(process, shard)
+        elif draw < 0.7:
             self._read_on(process, shard)
         else:
             self._read_some_epoch(process, shard)
+
+    def _ask_tail(self, process: Process, shard: ShardId) -> None:
+        """Ask for the linearizable tail; most processes answer that they are not primary."""
+        if shard in process.replicas:
+            floor = self._world.checks[shard].book.acked_end
+            request = process.ask(self._tail_answered, (shard, floor))
+            process.take(shard, TailAsked(request=request, now=process.tick()))
+
+    def _tail_answered(self, asked: object, reply: Reply) -> None:
+        shard, floor = cast(tuple[ShardId, Offset], asked)
+        if isinstance(reply, TailAnswered) and reply.tail is not None:
+            self._world.events += 1
+            self._world.checks[shard].tail_answered(floor, reply.epoch, reply.tail)
 
     def _read_on(self, process: Process, shard: ShardId) -> None:
         """Go on where the last read of the shard ended, wherever that was."""

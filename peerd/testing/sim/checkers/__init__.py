@@ -21,6 +21,7 @@ from peerd.testing.sim.checkers.g7_one_map import OneMap
 from peerd.testing.sim.checkers.g8_key_order import KeyOrder
 from peerd.testing.sim.checkers.g10_honest_end import HonestEnd
 from peerd.testing.sim.checkers.g12_stable_reads import StableReads
+from peerd.testing.sim.checkers.linearizable_tail import LinearizableTail
 from peerd.testing.sim.checkers.replicas import Identical
 from peerd.testing.sim.checkers.tables import Tables
 from peerd.testing.sim.store import SimStore
@@ -48,7 +49,8 @@ class Checks:
     def __init__(self, shard: ShardId, acks: int) -> None:
         self.book = Book(shard, acks)
         self._honest_end = HonestEnd(self.book)
-        all_checkers = [*(kind(self.book) for kind in CHECKERS), self._honest_end]
+        self._tail = LinearizableTail(self.book)
+        all_checkers = [*(kind(self.book) for kind in CHECKERS), self._honest_end, self._tail]
         self._acknowledged = [c.acknowledged for c in all_checkers if _has(c, "acknowledged")]
         self._stored = [c.stored for c in all_checkers if _has(c, "stored")]
         self._served = [c.served for c in all_checkers if _has(c, "served")]
@@ -79,6 +81,10 @@ class Checks:
         self._honest_end.read(offset, batches)
         for batch in batches:
             self.served(epoch, batch)
+
+    def tail_answered(self, floor: Offset, epoch: Epoch, tail: Offset) -> None:
+        """A linearizable tail was answered; `floor` was acknowledged before it was asked for."""
+        self._tail.tail_answered(floor, epoch, tail)
 
     def served(self, epoch: Epoch, batch: PlacedBatch) -> None:
         """A reader got a batch."""
