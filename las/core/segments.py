@@ -392,7 +392,7 @@ def plan_error(state: ClusterState, log: str, plan: Plan) -> str:
     Hard rules only: registered stores, the registered process as primary, which may lead, never two
     copies on a host, and the log's `acks`. A primary votes; only one on a node at risk may order
     without a vote (*mirror*), since there its copy is the one that is about to be lost. The closed
-    segment of a split is led by a voter: the first child's first voter is its primary.
+    segment of a split is led by a voter, and with it the first child.
     """
     hosts: dict[str, ReplicaId] = {}
     for replica in plan.replicas:
@@ -409,7 +409,9 @@ def plan_error(state: ClusterState, log: str, plan: Plan) -> str:
         return f"{primary.name} stores copies only and is never primary"
     if plan.closed and primary.feature_level < CLOSED_SEGMENTS_LEVEL:
         return f"{primary.name} runs a version that does not know splits: upgrade it first"
-    if plan.primary.replica not in plan.voters and (plan.closed or not primary.at_risk):
+    if plan.primary.replica not in plan.voters and plan.closed:
+        return f"{primary.name} leads without a vote, and only a voter closes a shard: switch first"
+    if plan.primary.replica not in plan.voters and not primary.at_risk:
         return f"{primary.name} would be primary without a vote, and it is not at risk"
     if plan.acks != state.logs[log].acks:
         return f"log {log} has acks = {state.logs[log].acks}, not {plan.acks}"

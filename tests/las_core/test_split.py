@@ -114,14 +114,18 @@ def test_the_upper_child_is_led_by_a_voter_that_can():
     assert state.shards[UPPER].shard.open.plan.primary == process(1)
 
 
-def test_a_primary_without_a_vote_leads_the_lower_child_as_it_led_the_parent():
-    plan = plan_of(1, 2, 3, non=(1,))
-    holder = replace(opened(), holders=(replica(3),))
+def test_a_closed_segment_is_led_by_a_voter():
     at_risk = SetAtRisk(node=name(1), at_risk=True)
-    state = done(with_log(), at_risk, split(plan=plan), holder)
+    _, result = do(done(with_log(), at_risk), split(plan=plan_of(1, 2, 3, non=(1,))))
+    assert result.reason is Reason.INVALID_ARGUMENT
+    assert "only a voter closes a shard" in result.text
+
+
+def test_the_children_begin_under_the_plan_of_the_closed_segment():
+    plan = plan_of(1, 1, 2, 3, non=(4,))
+    state = done(with_log(), split(plan=plan), opened())
     lower, upper = (state.shards[each].shard.open.plan for each in (LOWER, UPPER))
-    assert lower == plan
-    assert upper == replace(plan, primary=process(2))
+    assert (lower, upper) == (plan, replace(plan, primary=process(2)))
 
 
 @pytest.mark.parametrize("adopted", [False, True])
