@@ -170,7 +170,7 @@ def get_tail(state: State, process: Process, epoch: int, read: Hashable) -> str:
         return "only the primary reads the tail"
     if read in state.reads:
         return "a read begins once"
-    state.reads[read] = Read(process, epoch)
+    state.reads[read] = Read(process, epoch, state.epochs[epoch].acknowledged)
     return ACCEPTED
 
 
@@ -201,8 +201,8 @@ def answer_tail(state: State, read: Hashable, tail: int) -> str:
     entry = state.epochs[asked.epoch]
     if entry.plan is None or len(asked.confirmed) < entry.plan.acks:
         return "acks voters confirm a read of the tail"
-    if tail != entry.acknowledged:
-        return "the tail is the commit offset"
+    if not asked.floor <= tail <= entry.acknowledged:
+        return "the tail is a commit offset of after the request"
     del state.reads[read]
     return ACCEPTED
 

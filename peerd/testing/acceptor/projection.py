@@ -8,6 +8,8 @@ for, and the acceptor judges these. The reading rests on effects alone:
 - `Handled`, a receipt: `acknowledge` or `answer_retry`; the refusal SPLIT: `answer_split`.
 - `Handled`, the own adoption of an epoch: `become_primary`; before it `switch`, if the process
   follows itself. `Begin` sent: `switch` or `repeat_begin`. `Declined` said: `decline`.
+- `Handled`, a request for the tail: `get_tail`; a voter's word: `confirm_epoch`; its answer:
+  `answer_tail`.
 - `Handled`, an `Ack` sent: `acked`; a promise answered: `answer`.
 - `Stored`, an operation that was taken: `adopt`, `replicate`, `hear`, `promise`, `learn_open`,
   `drop_tail`, `fetch`. What the store then has is what the acceptor has.
@@ -20,7 +22,7 @@ is no action.
 Must not: decide what is allowed. What it cannot read is refused.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from las.core import commands as c
@@ -30,15 +32,18 @@ from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.effects import (
     AppendAccepted,
     AppendRefused,
+    ConfirmAnswer,
     Declined,
     EpochAnswer,
     NoteKind,
     PromiseAnswered,
     Step,
+    TailAnswered,
 )
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, ProcessId, ReplicaId, RequestId, ShardId
 from peerd.core.messages import Ack, Begin
+from peerd.core.shard_map import Parent, Shard
 from peerd.core.shard_map import Plan as CorePlan
 from peerd.testing import trace
 from peerd.testing.acceptor import actions, planning
@@ -106,7 +111,7 @@ class Judge:
         shard = record.shard.shard if isinstance(record, trace.MapCommitted) else record.shard
         projection = self.shards.get(shard)
         if projection is None:
-            projection = self.shards[shard] = Projection()
+            projection = self.shards[shard] = Projection(self.shards)
         return ((shard, projection),)
 
 
@@ -122,8 +127,11 @@ def _copy(batch: PlacedBatch) -> Batch:
 class Projection:
     """One shard; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: "Mapping[ShardId, Projection]") -> None:
         self.state = State()
+        self.is_beyond = False
+        """A person has called something lost: what follows is beyond the model, and not judged."""
+        self._shards = shards
         self._names: dict[ProcessId | ReplicaId, str] = {}
         self._requests: dict[tuple[str, RequestId], Hashable] = {}
         self._readers: dict[type, Callable[..., str]] = {
@@ -155,6 +163,8 @@ class Projection:
 
     def take(self, record: trace.Record) -> str:
         """Judge the actions of one record."""
+        if self.is_beyond:
+            return OK
         return self._readers[type(record)](record)
 
     # -------------------------------------------------------------- names
@@ -210,6 +220,8 @@ class Projection:
         process = self._name(record.process)
         if isinstance(event, ev.AppendRequested):
             self._requests[process, event.request] = record_of(event.header)
+        elif isinstance(event, ev.TailAsked):
+            self._tail_asked(record, process, event.request)
         begun = self._begun(step) if not isinstance(event, ev.AdoptReceived) else None
         own = not isinstance(event, ev.FrameReceived)
         broken = OK
@@ -222,6 +234,7 @@ class Projection:
         if begun and not broken:
             broken = self._orders(process, step, begun, late=True)
             broken = broken or self._late_receipts(process, step)
+            self._reads_go_on(process, self._name(record.process.replica))
         return broken
 
     @staticmethod
@@ -263,9 +276,43 @@ class Projection:
                 broken = self._answered(store, reply, reply.open)
             elif isinstance(reply, AppendRefused):
                 broken = self._refused(process, reply)
+            elif isinstance(reply, TailAnswered):
+                broken = self._tail_answered(process, reply)
+            elif isinstance(reply, ConfirmAnswer):
+                self._confirmed(record)
             if broken:
                 return broken
         return OK
+
+    def _tail_asked(self, record: trace.Handled, process: str, request: RequestId) -> None:
+        """A primary takes a request for the tail; its own word counts from now on, if it votes."""
+        key, role = (process, request), self.state.roles.get(process, NONE)
+        if role != NONE and not actions.get_tail(self.state, process, role, key):
+            actions.confirm_epoch(self.state, self._name(record.process.replica), key)
+
+    def _confirmed(self, record: trace.Handled) -> None:
+        """A voter has looked at its promise: that counts for every request that waits by now."""
+        event, store = record.event, self._name(record.process.replica)
+        if isinstance(event, ev.ConfirmReceived):
+            for key, read in self.state.reads.items():
+                if read.epoch == event.message.epoch:
+                    actions.confirm_epoch(self.state, store, key)
+
+    def _tail_answered(self, process: str, reply: TailAnswered) -> str:
+        key = (process, reply.request)
+        if reply.tail is None:
+            self.state.reads.pop(key, None)
+            return OK
+        return actions.answer_tail(self.state, key, reply.tail)
+
+    def _reads_go_on(self, process: str, store: str) -> None:
+        """Requests for the tail that wait when a process follows itself are asked anew."""
+        role = self.state.roles[process]
+        for key, read in list(self.state.reads.items()):
+            if read.process == process and read.epoch != role:
+                del self.state.reads[key]
+                actions.get_tail(self.state, process, role, key)
+                actions.confirm_epoch(self.state, store, key)
 
     def _refused(self, process: str, reply: AppendRefused) -> str:
         record = self._requests.pop((process, reply.request), None)
@@ -418,6 +465,11 @@ class Projection:
         result, shard = record.result, record.shard
         if not isinstance(result, c.Result) or not result.ok:
             return OK
+        if isinstance(record.command, c.RecoverWithGap):
+            self.is_beyond = True
+            return OK
+        if self.state.open == NONE and shard.parent is not None:
+            return self._child(shard, shard.parent)
         reader = self._commands.get(type(record.command))
         broken = reader(record, record.command, result) if reader is not None else OK
         prepared = shard.prepared.epoch if shard.prepared is not None else NONE
@@ -430,6 +482,13 @@ class Projection:
             return OK
         opened = record.shard.open
         return planning.create(self.state, opened.epoch, self._plan(opened.plan))
+
+    def _child(self, shard: Shard, parent: Parent) -> str:
+        """A child begins with the commit of the split (§4.3), if the parent was judged, too."""
+        known = self._shards.get(parent.shard)
+        if known is not None and not known.is_beyond and known.state.split != parent.end:
+            return "a child begins with the commit of the split, at its X"
+        return planning.create(self.state, shard.open.epoch, self._plan(shard.open.plan))
 
     def _prepare(
         self,

@@ -115,10 +115,14 @@ class EpochState:
 
 @dataclass(slots=True)
 class Read:
-    """A linearizable read of the tail that waits: which voters have confirmed it."""
+    """A linearizable read of the tail that waits: which voters have confirmed it since it came in.
+
+    `floor` is what its primary had acknowledged when it came in.
+    """
 
     process: Process
     epoch: int
+    floor: int
     confirmed: set[Store] = field(default_factory=set)
 
 
@@ -167,7 +171,7 @@ class State:
             again.reported = dict(epoch.reported)
             again.answers = dict(epoch.answers)
         for key, read in self.reads.items():
-            other.reads[key] = Read(read.process, read.epoch, set(read.confirmed))
+            other.reads[key] = Read(read.process, read.epoch, read.floor, set(read.confirmed))
         return other
 
     # -------------------------------------------------------------- words of the guards
