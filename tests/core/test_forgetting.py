@@ -161,6 +161,33 @@ def test_one_entry_is_on_its_way_at_a_time_and_forgets_a_bounded_number():
         assert policy.offset_for(table, R, 2 * EXPIRY_MS) == 0
 
 
+def lost_past(*headers: BatchHeader, minutes: int) -> ProducerTable:
+    """A table that is not complete and knows what lies below its begin at 1, of some producers."""
+    known = extended(empty_table(Offset(1), complete=False), Epoch(1), [(Offset(1), header(P))])
+    table = ProducerTable(known)
+    for minute in range(minutes + 1):
+        table.pass_time(Tick(minute * MINUTE), forgetting.PAUSE_MS_MAX)
+    return table
+
+
+def test_a_table_without_its_past_becomes_whole_when_nobody_can_be_sending_again():
+    assert written(lost_past(minutes=10), 0) == 0
+    table = lost_past(minutes=11)
+    assert written(table, 0) == 2
+    table.order(Epoch(1), Offset(2), header(R, forget=2))
+    table.commit(Offset(3), header(R, forget=2))
+    assert (table.complete, set(table.snapshot().producers)) == (True, {R})
+    assert table.judge(header(Q)) is None
+    assert table.judge(header(P, 1)).reason is Reason.PRODUCER_STATE_LOST
+
+
+def test_it_waits_for_producers_of_the_past_that_are_still_heard():
+    table = lost_past(minutes=11)
+    assert written(table, 0, by=P) == 0
+    table.judge(header(P))
+    assert written(table, 0) == 0
+
+
 # ------------------------------------------------------------------ a full table
 @pytest.fixture
 def two_at_most(monkeypatch):

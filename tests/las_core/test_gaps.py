@@ -7,9 +7,11 @@ import pytest
 from las.core.commands import (
     FenceSegment,
     PrepareSegment,
+    PrepareSplit,
     Reason,
     RecoveredSegment,
     RecoverWithGap,
+    SegmentOpened,
     SetNodeState,
     command_from_json,
     command_to_json,
@@ -122,6 +124,15 @@ def test_it_finishes_the_standing_fence_and_no_other():
     refused(done(with_log(), down(1), down(2)), recover(), Reason.STATE_CHANGED)
     refused(fenced(1, 2), recover(fence=Epoch(9)), Reason.STATE_CHANGED)
     refused(fenced(1, 2), recover(shard=99), Reason.UNKNOWN_SHARD)
+
+
+def test_a_shard_that_is_split_holds_nothing_that_could_be_lost():
+    split = PrepareSplit(shard=SHARD, epoch=Epoch(1), key_hash=1 << 60, plan=plan_of(1, 1, 2, 3))
+    begun = SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(7), holders=(replica(3),))
+    fence = FenceSegment(shard=SHARD, epoch=Epoch(2))
+    state = done(with_log(), split, begun, down(1), down(2), fence)
+    command = recover(fence=Epoch(3), resume_at=Offset(2 * RESUME))
+    assert "split" in refused(state, command, Reason.INVALID_ARGUMENT)
 
 
 def test_the_number_of_gaps_is_bounded():
