@@ -316,9 +316,22 @@ class Projection:
 
     def _refused(self, process: str, reply: AppendRefused) -> str:
         record = self._requests.pop((process, reply.request), None)
-        if reply.refusal.reason is Reason.SPLIT:
+        if reply.refusal.reason is Reason.SPLIT and not self._split_said_late(process, record):
             return actions.answer_split(self.state, process, record)
         return OK
+
+    def _split_said_late(self, process: str, record: Hashable) -> bool:
+        """Whether SPLIT comes from a closed segment that was open with the split, and is no more.
+
+        Another closed segment has taken over, and this primary has not heard of it. The table of a
+        closed segment never changes, so the answer is read as given while its segment was open.
+        """
+        role = self.state.roles.get(process, NONE)
+        entry = self.state.epochs.get(role)
+        if entry is None or entry.plan is None or entry.status is not Status.SEALED:
+            return False
+        is_of_the_split = entry.plan.closed and entry.begin == self.state.split
+        return is_of_the_split and self.state.place_in(role, record) is None
 
     def _late_receipts(self, process: str, step: Step) -> str:
         """Answers to retries that queued until the process had begun its next epoch."""
