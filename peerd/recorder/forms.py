@@ -17,8 +17,6 @@ from peerd.core.ids import Epoch, ProcessId
 from peerd.core.limits import Limits
 from peerd.recorder.codec import Compiler, Decode, Names
 
-FORMAT_VERSION = 1
-
 # Kinds of records below the events.
 PROCESS, NAME, BOOT, CHECKPOINT, NO_CHECKPOINT, GAP, BROKE = range(1, 8)
 # Of a LAS node: a committed command, and the state of the map.

@@ -6,20 +6,28 @@ import pytest
 
 from peerd.core import events as ev
 from peerd.core.check import InvariantViolation
-from peerd.core.durable import PromiseEpoch, Stored, StoredShard
+from peerd.core.durable import PromiseEpoch, Stored, StoredShard, apply
+from peerd.core.ids import ProcessId
 from peerd.core.limits import Limits
+from peerd.core.messages import Adopt
 from peerd.core.replica import Replica
+from peerd.core.shard_map import Plan
 from peerd.recorder.flight import FlightRecorder, forms
 from peerd.recorder.graph import CHECKPOINT_VALUES_MAX, NotCheckpointed
 from peerd.recorder.recording import Checkpoint, Recording, RecordingRefused
 from peerd.recorder.ring import RingError
-from peerd.testing.replay import Different, Replay, main
+from peerd.testing.replay import Different, Replay, main, unheard
 from peerd.testing.sim import Options
 from peerd.testing.trace import Booted, Died, Handled
 from tests.recorder.recorded import RING_BYTES, RecordedSimulation
 
 # Few events fill it.
 SMALL_RING_BYTES = 128 * 1024
+OTHER = ProcessId("b", "store-b", "boot-b")
+ME = ProcessId("a", "store-a", "boot-a")
+ADOPT = Adopt(
+    shard=1, epoch=1, begin=0, plan=Plan(primary=OTHER, voters=(OTHER.replica, ME.replica), acks=1)
+)
 PROMISE = PromiseEpoch(shard=1, fence=1, epoch=0)
 TROUBLE = Options(peers=4, crashes_per_s=2.0, trouble_ms=3_000)
 # Processes that live long enough to fill a small ring.
@@ -47,7 +55,12 @@ def test_a_run_with_crashes_replays_to_the_same_effects(tmp_path, seed):
 
 
 def test_it_replays_from_a_checkpoint_when_the_ring_has_wrapped(tmp_path):
-    recorded(tmp_path, 5, QUIET, SMALL_RING_BYTES)
+    run = recorded(tmp_path, 5, QUIET, SMALL_RING_BYTES)
+    for peer in run.peers.values():
+        core, recorder = peer.process.replicas[1], run.recorders[peer.name]
+        for request in range(3_000):  # until the start of the core is overwritten
+            event = ev.HasBegunAsked(request=request, epoch=1)
+            recorder.handled(1, event, core.handle(event))
     replay = Replay(tmp_path)
     count = sum(isinstance(record, Handled) for record in replay.records())
     accounts = list(replay.accounts())
@@ -103,9 +116,14 @@ def test_the_state_of_every_core_is_restored_exactly(tmp_path):
 def test_a_state_that_is_too_large_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("peerd.recorder.graph.CHECKPOINT_VALUES_MAX", 10)
     assert CHECKPOINT_VALUES_MAX > 10
-    recorded(tmp_path, 5, Options(crashes_per_s=0.3, appends_per_s=80.0), SMALL_RING_BYTES)
+    core = Replica(ME, StoredShard(shard=1), Limits())
+    recorder = FlightRecorder(tmp_path / "a.ring", SMALL_RING_BYTES, ME, Limits())
+    recorder.booted(1, core)
+    for request in range(5_000):  # until the start of the core is overwritten
+        event = ev.HasBegunAsked(request=request, epoch=1)
+        recorder.handled(1, event, core.handle(event))
     replay = Replay(tmp_path)
-    list(replay.records())
+    assert list(replay.records()) == []
     notes = [note for account in replay.accounts() for note in account.notes]
     assert any("has more than 10 values" in note for note in notes)
 
@@ -190,3 +208,16 @@ def test_invariants_are_what_a_replay_ends_with(tmp_path, monkeypatch):
     monkeypatch.setattr(Replica, "handle", broken)
     with pytest.raises(Different, match="broken invariant: for the test"):
         list(Replay(tmp_path).records())
+
+
+def test_what_became_durable_unheard_is_found_in_what_came_back():
+    core = Replica(ME, StoredShard(shard=1), Limits())
+    core.handle(ev.AdoptReceived(sender=OTHER.replica, message=ADOPT))
+    core.handle(ev.PromiseReceived(request=1, fence=3, epoch=1))
+    adopt, promise = core.under_way
+    adopted, state = apply(core.stored, adopt)
+    promised, last = apply(state, promise)
+    assert unheard(core, core.stored) == ()
+    assert unheard(core, state) == (adopted,)
+    assert unheard(core, last) == (adopted, promised)
+    assert unheard(core, StoredShard(shard=1, promised=9)) is None
