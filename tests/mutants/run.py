@@ -68,9 +68,8 @@ def mutated(patch: Path) -> Path:
     return tree
 
 
-def hunt(patch: Path, first: int, seeds: int) -> Hunt:
-    """Run the simulator of the mutated tree until it finds something."""
-    tree = mutated(patch)
+def hunted(tree: Path, first: int, seeds: int) -> dict[str, object]:
+    """What `tests.mutants.hunt` told of some seeds in `tree`."""
     command = [sys.executable, str(HERE / "hunt.py"), f"--first={first}", f"--seeds={seeds}"]
     alone = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
@@ -82,11 +81,25 @@ def hunt(patch: Path, first: int, seeds: int) -> Hunt:
         timeout=HUNT_S_MAX,
         check=False,
     )
-    shutil.rmtree(tree)
     if done.returncode != 0:
-        raise RuntimeError(f"{patch.name}: the hunt itself failed: {done.stderr[-1_000:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    return Hunt(mutant=patch.stem, rule=rule_of(patch), **told)
+        raise RuntimeError(f"the hunt in {tree} itself failed: {done.stderr[-1_000:]}")
+    told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def hunt(patch: Path, first: int, seeds: int) -> Hunt:
+    """Run the simulator of the mutated tree until it finds something.
+
+    Raises `RuntimeError` if the intact tree fails the same seed: then it was not the mutant.
+    """
+    tree = mutated(patch)
+    told = hunted(tree, first, seeds)
+    shutil.rmtree(tree)
+    if told["found"]:
+        intact = hunted(ROOT, int(str(told["seed"])), 1)
+        if intact["found"]:
+            raise RuntimeError(f"seed {told['seed']} fails without a mutant: {intact['found']}")
+    return Hunt(mutant=patch.stem, rule=rule_of(patch), **told)  # type: ignore[arg-type]
 
 
 def row(each: Hunt) -> str:
