@@ -24,7 +24,7 @@ def create(state: State, epoch: int, plan: Plan) -> str:
     """The first segment, at offset 0: nothing came before it (the model's initial state)."""
     if state.open != NONE or state.epochs:
         return "a shard is created once"
-    state.epochs[epoch] = EpochState(Status.OPEN, plan)
+    state.epochs[epoch] = EpochState(Status.OPEN, plan, was_open=True)
     state.open = state.drawn = epoch
     return ACCEPTED
 
@@ -70,7 +70,7 @@ def segment_opened(state: State, prepared: int, x: int) -> str:
         return "a prepared segment is confirmed where it has begun"
     ended = state.epochs[state.open]
     ended.status, ended.end = Status.SEALED, x
-    entry.status = Status.OPEN
+    entry.status, entry.was_open = Status.OPEN, True
     state.open, state.prepared = prepared, NONE
     if state.split is None and entry.plan is not None and entry.plan.closed:
         state.split = x
@@ -120,7 +120,7 @@ def open_segment(state: State, fence: int, plan: Plan, x: int, y: int | None) ->
         if y is not None:
             recovered.status, recovered.begin, recovered.end = Status.SEALED, x, y
             recovered.parent, entry.parent = state.open, state.prepared
-    entry.status, entry.plan = Status.OPEN, plan
+    entry.status, entry.plan, entry.was_open = Status.OPEN, plan, True
     entry.begin = entry.assigned = entry.acknowledged = x if y is None else y
     state.open, state.prepared = fence, NONE
     return ACCEPTED

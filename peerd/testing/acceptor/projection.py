@@ -331,7 +331,7 @@ class Projection:
         if entry is None or entry.plan is None or entry.status is not Status.SEALED:
             return False
         is_of_the_split = entry.plan.closed and entry.begin == self.state.split
-        return is_of_the_split and self.state.place_in(role, record) is None
+        return is_of_the_split and entry.was_open and self.state.place_in(role, record) is None
 
     def _late_receipts(self, process: str, step: Step) -> str:
         """Answers to retries that queued until the process had begun its next epoch."""

@@ -94,6 +94,7 @@ class EpochState:
 
     `view_open` and `view_prepared` are what its author saw when it was drawn. `parent` is the epoch
     that ends where this one begins. `end` means something once sealed, `x` once Begin was sent.
+    `was_open`: the map showed it open, which it never does of what recovery seals at once.
     """
 
     status: Status
@@ -101,6 +102,7 @@ class EpochState:
     begin: int = 0
     end: int = 0
     begun: bool = False
+    was_open: bool = False
     view_open: int = NONE
     view_prepared: int = NONE
     parent: int = NONE
