@@ -30,7 +30,6 @@ from peerd.core.effects import (
 )
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ProcessId, ReplicaId, ShardId, Tick
 from peerd.core.shard_map import Plan, Segment, Shard
-from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.process import Process
 
 if TYPE_CHECKING:
@@ -265,7 +264,16 @@ class LasNode:
         answers = self._answers.get(key, {})
         decision = recovery.decide(entry, answers.values())
         if isinstance(decision, recovery.Contradiction):
-            raise BrokenPromise(f"G7: {decision.replica.peer} contradicts: {decision.why}")
+            # A node that leads no more may see one where there is none: the guard of the command
+            # knows. Where it is true the shard is halted, and the run is over.
+            halt = c.HaltShard(
+                shard=shard,
+                epoch=max(fence, decision.promised),
+                node=decision.replica.peer,
+                why=decision.why,
+            )
+            self.command(halt, ("halt", shard))
+            return
         if not isinstance(decision, recovery.Recovered):
             return
         now = self._clock.now

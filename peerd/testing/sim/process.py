@@ -497,6 +497,9 @@ class Process:
     def _copy(self, key: tuple[ShardId, Epoch]) -> None:
         """The next slice of a copy; or the report that it is whole."""
         shard, epoch = key
+        if self.paused_until > self._clock.now:
+            self._clock.at(self.paused_until + 1, self._copy, key)
+            return
         segment = self._wanted(shard, epoch)
         if self.dead or segment is None or segment.begin is None or segment.end is None:
             self._copying.pop(key, None)
