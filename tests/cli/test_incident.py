@@ -26,9 +26,9 @@ def test_it_collects_from_every_process(cluster: DevCluster, tmp_path: Path):
     saved = peerctl("--out", str(out), "-c", str(cluster.peerctl_toml), "-o", "json")
     assert saved.returncode == 0, saved.stderr
     rows = json.loads(saved.stdout)
-    assert [row["source"] for row in rows] == [peer.id for peer in cluster.peers]
+    assert [row["source"] for row in rows] == [member.id for member in cluster.members]
     assert all(row["records"] > 0 and not row["note"] for row in rows)
-    assert {path.name for path in out.iterdir()} == {f"{peer.id}.ring" for peer in cluster.peers}
+    assert {path.stem for path in out.iterdir()} == {member.id for member in cluster.members}
     assert replay([str(out)]) == 0
 
 
