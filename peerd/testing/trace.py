@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 
+from peerd.core.batch import PlacedBatch
 from peerd.core.durable import Outcome, StoredShard
 from peerd.core.effects import Step
 from peerd.core.events import Event
 from peerd.core.ids import ProcessId, ReplicaId, ShardId
-from peerd.core.shard_map import Shard
+from peerd.core.producer import TableSnapshot
+from peerd.core.shard_map import Plan, Shard
 
 
 # ------------------------------------------------------------------ records
@@ -98,6 +100,20 @@ def _framed(kind: bytes, body: bytes) -> bytes:
 
 
 def _of_object(value: object) -> bytes:
+    """Large values come again and again as the same object: they are encoded once."""
+    if type(value) not in _SHARED:
+        return _of_fields(value)
+    known = _shared.get(id(value))
+    if known is not None and known[0] is value:
+        return known[1]
+    if len(_shared) >= SHARED_VALUES_MAX:
+        _shared.clear()
+    encoded = _of_fields(value)
+    _shared[id(value)] = (value, encoded)
+    return encoded
+
+
+def _of_fields(value: object) -> bytes:
     names = _FIELDS.get(type(value))
     if names is None:
         if not is_dataclass(value):
@@ -108,6 +124,11 @@ def _of_object(value: object) -> bytes:
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
+_SHARED = frozenset({Shard, StoredShard, Plan, TableSnapshot, PlacedBatch})
+# limit: values whose encoding is kept; a run has some hundred at a time
+SHARED_VALUES_MAX = 4_096
+# The value itself is kept too, so that no other can have its id.
+_shared: dict[int, tuple[object, bytes]] = {}
 
 
 def encode(value: object) -> bytes:
