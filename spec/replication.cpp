@@ -151,7 +151,7 @@ static void become_primary(const State &s, int p, const Emit &emit) {
   const Peer &P = s.peer[p];
   for (int f = 1; f < s.next_epoch; f++) {
     const Epoch &F = s.epoch[f];
-    if (!F.may_start || F.status == RESERVED || cfg(s, f).primary != p || P.promised > f || P.role >= f) continue;
+    if (!F.may_start || F.status == RESERVED || cfg(s, f).primary != p || (P.promised > f && !v_built) || P.role >= f) continue;
     bool planned = F.view_prepared == f;
     if (planned && F.switched != 1) continue;
     if (m_restart_begin && F.begun && P.adopted >= f) continue;

@@ -9,7 +9,7 @@
 // That is the worst case for every promise about acknowledged batches.
 //
 // Variant as-built: what real processes do is a little more. A primary acknowledges later than it could, and its X is what
-// it has acknowledged; it learns of its store's promise after that is durable, and its store writes what was queued also
+// it has acknowledged; it learns of its store's promise after that is durable, may begin an epoch until then, and its store writes what was queued also
 // when it has stopped; it may decline what is dead already; news of the map may be old; a copy is filled batch by batch, by
 // any store. tests/conformance compares the acceptor of real runs with the model under this variant.
 #pragma once

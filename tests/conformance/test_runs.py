@@ -32,7 +32,9 @@ def test_a_run_of_the_cores_is_a_run_of_the_model(kind, seed):
     assert verdict.record_count > 1_000
 
 
-@pytest.mark.parametrize("seed", range(10))
+# 1018: SPLIT is said by a closed segment that another one has replaced. 1188: a process begins an
+# epoch while its store has a higher promise durable, of which it has not heard yet.
+@pytest.mark.parametrize("seed", [*range(10), 1018, 1188])
 def test_so_is_a_run_of_the_swarm(seed):
     verdict = verdict_of(seed, drawn(seed))
     assert verdict.accepted, str(verdict)

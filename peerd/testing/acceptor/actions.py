@@ -3,8 +3,9 @@
 Each function takes the state, judges the action and, if every guard holds, takes it. The answer is
 empty, or the guard that is broken, in words; then nothing has changed. Guards are those of
 spec/replication.cpp in its variant `as-built`: a primary acknowledges later than it could, a
-process learns of its store's promise after that is durable, a store writes what its own process had
-queued also when that has stopped, news of the map may be old, and a copy is filled batch by batch.
+process learns of its store's promise after that is durable and until then may begin, a store writes
+what its own process had queued also when that has stopped, news of the map may be old, and a copy
+is filled batch by batch.
 
 Must not: know what real code looks like (`projection` does), look at a clock, or guess.
 """
@@ -151,8 +152,6 @@ def become_primary(state: State, process: Process, epoch: int, begin: int) -> st
         expected = entry.begin
     if begin != expected:
         return f"the epoch begins at {expected}"
-    if state.stores[entry.plan.store].promised > epoch:
-        return "who has promised a higher epoch does not begin"
     if state.roles.get(process, NONE) >= epoch:
         return "who is primary of a higher epoch does not begin"
     if entry.view_prepared == epoch:
