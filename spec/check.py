@@ -93,7 +93,6 @@ HOLDS = [
 DEEP = [
     ("split prepared twice, and a fence, one record", f"-o 1 -r 1 -s 2 -f 1 -c 0 -R -g {SPLIT}"),
     ("split, lost store, one offset", f"-o 1 -s 1 -f 1 -l 1 -x -k -R -g {SPLIT}"),
-    ("as built, a crash, reads", f"-s 1 -f 1 -m as-built -g {TWO}"),
     ("planned and unplanned 2/2, three plans", f"-s 1 -f 1 -g {TWO_ALL}"),
     ("planned and unplanned 2/2, crash and lost store", f"-s 1 -f 1 -l 1 -x -R -g {TWO}"),
     ("planned and unplanned 3/2", f"-s 1 -f 1 -c 0 -R -g {MIXED}"),
