@@ -15,10 +15,13 @@ class StableReads(Checker):
         self._served: dict[Offset, Epoch] = {}
 
     def served(self, epoch: Epoch, batch: PlacedBatch) -> None:
-        """Inside what the map keeps of the epoch."""
+        """Inside what the map keeps of the epoch, and on as many stores as if acknowledged."""
         if self._served.get(batch.base) == epoch:
             return
         self._served[batch.base] = epoch
+        copies = sum(batch.base in store.batches.get(epoch, {}) for store in self.book.stores)
+        if copies < self.book.acks:
+            broken("G12", f"offset {batch.base} of {epoch} was read, {copies} stores have it")
         sealed = self.book.sealed.get(epoch)
         if sealed is not None:
             self._check(epoch, batch.end, sealed.end)
