@@ -182,7 +182,11 @@ class Las:
         others = [process.replica for process in healthy if process != first]
         voters = rng.randint(max(0, log.acks - 1), max(log.copies, log.acks) - 1)
         extra = others[voters : voters + rng.randint(0, 1)]
-        chosen = (first.replica, *others[:voters])
+        mirrors = self.world.options.mirrors
+        if mirrors and node.state.nodes[first.peer].at_risk and rng.random() < mirrors:
+            chosen, extra = tuple(others[: max(voters, log.acks)]), [first.replica]
+        else:
+            chosen = (first.replica, *others[:voters])
         if len(chosen) < log.acks:
             return None
         return Plan(primary=first, voters=chosen, non_voters=tuple(extra), acks=log.acks)

@@ -86,6 +86,8 @@ class Options:
     """Changes of plan without any reason."""
     splits: int = 0
     """Shards that are split at most, each into two."""
+    mirrors: float = 0.0
+    """Share of the plans with a primary at risk in which it has no vote."""
     false_suspicions: float = 0.01
     """Share of the looks of a LAS node in which it takes a healthy peer for dead."""
 
@@ -144,6 +146,7 @@ def drawn(seed: int) -> Options:
         whims_per_s=rate(0.5, 2.0, 5.0),
         false_suspicions=rate(0.01),
         splits=rng.choice((0, 0, 1, 2)),
+        mirrors=rate(0.5),
     )
 
 
