@@ -45,8 +45,8 @@ def carry_out(
 ) -> Run:
     """Do what the plan says to the peers and return the recording. Blocks for the run's length.
 
-    `restart` starts a killed peer again, by its name. The recording begins with the peers' first
-    samples, before any load; the run's seconds count from there.
+    `restart` starts a killed peer again, by its name. The run's seconds count from the peers' first
+    samples, or from this call where those came later: a plan's onset never lies before its second.
 
     Raises `RunSpoiled` when a peer that nothing was done to did not live to the end.
     """
@@ -97,7 +97,7 @@ def carry_out(
             watch.close()
     if died:
         raise RunSpoiled(f"{', '.join(died)} ended although nothing was done to it")
-    return assemble(plan, peers, episodes)
+    return assemble(plan, peers, episodes, begun_s)
 
 
 def _wait_for_end(plan: RunPlan, episodes: Sequence[EpisodeThread], begun_s: float) -> None:
@@ -128,10 +128,16 @@ def _do_shared(
         run_shared(event, directories, scratch, ending)
 
 
-def assemble(plan: RunPlan, peers: Sequence[LabPeer], episodes: Sequence[EpisodeThread]) -> Run:
-    """The run from the peers' recordings and what the episodes saw."""
+def assemble(
+    plan: RunPlan,
+    peers: Sequence[LabPeer],
+    episodes: Sequence[EpisodeThread],
+    begun_s: float,
+) -> Run:
+    """The run from the peers' recordings and what the episodes saw; it began at `begun_s`."""
     recordings = [read_recording(peer.record_file) for peer in peers]
-    first = min(int(recording.tick_ms[0]) for recording in recordings) // SAMPLE_PERIOD_MS
+    first_ms = min(int(recording.tick_ms[0]) for recording in recordings)
+    first = min(first_ms, int(begun_s * 1000)) // SAMPLE_PERIOD_MS
     ended = int(time.monotonic() * 1000) // SAMPLE_PERIOD_MS
     values = np.stack([_values(recording, first, ended - first) for recording in recordings])
     nodes = [
