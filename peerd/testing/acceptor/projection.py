@@ -233,8 +233,8 @@ class Projection:
             broken = self._changes(record, process, begun)
         if begun and not broken:
             broken = self._orders(process, step, begun, late=True)
-            broken = broken or self._late_receipts(process, step)
             self._reads_go_on(process, self._name(record.process.replica))
+            broken = broken or self._late_replies(process, step, begun[0])
         return broken
 
     @staticmethod
@@ -277,7 +277,8 @@ class Projection:
             elif isinstance(reply, AppendRefused):
                 broken = self._refused(process, reply)
             elif isinstance(reply, TailAnswered):
-                broken = self._tail_answered(process, reply)
+                if reply.tail is None or reply.epoch == role or not begins:
+                    broken = self._tail_answered(process, reply)
             elif isinstance(reply, ConfirmAnswer):
                 self._confirmed(record)
             if broken:
@@ -333,13 +334,18 @@ class Projection:
         is_of_the_split = entry.plan.closed and entry.begin == self.state.split
         return is_of_the_split and entry.was_open and self.state.place_in(role, record) is None
 
-    def _late_receipts(self, process: str, step: Step) -> str:
-        """Answers to retries that queued until the process had begun its next epoch."""
+    def _late_replies(self, process: str, step: Step, epoch: Epoch) -> str:
+        """Answers to retries, and to requests for the tail, that waited until the process had begun
+        its next epoch.
+        """
         for reply in step.reply:
+            broken = OK
             if isinstance(reply, AppendAccepted) and (process, reply.request) in self._requests:
                 broken = self._receipt(process, reply)
-                if broken:
-                    return broken
+            elif isinstance(reply, TailAnswered) and reply.epoch == epoch:
+                broken = self._tail_answered(process, reply)
+            if broken:
+                return broken
         return OK
 
     def _receipt(self, process: str, reply: AppendAccepted) -> str:

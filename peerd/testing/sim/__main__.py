@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from peerd.testing.acceptor import Judge
 from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.options import CALM, drawn
 from peerd.testing.sim.runner import Progress, Totals, run_many, run_seed
@@ -37,13 +38,15 @@ def main() -> int:
 
 
 def replay(seed: int, *, verbose: bool) -> int:
-    """One seed with its story; the last line names its trace."""
+    """One seed with its story, judged as in a swarm; the last line names its trace."""
     options = drawn(seed)
     _write(f"seed {seed}: {options.words()}")
-    running, tell_all = TraceHash(), every_event(_write)
+    running, judge, tell_all = TraceHash(), Judge(), every_event(_write)
 
     def heard(record: Record) -> None:
         running.add(record)
+        if judge.take(record):
+            raise BrokenPromise(f"the acceptor: {judge.verdict}")
         if verbose:
             tell_all(record)
 
