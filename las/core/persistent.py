@@ -10,6 +10,7 @@ whatever must come out the same on every LAS node sorts first.
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=int | str)
@@ -73,8 +74,8 @@ class PersistentMap(Mapping[Key, Value]):
         return self._buckets[_bucket_of(key)][key]
 
     def __iter__(self) -> Iterator[Key]:
-        for bucket in self._buckets:
-            yield from bucket
+        # A small map has hundreds of empty buckets: without a step of Python code for each.
+        return chain.from_iterable(filter(None, self._buckets))
 
     def __len__(self) -> int:
         return self._size

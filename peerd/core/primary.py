@@ -41,7 +41,7 @@ from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.producer import ProducerTable, TableBatch
 from peerd.core.progress import Progress, StallWatch, Way
 from peerd.core.shard_map import Plan
-from peerd.core.situation import Situation
+from peerd.core.situation import Situation, sooner
 from peerd.core.split import Closing
 
 STALL_LOOK_MS = 50
@@ -570,17 +570,22 @@ class Primary:
 
     def wake_in_ms(self) -> int | None:
         """When the next tick is due, counted from the last `now`."""
-        waits = [self._streams_wake_in_ms(), self._tails.wake_in_ms()]
-        return min((wait for wait in waits if wait is not None), default=None)
+        return sooner(self._streams_wake_in_ms(), self._tails.wake_in_ms())
 
     def _streams_wake_in_ms(self) -> int | None:
-        limits = self._s.limits
-        streams = self._progress.values()
-        if self.held or any(p.told_commit < self.commit and p.way is Way.STREAM for p in streams):
+        limits, commit, end = self._s.limits, self.commit, self.end
+        if self.held:
             return limits.commit_notice_ms
-        if self._uncommitted or self.own_end < self.end:
+        is_behind = False
+        for progress in self._progress.values():
+            streams = progress.way is Way.STREAM
+            if streams and progress.told_commit < commit:
+                return limits.commit_notice_ms
+            if not streams or not progress.adopted or progress.next < end:
+                is_behind = True
+        if self._uncommitted or self.own_end < end:
             return STALL_LOOK_MS
-        if any(p.way is not Way.STREAM or not p.adopted or p.next < self.end for p in streams):
+        if is_behind:
             return limits.repeat_ms
         return limits.commit_persist_ms if self._commit_written < self.commit else None
 

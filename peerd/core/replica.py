@@ -63,7 +63,7 @@ from peerd.core.producer import ProducerTable, TableSnapshot
 from peerd.core.reports import Reports
 from peerd.core.shadow import Shadow
 from peerd.core.shard_map import Plan, Segment, Shard, stable_end
-from peerd.core.situation import Situation
+from peerd.core.situation import Situation, sooner
 from peerd.core.table_search import TableSearch, serve_table, sources_of
 
 
@@ -166,15 +166,12 @@ class Replica:
     @property
     def wake_at(self) -> Tick | None:
         """When a `Ticked` is due; None: only after another event."""
-        repeat_ms = self._s.limits.repeat_ms
-        waits = [self._primary.wake_in_ms() if self._primary else self._shadow.wake_in_ms()]
-        waits.append(self._reports.wake_in_ms())
-        if self._candidate or self._switch or self._search:
-            waits.append(repeat_ms)
-        if self._handed is not None and not self._handed.answered:
-            waits.append(repeat_ms)
-        due = [wait for wait in waits if wait is not None]
-        return Tick(self._s.now + min(due)) if due else None
+        role = self._shadow if self._primary is None else self._primary
+        wait_ms = sooner(role.wake_in_ms(), self._reports.wake_in_ms())
+        is_begin_open = self._handed is not None and not self._handed.answered
+        if is_begin_open or self._candidate or self._switch or self._search:
+            wait_ms = sooner(wait_ms, self._s.limits.repeat_ms)
+        return None if wait_ms is None else Tick(self._s.now + wait_ms)
 
     def readable_limit(self, epoch: Epoch) -> Offset | None:
         """First offset of `epoch` that this store may not serve; None: nothing of it is here.

@@ -37,6 +37,13 @@ OutcomeHandler = Callable[[Outcome, Effects], None]
 """Gets the outcome of one operation."""
 
 
+def sooner(one_ms: int | None, other_ms: int | None) -> int | None:
+    """The shorter of two waits; None waits for ever. Asked after almost every event."""
+    if one_ms is None:
+        return other_ms
+    return one_ms if other_ms is None or one_ms <= other_ms else other_ms
+
+
 class Situation:
     """Shared by the roles of one replica; see the module."""
 

@@ -29,7 +29,8 @@ class Clock:
 
     def later(self, delay_ms: int, action: Callable[[Argument], None], argument: Argument) -> None:
         """Do `action(argument)` after `delay_ms`."""
-        self.at(self.now + delay_ms, action, argument)
+        self._number += 1
+        heapq.heappush(self._due, (self.now + delay_ms, self._number, action, argument))
 
     def run(self, until_ms: int, is_done: Callable[[], bool] | None = None) -> None:
         """Do what is due up to `until_ms`, or until `is_done`, which is asked now and then."""

@@ -4,6 +4,8 @@
 gives for its offset."
 """
 
+from itertools import islice
+
 from peerd.core.batch import PlacedBatch
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ShardId
 from peerd.core.shard_map import stable_end
@@ -54,7 +56,8 @@ def read(
     end = limit if stop is None else min(limit, stop)
     if offset >= end:
         return None
-    batches = process.peer.disk.shards[shard].read(epoch, offset, end)[:READ_BATCHES_MAX]
+    store = process.peer.disk.shards[shard]
+    batches = store.read(epoch, offset, end, batches_max=READ_BATCHES_MAX)
     if not batches:
         process.found_damage(shard, epoch)
         return None
@@ -73,6 +76,6 @@ def read_epoch(
     content = process.peer.disk.shards[shard].batches.get(epoch)
     if limit is None or not content:
         return None
-    bases = [base for base in list(content)[-READ_BATCHES_MAX // 2 :] if base < limit]
-    found = tuple(content[base] for base in bases if content[base].end <= limit)
+    newest = [*islice(reversed(content.values()), READ_BATCHES_MAX // 2)]
+    found = tuple(batch for batch in reversed(newest) if batch.end <= limit)
     return (found[0].base, found) if found else None

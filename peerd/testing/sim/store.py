@@ -126,9 +126,15 @@ class SimStore:
         return found
 
     def read(
-        self, epoch: Epoch, begin: Offset, end: Offset, bytes_max: int | None = None
+        self,
+        epoch: Epoch,
+        begin: Offset,
+        end: Offset,
+        bytes_max: int | None = None,
+        batches_max: int | None = None,
     ) -> tuple[PlacedBatch, ...]:
-        """Batches of `epoch` in [begin, end), at least one if there is one, about `bytes_max`.
+        """Batches of `epoch` in [begin, end), at least one if there is one, about `bytes_max` and
+        not more than `batches_max` of them.
 
         Ends before a damaged one.
         """
@@ -137,6 +143,8 @@ class SimStore:
         content = self.batches.get(epoch, {})
         while begin < end and begin in content:
             if bytes_max is not None and found and size_bytes >= bytes_max:
+                break
+            if batches_max is not None and len(found) >= batches_max:
                 break
             if self.damaged and (epoch, begin) in self.damaged:
                 break
