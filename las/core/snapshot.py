@@ -16,7 +16,7 @@ from las.core.persistent import PersistentMap
 from las.core.state import ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
 
 FORMAT = 1
 """Version of this format. A reader refuses any other: an older program must not guess."""
@@ -82,17 +82,18 @@ class _Writer:
             list(shard.dead_epochs),
             entry.drawn,
             entry.halted,
-            *_ancestry(shard),
+            *_rarities(shard),
         ]
 
 
-def _ancestry(shard: Shard) -> list[JsonValue]:
-    """Split and parent of a shard, which most have not: then nothing."""
-    if shard.split is None and shard.parent is None:
+def _rarities(shard: Shard) -> list[JsonValue]:
+    """Split, parent and gaps of a shard, which most have not: then nothing."""
+    if shard.split is None and shard.parent is None and not shard.gaps:
         return []
     return [
         None if shard.split is None else encode(shard.split),
         None if shard.parent is None else encode(shard.parent),
+        [encode(gap) for gap in shard.gaps],
     ]
 
 
@@ -156,7 +157,8 @@ class _Reader:
 
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
-        split, parent = cast(list[JsonValue], row[11:]) or (None, None)
+        # A row of an older program ends before its shard's gaps: it had none.
+        split, parent, gaps = (*cast(list[JsonValue], row[11:]), None, None, None)[:3]
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -170,6 +172,7 @@ class _Reader:
                 dead_epochs=tuple(cast(list[Epoch], dead)),
                 split=None if split is None else decode(Split, split),
                 parent=None if parent is None else decode(Parent, parent),
+                gaps=tuple(decode(Gap, gap) for gap in cast(list[JsonValue], gaps or [])),
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from las.core import snapshot
 from las.core.commands import (
     FenceSegment,
     PrepareSegment,
@@ -80,6 +81,12 @@ def test_what_may_be_lost_is_a_gap_of_the_map_and_the_shard_goes_on_behind_it():
     assert shard.gap_at(6) is None
     assert shard.gap_at(7) == shard.gap_at(RESUME - 1) == shard.gaps[0]
     assert shard.gap_at(RESUME) is None
+
+
+def test_a_snapshot_keeps_the_gaps():
+    state = done(fenced(1, 2), recover())
+    assert shard_of(state).gaps
+    assert snapshot.restore(snapshot.snapshot(state)) == state
 
 
 def test_where_nothing_is_left_the_gap_begins_with_the_segment():

@@ -1,7 +1,7 @@
 """Persistent maps, the JSON of commands, snapshots, and the state machine around them."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -39,6 +39,7 @@ from las.core.commands import (
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
 from peerd.core.ids import Epoch, Offset
+from peerd.core.shard_map import Plan, Segment, Shard
 from tests.las_core.builders import (
     SHARD,
     done,
@@ -202,6 +203,20 @@ def test_a_snapshot_is_the_whole_state_and_goes_on():
     command = command_to_json(SetDraining(node=name(2), draining=True))
     assert other.apply(command) == cluster.apply(command)
     assert other.state == cluster.state
+
+
+def test_a_snapshot_has_every_field_of_a_shard():
+    """`las.core.snapshot` writes shards field by field: a new field has to be written there."""
+    assert {field.name for field in fields(Shard)} == {
+        *("shard", "log", "key_hash_low", "key_hash_high", "open", "sealed", "prepared", "fence"),
+        *("dead_epochs", "split", "parent", "gaps"),
+    }
+    assert {field.name for field in fields(Segment)} == {
+        *("epoch", "begin", "end", "known_commit", "plan", "holders", "wanted_holders"),
+    }
+    assert {field.name for field in fields(Plan)} == {
+        *("primary", "voters", "non_voters", "acks", "closed"),
+    }
 
 
 def test_a_frozen_state_does_not_see_what_comes_later():
