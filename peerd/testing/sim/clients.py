@@ -30,15 +30,16 @@ AGAIN_MS = 20
 GIVE_UP_MS = 1_500
 """A client without a producer id believes that its append was lost after this."""
 LOST_FOR_EVER = frozenset({Reason.PRODUCER_STATE_LOST, Reason.SEQUENCE_TOO_OLD})
-"""Answers that a producer that keeps its window never gets while any holder lives."""
+"""Answers that a producer that keeps its window never gets while any holder lives, but for the
+first where a kept tail is lost."""
 
 
 class Producer:
     """One producer of one shard; `name` empty: a client without a producer id."""
 
     __slots__ = (
-        "heir", "key_hash", "leader", "made", "maker", "moved", "name", "next_at", "next_sequence",
-        "number", "outstanding", "shard", "split", "wanted",
+        "ended", "heir", "key_hash", "leader", "made", "maker", "moved", "name", "next_sequence",
+        "number", "outstanding", "shard", "split",
     )  # fmt: skip
 
     def __init__(self, shard: ShardId, number: int, *, anonymous: bool) -> None:
@@ -47,13 +48,13 @@ class Producer:
         self.name = NO_PRODUCER if anonymous else ProducerId(bytes([shard, number]) * 8)
         self.next_sequence = 0
         self.made = 0
-        self.wanted = 0
         self.outstanding: dict[bytes, Sent] = {}
         self.leader: NodeName | None = None
         self.key_hash = 0
         self.maker = b"%d.%d" % (shard, number)
         """Names what it appends; a producer of a child goes on under the parent's name."""
         self.split = False
+        self.ended = False
         self.heir: Producer | None = None
         self.moved: dict[bytes, int] = {}
         """Records that go to a child, and their counts, once everything here is answered."""
@@ -96,10 +97,10 @@ class Clients:
         """Make nothing new; what is outstanding is still sent until it is answered."""
         self._stopped = True
 
-    def unanswered(self) -> str:
+    def unanswered(self, but_of: set[ShardId]) -> str:
         """What is still to be done, in words; empty if nothing is."""
         for producer in self.producers:
-            if producer.outstanding:
+            if producer.outstanding and producer.shard not in but_of:
                 first = next(iter(producer.outstanding.values()))
                 return f"{first} to shard {producer.shard} has no answer"
         return ""
@@ -112,7 +113,7 @@ class Clients:
 
     def _make(self, producer: Producer) -> None:
         """Append something new, now and again later."""
-        if self._stopped or producer.split:
+        if self._stopped or producer.split or producer.ended:
             return
         self._clock.later(self._pause_ms(), self._make, producer)
         if len(producer.outstanding) < self._world.options.window:
@@ -233,8 +234,8 @@ class Clients:
     def _refused(self, caller: Caller, refusal: Refusal, leader: NodeName | None) -> None:
         producer, sent, _, number = caller
         if refusal.reason in LOST_FOR_EVER:
-            text = f"{sent} of producer {producer.number} is refused: {refusal.reason.name}"
-            raise BrokenPromise(f"G4: {text}")
+            self._state_lost(producer, sent, refusal.reason)
+            return
         if refusal.taken is Taken.NO:
             sent.not_taken += 1
         if refusal.reason is Reason.SPLIT:
@@ -246,6 +247,17 @@ class Clients:
             producer.leader = leader
         if sent.attempts == number and (sent.producer or refusal.taken is Taken.NO):
             self._clock.later(AGAIN_MS, self._try_again, (producer, sent, number))
+
+    def _state_lost(self, producer: Producer, sent: Sent, reason: Reason) -> None:
+        """§3.1: nobody knows the past any more, so the producer ends: all is unknown to it."""
+        book = self._world.checks[producer.shard].book
+        book.log()
+        if reason is not Reason.PRODUCER_STATE_LOST or not book.holes:
+            text = f"{sent} of producer {producer.number} is refused: {reason.name}"
+            raise BrokenPromise(f"G4: {text}")
+        producer.outstanding.clear()
+        producer.ended = True
+        self._follow_split(producer)
 
     def _try_again(self, attempt: tuple[Producer, Sent, int]) -> None:
         """Where the refusal pointed, or anywhere."""
@@ -374,4 +386,6 @@ class Clients:
                     epoch, batches = found
                     self._world.checks[shard].read(epoch, offset, batches)
                     offset, moved = batches[-1].end, True
+            behind = self._world.checks[shard].book.holes.get(offset, offset)
+            offset, moved = behind, moved or behind > offset
         return offset

@@ -10,7 +10,7 @@ live must go on (G9).
 """
 
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, NodeName, Offset, ShardId
-from peerd.core.shard_map import stable_end
+from peerd.core.shard_map import Segment, stable_end
 from peerd.testing.sim.checkers import BrokenPromise, Checks
 from peerd.testing.sim.clients import Clients, Producer
 from peerd.testing.sim.disk import Disk
@@ -184,22 +184,55 @@ class Simulation:
         still = self.unsettled()
         if still:
             raise BrokenPromise(f"G11: {still} after {self.options.settle_ms} ms without a fault")
-        self.world.tell(f"all has settled; {len(probes)} new appends were taken")
+        taken = sum(not probe.outstanding for probe in probes)
+        self.world.tell(f"all has settled; {taken} new appends were answered")
 
     def unsettled(self) -> str:
         """What is still to be done, in words; empty if nothing is."""
-        waiting = self.clients.unanswered()
+        stuck = {shard for shard in self.all_shards() if self._lacks_answers(shard)}
+        waiting = self.clients.unanswered(but_of=stuck)
         if waiting:
             return waiting
         for shard in self.all_shards():
+            if shard in stuck:
+                continue
             entry = self.las.state.shards[shard].shard
             if entry.fence or entry.prepared is not None:
                 prepared = entry.prepared.epoch if entry.prepared is not None else None
                 return f"shard {shard}: fence {entry.fence}, prepared {prepared}"
             for segment in entry.sealed:
                 if stable_end(segment, FIRST_OFFSET) != segment.end:
+                    if self._tail_is_lost(shard, segment):
+                        continue
                     return f"shard {shard}: the kept tail of {segment.epoch} is not copied"
         return ""
+
+    def _lacks_answers(self, shard: ShardId) -> bool:
+        """Whether a fence stands that will never have its answers (§4.2): G11 is promised only if
+        "enough replicas (4.2) of a shard can talk".
+
+        Of `acks` voters whose directories are lost no n − acks + 1 are left to answer. Those of e
+        are not needed where somebody who can talk adopted e′. A plan may name a store that was lost
+        while it was being committed: so this happens within what §5 allows, too.
+        """
+        entry = self.las.state.shards[shard].shard
+        if entry.fence == NO_EPOCH:
+            return False
+        lost = {peer.replica for peer in self.peers.values() if peer.lost}
+        following = entry.prepared
+        if following is not None:
+            if len(lost.intersection(following.plan.voters)) >= following.plan.acks:
+                return True
+            for voter in set(following.plan.voters) - lost:
+                if following.epoch in self.peers[voter.peer].disk.state(shard).segments:
+                    return False
+        return len(lost.intersection(entry.open.plan.voters)) >= entry.open.plan.acks
+
+    def _tail_is_lost(self, shard: ShardId, sealed: Segment) -> bool:
+        """Whether some of a kept tail was on lost directories alone."""
+        book = self.world.checks[shard].book
+        book.log()
+        return sealed.end in book.holes.values()
 
     def _finish(self) -> None:
         """The stores against all that was shown, and the whole log once more through readers."""
@@ -210,6 +243,7 @@ class Simulation:
             checks.finished()
             end = self._read_to_the_end(shard)
             missing = checks.book.acked_end > end and not self._rots(shard)
+            missing = missing and not self._lacks_answers(shard)
             if missing:
                 text = f"readers of shard {shard} get to {end} of {checks.book.acked_end}"
                 raise BrokenPromise(f"G10: {text}")

@@ -87,23 +87,41 @@ class Book:
         self.sent: dict[bytes, Sent] = {}
         self.map: Shard | None = None
         self.sealed: dict[Epoch, Segment] = {}
+        self.holes: dict[Offset, Offset] = {}
+        """Kept tails that are lost, as of the last `log`: where each begins and ends."""
 
     def kept_stores(self) -> list[SimStore]:
         """Stores whose directory is still there."""
         return [store for store in self.stores if id(store) not in self.lost]
 
     def log(self) -> dict[Offset, tuple[Epoch, PlacedBatch]]:
-        """What the stores have of the chain of the map, by offset; ends at the first hole."""
+        """What the stores have of the chain of the map, by offset; ends at the first hole that is
+        not a lost kept tail.
+        """
         log: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
         at = Offset(0)
+        self.holes.clear()
         for segment in (*self.map.sealed, self.map.open) if self.map is not None else ():
             while segment.end is None or at < segment.end:
                 batch = self._found(segment.epoch, at)
-                if batch is None:
+                if batch is not None:
+                    log[at] = (segment.epoch, batch)
+                    at = batch.end
+                elif segment.end is not None and self.tail_is_lost(segment, at):
+                    self.holes[at] = segment.end
+                    at = segment.end
+                else:
                     return log
-                log[at] = (segment.epoch, batch)
-                at = batch.end
         return log
+
+    def tail_is_lost(self, sealed: Segment, at: Offset) -> bool:
+        """Whether `at` lies in a kept tail that only lost directories had: §5 promises nothing of
+        what was never acknowledged. (If it was acknowledged all the same, G1 misses it.)
+        """
+        if at < (sealed.known_commit or Offset(0)):
+            return False
+        had = [store for store in self.stores if at in store.batches.get(sealed.epoch, {})]
+        return bool(had) and all(id(store) in self.lost for store in had)
 
     def _found(self, epoch: Epoch, base: Offset) -> PlacedBatch | None:
         for store in self.kept_stores():
