@@ -5,9 +5,9 @@ at the edges (transport, storage); the core only carries it.
 """
 
 import struct
-from dataclasses import dataclass
 
 from peerd.core.ids import FIRST_OFFSET, Offset, ProducerId
+from peerd.core.value import value
 
 _HEADER = struct.Struct(">IIQQ16sQqIQ")
 """record_count, payload_crc, key_hash_low, key_hash_high, producer, first_sequence, timestamp_ms,
@@ -18,7 +18,7 @@ NO_PRODUCER = ProducerId(b"")
 _ZERO_PRODUCER = bytes(16)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BatchHeader:
     """What is known of a batch without opening it. `payload_bytes` is the payload's length.
 
@@ -67,7 +67,7 @@ class BatchHeader:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PlacedBatch:
     """A batch at its place in a shard: it fills [base, end)."""
 

@@ -17,16 +17,17 @@ Invariants:
 Must not: do IO, look at a clock, or know who is primary.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.check import invariant
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot
+from peerd.core.value import value
 
 
 # ------------------------------------------------------------------ state
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class StoredSegment:
     """What a store has of one epoch: batches fill [begin, end) without gap.
 
@@ -41,7 +42,7 @@ class StoredSegment:
     seal: Offset | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class StoredShard:
     """Durable state of one shard. `promised` and `adopted` only grow and outlive the data.
 
@@ -56,7 +57,7 @@ class StoredShard:
     table_as_of: Offset = FIRST_OFFSET
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableRange:
     """Batches [begin, end) of `epoch`, over which the producer table is to be extended."""
 
@@ -66,7 +67,7 @@ class TableRange:
 
 
 # ------------------------------------------------------------------ operations
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AdoptEpoch:
     """Begin the empty segment (epoch, begin). Drops nothing."""
 
@@ -75,7 +76,7 @@ class AdoptEpoch:
     begin: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppendBatches:
     """Store consecutive batches at the end of the adopted epoch.
 
@@ -88,7 +89,7 @@ class AppendBatches:
     commit: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PromiseEpoch:
     """Promise `fence`, and freeze what is stored of `epoch` and `prepared` (NO_EPOCH = none)."""
 
@@ -98,7 +99,7 @@ class PromiseEpoch:
     prepared: Epoch = NO_EPOCH
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class LearnMap:
     """What the committed map says; raises the promise to its `open_epoch`.
 
@@ -114,7 +115,7 @@ class LearnMap:
     cut: tuple[Epoch, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class FillSealed:
     """Store fetched batches of the sealed segment [begin, end), at the end of what is here of it.
 
@@ -130,7 +131,7 @@ class FillSealed:
     batches: tuple[PlacedBatch, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class InstallTable:
     """Bring the durable producer table forward to `table.as_of`, across batches that are not here.
 
@@ -146,7 +147,7 @@ StoreOperation = AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | FillSeal
 
 
 # ------------------------------------------------------------------ outcomes
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Stored:
     """The operation is durable. `state` is the shard's state as of its place in the queue."""
 
@@ -154,7 +155,7 @@ class Stored:
     state: StoredShard
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Refused:
     """The rules forbid the operation; nothing was written. `state` tells what would be taken."""
 

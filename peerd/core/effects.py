@@ -6,7 +6,6 @@ operations, and whatever depends on a write being durable is emitted only from t
 `WriteDone`.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 
 from peerd.core.durable import StoreOperation, TableRange
@@ -23,10 +22,11 @@ from peerd.core.ids import (
 )
 from peerd.core.messages import Message
 from peerd.core.producer import TableSnapshot
+from peerd.core.value import value
 
 
 # ------------------------------------------------------------------ send
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Send:
     """A message to a replica. It may be lost; the core repeats what must arrive.
 
@@ -40,7 +40,7 @@ class Send:
 
 
 # ------------------------------------------------------------------ load
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class LoadBatches:
     """Read batches [begin, end) of `epoch` from the own store, at least one, at most `bytes_max`.
 
@@ -55,7 +55,7 @@ class LoadBatches:
     bytes_max: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class LoadTable:
     """Read the producer table from the own store and extend it over `ranges`, in order.
 
@@ -74,7 +74,7 @@ class LoadTable:
     or_later: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class FetchTable:
     """Ask `source` for the table (it gets `TableAsked`). Answered by `TableFetched` or
     `TableUnavailable` with the same `token`, within a few seconds at most.
@@ -92,7 +92,7 @@ Load = LoadBatches | LoadTable | FetchTable
 
 
 # ------------------------------------------------------------------ reply
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppendAccepted:
     """A receipt. `durable_on`: voters known to have it on disk now (for a retry of a batch of an
     older segment: its listed holders). `duplicate`: the batch was taken at an earlier request.
@@ -108,7 +108,7 @@ class AppendAccepted:
     duplicate: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppendRefused:
     """The batch was not taken, or its outcome is not known: `refusal.taken` says which."""
 
@@ -116,7 +116,7 @@ class AppendRefused:
     refusal: Refusal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EpochAnswer:
     """What this store has of one epoch. If not `adopted`, the rest is 0 (§4.2)."""
 
@@ -127,7 +127,7 @@ class EpochAnswer:
     commit: Offset = FIRST_OFFSET
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PromiseAnswered:
     """`promised` is the fence asked for, and then it is durable, or a higher epoch: then the fence
     was not promised and `open` and `prepared` are None. `prepared` is None too if none was named.
@@ -139,7 +139,7 @@ class PromiseAnswered:
     prepared: EpochAnswer | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BeginAnswer:
     """Whether this process is, or was, primary of `epoch` by `Begin`; if not, it never will be."""
 
@@ -149,7 +149,7 @@ class BeginAnswer:
     promised: Epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class HasBegunAnswer:
     """What `SegmentOpened` would say, if begun."""
 
@@ -159,7 +159,7 @@ class HasBegunAnswer:
     holders: tuple[ReplicaId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableAnswer:
     """The table that was asked for, or None: not available here."""
 
@@ -167,7 +167,7 @@ class TableAnswer:
     table: TableSnapshot | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TailAnswered:
     """The linearizable tail, or why there is none: `tail` is set unless `refusal` is."""
 
@@ -177,7 +177,7 @@ class TailAnswered:
     refusal: Refusal | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ConfirmAnswer:
     """The epoch that this store has promised, durably, now."""
 
@@ -199,7 +199,7 @@ Reply = (
 
 
 # ------------------------------------------------------------------ report (to the LAS)
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class SegmentOpened:
     """N: the prepared `epoch` began at `begin`. Repeated until the committed map shows it."""
 
@@ -209,7 +209,7 @@ class SegmentOpened:
     holders: tuple[ReplicaId, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Declined:
     """P: this process, primary of `epoch`, will never switch to `prepared`. Repeated likewise."""
 
@@ -220,7 +220,7 @@ class Declined:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Stall:
     """Primary: `replica`'s durable end has not moved for `stalled_ms` though there is something to
     make durable. Repeated while it lasts.
@@ -232,7 +232,7 @@ class Stall:
     stalled_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class HigherPromise:
     """`epoch` was refused here or elsewhere because `promised` is higher: a fence may be half done.
 
@@ -260,7 +260,7 @@ class NoteKind(Enum):
     BATCHES_DAMAGED = "own store cannot give batches to a replica"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Note:
     """One fact; `message` is one line for a person."""
 
@@ -270,7 +270,7 @@ class Note:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Step:
     """All effects of one event, in the order in which they are carried out."""
 

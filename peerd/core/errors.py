@@ -4,10 +4,10 @@
 `Refusal` is a value, never raised by the core: it travels in a reply effect.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ProcessId, ShardId
+from peerd.core.value import value
 
 
 class Reason(IntEnum):
@@ -65,7 +65,7 @@ class Taken(IntEnum):
     UNKNOWN = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """One refusal, with the facts of `peerd.v1.Refusal`.
 

@@ -4,17 +4,16 @@ Every incoming message names its sender, so that an answer of another store coun
 `now` is a `Tick` (monotonic milliseconds); `now_ms` is wall time and only labels batches.
 """
 
-from dataclasses import dataclass
-
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.durable import Outcome
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
 from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, Ready
 from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Shard
+from peerd.core.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class MapLearned:
     """The committed map's entry of this shard, new or changed. An older one is ignored."""
 
@@ -22,7 +21,7 @@ class MapLearned:
     now: Tick
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppendRequested:
     """A client's batch. `header.timestamp_ms` is ignored: the primary gives the time.
 
@@ -37,7 +36,7 @@ class AppendRequested:
     now: Tick
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class WriteDone:
     """The store took or refused an operation. Delivered for each `persist` operation, in order.
 
@@ -48,7 +47,7 @@ class WriteDone:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class StreamUp:
     """The outgoing replication stream to `replica` is open: what was sent before may be lost.
 
@@ -58,14 +57,14 @@ class StreamUp:
     replica: ReplicaId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class StreamDown:
     """The outgoing stream to `replica` broke."""
 
     replica: ReplicaId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AdoptReceived:
     """From the primary of an epoch."""
 
@@ -73,7 +72,7 @@ class AdoptReceived:
     message: Adopt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class FrameReceived:
     """From the primary of an epoch."""
 
@@ -81,7 +80,7 @@ class FrameReceived:
     message: Frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AckReceived:
     """From a replica."""
 
@@ -89,7 +88,7 @@ class AckReceived:
     message: Ack
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ExpectReceived:
     """From a replica."""
 
@@ -97,7 +96,7 @@ class ExpectReceived:
     message: Expect
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ReadyReceived:
     """From the next primary; `message.sender` is its process. Answered by `Begin`, in time."""
 
@@ -105,7 +104,7 @@ class ReadyReceived:
     message: Ready
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BeginReceived:
     """From the last primary. Answered by `BeginAnswer` of the same `request`."""
 
@@ -115,7 +114,7 @@ class BeginReceived:
     now: Tick
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BeginAnswered:
     """The next primary's answer to `Begin`; `promised` is what it has promised."""
 
@@ -125,7 +124,7 @@ class BeginAnswered:
     promised: Epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PromiseReceived:
     """The LAS fences. Answered by `PromiseAnswered` of the same `request`, once durable."""
 
@@ -135,7 +134,7 @@ class PromiseReceived:
     prepared: Epoch = NO_EPOCH
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class HasBegunAsked:
     """The LAS asks whether the prepared `epoch` has begun here. Answered by `HasBegunAnswer`."""
 
@@ -143,7 +142,7 @@ class HasBegunAsked:
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BatchesLoaded:
     """Answer to `LoadBatches`: consecutive batches from `begin`, at least one."""
 
@@ -153,7 +152,7 @@ class BatchesLoaded:
     batches: tuple[PlacedBatch, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BatchesUnavailable:
     """Answer to `LoadBatches`: the own store cannot give them (damaged)."""
 
@@ -162,7 +161,7 @@ class BatchesUnavailable:
     begin: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableLoaded:
     """Answer to `LoadTable` of the same `token`."""
 
@@ -170,7 +169,7 @@ class TableLoaded:
     table: TableSnapshot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableFetched:
     """Answer to `FetchTable` of the same `token`."""
 
@@ -178,7 +177,7 @@ class TableFetched:
     table: TableSnapshot
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableUnavailable:
     """Answer to `LoadTable` or `FetchTable`. `answered` is False if the source was not reached."""
 
@@ -186,7 +185,7 @@ class TableUnavailable:
     answered: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableAsked:
     """A replica asks for the table as of `as_of`, or any later offset if `or_later`.
 
@@ -199,7 +198,7 @@ class TableAsked:
     since: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TailAsked:
     """A client asks for the linearizable tail. Answered by `TailAnswered` of the same `request`."""
 
@@ -207,7 +206,7 @@ class TailAsked:
     now: Tick
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ConfirmReceived:
     """The primary of an epoch asks what is promised here. Answered by `ConfirmAnswer`, at once."""
 
@@ -215,7 +214,7 @@ class ConfirmReceived:
     message: ConfirmEpoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EpochConfirmed:
     """A voter's answer to `ConfirmEpoch`: it had promised `promised` when it was asked."""
 
@@ -226,7 +225,7 @@ class EpochConfirmed:
     now: Tick
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Time passed. Due at the latest at `Replica.wake_at`."""
 

@@ -4,8 +4,9 @@ A replica is a *store* of a peer; a primary is a *process*: a store under one bo
 two apart in the types is what stops a restarted process from going on as primary (§4.4, rule 4).
 """
 
-from dataclasses import dataclass
 from typing import NewType
+
+from peerd.core.value import value
 
 NodeName = NewType("NodeName", str)
 """Name of a peer, e.g. ``peer-3``; what its certificate says."""
@@ -38,7 +39,7 @@ NO_EPOCH = Epoch(0)
 FIRST_OFFSET = Offset(0)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(frozen=True, slots=True, order=True)
 class ReplicaId:
     """A store of a peer. Another data directory is another replica."""
 
@@ -46,7 +47,7 @@ class ReplicaId:
     store: StoreId
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(frozen=True, slots=True, order=True)
 class ProcessId:
     """A process: what can be primary."""
 

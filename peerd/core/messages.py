@@ -5,15 +5,14 @@ no rule of the core depends on that not happening. The transport adds cluster id
 refuses what names another store, so in here a message is always meant for this replica.
 """
 
-from dataclasses import dataclass
-
 from peerd.core.batch import PlacedBatch
 from peerd.core.ids import BootId, Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Plan
+from peerd.core.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Adopt:
     """Primary → replica: begin the empty segment (epoch, begin). Answer: `Ack` or `Expect`."""
 
@@ -23,7 +22,7 @@ class Adopt:
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Frame:
     """Primary → replica (`Replicate`): consecutive batches, perhaps none, and the commit offset.
 
@@ -36,7 +35,7 @@ class Frame:
     batches: tuple[PlacedBatch, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Ack:
     """Replica → primary: everything of `epoch` below `end` is durable. Cumulative."""
 
@@ -45,7 +44,7 @@ class Ack:
     end: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Expect:
     """Replica → primary: `refused_epoch` was not taken; this is what would be."""
 
@@ -56,7 +55,7 @@ class Expect:
     refused_epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Ready:
     """N → P: `sender` can take over the prepared `epoch`. Repeated until `Begin` comes.
 
@@ -70,7 +69,7 @@ class Ready:
     table_as_of: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Begin:
     """P → N: `old_epoch` ended at `begin`, `epoch` begins there. Repeated until answered.
 
@@ -90,7 +89,7 @@ class Begin:
     timestamp_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ConfirmEpoch:
     """Primary → voter: have you promised more than `epoch`? Answer: the round and the promise."""
 

@@ -28,7 +28,7 @@ an entry is decided in `forgetting`.
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from peerd.core import refusals
 from peerd.core.batch import BatchHeader
@@ -36,13 +36,14 @@ from peerd.core.check import invariant
 from peerd.core.errors import Refusal
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, Tick
 from peerd.core.limits import PRODUCER_WINDOW_BATCHES, PRODUCERS_PER_SHARD_MAX
+from peerd.core.value import value
 
 _ROW_ENTRY = struct.Struct(">QIQQq")
 """first_sequence, record_count, epoch, base, timestamp_ms."""
 
 
 # ------------------------------------------------------------------ plain values
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TableBatch:
     """One remembered batch of a producer."""
 
@@ -67,7 +68,7 @@ Row = tuple[TableBatch, ...]
 """One producer's batches, oldest first, at most `PRODUCER_WINDOW_BATCHES`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TableSnapshot:
     """The table exactly as of `as_of`, but for producers that did not change at or after `since`.
 

@@ -5,13 +5,12 @@ Both sides use them: the LAS core commits them, the peer core reacts to them. In
 [0, begin of the open one) in epoch order.
 """
 
-from dataclasses import dataclass
-
 from peerd.core.check import invariant
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Who does what in one segment. The primary may be a voter or not (*mirror*).
 
@@ -36,7 +35,7 @@ class Plan:
         return self.voters + self.non_voters
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A range of offsets written under one epoch.
 
@@ -65,7 +64,7 @@ def stable_end(sealed: Segment, heard: Offset) -> Offset:
     return max(sealed.known_commit or sealed.begin or FIRST_OFFSET, heard)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Gap:
     """Offsets [begin, end) that are lost for good: no store has them and none ever will (G10).
 
@@ -82,7 +81,7 @@ class Gap:
         invariant(self.begin < self.end, "a gap is not empty", gap=self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Split:
     """A split of a shard: pending while its closed segment is prepared, then for good (§4.3).
 
@@ -104,7 +103,7 @@ class Split:
         return bool(self.children)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Parent:
     """The shard that a child came from by a split; its records end at `end` and come first."""
 
@@ -112,7 +111,7 @@ class Parent:
     end: Offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Shard:
     """A chain of sealed segments and the open one; see `las.v1.Shard` for the same on the wire."""
 
