@@ -58,7 +58,7 @@ def connected(
 ) -> Iterator[blocking.Client]:
     """A client of the cluster; whatever fails inside ends the command with one line."""
     with one_line_errors():
-        with blocking.connect(credentials=_config_path(config), options=options) as client:
+        with blocking.connect(credentials=config_path(config), options=options) as client:
             yield client
 
 
@@ -85,7 +85,12 @@ def fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-def _config_path(config: Path | None) -> Path:
+def config_path(config: Path | None) -> Path:
+    """The `peerctl.toml` that was named, or the one that is found.
+
+    Raises:
+        CredentialsError: none is.
+    """
     if config is not None:
         return config
     named = os.environ.get(CONFIG_VARIABLE)

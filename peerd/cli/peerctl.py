@@ -11,7 +11,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from peerd.cli import fleet_commands, incident_commands, log_commands, pki_commands
+from peerd.cli import bench_commands, fleet_commands, incident_commands, log_commands, pki_commands
 
 app = typer.Typer(
     name="peerctl",
@@ -31,6 +31,7 @@ app.add_typer(fleet_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.explain_app, name="explain")
 app.add_typer(incident_commands.incident_app, name="incident")
+app.add_typer(bench_commands.bench_app, name="bench")
 app.add_typer(pki_commands.pki_app, name="pki")
 
 

@@ -168,6 +168,7 @@ class DevCluster:
         *,
         port_base: int | None = PORT_BASE,
         record_samples: bool = False,
+        tls: bool = True,
     ) -> None:
         """Prepare the directory; nothing runs yet.
 
@@ -176,6 +177,7 @@ class DevCluster:
             shape: How many of what.
             port_base: First port; None takes free ones (tests).
             record_samples: Each peer keeps its health samples in DIR/<id>/samples.jsonl, too.
+            tls: False: plaintext, to measure what TLS costs.
 
         Raises:
             DevClusterError: the directory is another cluster's, or its processes still live.
@@ -183,6 +185,7 @@ class DevCluster:
         self.directory = directory.absolute()
         self.shape = shape or Shape()
         self._record_samples = record_samples
+        self._tls = tls
         earlier = self._read_earlier()
         self.cluster_id = earlier["cluster_id"] if earlier else str(uuid.uuid4())
         self.las, self.peers = self._members(earlier, port_base)
@@ -390,10 +393,15 @@ class DevCluster:
             "listen": member.address,
             "http_listen": member.metrics_address,
             "data_dir": str(member.data_dir),
-            "tls.ca": str(files.ca),
-            "tls.certificate": str(files.certificate),
-            "tls.key": str(files.key),
         }
+        if self._tls:
+            settings |= {
+                "tls.ca": str(files.ca),
+                "tls.certificate": str(files.certificate),
+                "tls.key": str(files.key),
+            }
+        else:
+            settings["insecure_loopback"] = True
         if member.role is Role.LAS:
             settings |= {f"members.{node.id}": node.address for node in self.las}
         else:
@@ -406,7 +414,7 @@ class DevCluster:
             }
             if self._record_samples:
                 settings["telemetry.record_file"] = str(member.directory / "samples.jsonl")
-        # JSON strings and lists of strings are TOML, too.
+        # JSON strings, booleans and lists of strings are TOML, too.
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
         _replace(member.config, text)
 
@@ -416,12 +424,15 @@ class DevCluster:
             'cluster = "dev"',
             f"peers = {json.dumps([member.address for member in self.peers])}",
             f"las = {json.dumps([member.address for member in self.las])}",
-            "",
-            "[tls]",
-            f"ca = {json.dumps(str(tls.ca.relative_to(self.directory)))}",
-            f"certificate = {json.dumps(str(tls.certificate.relative_to(self.directory)))}",
-            f"key = {json.dumps(str(tls.key.relative_to(self.directory)))}",
         ]
+        if self._tls:
+            lines += [
+                "",
+                "[tls]",
+                f"ca = {json.dumps(str(tls.ca.relative_to(self.directory)))}",
+                f"certificate = {json.dumps(str(tls.certificate.relative_to(self.directory)))}",
+                f"key = {json.dumps(str(tls.key.relative_to(self.directory)))}",
+            ]
         _replace(self.peerctl_toml, "\n".join(lines) + "\n")
 
     def _init_las(self) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks of a running cluster: what `peerctl bench` and `make bench` do."""

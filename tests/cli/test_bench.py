@@ -1,0 +1,68 @@
+"""`peerctl bench`, short: the figures are not judged, their form and the errors are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from peerd.client.blocking import connect
+
+
+def peerctl_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "peerd.cli.peerctl", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+@pytest.mark.parametrize("load", [("--in-flight", "4"), ("--rate", "50", "--keys", "3")])
+def test_append_tells_exactly_what_programs_rely_on(cluster, load):
+    done = peerctl_bench(
+        *("append", "--duration", "0.3", "--clients", "2", "--batch", "2", "--size", "100"),
+        *("-c", str(cluster.peerctl_toml), "-o", "json", *load),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert list(told) == [
+        *("appends_per_s", "mb_per_s", "latency_ms", "errors", "longest_pause_ms", "cpu_s"),
+        "disk_fdatasync_ms",
+    ]
+    assert list(told["latency_ms"]) == ["p50", "p99", "p999", "max"]
+    assert list(told["cpu_s"]) == ["client", "servers"]
+    assert list(told["disk_fdatasync_ms"]) == ["p50", "p99"]
+    assert told["errors"] == 0
+    assert told["cpu_s"]["servers"] > 0
+    with connect(credentials=cluster.peerctl_toml) as client:
+        assert sum(tail.committed for tail in client.tail("bench")) > 0
+
+
+def test_append_speaks_to_people(cluster):
+    done = peerctl_bench("append", "--duration", "0.2", "-c", str(cluster.peerctl_toml))
+    assert done.returncode == 0, done.stderr
+    assert "64 in flight, 1 × 256 B" in done.stdout
+    assert "the disk by itself: 4 KiB write + fdatasync p50" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("--rate", "5", "--in-flight", "5"), 2, "choose one"),
+        (("--log", "Not A Log"), 1, "log"),
+        (("--batch", "9", "--size", "16777216"), 1, "bytes of records in one append"),
+        (("--dev", "2"), 2, "leave --config out"),
+        (("--no-tls",), 2, "--no-tls is for --dev"),
+        (("--copies", "9", "--log", "many"), 1, "copies"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(cluster, arguments, status, says):
+    done = peerctl_bench("append", "-c", str(cluster.peerctl_toml), *arguments)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
