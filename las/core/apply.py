@@ -11,11 +11,10 @@ from dataclasses import replace
 from typing import cast
 
 from las.core import commands as c
-from las.core import segments
+from las.core import membership, segments
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
 from las.core.state import (
-    DEAD_BOOTS_MAX,
     EVENTS_MAX,
     LOG_SHARDS_MAX,
     LOGS_MAX,
@@ -29,7 +28,7 @@ from las.core.state import (
     ShardEntry,
     key_range,
 )
-from peerd.core.ids import BootId, Epoch, Offset, ShardId
+from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.core.shard_map import Plan, Segment, Shard
 
 _LOG_NAME = re.compile(r"[a-z0-9._-]{1,128}")
@@ -136,7 +135,11 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
     if known is None and len(state.nodes) >= NODES_MAX:
         return refuse(state, Reason.LIMIT_REACHED, f"a cluster has at most {NODES_MAX} nodes")
     if known is not None and known.store != command.store:
-        text = f"{command.name} registered with store {known.store}: use `peerctl node replace`"
+        text = (
+            f"{command.name} registered with store {known.store}, this one is {command.store}: "
+            "give it the old data directory; if that is lost, "
+            f"`peerctl node replace {command.name} --store {command.store}`"
+        )
         return refuse(state, Reason.STORE_ID_CHANGED, text)
     if known is not None and command.boot in known.dead_boots:
         return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
@@ -160,7 +163,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
             state=known.state if same else NodeState.UP,
             at_risk=known.at_risk,
             draining=known.draining,
-            dead_boots=known.dead_boots if same else _with_boot(known),
+            dead_boots=known.dead_boots if same else known.boots_dead_with_it,
         )
     halted = [
         replace(
@@ -175,10 +178,6 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         return state, Result(ok=True, text="registered already")
     after = state.changed(nodes=(node,), shards=halted)
     return after, Result(ok=True, text="registered", shards=shards)
-
-
-def _with_boot(node: Node) -> tuple[BootId, ...]:
-    return (*node.dead_boots, node.boot)[-DEAD_BOOTS_MAX:]
 
 
 def set_node_state(state: ClusterState, command: c.SetNodeState) -> Applied:
@@ -267,6 +266,8 @@ _HANDLERS = cast(
         c.SetNodeState: set_node_state,
         c.SetAtRisk: set_at_risk,
         c.SetDraining: set_draining,
+        c.RemoveNode: membership.remove_node,
+        c.ReplaceNode: membership.replace_node,
         c.RecordEvent: record_event,
     },
 )

@@ -214,6 +214,25 @@ class SetDraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveNode:
+    """An operator takes a node out of the fleet."""
+
+    node: NodeName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaceNode:
+    """An operator puts a new store in the place of the one that a node registered with.
+
+    `accept_loss`: also where records may be left on no store that is known.
+    """
+
+    node: NodeName
+    store: StoreId
+    accept_loss: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordEvent:
     """A decision or outcome for a node's history. `timestamp_ms` is the leader's, for people."""
 
@@ -240,6 +259,8 @@ Command = (
     | SetNodeState
     | SetAtRisk
     | SetDraining
+    | RemoveNode
+    | ReplaceNode
     | RecordEvent
 )
 
@@ -260,6 +281,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "set_node_state": SetNodeState,
     "set_at_risk": SetAtRisk,
     "set_draining": SetDraining,
+    "remove_node": RemoveNode,
+    "replace_node": ReplaceNode,
     "record_event": RecordEvent,
 }
 """Names of the commands in the consensus log. A name is never used again for something else."""

@@ -95,6 +95,16 @@ class Node:
         return ProcessId(self.name, self.store, self.boot)
 
     @property
+    def is_healthy(self) -> bool:
+        """Up, and neither at risk nor being drained."""
+        return self.state is NodeState.UP and not (self.at_risk or self.draining)
+
+    @property
+    def boots_dead_with_it(self) -> tuple[BootId, ...]:
+        """`dead_boots` once its process is proven dead, too; it has none after a replacement."""
+        return tuple(boot for boot in (*self.dead_boots, self.boot) if boot)[-DEAD_BOOTS_MAX:]
+
+    @property
     def host(self) -> str:
         """The failure domain that never has two copies; a node without a label is its own host."""
         return self.label("host") or self.name
@@ -140,7 +150,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What one map version changed."""
+    """What one map version changed. A name that the state has no more is of what was removed."""
 
     nodes: tuple[NodeName, ...] = ()
     logs: tuple[str, ...] = ()
@@ -156,6 +166,7 @@ class MapDelta:
     nodes: tuple[Node, ...]
     logs: tuple[Log, ...]
     shards: tuple[ShardEntry, ...]
+    removed_nodes: tuple[NodeName, ...] = ()
 
 
 def _empty_nodes() -> PersistentMap[NodeName, Node]:
@@ -221,6 +232,33 @@ class ClusterState:
             changes=self.changes.without(version - CHANGES_MAX).with_item(version, change),
         )
 
+    def node_of(self, replica: ReplicaId) -> Node | None:
+        """The node whose recorded store `replica` is."""
+        node = self.nodes.get(replica.peer)
+        return node if node is not None and node.store == replica.store else None
+
+    def is_up(self, replica: ReplicaId) -> bool:
+        """Whether the process that runs on `replica` is thought to live."""
+        node = self.node_of(replica)
+        return node is not None and node.state is NodeState.UP
+
+    def is_healthy(self, replica: ReplicaId) -> bool:
+        """Whether it is up, and neither at risk nor being drained."""
+        node = self.node_of(replica)
+        return node is not None and node.is_healthy
+
+    def without_node(self, name: NodeName) -> "ClusterState":
+        """The next version, in which nothing is known of the node any more."""
+        version = self.version + 1
+        changes = self.changes.without(version - CHANGES_MAX)
+        return replace(
+            self,
+            version=version,
+            nodes=self.nodes.without(name),
+            events=self.events.without(name),
+            changes=changes.with_item(version, Change(nodes=(name,))),
+        )
+
     def changed_ids(self, version: int) -> Change | None:
         """Names and ids that changed after `version`, sorted; None if that is not remembered."""
         if version == self.version:
@@ -252,7 +290,8 @@ class ClusterState:
         return MapDelta(
             version=self.version,
             full=full,
-            nodes=tuple(self.nodes[name] for name in ids.nodes),
+            nodes=tuple(self.nodes[name] for name in ids.nodes if name in self.nodes),
+            removed_nodes=tuple(name for name in ids.nodes if name not in self.nodes),
             logs=tuple(self.logs[name] for name in ids.logs),
             shards=tuple(self.shards[shard] for shard in ids.shards),
         )

@@ -64,6 +64,7 @@ def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
         nodes=map(encode_las_node, delta.nodes),
         logs=map(encode_las_log, delta.logs),
         shards=map(encode_entry, delta.shards),
+        removed_nodes=delta.removed_nodes,
     )
 
 

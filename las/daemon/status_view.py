@@ -20,7 +20,7 @@ from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
-from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId, ShardId
+from peerd.core.ids import NO_EPOCH, NodeName, ShardId
 
 # limit: names listed in one warning; the rest is counted.
 NAMES_LISTED_MAX = 5
@@ -206,11 +206,11 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
     """What is wrong with one shard; None if nothing is."""
     copies = state.logs[entry.shard.log].copies
     paused = why_paused(state, entry)
-    healthy = sum(_is_healthy(state, voter) for voter in entry.shard.open.plan.voters)
+    healthy = sum(state.is_healthy(voter) for voter in entry.shard.open.plan.voters)
     short = unreadable = 0
     for segment in entry.shard.sealed:
-        short += sum(_is_healthy(state, holder) for holder in segment.holders) < copies
-        unreadable += not any(_is_up(state, holder) for holder in segment.holders)
+        short += sum(state.is_healthy(holder) for holder in segment.holders) < copies
+        unreadable += not any(state.is_up(holder) for holder in segment.holders)
     if not (paused or entry.halted or short or unreadable or healthy < copies):
         return None
     return ShardFacts(
@@ -235,18 +235,8 @@ def why_paused(state: ClusterState, entry: ShardEntry) -> str:
     if gone := planner.primary_gone(state, entry):
         return gone
     plan = entry.shard.open.plan
-    up = sum(_is_up(state, voter) for voter in plan.voters)
+    up = sum(state.is_up(voter) for voter in plan.voters)
     return f"{up} of its {len(plan.voters)} voters are up, {plan.acks} needed" * (up < plan.acks)
-
-
-def _is_up(state: ClusterState, replica: ReplicaId) -> bool:
-    node = state.nodes.get(replica.peer)
-    return node is not None and node.store == replica.store and node.state is NodeState.UP
-
-
-def _is_healthy(state: ClusterState, replica: ReplicaId) -> bool:
-    node = state.nodes.get(replica.peer)
-    return _is_up(state, replica) and node is not None and not (node.at_risk or node.draining)
 
 
 def _node_status(

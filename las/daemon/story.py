@@ -180,7 +180,7 @@ class Story:
         self._unwritten.clear()
         # What is protected follows from the shards, which change without the node.
         names.update(name for name, node in state.nodes.items() if node.at_risk or node.draining)
-        return sorted(names)
+        return sorted(name for name in names if name in state.nodes)
 
     async def _write(self, line: RecordEvent) -> None:
         try:

@@ -1,4 +1,4 @@
-"""`peerctl status|forecast|explain|node|shard`: what operators do."""
+"""`peerctl status|forecast|explain|shard`: what operators look at, and hand over."""
 
 import time
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from peerd.cli.output import (
     ConfigOption,
     Format,
     FormatOption,
+    NodeName,
     as_dict,
     connected,
     duration_text,
@@ -24,12 +25,8 @@ from peerd.cli.output import (
     size_text,
 )
 
-node_app = typer.Typer(help="Nodes: list them, drain them.", no_args_is_help=True)
 shard_app = typer.Typer(help="Shards: hand them over.", no_args_is_help=True)
 explain_app = typer.Typer(help="Why the LAS decided what it decided.", no_args_is_help=True)
-
-NodeName = Annotated[str, typer.Argument(help="Name of the node, e.g. peer-3.")]
-DRAIN_POLL_S = 0.5
 
 
 def status(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
@@ -133,89 +130,6 @@ def explain_node(
             typer.echo(f"{at}  {event.kind:<11} {event.text}")
         if not answer.events:
             typer.echo("nothing has happened to it")
-
-
-# ---------------------------------------------------------------------------------- nodes
-@node_app.command("list")
-def list_nodes(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
-    """List the peers with what they do."""
-    with connected(config) as client:
-        nodes = client.las.status().nodes
-        if output is Format.JSON:
-            print_json([as_dict(each) for each in nodes])
-            return
-        columns = ["node", "address", "host", "zone", "state", "primary of", "votes in", "holds"]
-        rows = [_node_row(each) for each in nodes]
-        print_table([*columns, "p(10 min)", "stored", "free"], rows)
-
-
-def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
-    node = entry.node
-    state = "up" if node.state == NODE_STATE_UP else f"down {duration_text(entry.silent_ms)}"
-    if node.draining:
-        state += ", draining"
-    elif node.at_risk:
-        state += ", at risk"
-    return [
-        node.name,
-        node.address,
-        node.labels.get("host", "-"),
-        node.labels.get("zone", "") or "-",
-        state,
-        str(entry.primaries),
-        str(entry.voting),
-        str(entry.holding),
-        probability_text(entry.p_10_min),
-        size_text(entry.stored_bytes),
-        size_text(entry.free_bytes),
-    ]
-
-
-@node_app.command("drain")
-def drain(
-    node: NodeName,
-    wait: Annotated[bool, typer.Option(help="Return when it is safe to pull the plug.")] = True,
-    config: ConfigOption = None,
-    output: FormatOption = Format.TABLE,
-) -> None:
-    """Move everything off a node, and say when it is safe to pull the plug."""
-    with connected(config) as client:
-        client.las.drain(node)
-        told = ""
-        while wait:
-            found = [each for each in client.las.status().nodes if each.node.name == node]
-            if not found:
-                fail(f"{node} is gone", EXIT_REFUSED)
-            entry = found[0]
-            text = (
-                f"{node}: {entry.primaries} primaries, votes in {entry.voting}, "
-                f"holds {entry.holding} sealed segments"
-            )
-            if output is Format.TABLE and text != told:
-                typer.echo(text, err=True)
-                told = text
-            if entry.expendable:
-                break
-            time.sleep(DRAIN_POLL_S)
-        if output is Format.JSON:
-            print_json({"node": node, "draining": True, "expendable": wait})
-        elif wait:
-            typer.echo(f"{node} is expendable: it is safe to pull the plug")
-        else:
-            typer.echo(f"{node} is draining; `peerctl node list` shows how far")
-
-
-@node_app.command("undrain")
-def undrain(
-    node: NodeName, config: ConfigOption = None, output: FormatOption = Format.TABLE
-) -> None:
-    """End a drain: the node may be used again."""
-    with connected(config) as client:
-        client.las.undrain(node)
-        if output is Format.JSON:
-            print_json({"node": node, "draining": False})
-        else:
-            typer.echo(f"{node} may be used again")
 
 
 # ---------------------------------------------------------------------------------- shards

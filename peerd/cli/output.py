@@ -51,6 +51,8 @@ FormatOption = Annotated[
     Format, typer.Option("--output", "-o", help="A table for people or JSON for programs.")
 ]
 
+NodeName = Annotated[str, typer.Argument(help="Name of the node, e.g. peer-3.")]
+
 
 @contextmanager
 def connected(

@@ -11,7 +11,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer
 
-from peerd.cli import bench_commands, fleet_commands, incident_commands, log_commands, pki_commands
+from peerd.cli import (
+    bench_commands,
+    fleet_commands,
+    incident_commands,
+    log_commands,
+    node_commands,
+    pki_commands,
+)
 
 app = typer.Typer(
     name="peerctl",
@@ -26,8 +33,9 @@ app.command()(fleet_commands.forecast)
 app.command()(log_commands.append)
 app.command()(log_commands.read)
 app.command()(log_commands.tail)
+app.command("safe-to-stop")(node_commands.safe_to_stop)
 app.add_typer(log_commands.log_app, name="log")
-app.add_typer(fleet_commands.node_app, name="node")
+app.add_typer(node_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.explain_app, name="explain")
 app.add_typer(incident_commands.incident_app, name="incident")

@@ -140,6 +140,18 @@ class BlockingLas:
         """Moves everything off a node and keeps it off, until `undrain`."""
         self._thread.run(self._las.drain(node))
 
+    def remove_node(self, node: str) -> None:
+        """Takes a node that is down out of the fleet, once nothing needs what it has."""
+        self._thread.run(self._las.remove_node(node))
+
+    def replace_node(self, node: str, store_id: str, *, accept_loss: bool = False) -> None:
+        """Accepts a node's new store; see `peerd.client.las.LasCalls.replace_node`."""
+        self._thread.run(self._las.replace_node(node, store_id, accept_loss=accept_loss))
+
+    def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
+        """What stopping a node now would cost."""
+        return self._thread.run(self._las.check_stop(node))
+
     def undrain(self, node: str) -> None:
         """Ends a drain."""
         self._thread.run(self._las.undrain(node))

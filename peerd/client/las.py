@@ -135,6 +135,41 @@ class LasCalls:
             f"draining {node}",
         )
 
+    async def remove_node(self, node: str) -> None:
+        """Takes a node that is down out of the fleet, once nothing needs what it has."""
+        request = fleet_pb2.RemoveNodeRequest(node=node)
+        await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).RemoveNode(
+                request, timeout=timeout_s
+            ),
+            f"removing {node}",
+        )
+
+    async def replace_node(self, node: str, store_id: str, *, accept_loss: bool = False) -> None:
+        """Accepts a node's new store in place of the old one, whose copies then count as gone.
+
+        `accept_loss`: also where records may be left on no store that is known.
+        """
+        request = fleet_pb2.ReplaceNodeRequest(
+            node=node, store_id=store_id, accept_loss=accept_loss
+        )
+        await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).ReplaceNode(
+                request, timeout=timeout_s
+            ),
+            f"replacing the store of {node}",
+        )
+
+    async def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
+        """What stopping a node now would cost."""
+        request = fleet_pb2.CheckStopRequest(node=node)
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).CheckStop(
+                request, timeout=timeout_s
+            ),
+            f"asking what stopping {node} would cost",
+        )
+
     async def undrain(self, node: str) -> None:
         """Ends a drain."""
         request = fleet_pb2.UndrainRequest(node=node)

@@ -224,6 +224,21 @@ def test_a_switch_names_the_new_epoch(peerctl, log):
     assert said["epoch"] > shard["open"]["epoch"]
 
 
+def test_what_a_stop_would_cost(cluster, log, monkeypatch):
+    monkeypatch.setenv("PEERCTL_CONFIG", str(cluster.peerctl_toml))
+    with connect(credentials=cluster.peerctl_toml) as client:
+        primary = client.describe_log(log)[1][0].open.plan.primary.peer
+    done = CliRunner().invoke(app, ["safe-to-stop", primary])
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"{primary} should not be stopped now:\n  appends to ")
+    assert "pause: it is the primary" in done.stdout
+    as_json = CliRunner().invoke(app, ["safe-to-stop", primary, "-o", "json"])
+    assert as_json.exit_code == 1
+    told = json.loads(as_json.stdout)
+    assert told["safe"] is False
+    assert log in {cost["log"] for cost in told["costs"]}
+
+
 # ---------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
@@ -240,6 +255,11 @@ def test_a_switch_names_the_new_epoch(peerctl, log):
         (("shard", "switch", "orders", "peer-1"), 2, "write LOG/SHARD"),
         (("explain", "node", "peer-9"), 1, "peer-9"),
         (("node", "drain", "peer-9"), 1, "peer-9"),
+        (("node", "remove", "peer-9"), 1, "no node is called peer-9"),
+        (("node", "remove", "peer-1"), 1, "peer-1 is up"),
+        (("node", "replace", "peer-1", "--store", "new"), 1, "32 hexadecimal digits"),
+        (("node", "replace", "peer-1", "--store", "f" * 32), 1, "peer-1 is up"),
+        (("safe-to-stop", "peer-9"), 1, "no node is called 'peer-9'"),
         (("status", "-c", "nowhere.toml"), 2, "nowhere.toml does not exist"),
     ],
 )

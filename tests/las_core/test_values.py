@@ -24,6 +24,8 @@ from las.core.commands import (
     RecordEvent,
     RecoveredSegment,
     RecoverWithGap,
+    RemoveNode,
+    ReplaceNode,
     Result,
     SegmentOpened,
     SetAtRisk,
@@ -38,7 +40,7 @@ from las.core.commands import (
 )
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
-from peerd.core.ids import Epoch, Offset
+from peerd.core.ids import Epoch, Offset, StoreId
 from peerd.core.shard_map import Plan, Segment, Shard
 from tests.las_core.builders import (
     SHARD,
@@ -86,6 +88,8 @@ EXAMPLES = [
     SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why="silent"),
     SetAtRisk(node=name(1), at_risk=True),
     SetDraining(node=name(1), draining=True),
+    RemoveNode(node=name(1)),
+    ReplaceNode(node=name(1), store=StoreId("f" * 32), accept_loss=True),
     RecordEvent(node=name(1), kind="at_risk", text="fsync p99 ×31", timestamp_ms=1),
 ]
 
@@ -187,7 +191,8 @@ def rich_cluster() -> Cluster:
         FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
         HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction"),
         register(3, boot=2),
-        *EXAMPLES[-4:],
+        *EXAMPLES[-6:-3],
+        EXAMPLES[-1],
     )
     cluster.restore(snapshot.snapshot(state))
     return cluster

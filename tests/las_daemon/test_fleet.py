@@ -307,16 +307,44 @@ async def test_a_drained_node_is_left_and_told_so(las):
 
 
 @pytest.mark.parametrize(
-    ("method", "request_"),
+    ("method", "request_", "reason"),
     [
-        ("RemoveNode", pb.RemoveNodeRequest(node="peer-1")),
-        ("ReplaceNode", pb.ReplaceNodeRequest(node="peer-1", store_id="f" * 32)),
-        ("CheckStop", pb.CheckStopRequest(node="peer-1")),
+        ("RemoveNode", pb.RemoveNodeRequest(node="nobody"), "UNKNOWN_NODE"),
+        ("RemoveNode", pb.RemoveNodeRequest(node="peer-1"), "STATE_CHANGED"),
+        ("ReplaceNode", pb.ReplaceNodeRequest(node="nobody", store_id="f" * 32), "UNKNOWN_NODE"),
+        ("ReplaceNode", pb.ReplaceNodeRequest(node="peer-1", store_id="f" * 32), "STATE_CHANGED"),
+        ("ReplaceNode", pb.ReplaceNodeRequest(node="peer-1", store_id="new"), "INVALID_ARGUMENT"),
+        ("CheckStop", pb.CheckStopRequest(node="nobody"), "UNKNOWN_NODE"),
     ],
 )
-async def test_what_comes_later_says_so(las, method, request_):
+async def test_a_membership_call_that_makes_no_sense_changes_nothing(las, method, request_, reason):
+    await las.add_peers(1)
+    before = las.state.version
     call = getattr(las.fleet, method)(request_, metadata=ADMIN, timeout=5)
-    assert (await refused(call))[0] == "NOT_SERVED_YET"
+    assert (await refused(call))[0] == reason
+    assert las.state.version == before
+
+
+async def test_what_a_stop_would_cost_is_told_shard_by_shard(las):
+    await las.add_peers(4)
+    await create(las, shards=1)
+    plan = open_segment(las).plan
+    primary = plan.primary.peer
+    spare = next(name for name in las.state.nodes if name not in {v.peer for v in plan.voters})
+
+    async def check(node: str) -> pb.CheckStopResponse:
+        return await las.fleet.CheckStop(pb.CheckStopRequest(node=node), metadata=ADMIN, timeout=5)
+
+    answer = await check(primary)
+    assert not answer.safe
+    assert answer.reasons[0] == "appends to orders/1 would pause until the LAS has replaced it"
+    assert f"peerctl node drain {primary}" in answer.reasons[-1]
+    assert [cost.kind for cost in answer.costs] == [
+        pb.STOP_COST_KIND_PAUSE,
+        pb.STOP_COST_KIND_FEWER_COPIES,
+    ]
+    assert answer.costs_total == 2
+    assert await check(spare) == pb.CheckStopResponse(safe=True)
 
 
 async def test_nothing_wrong_means_no_warning(las):

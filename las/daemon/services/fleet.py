@@ -13,21 +13,23 @@ from collections.abc import AsyncIterator
 import grpc.aio
 
 from las.core.apply import suspicious_epochs
-from las.core.commands import RegisterNode, SetDraining
+from las.core.commands import RegisterNode, RemoveNode, ReplaceNode, SetDraining
 from las.core.state import ClusterState, Node
 from las.daemon.config import Policy
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import MapFeed
 from las.daemon.services.callers import Callers
-from las.daemon.services.registration import parse_registration
+from las.daemon.services.forecast import known_node
+from las.daemon.services.registration import is_id, parse_registration
 from las.daemon.services.reports import Reports
-from las.daemon.services.results import invalid, not_served_yet, require_ok
+from las.daemon.services.results import invalid, require_ok
 from las.daemon.status_view import StatusView
+from las.daemon.stop_view import stop_view
 from las.daemon.term import Term
 from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.core.errors import Reason
-from peerd.core.ids import BootId, NodeName
+from peerd.core.ids import BootId, NodeName, StoreId
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Context, Refused, refusal
 
@@ -246,20 +248,55 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def RemoveNode(
         self, request: fleet_pb2.RemoveNodeRequest, context: Context
     ) -> fleet_pb2.RemoveNodeResponse:
-        """Not served yet."""
-        raise not_served_yet("RemoveNode")
+        """Take a node that is down out of the fleet.
+
+        Raises:
+            Refused: UNKNOWN_NODE, STATE_CHANGED (it is up, or still needed), NOT_LAS_LEADER.
+        """
+        self._leadership.require()
+        require_ok(await self._group.submit(RemoveNode(node=NodeName(request.node))))
+        _log.warning("node removed", node=request.node, by=self._callers.name_of(context))
+        return fleet_pb2.RemoveNodeResponse()
 
     async def ReplaceNode(
         self, request: fleet_pb2.ReplaceNodeRequest, context: Context
     ) -> fleet_pb2.ReplaceNodeResponse:
-        """Not served yet."""
-        raise not_served_yet("ReplaceNode")
+        """Put a node's new store in the place of the recorded one.
+
+        Raises:
+            Refused: UNKNOWN_NODE, INVALID_ARGUMENT, STATE_CHANGED (it is up, or records would be
+                left on no store), NOT_LAS_LEADER.
+        """
+        self._leadership.require()
+        if not is_id(request.store_id):
+            raise invalid(f"store_id: expected 32 hexadecimal digits, not {request.store_id!r}")
+        command = ReplaceNode(
+            node=NodeName(request.node),
+            store=StoreId(request.store_id),
+            accept_loss=request.accept_loss,
+        )
+        require_ok(await self._group.submit(command))
+        _log.warning(
+            "store replaced",
+            node=request.node,
+            store=request.store_id,
+            accept_loss=request.accept_loss,
+            by=self._callers.name_of(context),
+        )
+        return fleet_pb2.ReplaceNodeResponse()
 
     async def CheckStop(
         self, request: fleet_pb2.CheckStopRequest, context: Context
     ) -> fleet_pb2.CheckStopResponse:
-        """Not served yet."""
-        raise not_served_yet("CheckStop")
+        """What stopping a node now would cost, from what is committed.
+
+        Raises:
+            Refused: UNKNOWN_NODE, NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        self._leadership.require()
+        await self._group.barrier()
+        state, index = self._group.indexed()
+        return stop_view(state, index, known_node(state, request.node))
 
 
 class _Session:

@@ -24,10 +24,15 @@ class Registration:
     epochs: tuple[tuple[ShardId, Epoch], ...]
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` can be a store or boot id."""
+    return _ID.fullmatch(text) is not None
+
+
 def parse_registration(name: NodeName, request: fleet_pb2.RegisterRequest) -> Registration:
     """Check a registration. Raises `Refused`: INVALID_ARGUMENT, naming the field."""
     for field, value in (("store_id", request.store_id), ("boot_id", request.boot_id)):
-        if not _ID.fullmatch(value):
+        if not is_id(value):
             raise invalid(f"{field} of {name}: expected 32 hexadecimal digits, not {value!r}")
     try:
         check_address(request.address)

@@ -1,0 +1,189 @@
+"""`peerctl node …` and `peerctl safe-to-stop`: who is in the fleet, who leaves it, at what cost."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from las.v1 import fleet_pb2
+from las.v1.shard_map_pb2 import NODE_STATE_UP
+from peerd.cli.output import (
+    EXIT_REFUSED,
+    ConfigOption,
+    Format,
+    FormatOption,
+    NodeName,
+    as_dict,
+    connected,
+    duration_text,
+    fail,
+    print_json,
+    print_table,
+    probability_text,
+    size_text,
+)
+
+node_app = typer.Typer(
+    help="Nodes: list them, drain them, replace their stores, remove them.", no_args_is_help=True
+)
+DRAIN_POLL_S = 0.5
+
+
+@node_app.command("list")
+def list_nodes(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
+    """List the peers with what they do."""
+    with connected(config) as client:
+        nodes = client.las.status().nodes
+        if output is Format.JSON:
+            print_json([as_dict(each) for each in nodes])
+            return
+        columns = ["node", "address", "host", "zone", "state", "primary of", "votes in", "holds"]
+        rows = [_node_row(each) for each in nodes]
+        print_table([*columns, "p(10 min)", "stored", "free"], rows)
+
+
+def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
+    node = entry.node
+    state = "up" if node.state == NODE_STATE_UP else f"down {duration_text(entry.silent_ms)}"
+    if node.draining:
+        state += ", draining"
+    elif node.at_risk:
+        state += ", at risk"
+    return [
+        node.name,
+        node.address,
+        node.labels.get("host", "-"),
+        node.labels.get("zone", "") or "-",
+        state,
+        str(entry.primaries),
+        str(entry.voting),
+        str(entry.holding),
+        probability_text(entry.p_10_min),
+        size_text(entry.stored_bytes),
+        size_text(entry.free_bytes),
+    ]
+
+
+@node_app.command("drain")
+def drain(
+    node: NodeName,
+    wait: Annotated[bool, typer.Option(help="Return when it is safe to pull the plug.")] = True,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Move everything off a node, and say when it is safe to pull the plug."""
+    with connected(config) as client:
+        client.las.drain(node)
+        told = ""
+        while wait:
+            found = [each for each in client.las.status().nodes if each.node.name == node]
+            if not found:
+                fail(f"{node} is gone", EXIT_REFUSED)
+            entry = found[0]
+            text = (
+                f"{node}: {entry.primaries} primaries, votes in {entry.voting}, "
+                f"holds {entry.holding} sealed segments"
+            )
+            if output is Format.TABLE and text != told:
+                typer.echo(text, err=True)
+                told = text
+            if entry.expendable:
+                break
+            time.sleep(DRAIN_POLL_S)
+        if output is Format.JSON:
+            print_json({"node": node, "draining": True, "expendable": wait})
+        elif wait:
+            typer.echo(f"{node} is expendable: it is safe to pull the plug")
+        else:
+            typer.echo(f"{node} is draining; `peerctl node list` shows how far")
+
+
+@node_app.command("undrain")
+def undrain(
+    node: NodeName, config: ConfigOption = None, output: FormatOption = Format.TABLE
+) -> None:
+    """End a drain: the node may be used again."""
+    with connected(config) as client:
+        client.las.undrain(node)
+        if output is Format.JSON:
+            print_json({"node": node, "draining": False})
+        else:
+            typer.echo(f"{node} may be used again")
+
+
+@node_app.command("remove")
+def remove(
+    node: NodeName, config: ConfigOption = None, output: FormatOption = Format.TABLE
+) -> None:
+    """Take a node that is down out of the fleet.
+
+    Refused while a shard needs what it has: drain it first, or wait until what it had is copied
+    from others. Should it start again, it joins as a new node.
+    """
+    with connected(config) as client:
+        client.las.remove_node(node)
+        if output is Format.JSON:
+            print_json({"node": node, "removed": True})
+        else:
+            typer.echo(f"{node} is no node of the fleet any more")
+
+
+@node_app.command("replace")
+def replace(
+    node: NodeName,
+    store: Annotated[
+        str,
+        typer.Option(help="Id of the new store; the log of the peer that was refused names it."),
+    ],
+    accept_data_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-data-loss", help="Also if records may be left on no store that is known."
+        ),
+    ] = False,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Accept a node's new data directory, after the old one was lost.
+
+    The copies in the old one count as gone and are made anew elsewhere. Refused while records may
+    be on the old one alone. With the old store's id it takes a replacement back.
+    """
+    with connected(config) as client:
+        client.las.replace_node(node, store, accept_loss=accept_data_loss)
+        if output is Format.JSON:
+            print_json({"node": node, "store_id": store, "replaced": True})
+        else:
+            typer.echo(f"{node} may start with store {store}")
+
+
+def safe_to_stop(
+    node: NodeName, config: ConfigOption = None, output: FormatOption = Format.TABLE
+) -> None:
+    """Say whether a node may be stopped now, and what each shard would lose. Exit status 1: no."""
+    with connected(config) as client:
+        answer = client.las.check_stop(node)
+        if output is Format.JSON:
+            print_json(as_dict(answer))
+        elif answer.safe:
+            typer.echo(f"{node} may be stopped: no shard pauses, every record keeps its copies")
+        else:
+            typer.echo(f"{node} should not be stopped now:")
+            for reason in answer.reasons:
+                typer.echo(f"  {reason}")
+            print_table(["shard", "would"], [_cost_row(cost) for cost in answer.costs])
+            if answer.costs_total > len(answer.costs):
+                typer.echo(f"and {answer.costs_total - len(answer.costs)} more")
+    if not answer.safe:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+_COST_WORDS = {
+    fleet_pb2.STOP_COST_KIND_UNREADABLE: "be unreadable in part",
+    fleet_pb2.STOP_COST_KIND_PAUSE: "pause",
+    fleet_pb2.STOP_COST_KIND_FEWER_COPIES: "have fewer copies",
+}
+
+
+def _cost_row(cost: fleet_pb2.StopCost) -> list[str]:
+    return [f"{cost.log}/{cost.shard}", f"{_COST_WORDS.get(cost.kind, '?')}: {cost.why}"]
