@@ -162,6 +162,7 @@ MUTANTS = [
     ("x-noted-at-prepare", f"-s 1 -f 1 -c 0 -g {SPLIT}", "G8"),
     ("split-kept-by-fence", f"-s 1 -f 1 -c 0 -g {SPLIT}", "G8"),
     ("parent-reopens", f"-s 1 -f 1 -c 0 -g {SPLIT}", "G8"),
+    ("split-prepared-not-asked", "-s 1 -f 1 -c 0 -g 0:0::1,1:1::1!,2:2::1", "LIN"),
 ]
 
 

@@ -35,6 +35,11 @@ static void open_segment(const State &s, int f, const Emit &emit) {
     bool enough = next || ((int)ends.size() >= n - a + 1 - less && !ends.empty());
     bool enough2 = !e2 || m_fencevoters || bits(K & V2) >= n2 - a2 + 1 - less;
     if (next && ends2.empty()) enough2 = false;
+    if (m_splitunasked && e2 && cfg(s, e2).closed) enough2 = true;
+    if (stays_closed(s)) {                                  // closed segments hold nothing and never will: no answer counts
+      if (K) continue;
+      next = false; enough = enough2 = true; ends.assign(n - a + 1, s.epoch[e].begin);
+    }
     if (enough && enough2) {
       int x = next ? x2 : cut(ends, n, a), y = next ? cut(ends2, n2, a2) : x;
       int key = (next ? 16 : 0) + x * 4 + y;
@@ -499,6 +504,7 @@ int main(int argc, char **argv) {
   m_reopens = M("parent-reopens"); m_childprepare = M("child-begins-at-prepare"); m_childbegin = M("child-begins-at-begin");
   m_splitearly = M("split-answered-early"); m_splittable = M("split-without-table"); m_splitdead = M("split-answered-by-dead");
   m_xprepare = M("x-noted-at-prepare"); m_fencekeeps = M("split-kept-by-fence");
+  m_splitunasked = M("split-prepared-not-asked");
   v_built = M("as-built"); v_trim |= v_built; v_learn |= v_built;
   State s; memset(&s, 0, sizeof s);
   for (int p = 0; p < peers; p++) s.peer[p].alive = 1;

@@ -84,7 +84,7 @@ static bool m_quorum, m_queue, m_nostop, m_fencevoters, m_min, m_naive, m_max, m
     m_lostsame, m_read, m_table, m_ackepoch, m_stale_end, m_guard, m_dup, m_forget, m_restart_begin, m_ignore_adopt,
     m_withdraw, m_adopt, m_nodrain, m_drop, m_nonvoter, v_drain, m_tabtail, v_writefirst, v_trim, v_learn, m_fetch, m_decline, m_oldanswers,
     m_keptearly, m_oldtail, m_ownend, m_tailkept, m_reopens, m_childprepare, m_childbegin, m_splitearly, m_splittable, m_splitdead,
-    m_xprepare, m_fencekeeps, v_built;
+    m_xprepare, m_fencekeeps, m_splitunasked, v_built;
 
 static int bits(int x) { return __builtin_popcount(x); }
 static const Config &cfg(const State &s, int e) { return configs[s.epoch[e].config]; }

@@ -11,6 +11,8 @@ Why it is right. Let n voters and `acks` = a belong to e, and k of them have ans
   there, whatever the answers of e say, and e′ is recovered by the same rule. If none did and
   k′ ≥ n′ − a′ + 1, at most a′ − 1 of its voters can have adopted it: it never acknowledged
   anything, and never will.
+- *A split shard* needs no answers. Its segments are closed: nothing in them was acknowledged or
+  will be, so that nothing can be lost and nobody need be stopped.
 
 Rules kept (each is a mutant of the formal model): `fence-quorum`, `x-min`, `x-ignores-silent`,
 `end-without-epoch`, `adoption-ignored`, `prepared-not-fenced`, `old-answers-counted`,
@@ -127,6 +129,8 @@ def decide(shard: Shard, answers: Iterable[Answer]) -> Decision:
         for answer in counted.values()
         if shard.prepared is not None and answer.prepared.adopted
     }
+    if shard.is_split:
+        return _recover_closed(shard)
     if len(begins) > 1:
         why = f"the prepared segment was adopted at {sorted(begins)}, at more than one offset"
         return Contradiction(replica=begins[max(begins)], why=why)
@@ -138,6 +142,14 @@ def decide(shard: Shard, answers: Iterable[Answer]) -> Decision:
     if isinstance(decision, Recovered):
         return _missing_commit(decision, counted) or decision
     return decision
+
+
+def _recover_closed(shard: Shard) -> Recovered:
+    """A shard that is split (§4.3): "Once it is committed, a fence needs no answers … e ends at X
+    where it began, e′ is dead". (spec mutant `split-prepared-not-asked`)
+    """
+    begin = shard.open.begin or _ZERO
+    return Recovered(ended=RecoveredSegment(end=begin, known_commit=begin, holders=()))
 
 
 def _recover_open(shard: Shard, counted: Mapping[ReplicaId, Answer]) -> Wait | Recovered:

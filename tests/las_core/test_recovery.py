@@ -6,6 +6,7 @@ real source, and at least one literal case must tell it from the real one.
 
 import inspect
 import types
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,8 +23,8 @@ from las.core.recovery import (
     decide,
     voters_to_ask,
 )
-from peerd.core.ids import Epoch, Offset
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.ids import Epoch, Offset, ShardId
+from peerd.core.shard_map import Plan, Segment, Shard, Split
 from tests.las_core.builders import SHARD, plan_of, replica
 
 FENCE = Epoch(9)
@@ -86,6 +87,21 @@ ALL = plan_of(1, 1, 2, 3, acks=3)
 NEXT = plan_of(3, 3, 4)
 NEXT_THREE = plan_of(3, 3, 4, 5)
 SHADOWED = plan_of(1, 1, 2, non=(3,))
+
+CLOSED = replace(NEXT, closed=True)
+PENDING = Split(key_hash=1 << 63)
+
+
+def split(prepared: Plan | None = None) -> Shard:
+    """A shard that is split at 3: what is open is closed, and what is prepared."""
+    children = (ShardId(8), ShardId(9))
+    shard = fenced(THREE, prepared, begin=3)
+    return replace(
+        shard,
+        open=replace(shard.open, plan=replace(THREE, closed=True)),
+        split=Split(key_hash=1 << 63, end=Offset(3), children=children),
+    )
+
 
 CASES = {
     "2/2: one answer is enough": (fenced(TWO), [said(2, 7)], ("open", 7)),
@@ -155,6 +171,18 @@ CASES = {
         fenced(TWO, NEXT),
         [said(3, None, prepared=(6, 8)), said(4, None)],
         ("prepared", 6, 6),
+    ),
+    "a shard that is split needs no answers": (split(), [], ("open", 3)),
+    "nor of what is prepared after it": (split(CLOSED), [], ("open", 3)),
+    "and what was adopted of it is dead": (
+        split(CLOSED),
+        [said(4, None, prepared=(3, 3))],
+        ("open", 3),
+    ),
+    "while it is only prepared a split needs them": (
+        replace(fenced(TWO, CLOSED), split=PENDING),
+        [said(2, 7)],
+        ("wait", 1),
     ),
     "a promise above the fence halts": (
         fenced(TWO),
@@ -342,6 +370,7 @@ def test_more_answers_never_revoke_a_decision_about_the_prepared_segment(world, 
 # ---------------------------------------------------------------------------------- mutants
 MUTANTS = {
     "fence-quorum": [("- plan.acks + 1 - answered", "- plan.acks - answered")],
+    "split-prepared-not-asked": [("if shard.is_split:", "if shard.split is not None:")],
     "x-min": [("end = ends[plan.acks - silent - 1]", "end = ends[-1]")],
     "x-ignores-silent": [
         ("end = ends[plan.acks - silent - 1]", "end = ends[min(plan.acks, len(ends)) - 1]")

@@ -127,7 +127,9 @@ def open_segment(state: State, fence: int, plan: Plan, x: int, y: int | None) ->
 
 
 def _is_decided(state: State, fence: EpochState, x: int, y: int | None) -> bool:
-    """Whether some set of the answers leads to this end."""
+    """Whether some set of the answers leads to this end. Closed segments need none (§4.3)."""
+    if state.split is not None:
+        return (x, y) == (state.epochs[state.open].begin, None)
     names = list(fence.answers)
     for count in range(len(names), 0, -1):
         for chosen in combinations(names, count):

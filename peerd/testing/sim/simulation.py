@@ -216,7 +216,7 @@ class Simulation:
         while it was being committed: so this happens within what §5 allows, too.
         """
         entry = self.las.state.shards[shard].shard
-        if entry.fence == NO_EPOCH:
+        if entry.fence == NO_EPOCH or entry.is_split:
             return False
         lost = {peer.replica for peer in self.peers.values() if peer.lost}
         following = entry.prepared
