@@ -1,13 +1,18 @@
 """One run against a cluster: client processes, and what the machine did meanwhile."""
 
+import asyncio
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peerd.bench.appending import WARM_UP_S, AppendCounts, AppendJob, joined
 from peerd.bench.machine import Servers, calibrate, percentiles_ms
+from peerd.bench.reading import FollowCounts, FollowJob, ReadCounts, ReadJob, fill
 from peerd.bench.workers import BenchFailed, Workers
+
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 Told = Callable[[int], None]
 
@@ -82,6 +87,91 @@ def run_appends(job: AppendJob, clients: int, told: Told) -> AppendResult:
         servers_cpu_s=_used(*seen),
         disk_ms=disk_ms,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadResult:
+    """What reads found out. `records`: what the log had."""
+
+    records: int
+    batches: ReadCounts
+    objects: ReadCounts
+    follow: FollowCounts
+    disk_ms: list[float]
+
+    def as_json(self) -> dict[str, object]:
+        """What `peerctl bench read -o json` prints."""
+        late = self.follow.latencies
+        return {
+            "batches": _read_json(self.batches),
+            "objects": _read_json(self.objects),
+            "follow_ms": {
+                "p50": known(late.percentile_ms(50)),
+                "p99": known(late.percentile_ms(99)),
+                "p999": known(late.percentile_ms(99.9)),
+                "max": known(late.max_ms),
+            },
+            "not_seen": self.follow.unseen,
+            "disk_fdatasync_ms": disk_json(self.disk_ms),
+        }
+
+
+def _read_json(counts: ReadCounts) -> dict[str, object]:
+    return {
+        "records_per_s": round(counts.records_per_s, 1),
+        "mb_per_s": round(counts.mb_per_s, 3),
+        "cpu_s": round(counts.client_cpu_s, 3),
+    }
+
+
+def run_reads(
+    config: str,
+    log: str,
+    *,
+    records: int,
+    size: int,
+    rate_per_s: float,
+    duration_s: float,
+    cold: bool,
+    told: Told,
+) -> ReadResult:
+    """Fill the log, read it as batches and as objects, follow it; each in a process of its own.
+
+    Raises:
+        BenchFailed: one of them failed, or the page cache cannot be dropped.
+        PeerdError: the log cannot be filled.
+    """
+    directory = Path(config).absolute().parent
+    disk_ms = _calibrated(directory, Servers(directory))
+    has = asyncio.run(fill(config, log, records=records, size=size))
+    counts = []
+    for objects in (False, True):
+        if cold:
+            _drop_page_cache()
+        job = ReadJob(config=config, log=log, objects=objects, duration_s=duration_s, once=cold)
+        with Workers([job]) as readers:
+            readers.begin()
+            counts += readers.results(told)
+    follow = FollowJob(
+        config=config, log=log, size=size, rate_per_s=rate_per_s, duration_s=duration_s
+    )
+    with Workers([follow]) as followers:
+        followers.begin()
+        (followed,) = followers.results(told)
+    return ReadResult(
+        records=has, batches=counts[0], objects=counts[1], follow=followed, disk_ms=disk_ms
+    )
+
+
+def _drop_page_cache() -> None:
+    os.sync()
+    try:
+        DROP_CACHES.write_text("1", "ascii")
+    except OSError as error:
+        raise BenchFailed(
+            f"--cold: the page cache cannot be dropped ({error.strerror}): run as root, on the "
+            "machine of the peers"
+        ) from error
 
 
 def known(value_ms: float) -> float | None:

@@ -1,5 +1,6 @@
 """`peerctl bench …`: how fast a cluster is, and how long a failover takes."""
 
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from peerd.bench.appending import AppendJob
 from peerd.bench.clusters import throw_away
-from peerd.bench.runs import AppendResult, Told, run_appends
+from peerd.bench.failover import FailoverResult, Kind, Rounds
+from peerd.bench.machine import calibrate
+from peerd.bench.runs import AppendResult, Told, disk_json, run_appends, run_reads
 from peerd.bench.workers import CLIENTS_MAX, BenchFailed
 from peerd.cli.output import (
     EXIT_REFUSED,
@@ -132,6 +135,110 @@ def disk_text(disk: object) -> str:
     if not isinstance(disk, dict):
         return "the cluster is not on this machine: its disks were not calibrated"
     return f"the disk by itself: 4 KiB write + fdatasync p50 {disk['p50']} ms, p99 {disk['p99']} ms"
+
+
+@bench_app.command("read")
+def read(  # noqa: PLR0917 -- the options of the command
+    records: Annotated[
+        int, typer.Option(min=1, help="The log is filled up to so many records first.")
+    ] = 200_000,
+    size: SizeOption = 256,
+    rate: Annotated[
+        float, typer.Option(min=1.0, max=100_000.0, help="Appends a second that are followed.")
+    ] = 500.0,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Drop the page cache before each pass; needs root.")
+    ] = False,
+    duration: DurationOption = 3.0,
+    log: LogOption = "bench-read",
+    shards: ShardsOption = 1,
+    copies: CopiesOption = 0,
+    acks: AcksOption = 0,
+    dev: DevOption = 0,
+    tls: TlsOption = True,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Read a log as batches and as objects, then follow appends to it.
+
+    Example: peerctl bench read --dev 2 --records 1000000
+    """
+    with bench_cluster(config, dev, tls=tls) as place, _progress("records") as told:
+        have_log(place, log, shards=shards, copies=copies, acks=acks)
+        result = run_reads(
+            str(place),
+            log,
+            records=records,
+            size=size,
+            rate_per_s=rate,
+            duration_s=duration,
+            cold=cold,
+            told=told,
+        )
+    if output is Format.JSON:
+        print_json(result.as_json())
+        return
+    how = "after dropping the page cache" if cold else "hot"
+    typer.echo(f"{result.records:,} records of {size} B, {how}")
+    rows = [
+        [name, f"{counts.records_per_s:,.0f}", f"{counts.mb_per_s:.0f}"]
+        for name, counts in (("batches", result.batches), ("objects", result.objects))
+    ]
+    print_table(["as", "records/s", "MB/s"], rows)
+    late = result.follow.latencies
+    typer.echo(
+        f"followed {rate:g} appends/s: seen after the acknowledgement in p50 "
+        f"{late.percentile_ms(50):.2f} ms, p99 {late.percentile_ms(99):.2f} ms, "
+        f"at most {late.max_ms:.2f} ms; {result.follow.unseen} not seen"
+    )
+    typer.echo(disk_text(result.as_json()["disk_fdatasync_ms"]))
+
+
+@bench_app.command("failover")
+def failover(  # noqa: PLR0917 -- the options of the command
+    kind: Annotated[Kind, typer.Option(help="What happens to the primary in each round.")],
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="How often.")] = 5,
+    rate: Annotated[
+        float, typer.Option(min=10.0, max=10_000.0, help="Appends a second meanwhile.")
+    ] = 500.0,
+    peers: Annotated[int, typer.Option(min=3, max=32, help="Peers of the cluster.")] = 4,
+    las: Annotated[int, typer.Option(help="LAS nodes of it: 1, 3 or 5.")] = 3,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Change the primary of a shard under load, on a throw-away cluster: how long is the pause?
+
+    Only a cluster that this command started itself is hurt. Every acknowledged record is read back.
+    Exit status 1 if one is lost or an append failed.
+
+    Example: peerctl bench failover --kind kill --rounds 20
+    """
+    with one_line_errors(), _progress("rounds") as told:
+        try:
+            with throw_away(peers, las=las) as cluster:
+                disk_ms = calibrate(cluster.directory)
+                result = Rounds(cluster, kind, told).run(rounds, rate)
+                disk_ms += calibrate(cluster.directory)
+        except (BenchFailed, DevClusterError) as error:
+            fail(str(error), EXIT_REFUSED)
+    if output is Format.JSON:
+        print_json(result.as_json() | {"disk_fdatasync_ms": disk_json(disk_ms)})
+    else:
+        pauses = ", ".join(f"{pause:.0f}" for pause in result.pauses_ms)
+        typer.echo(
+            f"{rounds} × {kind}, {rate:g} appends/s: pauses of {pauses} ms; median "
+            f"{statistics.median(result.pauses_ms):.0f} ms\n"
+            f"{result.acknowledged:,} acknowledged, {result.lost} lost, "
+            f"{len(result.errors)} errors"
+        )
+        typer.echo(disk_text(disk_json(disk_ms)))
+    if result.lost or result.errors:
+        fail(_what_went_wrong(result), EXIT_REFUSED)
+
+
+def _what_went_wrong(result: FailoverResult) -> str:
+    if result.lost:
+        return f"{result.lost} acknowledged records cannot be read back"
+    return f"{len(result.errors)} appends failed, the first one: {result.errors[0]}"
 
 
 # ---------------------------------------------------------------------------------- common

@@ -15,7 +15,7 @@ def peerctl_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "peerd.cli.peerctl", "bench", *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
         env=os.environ | {"COLUMNS": "200"},
     )
@@ -66,3 +66,38 @@ def test_bad_input_is_told_in_one_line(cluster, arguments, status, says):
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+
+
+def test_read_tells_batches_objects_and_following(cluster):
+    done = peerctl_bench(
+        *("read", "--records", "3000", "--size", "64", "--duration", "0.2", "--rate", "100"),
+        *("-c", str(cluster.peerctl_toml), "-o", "json"),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert list(told) == ["batches", "objects", "follow_ms", "not_seen", "disk_fdatasync_ms"]
+    for how in ("batches", "objects"):
+        assert list(told[how]) == ["records_per_s", "mb_per_s", "cpu_s"]
+        assert told[how]["records_per_s"] > 0
+    assert told["not_seen"] == 0
+    assert told["follow_ms"]["p50"] is not None
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["planned", "kill", "stop"])
+def test_failover_rounds_lose_nothing(kind):
+    done = peerctl_bench(
+        *("failover", "--kind", kind, "--rounds", "1", "--rate", "50", "--las", "1", "-o", "json"),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert list(told) == ["pauses_ms", "errors", "lost", "disk_fdatasync_ms"]
+    assert len(told["pauses_ms"]) == 1
+    assert told["pauses_ms"][0] > 0
+    assert (told["errors"], told["lost"]) == (0, 0)
+
+
+def test_failover_needs_a_kind():
+    done = peerctl_bench("failover", "--kind", "fire")
+    assert done.returncode == 2
+    assert "planned" in done.stderr

@@ -8,6 +8,7 @@ import pytest
 
 from peerd.bench.account import Account, Schedule
 from peerd.bench.appending import AppendCounts, joined
+from peerd.bench.failover import pauses_ms
 from peerd.bench.latencies import VALUE_US_MAX, Latencies
 from peerd.bench.loops import closed_loop, open_loop
 from peerd.bench.machine import Servers, calibrate
@@ -206,6 +207,16 @@ async def test_a_closed_loop_keeps_so_many_under_way_and_counts_what_fails():
     assert account.errors == {"Unavailable": 1}
     assert account.latencies.count == calls - 1
     assert account.acknowledged <= account.latencies.count
+
+
+# ------------------------------------------------------------------------------ failovers
+
+
+def test_a_round_has_the_longest_pause_that_ends_before_the_next_round():
+    acked_s = [0.0, 0.9, 1.0, 1.5, 1.6, 2.9, 3.1, 3.2, 9.0]
+    assert pauses_ms([1.2, 3.0], acked_s) == pytest.approx([1300.0, 5800.0])
+    assert pauses_ms([1.2, 3.0], [2.0]) == [0.0, 0.0]
+    assert pauses_ms([], acked_s) == []
 
 
 # ------------------------------------------------------------------------------ machine
