@@ -13,7 +13,7 @@ PYTHONHASHSEED shows.
 import hashlib
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 
 from peerd.core.batch import PlacedBatch
@@ -23,10 +23,11 @@ from peerd.core.events import Event
 from peerd.core.ids import ProcessId, ReplicaId, ShardId
 from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Plan, Shard
+from peerd.core.value import value
 
 
 # ------------------------------------------------------------------ records
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Booted:
     """A process made its core of a shard on this durable state. `at_ms` is virtual or monotonic."""
 
@@ -36,7 +37,7 @@ class Booted:
     stored: StoredShard
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Handled:
     """`Replica.handle(event)` returned `step`."""
 
@@ -47,7 +48,7 @@ class Handled:
     step: Step
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Stored:
     """One transaction of the process's store committed; of this shard it held these, in order.
 
@@ -60,7 +61,7 @@ class Stored:
     outcomes: tuple[Outcome, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Died:
     """The process ended: all that was volatile is gone."""
 
@@ -68,7 +69,7 @@ class Died:
     process: ProcessId
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StoreLost:
     """A data directory is gone for good."""
 
@@ -76,7 +77,7 @@ class StoreLost:
     replica: ReplicaId
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class MapCommitted:
     """The LAS committed a command; `shard` is the entry that it left, `result` what it answered."""
 

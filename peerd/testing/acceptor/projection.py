@@ -50,6 +50,8 @@ from peerd.testing.acceptor import actions, planning
 from peerd.testing.acceptor.state import NONE, Answer, Batch, Plan, State, Status, Switched
 
 OK = actions.ACCEPTED
+ASKING = frozenset({ev.AppendRequested, ev.TailAsked})
+"""Events that are remembered until they are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +86,25 @@ class Judge:
     """Takes a trace record by record; once it has refused it takes nothing any more."""
 
     def __init__(self) -> None:
-        self.verdict = Verdict(accepted=True, record_count=0)
         self.shards: dict[ShardId, Projection] = {}
         self._count = 0
+        self._refusal: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """On what was taken so far."""
+        return self._refusal or Verdict(accepted=True, record_count=self._count)
 
     def take(self, record: trace.Record) -> str:
         """The broken guard in words; empty if the record is accepted."""
-        if not self.verdict.accepted:
-            return self.verdict.why
+        if self._refusal is not None:
+            return self._refusal.why
         number = self._count
         self._count += 1
         for shard, projection in self._concerned(record):
             if why := projection.take(record):
-                self.verdict = Verdict(False, self._count, number, shard, why, record)
+                self._refusal = Verdict(False, self._count, number, shard, why, record)
                 return why
-        self.verdict = Verdict(True, self._count)
         return OK
 
     def hear(self, record: trace.Record) -> None:
@@ -106,9 +112,12 @@ class Judge:
         self.take(record)
 
     def _concerned(self, record: trace.Record) -> Iterable[tuple[ShardId, "Projection"]]:
-        if isinstance(record, trace.Died | trace.StoreLost):
+        if isinstance(record, trace.Handled):  # four of five records
+            shard = record.shard
+        elif isinstance(record, trace.Died | trace.StoreLost):
             return self.shards.items()
-        shard = record.shard.shard if isinstance(record, trace.MapCommitted) else record.shard
+        else:
+            shard = record.shard.shard if isinstance(record, trace.MapCommitted) else record.shard
         projection = self.shards.get(shard)
         if projection is None:
             projection = self.shards[shard] = Projection(self.shards)
@@ -217,6 +226,9 @@ class Projection:
     # -------------------------------------------------------------- what a core did
     def _handled(self, record: trace.Handled) -> str:
         event, step = record.event, record.step
+        says_nothing = not (step.send or step.reply or step.report or step.note)
+        if says_nothing and not step.persist and type(event) not in ASKING:
+            return OK
         process = self._name(record.process)
         if isinstance(event, ev.AppendRequested):
             self._requests[process, event.request] = record_of(event.header)
