@@ -18,6 +18,7 @@ from peerd.cli import (
     log_commands,
     node_commands,
     pki_commands,
+    position_commands,
 )
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(log_commands.read)
 app.command()(log_commands.tail)
 app.command("safe-to-stop")(node_commands.safe_to_stop)
 app.add_typer(log_commands.log_app, name="log")
+app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.explain_app, name="explain")

@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import grpc.aio
-
 from peerd.client import incidents
+from peerd.client.any_peer import AnyPeer
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
 from peerd.client.errors import (
@@ -25,17 +24,16 @@ from peerd.client.errors import (
     ClientClosed,
     InvalidRequest,
     KeysSpanShards,
-    PeerdError,
     QueueFull,
     Unavailable,
     UnknownLog,
     UnknownShard,
-    error_of_call,
 )
-from peerd.client.las import TRY_TIMEOUT_S, LasCalls
+from peerd.client.las import LasCalls
 from peerd.client.options import RETRY_STEP_S, TICK_S, ClientOptions
 from peerd.client.payload import serialize_record
 from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
+from peerd.client.positions import KeptPosition, Positions
 from peerd.client.reading import RecordStream, StartAt
 from peerd.client.streams import Streams
 from peerd.client.values import Headers, NewRecord, Receipt, Tail
@@ -47,7 +45,7 @@ from peerd.transport.map_cache import MapChange
 from peerd.transport.map_codec import LogEntry
 from peerd.transport.map_service import unknown_log
 from peerd.transport.options import MESSAGE_BYTES_MAX
-from peerd.v1 import log_pb2, log_pb2_grpc
+from peerd.v1 import log_pb2
 
 # limit: bytes of records that one append may carry; servers may allow less and say so, and a
 # message of the contract carries no more than this beside its envelope
@@ -85,6 +83,11 @@ class Client:
         self._ticking: asyncio.Task[None] | None = None
         self._unsubscribe = self._directory.cache.subscribe(self._map_changed)
         self._closed = False
+        self._any_peer = AnyPeer(
+            self._directory, self._channels, options.call_timeout_s, self._check_open
+        )
+        self.positions = Positions(self._any_peer)
+        """Where named consumers go on reading; kept by the cluster."""
         self.las = LasCalls(how, self._channels, options.call_timeout_s)
         """Everything that only the LAS can answer: status, forecasts, drains."""
 
@@ -439,6 +442,7 @@ class Client:
         shard: int | None = None,
         follow: bool = False,
         local: bool = False,
+        consumer: str | None = None,
     ) -> RecordStream:
         """Reads records, in order per key (and per shard); shards of a whole log interleave.
 
@@ -449,14 +453,20 @@ class Client:
             shard: Only this shard.
             follow: Go on with new records; else end at the tail seen at the start.
             local: Let any replica answer from what it has, which may be a little behind.
+            consumer: Go on where this consumer has committed, at `start` if it has not, and commit
+                by the way: whoever asks for the next record has done with those before.
 
         Returns:
-            An asynchronous iterator of `Record`, with `position` and `aclose`.
+            An asynchronous iterator of `Record`, with `position`, `commit` and `aclose`.
 
         Raises:
             InvalidRequest: `start` is none, or does not fit `shard`.
         """
         self._check_open()
+        kept = None
+        if consumer is not None:
+            interval_s = self._options.position_commit_s
+            kept = KeptPosition(self.positions, log, consumer, interval_s)
         return RecordStream(
             self._directory,
             self._channels,
@@ -465,6 +475,7 @@ class Client:
             start=start,
             follow=follow,
             local=local,
+            kept=kept,
         )
 
     async def tail(
@@ -489,26 +500,11 @@ class Client:
             if linearizable
             else log_pb2.TAIL_CONSISTENCY_UNSPECIFIED,
         )
-        deadline = time.monotonic() + self._options.call_timeout_s
-        last: PeerdError = Unavailable("no peer is up: check the cluster (`peerctl status`)")
-        while (left_s := deadline - time.monotonic()) > 0:
-            self._check_open()
-            for address in self._peers():
-                stub = log_pb2_grpc.LogServiceStub(self._channels.to(address))
-                try:
-                    response = await stub.GetTail(request, timeout=min(left_s, TRY_TIMEOUT_S))
-                except grpc.aio.AioRpcError as error:
-                    last = error_of_call(error, f"the tail of {log!r} at {address}")
-                    if not isinstance(last, Unavailable):
-                        raise last from error
-                else:
-                    return [_tail(tail) for tail in response.tails]
-            await asyncio.sleep(RETRY_STEP_S)
-        raise last
-
-    def _peers(self) -> list[str]:
-        nodes = self._directory.cache.nodes.values()
-        return [node.address for node in nodes if node.up and node.address]
+        response = await self._any_peer.ask(
+            f"the tail of {log!r}",
+            lambda stub, timeout_s: stub.GetTail(request, timeout=timeout_s),
+        )
+        return [_tail(tail) for tail in response.tails]
 
     # -------------------------------------------------------------------------- logs
 

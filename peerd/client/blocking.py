@@ -80,10 +80,13 @@ class RecordIterator:
         self._thread = thread
         self._stream = stream
         self._taken: list[Record] = []
+        self._closed_at: Position | None = None
 
     @property
     def position(self) -> Position:
         """Where a new read goes on after the last record that was given out."""
+        if self._closed_at is not None:
+            return self._closed_at
         offsets = dict(self._stream.position.offsets)
         for record in self._taken:
             offsets[record.shard] = min(record.offset, offsets.get(record.shard, record.offset))
@@ -94,6 +97,8 @@ class RecordIterator:
 
     def __next__(self) -> Record:
         """The next record; raises as `RecordStream.__anext__`."""
+        if self._stream.commit_is_due and self._taken:
+            self.commit()
         if not self._taken:
             self._taken = self._thread.run(self._take())
             self._taken.reverse()
@@ -104,9 +109,13 @@ class RecordIterator:
     async def _take(self) -> list[Record]:
         return await self._stream.take(RECORDS_TAKEN_MAX)
 
+    def commit(self, position: Position | None = None) -> None:
+        """Commits `position`, None: where the read stands. See `RecordStream.commit`."""
+        self._thread.run(self._stream.commit(self.position if position is None else position))
+
     def close(self) -> None:
-        """Ends the read. Doing it twice does no harm."""
-        self._taken = []
+        """Ends the read, without a commit. Doing it twice does no harm."""
+        self._closed_at, self._taken = self.position, []
         with contextlib.suppress(ClientClosed):
             self._thread.run(self._stream.aclose())
 
@@ -115,6 +124,26 @@ class RecordIterator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class BlockingPositions:
+    """Where named consumers go on reading; see `peerd.client.positions.Positions`."""
+
+    def __init__(self, thread: _LoopThread, client: asynchronous.Client) -> None:
+        self._thread = thread
+        self._positions = client.positions
+
+    def commit(self, log: str, consumer: str, position: Position) -> None:
+        """Stores where `consumer` goes on reading `log`."""
+        self._thread.run(self._positions.commit(log, consumer, position))
+
+    def get(self, log: str, consumer: str) -> Position:
+        """The position of `consumer` in `log`; without any offset if it has none."""
+        return self._thread.run(self._positions.get(log, consumer))
+
+    def forget(self, log: str, consumer: str) -> None:
+        """Takes the position of `consumer` away."""
+        self._thread.run(self._positions.forget(log, consumer))
 
 
 class BlockingLas:
@@ -179,6 +208,7 @@ class Client:
         except BaseException:
             self._thread.stop()
             raise
+        self.positions = BlockingPositions(self._thread, self._client)
         self.las = BlockingLas(self._thread, self._client)
 
     def close(self) -> None:
@@ -300,11 +330,16 @@ class Client:
         shard: int | None = None,
         follow: bool = False,
         local: bool = False,
+        consumer: str | None = None,
     ) -> RecordIterator:
         """Reads records; `for record in client.read(…)`."""
-        stream = self._thread.run(
-            _made(self._client, log, start=start, shard=shard, follow=follow, local=local)
-        )
+
+        async def make() -> RecordStream:
+            return self._client.read(
+                log, start=start, shard=shard, follow=follow, local=local, consumer=consumer
+            )
+
+        stream = self._thread.run(make())
         return RecordIterator(self._thread, stream)
 
     def tail(self, log: str, shard: int | None = None, *, linearizable: bool = False) -> list[Tail]:
@@ -342,18 +377,6 @@ class Client:
 
 async def _opened(how: Access, options: ClientOptions) -> asynchronous.Client:
     return await asynchronous.Client(how, options).__aenter__()
-
-
-async def _made(
-    client: asynchronous.Client,
-    log: str,
-    *,
-    start: StartAt,
-    shard: int | None,
-    follow: bool,
-    local: bool,
-) -> RecordStream:
-    return client.read(log, start=start, shard=shard, follow=follow, local=local)
 
 
 def _pass_on(

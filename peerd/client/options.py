@@ -32,6 +32,10 @@ class ClientOptions:
     queue_bytes_max: int = 32 * MIB
     """Records of all shards that are not answered yet: `append` waits, `append_nowait` raises."""
 
+    position_commit_s: float = 1.0
+    """How often a read for a named consumer commits where it is. What came since is read again
+    after a crash."""
+
 
 # limit: appends joined into one message of a stream, as the contract says
 APPENDS_PER_MESSAGE_MAX = 1024

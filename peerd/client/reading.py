@@ -26,6 +26,7 @@ from peerd.client.errors import (
 )
 from peerd.client.options import READ_RETRY_S, RETRY_STEP_S, SLOW_RETRY_STEP_S
 from peerd.client.payload import records_of
+from peerd.client.positions import KeptPosition
 from peerd.client.values import Position, Record
 from peerd.core.ids import ShardId
 from peerd.internal.v1 import log_bytes_pb2
@@ -53,7 +54,9 @@ class RecordStream:
         start: StartAt,
         follow: bool,
         local: bool,
+        kept: KeptPosition | None = None,
     ) -> None:
+        """`kept` is of the consumer that reads, if it has a name."""
         self._directory = directory
         self._channels = channels
         self._log = log
@@ -61,6 +64,8 @@ class RecordStream:
         self._follow = follow
         self._local = local
         self._first_request = _request(log, shard, start, follow=follow, local=local)
+        self._kept = kept
+        self._is_loaded = kept is None
         self._next: dict[int, int] | None = None
         self._records: deque[Record] = deque()
         self._call: grpc.aio.UnaryStreamCall[Any, _Message] | None = None
@@ -91,8 +96,12 @@ class RecordStream:
             StopAsyncIteration: everything up to the tail seen at the start was given.
             PeerdError: the read cannot go on; `position` says where it stands.
         """
+        # Whoever asks for more has done with what was given out.
+        if self._kept is not None and self._kept.is_due:
+            await self._kept.commit(self.position)
         while not self._records:
             if self._ended:
+                await self._commit_at_the_end()
                 raise StopAsyncIteration
             await self._receive()
         return self._records.popleft()
@@ -102,14 +111,41 @@ class RecordStream:
 
         Raises as `__anext__`.
         """
+        # Whoever asks for more has done with what was given out.
+        if self._kept is not None and self._kept.is_due:
+            await self._kept.commit(self.position)
         while not self._records and not self._ended:
             await self._receive()
+        if not self._records:
+            await self._commit_at_the_end()
         count = min(count_max, len(self._records))
         return [self._records.popleft() for _ in range(count)]
 
+    async def commit(self, position: Position | None = None) -> None:
+        """Commits `position` for the consumer that this read is for; None: where it stands, after
+        the last record that was given out.
+
+        Raises:
+            InvalidRequest: the read is for no consumer. Else as `Positions.commit`.
+        """
+        if self._kept is None:
+            raise InvalidRequest("the read has no consumer to commit for: read(…, consumer=NAME)")
+        await self._kept.commit(self.position if position is None else position)
+
+    @property
+    def commit_is_due(self) -> bool:
+        """Whether it is time to commit, for a consumer with a name."""
+        return self._kept is not None and self._kept.is_due
+
+    async def _commit_at_the_end(self) -> None:
+        if self._kept is not None:
+            await self._kept.commit(self.position)
+
     async def aclose(self) -> None:
-        """Ends the read. Doing it twice does no harm."""
+        """Ends the read, without a commit: the last record may not be done with."""
         self._ended = True
+        if self._next is not None:
+            self._next = dict(self.position.offsets)
         self._records.clear()
         self._hang_up()
 
@@ -123,6 +159,11 @@ class RecordStream:
 
     async def _receive(self) -> None:
         """Gets the next message, from another peer if need be; notes the end."""
+        if not self._is_loaded and self._kept is not None:
+            committed = await self._kept.load()
+            self._is_loaded = True
+            if committed.offsets:
+                self._first_request.resume.offsets.update(committed.offsets)
         try:
             if self._call is None:
                 self._call = self._open()

@@ -37,6 +37,7 @@ from peerd.daemon.exporter import PeerExporter, PeerStatistics
 from peerd.daemon.heartbeat import HealthSampling, Member
 from peerd.daemon.host import ShardHost
 from peerd.daemon.http import HttpEndpoint
+from peerd.daemon.internal_logs import LasCreates
 from peerd.daemon.las_session import LasSession
 from peerd.daemon.links import LinkLimits, Links
 from peerd.daemon.logging import get_logger
@@ -278,7 +279,13 @@ class Peer:
             inflight_bytes_max=self.config.append.inflight_bytes_max,
         )
         self._replication = ReplicationService(self.host, plaintext=self._plaintext)
-        self._log_service = LogService(self.host, self.map_cache, self._channels, limits)
+        self._log_service = LogService(
+            self.host,
+            self.map_cache,
+            self._channels,
+            limits,
+            LasCreates(self.config.las, self._channels),
+        )
         recorded = None if self._recorder is None else self._recorder.path
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(
             IncidentService(recorded), self._server

@@ -41,6 +41,7 @@ from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
 from peerd.transport import map_codec
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.host_api import AppendOutcome, Corrupt, HolderUnavailable
+from peerd.transport.internal_logs import is_internal
 from peerd.transport.limits import EdgeLimits
 from peerd.transport.log_service import LogService, add_log_service
 from peerd.transport.map_cache import MapCache, MapChange
@@ -297,6 +298,13 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
         log = self._cluster.create_log(request.name, shards=request.shards or 1)
         return log_admin_pb2.CreateLogResponse(log=map_codec.encode_log(log))
 
+    async def create(self, name: str, timeout_s: float) -> None:  # noqa: ARG002 - see `InternalLogs`
+        """An internal log, for a peer that needs it."""
+        if self.refuse_next:
+            raise self.refuse_next.popleft()
+        if name not in self._cluster.logs:
+            self._cluster.create_log(name)
+
     async def ListLogs(
         self,
         request: log_admin_pb2.ListLogsRequest,  # noqa: ARG002 - as the contract has it
@@ -304,7 +312,9 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
     ) -> log_admin_pb2.ListLogsResponse:
         """See the proto."""
         logs = sorted(self._cluster.logs.values(), key=lambda log: log.name)
-        return log_admin_pb2.ListLogsResponse(logs=[map_codec.encode_log(log) for log in logs])
+        return log_admin_pb2.ListLogsResponse(
+            logs=[map_codec.encode_log(log) for log in logs if not is_internal(log.name)]
+        )
 
     async def DescribeLog(
         self,
@@ -339,7 +349,7 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def _refuse(self, request: object, context: Context) -> NoReturn:  # noqa: ARG002
         raise Refused(refusal(Reason.NOT_SERVED_YET, "not served by a cluster in memory"))
 
-    AlterLog = DeleteLog = SwitchPrimary = _refuse
+    AlterLog = DeleteLog = SwitchPrimary = CreateInternalLog = _refuse
 
 
 class _LoopbackChannels:
@@ -420,7 +430,7 @@ class MemoryCluster:
         cache = MapCache(_clock_ms)
         me = ProcessId(name, StoreId(f"{number:032x}"), BootId(f"{number:032x}"))
         host = MemoryHost(self, me, cache)
-        service = LogService(host, cache, self._channels, self._limits)
+        service = LogService(host, cache, self._channels, self._limits, self.las)
         server = self._server()
         add_log_service(server, service)
         add_map_service(server, cache)

@@ -23,6 +23,7 @@ from peerd.core.errors import Reason
 from peerd.core.ids import ProducerId, ShardId
 from peerd.core.shard_map import Shard
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.internal_logs import is_internal
 from peerd.transport.limits import (
     DECOMPRESSED_BYTES_MAX,
     HEADER_NAME_BYTES_MAX,
@@ -74,6 +75,10 @@ class AppendEdge:
         Raises:
             Refused: what is wrong with it; always taken = no.
         """
+        if is_internal(request.log):
+            raise invalid(
+                "log", f"is {request.log!r}, a log of the system's own: nobody appends to it"
+            )
         shards = self._shards_of(request.log)
         payload = request.batch
         self._check_size(payload)

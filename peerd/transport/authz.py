@@ -65,6 +65,7 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/las.v1.ForecastService/GetForecast": _EVERYBODY,
     "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
     "/las.v1.LogAdminService": _OPERATORS,
+    "/las.v1.LogAdminService/CreateInternalLog": _PEERS,
     "/las.v1.LogAdminService/ListLogs": _EVERYBODY,
     "/las.v1.LogAdminService/DescribeLog": _EVERYBODY,
     "/las.internal.v1.RaftService": _LAS,

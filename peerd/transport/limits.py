@@ -29,6 +29,21 @@ READ_MESSAGES_WAITING_MAX = 8
 READ_SHARDS_AT_ONCE_MAX = 8
 # limit: shards asked at the same time for one GetTail of a whole log
 TAIL_SHARDS_AT_ONCE_MAX = 16
+# limit: consumers of one log whose positions are kept
+CONSUMERS_PER_LOG_MAX = 1_000
+# limit: shards that one position names: all of a log's, and as many that they came from by splits
+POSITION_SHARDS_MAX = 2_048
+# limit: bytes of all positions of a cluster; the primary of `_positions` holds them in memory
+POSITIONS_BYTES_MAX = 64 * MIB
+# limit: commits of positions that wait for their turn at the primary of `_positions`
+POSITION_COMMITS_WAITING_MAX = 4_096
+# limit: commits of positions appended as one batch, and older positions copied with them
+POSITIONS_PER_BATCH_MAX = 256
+# limit: bytes of the same, beyond its first record; far below what a batch may have
+POSITIONS_BATCH_BYTES_MAX = 256 * 1024
+# limit: records of `_positions` that need not be read any more before the ones that hold are copied
+# forward; it makes a new primary read some thousand records at most, or a few for each that holds
+POSITIONS_STALE_RECORDS_MAX = 4_096
 # How long an unanswered question to a neighbour is worth waiting for, where there is another way.
 TAIL_FORWARD_TIMEOUT_MS = 1_000
 # Advice to a client that ran into a bound: about the time of a few group commits.

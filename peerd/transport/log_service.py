@@ -18,6 +18,7 @@ from peerd.transport.append_edge import AppendEdge, unknown_shard
 from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
 from peerd.transport.host_api import ShardHost
+from peerd.transport.internal_logs import InternalLogs
 from peerd.transport.limits import (
     ANSWER_RESERVE_MS,
     CALL_WAIT_MS_MAX,
@@ -26,6 +27,7 @@ from peerd.transport.limits import (
     EdgeLimits,
 )
 from peerd.transport.map_cache import MapCache
+from peerd.transport.position_service import PositionService
 from peerd.transport.read_path import LogRead, ReadServices, ShardRead, Start
 from peerd.transport.read_source import ReadSource
 from peerd.transport.router import FORWARDED_KEY, ChannelSource, Router
@@ -40,7 +42,12 @@ class LogService:
     """The data path of one peer, for clients and for peers that forward their calls."""
 
     def __init__(
-        self, host: ShardHost, cache: MapCache, channels: ChannelSource, limits: EdgeLimits
+        self,
+        host: ShardHost,
+        cache: MapCache,
+        channels: ChannelSource,
+        limits: EdgeLimits,
+        internal_logs: InternalLogs,
     ) -> None:
         self._host = host
         self._cache = cache
@@ -58,9 +65,11 @@ class LogService:
             router=self._router,
             wait_ms=limits.no_primary_wait_ms,
         )
+        self._positions = PositionService(self._read_services, internal_logs)
 
     def close(self) -> None:
-        """Lets go of the map."""
+        """Lets go of the map, and of what waits."""
+        self._positions.close()
         self._router.close()
 
     # -------------------------------------------------------------------------- appending
@@ -187,29 +196,35 @@ class LogService:
         """
         raise _not_served("Trim")
 
+    # -------------------------------------------------------------------------- positions
+
     async def CommitPosition(
-        self,
-        request: log_pb2.CommitPositionRequest,  # noqa: ARG002 - as the contract has it
-        context: Context,  # noqa: ARG002 - as the contract has it
+        self, request: log_pb2.CommitPositionRequest, context: Context
     ) -> log_pb2.CommitPositionResponse:
-        """Not served yet.
+        """Stores a consumer's position.
 
         Raises:
-            Refused: NOT_SERVED_YET.
+            Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, LIMIT_REACHED, OUTCOME_UNKNOWN.
         """
-        raise _not_served("CommitPosition")
+        return await self._positions.commit(
+            request,
+            timeout_s=self._timeout_s(context),
+            may_forward=not _is_forwarded(context),
+        )
 
     async def GetPosition(
-        self,
-        request: log_pb2.GetPositionRequest,  # noqa: ARG002 - as the contract has it
-        context: Context,  # noqa: ARG002 - as the contract has it
+        self, request: log_pb2.GetPositionRequest, context: Context
     ) -> log_pb2.GetPositionResponse:
-        """Not served yet.
+        """Reads a consumer's position.
 
         Raises:
-            Refused: NOT_SERVED_YET.
+            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, RANGE_UNAVAILABLE.
         """
-        raise _not_served("GetPosition")
+        return await self._positions.get(
+            request,
+            timeout_s=self._timeout_s(context),
+            may_forward=not _is_forwarded(context),
+        )
 
 
 def add_log_service(server: grpc.aio.Server, service: LogService) -> None:

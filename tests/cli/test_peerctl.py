@@ -146,6 +146,27 @@ def test_a_record_goes_in_and_comes_out(peerctl, log):
     assert peerctl("read", log, "--from", "latest") == ""
 
 
+def test_a_consumers_position_is_set_shown_and_forgotten(peerctl, refused, log):
+    assert peerctl("position", "get", log, "billing") == f"billing has no position in {log}\n"
+    peerctl("append", log, "hello", "--key", "household-900")
+    described = json.loads(peerctl("log", "describe", log, "-o", "json"))
+    first, second = (shard["shard"] for shard in described["shards"])
+    peerctl("position", "set", log, "billing", "--at", f"{first}=0", "--at", f"{second}=0")
+    shown = peerctl("position", "get", log, "billing")
+    assert f"{log}/{first}" in shown
+    assert "records behind" in shown
+    peerctl("position", "set", log, "billing", "--to", "latest")
+    found = json.loads(peerctl("position", "get", log, "billing", "-o", "json"))
+    assert sorted(found["offsets"].values()) == [0, 1]
+    peerctl("position", "forget", log, "billing")
+    assert json.loads(peerctl("position", "get", log, "billing", "-o", "json"))["offsets"] == {}
+    assert "_positions" not in peerctl("log", "list")
+    status, line = refused("position", "set", log, "billing", "--at", "1:5")
+    assert (status, "SHARD=OFFSET" in line) == (2, True)
+    status, line = refused("position", "set", log, "billing")
+    assert (status, "either" in line) == (2, True)
+
+
 def test_lines_of_stdin_and_files_are_records(peerctl, log, tmp_path):
     said = peerctl("append", log, "--key", "k", stdin="one\ntwo\r\nthree")
     assert said == f"appended 3 records to {log}\n"

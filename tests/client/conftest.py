@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 import pytest
 import uvloop
@@ -47,3 +48,22 @@ async def connect(cluster):
 @pytest.fixture
 async def client(connect):
     return await connect(append_timeout_s=5.0)
+
+
+@pytest.fixture
+def running_cluster():
+    """A cluster on a thread of its own, as another process would be."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    cluster = MemoryCluster(peers=3)
+
+    def run(work):
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    run(cluster.__aenter__())
+    yield cluster
+    run(cluster.__aexit__())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

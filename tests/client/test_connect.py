@@ -1,6 +1,5 @@
 """How a client finds its cluster, what it says when it does not, and its blocking face."""
 
-import asyncio
 import concurrent.futures
 import subprocess
 import sys
@@ -189,25 +188,6 @@ async def test_without_a_las_the_error_says_so(cluster, connect):
 
 
 # ---------------------------------------------------------------------------- the blocking face
-
-
-@pytest.fixture
-def running_cluster():
-    """A cluster on a thread of its own, as another process would be."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    cluster = MemoryCluster(peers=3)
-
-    def run(work):
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
-
-    run(cluster.__aenter__())
-    yield cluster
-    run(cluster.__aexit__())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def test_the_first_ten_minutes(running_cluster):

@@ -71,6 +71,42 @@ async def test_what_cannot_be_created_is_refused(las, fields, reason):
     assert set(las.state.logs) == {"orders"}
 
 
+async def internal(las, peer, name="_positions"):
+    request = pb.CreateInternalLogRequest(name=name)
+    return (await las.logs.CreateInternalLog(request, metadata=peer.metadata, timeout=5)).log
+
+
+async def test_a_peer_has_an_internal_log_created_once(las):
+    await las.add_peers(3)
+    made = await internal(las, las.peers[0])
+    assert (made.name, made.copies, made.acks, len(made.shards)) == ("_positions", 3, 2, 1)
+    assert await internal(las, las.peers[1]) == made
+    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=5)
+    assert list(listed.logs) == []
+    described = await las.logs.DescribeLog(
+        pb.DescribeLogRequest(name="_positions"), metadata=ADMIN, timeout=5
+    )
+    assert described.log == made
+    split = las.logs.SplitShard(
+        pb.SplitShardRequest(shard=made.shards[0]), metadata=ADMIN, timeout=5
+    )
+    assert (await refused(split))[0] == "INVALID_ARGUMENT"
+    assert (await refused(internal(las, las.peers[0], "_other")))[0] == "INVALID_ARGUMENT"
+
+
+async def test_only_peers_have_internal_logs_created(las):
+    await las.add_peers(3)
+    request = pb.CreateInternalLogRequest(name="_positions")
+    call = las.logs.CreateInternalLog(request, metadata=ADMIN, timeout=5)
+    assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
+
+
+async def test_an_internal_log_has_one_copy_only_where_there_is_one_host(las):
+    await las.add_peers(1)
+    made = await internal(las, las.peers[0])
+    assert (made.copies, made.acks) == (1, 1)
+
+
 async def test_unknown_logs_are_refused(las):
     call = las.logs.DescribeLog(pb.DescribeLogRequest(name="no"), metadata=ADMIN, timeout=5)
     reason, refusal = await refused(call)

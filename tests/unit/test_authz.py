@@ -70,6 +70,12 @@ def test_nobody_may_call_what_is_not_in_the_table():
         ("/las.v1.FleetService/Register", {Role.PEER}),
         ("/las.v1.FleetService/Drain", {Role.OPERATOR, Role.ADMIN}),
         ("/las.v1.LogAdminService/CreateLog", {Role.OPERATOR, Role.ADMIN}),
+        ("/las.v1.LogAdminService/CreateInternalLog", {Role.PEER}),
+        ("/peerd.v1.LogService/CommitPosition", {Role.READER, Role.ADMIN, Role.PEER}),
+        (
+            "/peerd.v1.LogService/GetPosition",
+            {Role.READER, Role.OPERATOR, Role.ADMIN, Role.PEER},
+        ),
         ("/las.internal.v1.RaftService/Exchange", {Role.LAS}),
         ("/grpc.health.v1.Health/Check", set(Role)),
     ],

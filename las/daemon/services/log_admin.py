@@ -12,15 +12,14 @@ from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
 from las.daemon.services.results import invalid, not_served_yet, require_ok
-from las.v1 import log_admin_pb2, log_admin_pb2_grpc
+from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, NodeName, ShardId
 from peerd.core.shard_map import Shard
+from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
 from peerd.transport.map_service import unknown_log
 from peerd.transport.status import Context, Refused, refusal
 
-# Names that begin like this belong to the system.
-INTERNAL_PREFIX = "_"
 # How long a split may take before its caller is told to look later, in seconds: what a hand-over is
 # given (5 s to be declined), and as much again for a failover on the way.
 SPLIT_WAIT_S = 10.0
@@ -43,11 +42,11 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: LOG_EXISTS, NOT_ENOUGH_PEERS, LIMIT_REACHED, INVALID_ARGUMENT, NOT_LAS_LEADER.
         """
-        term = self._leadership.require()
+        self._leadership.require()
         # A node may have registered elsewhere a moment ago; and the name may be taken.
         await self._group.barrier()
-        state, index = self._group.indexed()
-        if request.name.startswith(INTERNAL_PREFIX):
+        state = self._group.state
+        if is_internal(request.name):
             raise invalid(f"log name {request.name!r}: names that begin with '_' are internal")
         if not 1 <= request.shards <= LOG_SHARDS_MAX:
             raise invalid(f"shards = {request.shards}: a log has 1 to {LOG_SHARDS_MAX}")
@@ -61,29 +60,66 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         if isinstance(policy, str):
             raise _not_enough(policy)
         copies, acks = policy
+        return log_admin_pb2.CreateLogResponse(
+            log=await self._create(request.name, request.shards, copies, acks)
+        )
+
+    async def CreateInternalLog(
+        self,
+        request: log_admin_pb2.CreateInternalLogRequest,
+        context: Context,
+    ) -> log_admin_pb2.CreateInternalLogResponse:
+        """One of the system's own logs, created unless it is there.
+
+        Raises:
+            Refused: NOT_ENOUGH_PEERS, LIMIT_REACHED, INVALID_ARGUMENT, NOT_LAS_LEADER.
+        """
+        self._leadership.require()
+        await self._group.barrier()
+        if request.name not in INTERNAL_LOGS:
+            raise invalid(f"log name {request.name!r}: this version has no such internal log")
+        state = self._group.state
+        log = state.logs.get(request.name)
+        if log is not None:
+            return log_admin_pb2.CreateInternalLogResponse(log=encode_las_log(log))
+        # One copy only where the whole fleet is one host: a log keeps its policy when others come.
+        single = len({node.host for node in state.nodes.values()}) == 1
+        policy = planner.resolve_policy(state, 1 if single else 0, 0)
+        if isinstance(policy, str):
+            raise _not_enough(policy)
+        copies, acks = policy
+        created = await self._create(request.name, 1, copies, acks)
+        return log_admin_pb2.CreateInternalLogResponse(log=created)
+
+    async def _create(self, name: str, shards: int, copies: int, acks: int) -> shard_map_pb2.Log:
+        """Place a log and commit it. Raises `Refused`."""
+        term = self._leadership.require()
+        state, index = self._group.indexed()
         placed = planner.initial_plans(
-            state, term.view(), term.limits, shards=request.shards, copies=copies, index=index
+            state, term.view(), term.limits, shards=shards, copies=copies, index=index
         )
         if isinstance(placed, str):
             raise _not_enough(placed)
         command = CreateLog(
-            name=request.name, copies=copies, acks=acks, nodes=placed.nodes, rows=placed.rows
+            name=name, copies=copies, acks=acks, nodes=placed.nodes, rows=placed.rows
         )
         require_ok(await self._group.submit(command))
-        return log_admin_pb2.CreateLogResponse(
-            log=encode_las_log(self._group.state.logs[request.name])
-        )
+        return encode_las_log(self._group.state.logs[name])
 
     async def ListLogs(
         self,
         request: log_admin_pb2.ListLogsRequest,
         context: Context,
     ) -> log_admin_pb2.ListLogsResponse:
-        """All logs by name. Raises `Refused`: NOT_LAS_LEADER, LAS_UNAVAILABLE."""
+        """All logs but the internal ones, by name.
+
+        Raises:
+            Refused: NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
         await self._group.barrier()
         logs = self._group.state.logs
         return log_admin_pb2.ListLogsResponse(
-            logs=[encode_las_log(logs[name]) for name in sorted(logs)]
+            logs=[encode_las_log(logs[name]) for name in sorted(logs) if not is_internal(name)]
         )
 
     async def DescribeLog(
@@ -157,6 +193,8 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         if entry is None:
             raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {number}"))
         shard = entry.shard
+        if is_internal(shard.log):
+            raise invalid(f"shard {number} is of {shard.log!r}, an internal log: it is not split")
         key_hash = (shard.key_hash_low + shard.key_hash_high + 1) // 2
         if request.HasField("at_key_hash"):
             key_hash = request.at_key_hash

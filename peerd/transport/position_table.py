@@ -1,0 +1,164 @@
+"""What consumers have committed, as the records of `_positions` up to some offset say.
+
+Invariants:
+- The table is a function of the log: who folds the same records has the same table. The newest
+  record of a log and consumer holds; one without offsets takes the entry away.
+- Whoever appends a record has folded everything before it (the append is conditional on the end of
+  the log), so a bound that is checked against the table holds, and a copy never undoes a commit.
+- At or beyond `whole_since` lies a record of every entry. It only grows, and each record carries
+  it, so that a new primary begins to read there and not at the beginning. It moves by *passes*:
+  once enough records are stale, each batch of commits takes some of the entries with it whose
+  record is the oldest, until all have one beyond where the pass began. What lies before it is
+  needed by nobody any more.
+
+Must not: do IO or wait.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from peerd.internal.v1 import positions_pb2
+from peerd.transport.limits import (
+    CONSUMERS_PER_LOG_MAX,
+    POSITIONS_BATCH_BYTES_MAX,
+    POSITIONS_BYTES_MAX,
+    POSITIONS_PER_BATCH_MAX,
+    POSITIONS_STALE_RECORDS_MAX,
+)
+from peerd.v1 import log_pb2
+
+# A pass begins when there are this many times more records than entries, so that copying costs at
+# most a third of what commits cost.
+_STALE_PER_ENTRY = 4
+# An entry costs its token, its names, and about this much of Python's own.
+_ENTRY_OVERHEAD_BYTES = 300
+
+Key = tuple[str, str]
+"""Log and consumer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """`token` is a serialized `ResumeToken`; `offset` is of the record that holds it."""
+
+    token: bytes
+    offset: int
+
+
+class PositionTable:
+    """The positions that hold after all records below `next` and from `whole_since` on."""
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.whole_since = 0
+        # The entry with the oldest record first: one that is folded goes to the end.
+        self._entries: dict[Key, _Entry] = {}
+        self._consumers: dict[str, int] = {}
+        self._bytes = 0
+        self._pass_until: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def begin_at(self, whole_since: int) -> None:
+        """Start an empty table where all that holds is still ahead."""
+        self.next = self.whole_since = whole_since
+
+    def get(self, log: str, consumer: str) -> log_pb2.ResumeToken:
+        """The position of a consumer; empty if it has none."""
+        entry = self._entries.get((log, consumer))
+        return log_pb2.ResumeToken.FromString(b"" if entry is None else entry.token)
+
+    def knows(self, log: str, consumer: str) -> bool:
+        """Whether the consumer has a position."""
+        return (log, consumer) in self._entries
+
+    # -------------------------------------------------------------------------- folding
+
+    def fold(self, offset: int, stored: positions_pb2.StoredPosition) -> None:
+        """Take the record at `offset`, which is `next`."""
+        self.next = offset + 1
+        self.whole_since = max(self.whole_since, stored.whole_since)
+        key = (stored.log, stored.consumer)
+        self._remove(key)
+        if stored.position.offsets:
+            token = stored.position.SerializeToString()
+            self._entries[key] = _Entry(token, offset)
+            self._consumers[key[0]] = self._consumers.get(key[0], 0) + 1
+            self._bytes += _size(key, token)
+        self._end_pass()
+
+    def skip_to(self, offset: int) -> None:
+        """Records below `offset` are lost for good, as the map says: what was known holds on."""
+        self.next = offset
+
+    def _remove(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._bytes -= _size(key, entry.token)
+        self._consumers[key[0]] -= 1
+        if not self._consumers[key[0]]:
+            del self._consumers[key[0]]
+
+    # -------------------------------------------------------------------------- bounds
+
+    def why_not(self, stored: positions_pb2.StoredPosition, beside: Collection[str]) -> str:
+        """Why a commit would pass a bound, with advice; "" if it would not. `beside` are the new
+        consumers of the same log in the same batch.
+        """
+        log, key = stored.log, (stored.log, stored.consumer)
+        if not stored.position.offsets:
+            return ""
+        entry = self._entries.get(key)
+        consumers = self._consumers.get(log, 0) + len(beside)
+        is_new = entry is None and stored.consumer not in beside
+        if is_new and consumers >= CONSUMERS_PER_LOG_MAX:
+            return (
+                f"log {log!r} has {CONSUMERS_PER_LOG_MAX} consumers, the bound: forget one that is "
+                "not used any more (`peerctl position forget`)"
+            )
+        before = 0 if entry is None else _size(key, entry.token)
+        after = _size(key, stored.position.SerializeToString())
+        if after > before and self._bytes - before + after > POSITIONS_BYTES_MAX:
+            return (
+                f"the positions of all consumers would take more than {POSITIONS_BYTES_MAX} bytes: "
+                "forget some that are not used any more (`peerctl position forget`)"
+            )
+        return ""
+
+    # -------------------------------------------------------------------------- copying forward
+
+    def copies(self) -> Iterator[positions_pb2.StoredPosition]:
+        """The entries that the next batch shall take with it; none while no pass is under way."""
+        if self._pass_until is None:
+            stale = self.next - self.whole_since - len(self._entries)
+            enough = max(POSITIONS_STALE_RECORDS_MAX, _STALE_PER_ENTRY * len(self._entries))
+            if stale < enough:
+                return
+            self._pass_until = self.next
+        size = 0
+        for count, ((log, consumer), entry) in enumerate(self._entries.items()):
+            size += _size((log, consumer), entry.token)
+            is_full = count == POSITIONS_PER_BATCH_MAX or (
+                count and size > POSITIONS_BATCH_BYTES_MAX
+            )
+            if entry.offset >= self._pass_until or is_full:
+                return
+            yield positions_pb2.StoredPosition(
+                log=log,
+                consumer=consumer,
+                position=log_pb2.ResumeToken.FromString(entry.token),
+            )
+
+    def _end_pass(self) -> None:
+        if self._pass_until is None:
+            return
+        oldest = next(iter(self._entries.values()), None)
+        if oldest is None or oldest.offset >= self._pass_until:
+            self.whole_since = max(self.whole_since, self._pass_until)
+            self._pass_until = None
+
+
+def _size(key: Key, token: bytes) -> int:
+    return len(key[0]) + len(key[1]) + len(token) + _ENTRY_OVERHEAD_BYTES
