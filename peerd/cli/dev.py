@@ -15,6 +15,7 @@ _WATCH_S = 0.5
 
 
 def dev(
+    *,
     peers: Annotated[int, typer.Option(help="Number of peers.")] = 5,
     las: Annotated[int, typer.Option(help="Number of LAS nodes: 1, 3 or 5.")] = 3,
     directory: Annotated[
@@ -23,6 +24,9 @@ def dev(
     zones: Annotated[
         str, typer.Option(help="Zones, over which the peers are spread in turn.")
     ] = "zone-a,zone-b,zone-c",
+    workers: Annotated[
+        int, typer.Option(help="Front workers of each peer, for many small clients.", min=0)
+    ] = 0,
     port_base: Annotated[
         int,
         typer.Option(
@@ -35,7 +39,7 @@ def dev(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
     try:
-        shape = Shape(peers=peers, las=las, zones=tuple(zones.split(",")))
+        shape = Shape(peers=peers, las=las, zones=tuple(zones.split(",")), workers=workers)
         cluster = DevCluster(directory, shape, port_base=port_base)
         typer.echo(f"starting {las} LAS nodes and {peers} peers in {directory} …")
         with cluster:
@@ -68,8 +72,10 @@ def _until_end(cluster: DevCluster, asked: threading.Event) -> str | None:
 def _welcome(cluster: DevCluster) -> str:
     first = cluster.peers[0].address
     copies = len(cluster.peers)
+    clients = [member.client_address for member in cluster.peers if member.client_address]
     lines = [
         f"peers  {', '.join(member.address for member in cluster.peers)}",
+        *([f"       {', '.join(clients)} for small clients"] if clients else []),
         f"LAS    {', '.join(member.address for member in cluster.las)}",
         "",
         "  import peerd",

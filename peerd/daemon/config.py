@@ -5,17 +5,18 @@ of it stands here (and, for what every daemon has, in `peerd.transport.endpoint`
 interpret a setting, which is its user's task, or look at anything but file, environment, options.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from peerd.pki import Identity, Role
 from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
-from peerd.settings import Address, ConfigError, Section, load, reference
+from peerd.settings import Address, ConfigError, Section, is_loopback, load, reference
 from peerd.transport import endpoint
 from peerd.transport.endpoint import Endpoint
 from peerd.transport.options import MESSAGE_BYTES_MAX
@@ -30,8 +31,36 @@ ENVIRONMENT_PREFIX = "PEERD"
 # limit: bytes that append.batch_bytes_max may be set to; a batch travels inside a gRPC message
 # that also holds its header and, on a replication stream, its neighbours
 BATCH_BYTES_LIMIT = MESSAGE_BYTES_MAX // 2
+# From the peer port to the client port, where only the former is given; the one between them is
+# `http_listen` by default.
+CLIENT_PORT_OFFSET = 2
+# limit: the highest port that TCP has
+PORT_MAX = 65_535
+# limit: front workers of a peer; the sequencer takes 2 to 4 us of their appends each, so that more
+# than some twenty would wait for it
+WORKERS_MAX = 32
+# From so many cores on a peer has workers by default: below, the sequencer, its threads and those
+# of gRPC have work for all of them.
+CORES_FOR_WORKERS_MIN = 4
+# limit: workers by default; as many as the appends of a busy peer need
+WORKERS_DEFAULT_MAX = 8
 # limit: LAS addresses in a configuration; a group has 1, 3 or 5 nodes
 LAS_ADDRESSES_MAX = 9
+
+
+def default_workers(cores: int | None = None) -> int:
+    """Front workers of a peer on so many cores (of this process, if None): half, or none."""
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    return min(cores // 2, WORKERS_DEFAULT_MAX) if cores >= CORES_FOR_WORKERS_MIN else 0
+
+
+def _client_listen_default(data: dict[str, Any]) -> str:
+    host, _, port_text = data["listen"].rpartition(":")
+    port = int(port_text)
+    # 0 takes a free one here, too.
+    if port:
+        port += CLIENT_PORT_OFFSET if port + CLIENT_PORT_OFFSET <= PORT_MAX else -CLIENT_PORT_OFFSET
+    return f"{host}:{port}"
 
 
 class FailureDomain(Section):
@@ -175,6 +204,21 @@ class PeerdConfig(Endpoint):
         default="127.0.0.1:7401",
         description="Address for plain HTTP: `/metrics`, `/healthz`. Port 0 takes a free one",
     )
+    workers: int = Field(
+        default_factory=default_workers,
+        ge=0,
+        le=WORKERS_MAX,
+        description="Front worker processes, which take many small clients' calls at "
+        "`client_listen` and give the appends to this one in batches. 0 has no such port, and all "
+        "is served at `listen`. By default half as many as there are cores, at most "
+        f"{WORKERS_DEFAULT_MAX}, and 0 below {CORES_FOR_WORKERS_MIN} cores",
+    )
+    client_listen: Address = Field(
+        default_factory=_client_listen_default,
+        description="Address of the front workers for gRPC, `host:port`; without workers unused. "
+        "Port 0 takes a free one. By default the host of `listen` and its port plus "
+        f"{CLIENT_PORT_OFFSET}",
+    )
     las: tuple[Address, ...] = Field(
         min_length=1,
         max_length=LAS_ADDRESSES_MAX,
@@ -251,6 +295,12 @@ def verify_identity(config: PeerdConfig) -> Identity:
 
 def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
     yield from endpoint.endpoint_mistakes(config, [("las", address) for address in config.las])
+    if config.workers:
+        if config.tls is None and not is_loopback(config.client_listen):
+            message = f"{config.client_listen} is off loopback, where plaintext is refused"
+            yield "client_listen", f"{message}: set [tls]"
+        if config.client_listen.rpartition(":")[2] in _taken_ports(config):
+            yield "client_listen", "must have a port of its own, beside listen and http_listen"
     if config.storage.reserve_bytes >= config.storage.map_size_bytes_max:
         yield (
             "storage.reserve_bytes",
@@ -262,6 +312,10 @@ def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
         yield "append.batch_bytes_max", "must not exceed append.inflight_bytes_max"
     if config.append.batch_bytes_max > config.replication.frame_bytes_max:
         yield "append.batch_bytes_max", "must not exceed replication.frame_bytes_max"
+
+
+def _taken_ports(config: PeerdConfig) -> set[str]:
+    return {address.rpartition(":")[2] for address in (config.listen, config.http_listen)} - {"0"}
 
 
 REFERENCE_HEAD = """\

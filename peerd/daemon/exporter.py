@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from peerd.daemon.copier import CopierStatistics
+from peerd.daemon.front.fronts import FrontStatistics
 from peerd.daemon.host import HostStatistics
 from peerd.daemon.las_session import SessionStatistics
 from peerd.daemon.links import LinkStatistics
@@ -27,6 +28,7 @@ class PeerStatistics:
     map_version: int
     map_age_ms: int
     tasks: int
+    fronts: list[FrontStatistics]
 
 
 class PeerExporter(Collector):
@@ -82,6 +84,7 @@ class PeerExporter(Collector):
             peerd_copied_segments=("Sealed segments copied here", now.copier.copied_segments),
         )
         yield from _links(now.links)
+        yield from _fronts(now.fronts)
 
 
 def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:
@@ -109,3 +112,28 @@ def _links(links: list[LinkStatistics]) -> Iterator[Metric]:
         breaks.add_metric([link.peer], link.breaks)
         overflows.add_metric([link.peer], link.overflows)
     yield from (up, queued, breaks, overflows)
+
+
+def _fronts(fronts: list[FrontStatistics]) -> Iterator[Metric]:
+    label = ["worker"]
+    up = GaugeMetricFamily("peerd_worker_up", "1 while a front worker serves", labels=label)
+    unanswered = GaugeMetricFamily(
+        "peerd_worker_unanswered_bytes", "Bytes of its appends without an answer", labels=label
+    )
+    starts = CounterMetricFamily(
+        "peerd_worker_starts", "Times that its process was started", labels=label
+    )
+    appends = CounterMetricFamily(
+        "peerd_worker_appends", "Appends that it brought to the sequencer", labels=label
+    )
+    cpu = GaugeMetricFamily(
+        "peerd_worker_cpu_seconds", "CPU time of its present process", labels=label
+    )
+    for front in fronts:
+        number = [str(front.worker)]
+        up.add_metric(number, front.up)
+        unanswered.add_metric(number, front.unanswered_bytes)
+        starts.add_metric(number, front.starts)
+        appends.add_metric(number, front.appends)
+        cpu.add_metric(number, front.cpu_s)
+    yield from (up, unanswered, starts, appends, cpu)

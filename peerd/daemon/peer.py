@@ -17,13 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from las.v1 import fleet_pb2, shard_map_pb2, shard_map_pb2_grpc
+from las.v1 import fleet_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.durable import Outcome
 from peerd.core.errors import Reason, Refusal
@@ -34,6 +32,7 @@ from peerd.daemon.config import PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
 from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
 from peerd.daemon.exporter import PeerExporter, PeerStatistics
+from peerd.daemon.front.fronts import Fronts
 from peerd.daemon.heartbeat import HealthSampling, Member
 from peerd.daemon.host import ShardHost
 from peerd.daemon.http import HttpEndpoint
@@ -46,6 +45,7 @@ from peerd.daemon.outside import Surroundings
 from peerd.daemon.peer_calls import PeerCalls
 from peerd.daemon.ports import bind_grpc, split_address
 from peerd.daemon.reader import StoreReader
+from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_limits
 from peerd.daemon.supervisor import Supervisor
 from peerd.daemon.telemetry.collector import watch_loop_lag
 from peerd.daemon.telemetry.exporter import TelemetryExporter
@@ -59,28 +59,25 @@ from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.incident_service import IncidentService
-from peerd.transport.limits import EdgeLimits
-from peerd.transport.log_service import LogService, add_log_service
+from peerd.transport.limits import ByteBudget
+from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache
-from peerd.transport.map_service import ShardMapServicer
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.replication_service import ReplicationService
 from peerd.transport.tls import explain_connect_failure, server_credentials
 from peerd.transport.typed_errors import TypedErrors
-from peerd.v1 import incident_pb2, incident_pb2_grpc, log_pb2
+from peerd.v1 import incident_pb2, incident_pb2_grpc
 
-# The services that clients may discover and ask the health of.
-PUBLIC_SERVICES = (
-    log_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
-    shard_map_pb2.DESCRIPTOR.services_by_name["ShardMapService"].full_name,
-    incident_pb2.DESCRIPTOR.services_by_name["IncidentService"].full_name,
-)
+INCIDENT_SERVICE = incident_pb2.DESCRIPTOR.services_by_name["IncidentService"].full_name
 # How long the last report of a failed store is tried. Seconds.
 LAST_REPORT_TIMEOUT_S = 1.0
 # How long calls under way may take to end when the peer stops; no append is among them. Seconds.
 CALLS_TIMEOUT_S = 0.5
 # How long the end of tasks is waited for. Seconds.
 TASKS_TIMEOUT_S = 2.0
+# How long front workers may take to end when the peer stops: their own bound of half a second for
+# calls, and what a busy machine adds. Seconds.
+WORKERS_TIMEOUT_S = 3.0
 # How long the store may take to write what is queued when the peer stops. Seconds.
 STORE_CLOSE_TIMEOUT_S = 5.0
 
@@ -98,6 +95,7 @@ class Peer:
         self.map_cache = MapCache(lambda: int(time.monotonic() * 1000))
         self.address = ""
         self.http_address = ""
+        self.client_address: str | None = None
         self._plaintext = config.tls is None
         self._channels = Channels(identity, config.tls_files())
         self._server = grpc.aio.server(
@@ -113,6 +111,8 @@ class Peer:
         self._store: Store | None = None
         self._recorder: FlightRecorder | None = None
         self._http: HttpEndpoint | None = None
+        self._fronts: Fronts | None = None
+        self._append_budget = ByteBudget("this peer", config.append.inflight_bytes_max)
         self._assembled = False
         self._serving = False
 
@@ -146,6 +146,9 @@ class Peer:
         port = bind_grpc(self._server, self.config.listen, credentials)
         host, advertised_port = split_address(self.config.advertise)
         self.address = f"{host}:{advertised_port or port}"
+        if self.config.workers:
+            self._fronts = Fronts(self.config)
+            self.client_address = f"{host}:{self._fronts.port}"
         self._store = store = await asyncio.to_thread(self._open_store)
         self.map_cache.cluster_id = store.manifest.cluster_id
         self.me = ProcessId(
@@ -155,10 +158,12 @@ class Peer:
         self._add_services()
         self._assembled = True
         await self._open_http()
+        if self._fronts is not None:
+            await self._start_workers(self._fronts)
         self._run_tasks()
         await self._server.start()
         self._serving = True
-        for service in ("", *PUBLIC_SERVICES):
+        for service in ("", *CLIENT_SERVICES, INCIDENT_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=self.address, http=self.http_address, store=self.me.store)
 
@@ -274,17 +279,14 @@ class Peer:
         )
 
     def _add_services(self) -> None:
-        limits = EdgeLimits(
-            batch_bytes_max=self.config.append.batch_bytes_max,
-            inflight_bytes_max=self.config.append.inflight_bytes_max,
-        )
         self._replication = ReplicationService(self.host, plaintext=self._plaintext)
         self._log_service = LogService(
             self.host,
             self.map_cache,
             self._channels,
-            limits,
+            edge_limits(self.config),
             LasCreates(self.config.las, self._channels),
+            budget=self._append_budget,
         )
         recorded = None if self._recorder is None else self._recorder.path
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(
@@ -293,13 +295,18 @@ class Peer:
         replication_pb2_grpc.add_ReplicationServiceServicer_to_server(
             self._replication, self._server
         )
-        add_log_service(self._server, self._log_service)
-        shard_map_pb2_grpc.add_ShardMapServiceServicer_to_server(
-            ShardMapServicer(self.map_cache), self._server
+        add_client_services(
+            self._server, self._log_service, self.map_cache, self._health, [INCIDENT_SERVICE]
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*PUBLIC_SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+
+    async def _start_workers(self, fronts: Fronts) -> None:
+        """Before the peer is counted as up: their start keeps the cores busy for seconds."""
+        await fronts.start(
+            sequencer=self.me,
+            host=self.host,
+            budget=self._append_budget,
+            map_cache=self.map_cache,
+            supervisor=self.supervisor,
         )
 
     async def _open_http(self) -> None:
@@ -348,6 +355,7 @@ class Peer:
             map_version=self.map_cache.version,
             map_age_ms=self.map_cache.age_ms,
             tasks=self.supervisor.task_count,
+            fronts=[] if self._fronts is None else self._fronts.statistics(),
         )
 
     def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:
@@ -419,6 +427,8 @@ class Peer:
             await self.host.drain(going, timeout_s=self.config.shutdown_timeout_ms / 1000)
             self._replication.close()
             self._log_service.close()
+        if self._fronts is not None:
+            await self._fronts.stop(WORKERS_TIMEOUT_S)
         await self._server.stop(CALLS_TIMEOUT_S)
         hanging = await self.supervisor.stop(timeout_s=TASKS_TIMEOUT_S)
         if hanging:

@@ -37,7 +37,8 @@ def serve(config: PeerdConfig, ready_file: Path | None = None) -> int:
 
     Args:
         config: Its settings.
-        ready_file: Written as JSON {"pid", "address", "http"} once the peer serves.
+        ready_file: Written as JSON {"pid", "address", "http", "clients"} once the peer serves;
+            "clients" is the address of its front workers, null without them.
 
     Raises:
         ConfigError, DaemonError: it could not start, or could not go on; one line each.
@@ -94,5 +95,10 @@ async def _until_end(peer: Peer, stop_asked: asyncio.Event) -> DaemonError | Non
 
 
 def _write_ready(path: Path, peer: Peer) -> None:
-    content = {"pid": os.getpid(), "address": peer.address, "http": peer.http_address}
+    content = {
+        "pid": os.getpid(),
+        "address": peer.address,
+        "http": peer.http_address,
+        "clients": peer.client_address,
+    }
     write_file_durably(path, json.dumps(content).encode() + b"\n")

@@ -3,7 +3,7 @@
 `peerd dev`, the demo, the fault lab and the integration tests run on it. Each LAS node and each
 peer is the same daemon as in production, started by its command line with a TOML file:
 
-    DIR/cluster.json      every process: id, role, address, metrics address, pid, data_dir, config
+    DIR/cluster.json      every process: id, role, addresses, pid, data_dir, config
     DIR/peerctl.toml      a client with full rights, for `peerctl` and `peerd.connect`
     DIR/pki/              authority, certificates, keys
     DIR/<id>/             config.toml, faults.json, ready.json, data/
@@ -64,6 +64,8 @@ class Shape:
     peers: int = 5
     las: int = 3
     zones: tuple[str, ...] = ("zone-a", "zone-b", "zone-c")
+    workers: int = 0
+    """Front workers of each peer."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.peers <= PEERS_MAX:
@@ -78,11 +80,20 @@ class Member:
     """One process of the cluster: what it is, and how to start, end and watch it."""
 
     def __init__(
-        self, cluster: Path, name: str, role: Role, grpc_port: int, http_port: int
+        self,
+        cluster: Path,
+        name: str,
+        role: Role,
+        ports: tuple[int, int, int],
+        workers: int,
     ) -> None:
+        grpc_port, http_port, client_port = ports
         self.id = name
         self.role = role
+        self.workers = workers if role is Role.PEER else 0
         self.address = f"{LOOPBACK}:{grpc_port}"
+        # Of its front workers, which a LAS node has not.
+        self.client_address = f"{LOOPBACK}:{client_port}" if self.workers else None
         self.metrics_address = f"{LOOPBACK}:{http_port}"
         self.directory = cluster / name
         self.config = self.directory / "config.toml"
@@ -212,8 +223,9 @@ class DevCluster:
     def start(self) -> Self:
         """Start every process and return once all serve and the LAS counts every peer as up."""
         for member in self.members:
-            for address in (member.address, member.metrics_address):
-                _check_free(address, member.id)
+            for address in (member.address, member.metrics_address, member.client_address):
+                if address is not None:
+                    _check_free(address, member.id)
         try:
             for member in self.members:
                 member.start()
@@ -283,6 +295,7 @@ class DevCluster:
             "cluster": "dev",
             "cluster_id": self.cluster_id,
             "zones": list(self.shape.zones),
+            "workers": self.shape.workers,
             "processes": [_describe(member) for member in self.members],
             "client_tls": {
                 "ca": str(client.ca),
@@ -324,15 +337,17 @@ class DevCluster:
             processes = earlier["processes"]
             count = {role: sum(p["role"] == role for p in processes) for role in ("las", "peer")}
             zones = tuple(earlier["zones"])
+            workers = earlier.get("workers", 0)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DevClusterError(
                 f"{path} cannot be read ({error}): remove {self.directory}"
             ) from None
-        wanted = (self.shape.las, self.shape.peers, self.shape.zones)
-        if (count["las"], count["peer"], zones) != wanted:
+        wanted = (self.shape.las, self.shape.peers, self.shape.zones, self.shape.workers)
+        if (count["las"], count["peer"], zones, workers) != wanted:
             raise DevClusterError(
                 f"{self.directory} holds a cluster of {count['las']} LAS nodes and "
-                f"{count['peer']} peers in zones {','.join(zones)}: start it like that, "
+                f"{count['peer']} peers in zones {','.join(zones)}, {workers} workers each: start "
+                "it like that, "
                 "name another directory, or remove this one"
             )
         return dict(earlier)
@@ -345,17 +360,20 @@ class DevCluster:
         if earlier is not None:
             processes = earlier["processes"]
             assert isinstance(processes, list)
-            ports = [(_port(p["address"]), _port(p["metrics_address"])) for p in processes]
+            ports = [
+                (_port(p["address"]), _port(p["metrics_address"]), _port(p.get("client_address")))
+                for p in processes
+            ]
         elif port_base is None:
             ports = _free_ports(len(names))
         else:
             offset = max(LAS_PORT_OFFSET, PORT_STEP * self.shape.peers)
             starts = [port_base + offset + PORT_STEP * i for i in range(self.shape.las)]
             starts += [port_base + PORT_STEP * i for i in range(self.shape.peers)]
-            ports = [(start, start + 1) for start in starts]
+            ports = [(start, start + 1, start + 2) for start in starts]
         members = tuple(
-            Member(self.directory, name, role, grpc_port, http_port)
-            for (name, role), (grpc_port, http_port) in zip(names, ports, strict=True)
+            Member(self.directory, name, role, each, self.shape.workers)
+            for (name, role), each in zip(names, ports, strict=True)
         )
         return members[: self.shape.las], members[self.shape.las :]
 
@@ -411,7 +429,10 @@ class DevCluster:
                 "failure_domain.host": f"host-{index + 1}",
                 "failure_domain.zone": self.shape.zones[index % len(self.shape.zones)],
                 "testing.faults_file": str(member.faults_file),
+                "workers": member.workers,
             }
+            if member.client_address is not None:
+                settings["client_listen"] = member.client_address
             if self._record_samples:
                 settings["telemetry.record_file"] = str(member.directory / "samples.jsonl")
         # JSON strings, booleans and lists of strings are TOML, too.
@@ -465,6 +486,7 @@ def _describe(member: Member) -> dict[str, object]:
         "role": str(member.role),
         "address": member.address,
         "metrics_address": member.metrics_address,
+        "client_address": member.client_address,
         "pid": member.pid,
         "data_dir": str(member.data_dir),
         "config": str(member.config),
@@ -483,8 +505,8 @@ def _lives(pid: int | None, config: str) -> bool:
         return False
 
 
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])
+def _port(address: str | None) -> int:
+    return 0 if address is None else int(address.rpartition(":")[2])
 
 
 def _check_free(address: str, name: str) -> None:
@@ -511,10 +533,10 @@ def _bound(count: int) -> Iterator[list[socket.socket]]:
             each.close()
 
 
-def _free_ports(count: int) -> list[tuple[int, int]]:
-    with _bound(2 * count) as sockets:
+def _free_ports(count: int) -> list[tuple[int, int, int]]:
+    with _bound(3 * count) as sockets:
         ports = [each.getsockname()[1] for each in sockets]
-    return list(zip(ports[::2], ports[1::2], strict=True))
+    return list(zip(ports[::3], ports[1::3], ports[2::3], strict=True))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Taken
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import CheckedAppend
-from peerd.transport.host_api import AppendOutcome, ShardHost
+from peerd.transport.host_api import AppendHost, AppendOutcome
 from peerd.transport.limits import RETRY_AFTER_MS, RETRY_STEP_MS
 from peerd.transport.map_cache import MapCache
 from peerd.transport.router import Router, Target
@@ -69,7 +69,7 @@ class _Attempts:
 class AppendRouter:
     """Brings checked appends to their primary."""
 
-    def __init__(self, host: ShardHost, cache: MapCache, router: Router) -> None:
+    def __init__(self, host: AppendHost, cache: MapCache, router: Router) -> None:
         self._host = host
         self._cache = cache
         self._router = router

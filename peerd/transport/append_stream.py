@@ -21,7 +21,7 @@ from peerd.core.errors import Reason
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import AppendEdge, invalid
 from peerd.transport.append_router import disk_reserve, encode_receipt
-from peerd.transport.host_api import AppendOutcome, ShardHost
+from peerd.transport.host_api import AppendHost, AppendOutcome
 from peerd.transport.limits import (
     APPENDS_PER_MESSAGE_MAX,
     RESULTS_PER_MESSAGE_MAX,
@@ -38,7 +38,7 @@ class AppendStream:
 
     def __init__(
         self,
-        host: ShardHost,
+        host: AppendHost,
         edge: AppendEdge,
         router: Router,
         *,

@@ -1,7 +1,8 @@
 """The seam between the services that clients call and the peer that serves them.
 
-`peerd.daemon.host.ShardHost` fulfils the protocol below; the services of this package know nothing
-else of the daemon. Everything here runs on the event loop of the process.
+`peerd.daemon.host.ShardHost` fulfils the protocols below; the services of this package know nothing
+else of the daemon. In a front worker, `peerd.daemon.front.host` does. Everything here runs on the
+event loop of the process.
 
 Invariants of the seam:
 - `append` calls `done` exactly once, on the event loop, for every append it was given.
@@ -21,7 +22,7 @@ from peerd.core.errors import Refusal
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.storage.errors import Corrupt
 
-__all__ = ["AppendOutcome", "Corrupt", "HolderUnavailable", "ShardHost"]
+__all__ = ["AppendHost", "AppendOutcome", "Corrupt", "HolderUnavailable", "ShardHost"]
 
 
 AppendOutcome = AppendAccepted | Refusal
@@ -32,12 +33,8 @@ class HolderUnavailable(Exception):
     """Another peer could not give the batches: not reached, or without them. Try the next one."""
 
 
-class ShardHost(Protocol):
-    """One peer's shards, as the services see them. No method blocks the event loop."""
-
-    @property
-    def me(self) -> ProcessId:
-        """This process."""
+class AppendHost(Protocol):
+    """Where appends go that are served without a hop: one peer's shards, or the way to them."""
 
     @property
     def space_in_reserve(self) -> bool:
@@ -58,7 +55,15 @@ class ShardHost(Protocol):
         """
 
     def is_primary(self, shard: ShardId) -> bool:
-        """Whether this process orders the shard's appends now."""
+        """Whether the shard's appends are ordered here, as far as is known now."""
+
+
+class ShardHost(AppendHost, Protocol):
+    """One peer's shards, as the services see them. No method blocks the event loop."""
+
+    @property
+    def me(self) -> ProcessId:
+        """This process."""
 
     def committed(self, shard: ShardId) -> tuple[Epoch, Offset] | None:
         """The epoch that this store adopted last, and up to where it knows it to be committed.

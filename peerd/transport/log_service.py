@@ -17,7 +17,7 @@ from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import AppendEdge, unknown_shard
 from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
-from peerd.transport.host_api import ShardHost
+from peerd.transport.host_api import AppendHost, ShardHost
 from peerd.transport.internal_logs import InternalLogs
 from peerd.transport.limits import (
     ANSWER_RESERVE_MS,
@@ -48,15 +48,29 @@ class LogService:
         channels: ChannelSource,
         limits: EdgeLimits,
         internal_logs: InternalLogs,
+        *,
+        append_host: AppendHost | None = None,
+        budget: ByteBudget | None = None,
     ) -> None:
-        self._host = host
+        """Serves over `host`.
+
+        Args:
+            host: The shards of this process.
+            cache: The map.
+            channels: To other peers.
+            limits: Bounds.
+            internal_logs: Creates them.
+            append_host: Takes the appends in place of `host`: in a front worker, the sequencer.
+            budget: Of unanswered bytes, if it is shared; one of the limits' size otherwise.
+        """
+        self._append_host: AppendHost = append_host or host
         self._cache = cache
         self._limits = limits
         self._router = Router(host, cache, channels)
-        self._edge = AppendEdge(cache, limits, host.is_primary)
-        self._appends = AppendRouter(host, cache, self._router)
+        self._edge = AppendEdge(cache, limits, self._append_host.is_primary)
+        self._appends = AppendRouter(self._append_host, cache, self._router)
         self._tails = TailService(host, cache, self._router)
-        self._budget = ByteBudget("this peer", limits.inflight_bytes_max)
+        self._budget = budget or ByteBudget("this peer", limits.inflight_bytes_max)
         self._reads_open = 0
         self._read_services = ReadServices(
             host=host,
@@ -102,7 +116,7 @@ class LogService:
     ) -> None:
         """Many batches, to shards whose primary this peer is."""
         stream = AppendStream(
-            self._host,
+            self._append_host,
             self._edge,
             self._router,
             peer_budget=self._budget,

@@ -106,9 +106,9 @@ class MapCache:
         """Time since the map was last heard to be current, in milliseconds."""
         return max(0, self._clock_ms() - self._heard_ms)
 
-    def heard_current(self) -> None:
-        """The LAS said that there is nothing newer."""
-        self._heard_ms = self._clock_ms()
+    def heard_current(self, ago_ms: int = 0) -> None:
+        """The LAS said, so long ago, that there is nothing newer."""
+        self._heard_ms = self._clock_ms() - ago_ms
 
     # -------------------------------------------------------------------------- asking
 

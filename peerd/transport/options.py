@@ -39,14 +39,21 @@ _BOTH: Options = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
-SERVER_OPTIONS: Options = (
+_SERVER: Options = (
     *_BOTH,
-    # Two processes on one port would share its connections at random; the second must fail.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
 )
+
+SERVER_OPTIONS: Options = (
+    *_SERVER,
+    # Two processes on one port would share its connections at random; the second must fail.
+    ("grpc.so_reuseport", 0),
+)
+
+# For front workers that is the point; a port that others hold was refused before.
+FRONT_SERVER_OPTIONS: Options = (*_SERVER, ("grpc.so_reuseport", 1))
 
 CHANNEL_OPTIONS: Options = (
     *_BOTH,

@@ -367,6 +367,7 @@ UNITS = ("_ms", "_s", "_bytes", "_bytes_max", "_bytes_per_s", "_bytes_per_s_max"
 # Counts, probabilities and shares have no unit.
 WITHOUT_UNIT = {
     "replication.frames_inflight_max",
+    "workers",
     "policy.threshold",
     "policy.off_threshold",
     "policy.consecutive",

@@ -1,0 +1,1 @@
+"""Front workers: processes that take clients' calls for one sequencer (docs/architecture.md)."""
