@@ -133,18 +133,24 @@ class AppendRouter:
     async def _here(self, append: CheckedAppend, timeout_s: float) -> Answer:
         if self._host.space_in_reserve and self._host.is_primary(append.shard):
             return disk_reserve()
-        outcome: asyncio.Future[AppendOutcome] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[AppendOutcome | None] = loop.create_future()
 
-        def done(result: AppendOutcome) -> None:
-            # The caller may have gone meanwhile.
+        def done(result: AppendOutcome | None) -> None:
+            # The time may be over meanwhile, or the caller gone.
             if not outcome.done():
                 outcome.set_result(result)
 
-        self._host.append(append.shard, append.header, append.payload, append.expected_offset, done)
+        # Not `asyncio.timeout`, which takes several times as long, for each append.
+        timer = loop.call_later(timeout_s, done, None)
         try:
-            async with asyncio.timeout(timeout_s):
-                result = await outcome
-        except TimeoutError:
+            self._host.append(
+                append.shard, append.header, append.payload, append.expected_offset, done
+            )
+            result = await outcome
+        finally:
+            timer.cancel()
+        if result is None:
             return outcome_unknown(f"shard {append.shard} did not answer in time")
         if isinstance(result, AppendAccepted):
             return encode_receipt(append.log, result)

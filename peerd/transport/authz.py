@@ -98,6 +98,8 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         """Guards a server of `cluster`; `plaintext` as in `identity_of`."""
         self._cluster = cluster
         self._plaintext = plaintext
+        # By method: its handler, and that behind the check. What is served is known at the start.
+        self._guarded: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
         self,
@@ -109,7 +111,11 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         # Without a handler grpc.aio answers UNIMPLEMENTED by itself.
         if handler is None:
             return handler
-        return self._guard(handler, handler_call_details.method)
+        method = handler_call_details.method
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = self._guarded[method] = (handler, self._guard(handler, method))
+        return known[1]
 
     def _guard(self, handler: Handler, method: str) -> Handler:
         """Rebuilds a handler so that the check runs first, whatever the shape of the call."""

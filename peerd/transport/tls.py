@@ -14,6 +14,7 @@ that reads it.
 """
 
 import datetime
+import functools
 import socket
 import ssl
 from collections.abc import Sequence
@@ -55,6 +56,10 @@ __all__ = [
 # Under plaintext on loopback a caller names itself here; absent, it is an administrator.
 PLAINTEXT_IDENTITY_KEY = "peerd-plaintext-identity"
 PLAINTEXT_NAME = "loopback"
+# What gRPC calls a certificate's alternative names.
+ALTERNATIVE_NAMES = "x509_subject_alternative_name"
+# limit: callers whose names are remembered as read; a certificate's names cost some 300 bytes
+IDENTITIES_KEPT_MAX = 4096
 # How long the search for the cause of a failed connection may take, per step.
 EXPLAIN_TIMEOUT_S = 2.0
 # How every HTTP/2 client begins (RFC 9113, 3.4), with an empty SETTINGS frame.
@@ -151,17 +156,23 @@ def identity_of(
     if plaintext:
         identity = _claimed_identity(context, cluster)
     else:
-        properties = context.auth_context()
-        names = properties.get("x509_subject_alternative_name", ())
-        if not names:
-            raise IdentityError(
-                "the call comes without a certificate: connect with mutual TLS, "
-                "with files made by `peerctl pki issue`"
-            )
-        identity = identity_among([name.decode("utf-8", "replace") for name in names])
+        # Of a certificate without alternative names gRPC takes the common name for the identity.
+        named = context.peer_identity_key() == ALTERNATIVE_NAMES
+        identity = _identity_among(tuple(context.peer_identities() or ()) if named else ())
     if cluster is not None and identity.cluster != cluster:
         raise ForeignClusterError(f"{identity.uri} is of another cluster: this is {cluster!r}")
     return identity
+
+
+@functools.lru_cache(IDENTITIES_KEPT_MAX)
+def _identity_among(names: tuple[bytes, ...]) -> Identity:
+    """The identity among a caller's alternative names; the same for each of its calls."""
+    if not names:
+        raise IdentityError(
+            "the call comes without a certificate: connect with mutual TLS, "
+            "with files made by `peerctl pki issue`"
+        )
+    return identity_among([name.decode("utf-8", "replace") for name in names])
 
 
 def plaintext_metadata(identity: Identity) -> tuple[tuple[str, str], ...]:

@@ -44,6 +44,8 @@ class TypedErrors(grpc.aio.ServerInterceptor):
     def __init__(self, on_bug: Callable[[Exception], None]) -> None:
         """`on_bug` gets each exception that no service expected, after it was logged."""
         self._on_bug = on_bug
+        # By method: its handler, and that inside the wrapping.
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
         self,
@@ -53,7 +55,13 @@ class TypedErrors(grpc.aio.ServerInterceptor):
         """Called by grpc.aio for each call; returns its handler inside the wrapping."""
         handler = await continuation(handler_call_details)
         # Without a handler grpc.aio answers UNIMPLEMENTED by itself.
-        return None if handler is None else self._wrap(handler, handler_call_details.method)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(handler, method))
+        return known[1]
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         inner: Behaviour | None

@@ -1,5 +1,6 @@
 """The table of who may call what, and a real server that keeps to it."""
 
+import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2, shard_map_pb2_grpc
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
-from peerd.pki import Identity, Role, create_authority
+from peerd.pki import Identity, Role, TlsFiles, create_authority
 from peerd.transport.authz import ALLOWED_ROLES, AuthorizationInterceptor, allowed_roles
 from peerd.transport.options import CHANNEL_OPTIONS, SERVER_OPTIONS
 from peerd.transport.tls import (
@@ -237,6 +241,38 @@ async def test_a_certificate_that_names_nobody_is_refused(tmp_path, monkeypatch,
         code, reason, _, message = await refusal(log.Append(log_pb2.AppendRequest()))
         assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "NO_IDENTITY")
         assert "carries no identity" in message
+
+
+async def test_an_identity_counts_as_an_alternative_name_alone(tmp_path):
+    authority = create_authority(tmp_path / "ca", "shop")
+    files = authority.issue(Role.PEER, "peer-1", ["127.0.0.1"], tmp_path / "peer", 7)
+    issuer = x509.load_pem_x509_certificate(files.ca.read_bytes())
+    key = serialization.load_pem_private_key((tmp_path / "ca/ca-key.pem").read_bytes(), None)
+    mine = ec.generate_private_key(ec.SECP256R1())
+    uri = Identity(cluster="shop", role=Role.ADMIN, name="mallory").uri
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, uri)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(issuer.subject, name, mine.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    named = TlsFiles(ca=files.ca, certificate=tmp_path / "cn.pem", key=tmp_path / "cn.key")
+    named.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    named.key.write_bytes(
+        mine.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    async with serving(files) as (port, _), dial(port, named) as channel:
+        log = log_pb2_grpc.LogServiceStub(channel)
+        code, reason, _, message = await refusal(log.Append(log_pb2.AppendRequest()))
+        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "NO_IDENTITY")
+        assert "without a certificate" in message
 
 
 async def test_a_method_that_nobody_serves_stays_unimplemented(certificates):
