@@ -43,13 +43,17 @@ LOG_NAME = re.compile(rf"[a-z0-9._-]{{1,{LOG_NAME_CHARACTERS_MAX}}}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedAppend:
-    """An append that passed: `payload` is the serialized batch, `header` says what is in it."""
+    """An append that passed: `payload` is the serialized batch, `header` says what is in it.
+
+    `joinable`: nothing but its records was said, so that they may share a batch with others.
+    """
 
     log: str
     shard: ShardId
     header: BatchHeader
     payload: bytes
     expected_offset: int | None
+    joinable: bool = False
 
 
 def key_hash(key: bytes) -> int:
@@ -119,6 +123,9 @@ class AppendEdge:
             expected_offset=request.expected_offset
             if request.HasField("expected_offset")
             else None,
+            joinable=not producer
+            and not request.HasField("payload_crc")
+            and not request.HasField("expected_offset"),
         )
 
     def _shards_of(self, log: str) -> tuple[ShardId, ...]:

@@ -23,6 +23,7 @@ from peerd.core.errors import Reason, Taken
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import CheckedAppend
 from peerd.transport.host_api import AppendHost, AppendOutcome
+from peerd.transport.joining import AppendJoiner
 from peerd.transport.limits import RETRY_AFTER_MS, RETRY_STEP_MS
 from peerd.transport.map_cache import MapCache
 from peerd.transport.router import Router, Target
@@ -69,8 +70,12 @@ class _Attempts:
 class AppendRouter:
     """Brings checked appends to their primary."""
 
-    def __init__(self, host: AppendHost, cache: MapCache, router: Router) -> None:
+    def __init__(
+        self, host: AppendHost, joiner: AppendJoiner, cache: MapCache, router: Router
+    ) -> None:
+        """`joiner` takes the appends that `host` orders."""
         self._host = host
+        self._joiner = joiner
         self._cache = cache
         self._router = router
 
@@ -144,9 +149,7 @@ class AppendRouter:
         # Not `asyncio.timeout`, which takes several times as long, for each append.
         timer = loop.call_later(timeout_s, done, None)
         try:
-            self._host.append(
-                append.shard, append.header, append.payload, append.expected_offset, done
-            )
+            self._joiner.append(append, done)
             result = await outcome
         finally:
             timer.cancel()

@@ -22,6 +22,7 @@ from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import AppendEdge, invalid
 from peerd.transport.append_router import disk_reserve, encode_receipt
 from peerd.transport.host_api import AppendHost, AppendOutcome
+from peerd.transport.joining import AppendJoiner
 from peerd.transport.limits import (
     APPENDS_PER_MESSAGE_MAX,
     RESULTS_PER_MESSAGE_MAX,
@@ -39,6 +40,7 @@ class AppendStream:
     def __init__(
         self,
         host: AppendHost,
+        joiner: AppendJoiner,
         edge: AppendEdge,
         router: Router,
         *,
@@ -46,6 +48,7 @@ class AppendStream:
         stream_budget: ByteBudget,
     ) -> None:
         self._host = host
+        self._joiner = joiner
         self._edge = edge
         self._router = router
         self._budgets = (stream_budget, peer_budget)
@@ -104,13 +107,7 @@ class AppendStream:
             self._give_back(size)
             self._put(request_id, refusal=refused.refusal)
             return
-        self._host.append(
-            append.shard,
-            append.header,
-            append.payload,
-            append.expected_offset,
-            partial(self._done, request_id, append.log, size),
-        )
+        self._joiner.append(append, partial(self._done, request_id, append.log, size))
 
     # -------------------------------------------------------------------------- answers
 

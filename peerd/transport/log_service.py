@@ -19,6 +19,7 @@ from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
 from peerd.transport.host_api import AppendHost, ShardHost
 from peerd.transport.internal_logs import InternalLogs
+from peerd.transport.joining import AppendJoiner
 from peerd.transport.limits import (
     ANSWER_RESERVE_MS,
     CALL_WAIT_MS_MAX,
@@ -67,8 +68,9 @@ class LogService:
         self._cache = cache
         self._limits = limits
         self._router = Router(host, cache, channels)
+        self._joiner = AppendJoiner(self._append_host, limits.batch_bytes_max)
         self._edge = AppendEdge(cache, limits, self._append_host.is_primary)
-        self._appends = AppendRouter(self._append_host, cache, self._router)
+        self._appends = AppendRouter(self._append_host, self._joiner, cache, self._router)
         self._tails = TailService(host, cache, self._router)
         self._budget = budget or ByteBudget("this peer", limits.inflight_bytes_max)
         self._reads_open = 0
@@ -117,6 +119,7 @@ class LogService:
         """Many batches, to shards whose primary this peer is."""
         stream = AppendStream(
             self._append_host,
+            self._joiner,
             self._edge,
             self._router,
             peer_budget=self._budget,

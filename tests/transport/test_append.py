@@ -509,7 +509,11 @@ async def test_bytes_in_flight_are_bounded(cluster, stub, append):
     cluster.create_log("orders")
     primary = cluster.hosts[NodeName("peer-1")]
     primary.holding = []
-    waiting = [asyncio.ensure_future(stub(1).Append(append(b"x" * 60_000))) for _ in range(4)]
+    # With a producer each: without one, they would share a batch.
+    waiting = [
+        asyncio.ensure_future(stub(1).Append(append(b"x" * 60_000, producer_id=bytes([i]) * 16)))
+        for i in range(1, 5)
+    ]
     await primary.until_held(4)
     await check_refused(
         stub(1).Append(append(b"x" * 60_000)),

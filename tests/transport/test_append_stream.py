@@ -55,8 +55,10 @@ async def test_answers_that_are_ready_together_travel_together(cluster, stub, ap
     host = cluster.hosts[NodeName("peer-1")]
     host.holding = []
     call = stub(1).AppendStream()
-    for _ in range(3):
-        await call.write(message(append(shard=1), append(shard=1)))
+    for i in range(1, 4):
+        # With a producer: without one, they would share a batch.
+        named = [append(shard=1, producer_id=bytes([i, n]) * 8) for n in (1, 2)]
+        await call.write(message(*named))
     await host.until_held(6)
     host.release()
     response = await call.read()
