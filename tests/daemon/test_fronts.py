@@ -14,7 +14,7 @@ from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Plan, Segment, Shard
 from peerd.daemon.config import PeerdConfig, default_workers, load_config
-from peerd.daemon.errors import PortInUse
+from peerd.daemon.errors import CannotStart, PortInUse
 from peerd.daemon.front import connection as connections
 from peerd.daemon.front.connection import Connection
 from peerd.daemon.front.frames import (
@@ -23,11 +23,19 @@ from peerd.daemon.front.frames import (
     Settings,
     encode_accepted,
     encode_append,
+    encode_number,
     frame,
 )
-from peerd.daemon.front.fronts import Front, Link
+from peerd.daemon.front.fronts import (
+    LOOK_INTERVAL_S,
+    SILENT_LOOKS_MAX,
+    Front,
+    Fronts,
+    Link,
+)
 from peerd.daemon.front.host import SequencerAppends
 from peerd.daemon.front.port import ClientPort
+from peerd.daemon.supervisor import Supervisor
 from peerd.settings import ConfigError
 from peerd.transport.limits import RETRY_STEP_MS, ByteBudget
 from peerd.transport.map_cache import MapCache
@@ -245,6 +253,118 @@ async def test_the_whole_map_comes_first_however_it_moves_while_a_worker_starts(
     stop_telling()
     running.cancel()
     worker.close()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Every process that is started; none is real. The far ends of their sockets stay open."""
+    started = []
+
+    async def start(*command, pass_fds, **_):
+        process = HandProcess()
+        process.end = socket.socket(fileno=os.dup(pass_fds[0]))
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    yield started
+    for process in started:
+        process.end.close()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds of each sleep, none of which is slept."""
+    slept, sleep = [], asyncio.sleep
+
+    async def wait(seconds):
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    return slept
+
+
+def a_front():
+    settings = Settings(worker=1, listen="127.0.0.1:1", sequencer=SEQUENCER, config="{}")
+    return Front(settings, HandHost(), ByteBudget("this peer", 100))
+
+
+async def test_a_worker_that_ends_is_started_again_after_growing_pauses(processes, waits):
+    front = a_front()
+    front.first.set_result(None)
+    running = asyncio.create_task(front.run(MapCache(lambda: 0)))
+    for number in range(8):
+        await turns(lambda n=number: len(processes) > n and front.link is not None)
+        assert front.statistics().starts == number + 1
+        processes[number].kill()
+        await turns(lambda n=number: len(waits) > n)
+    pauses = [seconds for seconds in waits if seconds]
+    assert pauses[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    running.cancel()
+
+
+async def turns(condition):
+    """Let the loop turn until `condition()`; fails if it never comes true."""
+    loop = asyncio.get_running_loop()
+    for _ in range(10_000):
+        if condition():
+            return
+        turned = loop.create_future()
+        loop.call_soon(turned.set_result, None)
+        await turned
+    raise AssertionError("it did not come true")
+
+
+async def test_a_peer_whose_worker_cannot_serve_does_not_start(processes, tmp_path):
+    fronts = Fronts(config(workers="2", client_listen="127.0.0.1:0"))
+    supervisor = Supervisor()
+    starting = asyncio.create_task(
+        fronts.start(
+            sequencer=SEQUENCER,
+            host=HandHost(),
+            budget=ByteBudget("this peer", 100),
+            map_cache=MapCache(lambda: 0),
+            supervisor=supervisor,
+        )
+    )
+    await turns(lambda: len(processes) == 2)
+    processes[1].returncode = 2
+    processes[1]._ended.set()
+    with pytest.raises(CannotStart, match="worker 2 ended with status 2 before it served"):
+        await starting
+    processes[0].kill()
+    await supervisor.stop(timeout_s=1.0)
+    await fronts.stop(1.0)
+    ClientPort(f"127.0.0.1:{fronts.port}").close()
+
+
+async def test_a_worker_without_a_sign_of_life_is_killed_and_one_that_gives_them_is_not(
+    processes, waits
+):
+    fronts = Fronts(config(workers="2", client_listen="127.0.0.1:0"))
+    supervisor = Supervisor()
+    starting = asyncio.create_task(
+        fronts.start(
+            sequencer=SEQUENCER,
+            host=HandHost(),
+            budget=ByteBudget("this peer", 100),
+            map_cache=MapCache(lambda: 0),
+            supervisor=supervisor,
+        )
+    )
+    await turns(lambda: len(processes) == 2)
+    lively, hung = processes
+    for process in processes:
+        process.end.send(frame(Kind.SERVING))
+    await starting
+    while hung.returncode is None:
+        lively.end.send(encode_number(Kind.PULSE, 1))
+        await turns(lambda seen=len(waits): len(waits) > seen)
+    assert waits.count(LOOK_INTERVAL_S) > SILENT_LOOKS_MAX
+    assert lively.returncode is None
+    await supervisor.stop(timeout_s=1.0)
+    await fronts.stop(1.0)
 
 
 def map_update(version):

@@ -8,6 +8,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import grpc
 import psutil
@@ -232,6 +233,13 @@ def test_whatever_needs_a_store_is_passed_on(cluster, log):
             ]
         assert sum(tail.committed for tail in tails) == len(read)
     assert len(read) == 4 * len(cluster.peers)
+
+
+def test_a_worker_holds_no_file_of_its_sequencer(cluster):
+    for member in cluster.peers:
+        for worker in workers_of(member):
+            # `open_files` names regular files, of which a worker has its log alone.
+            assert {Path(file.path) for file in worker.open_files()} <= {member.log}
 
 
 def test_a_caller_without_a_certificate_of_the_cluster_is_refused(cluster, log):

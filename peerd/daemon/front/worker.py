@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 # As in `peerd.cli.peerd`, before grpc is imported: this process never forks.
@@ -178,6 +179,15 @@ def _on_bug(error: Exception) -> None:
         os._exit(EXIT_BUG)
 
 
+def _close_others(descriptor: int) -> None:
+    """Close what was inherited beside the standard streams and `descriptor`: the loop that starts
+    processes hands down whatever is not marked otherwise, such as the store's file.
+    """
+    highest = max(int(path.name) for path in Path("/dev/fd").iterdir())
+    os.closerange(sys.stderr.fileno() + 1, descriptor)
+    os.closerange(descriptor + 1, highest + 1)
+
+
 def _die_with(parent: int) -> None:
     """Be killed when the process `parent` ends, which started this one; Linux alone knows how."""
     if sys.platform == "linux":
@@ -193,6 +203,7 @@ async def _serve(end: socket.socket) -> int:
 def main() -> int:
     """Entry point: the arguments are the descriptor of the socket and the sequencer's pid."""
     descriptor, parent = map(int, sys.argv[1:])
+    _close_others(descriptor)
     configure_logging()
     _die_with(parent)
     for number in (signal.SIGTERM, signal.SIGINT):
