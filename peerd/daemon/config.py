@@ -36,8 +36,8 @@ BATCH_BYTES_LIMIT = MESSAGE_BYTES_MAX // 2
 CLIENT_PORT_OFFSET = 2
 # limit: the highest port that TCP has
 PORT_MAX = 65_535
-# limit: front workers of a peer; the sequencer takes 2 to 4 us of their appends each, so that more
-# than some twenty would wait for it
+# limit: front workers of a peer; each is a Python of 40 MB that can keep a core busy, and the one
+# sequencer behind them is the bound before so many are
 WORKERS_MAX = 32
 # From so many cores on a peer has workers by default: below, the sequencer, its threads and those
 # of gRPC have work for all of them.

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,8 @@ def log(cluster: DevCluster, request: pytest.FixtureRequest) -> str:
 class SmallClient(threading.Thread):
     """One append at a time on a connection of its own; repeated until it is acknowledged.
 
-    It has a producer id, and by that the right to repeat; nothing else of a client library.
+    Every other one has a producer id, and by that each of its appends once; nothing else of a
+    client library. The appends of those without one are joined.
     """
 
     def __init__(self, cluster: DevCluster, log: str, number: int) -> None:
@@ -57,7 +57,7 @@ class SmallClient(threading.Thread):
         self._addresses = [member.client_address for member in cluster.peers]
         self._at = number
         self._log = log
-        self._producer = os.urandom(16)
+        self.producer = os.urandom(16) if number % 2 else b""
         self._credentials = credentials_of(cluster)
         self._ending = threading.Event()
         self._channel: grpc.Channel | None = None
@@ -67,7 +67,8 @@ class SmallClient(threading.Thread):
             while not self._ending.is_set():
                 value = f"{self.number}:{len(self.values)}".encode()
                 request = append_of(self._log, value)
-                request.producer_id, request.first_sequence = self._producer, len(self.values)
+                if self.producer:
+                    request.producer_id, request.first_sequence = self.producer, len(self.values)
                 self._until_acked(request)
                 self.values.append(value)
         finally:
@@ -143,15 +144,20 @@ class Crowd:
         )
 
     def assert_stored_once(self, cluster: DevCluster, log: str) -> None:
-        """Every acknowledged append is read once, each client's in order, and nothing else."""
+        """Every acknowledged append is read, in order, and nothing else; once, with a producer."""
         with connect(credentials=cluster.peerctl_toml) as client:
             read = [record.value for record in client.read(log)]
-        assert [value for value, count in Counter(read).items() if count > 1] == []
         by_client: dict[bytes, list[bytes]] = {}
         for value in read:
             by_client.setdefault(value.partition(b":")[0], []).append(value)
         for one in self.clients:
-            assert by_client.get(str(one.number).encode(), []) == one.values
+            mine = by_client.get(str(one.number).encode(), [])
+            if one.producer:
+                assert mine == one.values
+            else:
+                # Sent again where the outcome was not known, it may be there twice, in any shard.
+                assert sorted(set(mine)) == sorted(one.values)
+                assert len(mine) - len(one.values) <= len(one.errors)
 
 
 def workers_of(member: Member) -> list[psutil.Process]:
