@@ -5,8 +5,11 @@ Exit statuses: 0 done; 1 the cluster refused or failed; 2 used or configured wro
 
 import os
 
+from peerd.grpc_core import EXPERIMENTS
+
 # Before grpc is imported: nothing forks once it is up; its free text would be noise on a terminal.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import typer

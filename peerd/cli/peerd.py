@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+from peerd.grpc_core import EXPERIMENTS
+
 # Before grpc is imported: this process never forks, and its handlers for that cost a tenth.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)
 # The C core writes free text to stderr, where this daemon writes JSON lines; what matters of it
 # comes back as errors of calls. ERROR is what a starter that uses the client hands down.
 if os.environ.get("GRPC_VERBOSITY", "ERROR") == "ERROR":

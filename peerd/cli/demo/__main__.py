@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from peerd.grpc_core import EXPERIMENTS
+
 # Before grpc is imported: nothing forks once it is up, and its free text is no use to a reader.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import uvloop

@@ -23,8 +23,11 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from peerd.grpc_core import EXPERIMENTS
+
 # As in `peerd.cli.peerd`, before grpc is imported: this process never forks.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)
 
 import grpc.aio
 import uvloop
