@@ -260,7 +260,8 @@ def decide_with_gap(shard: Shard, answers: Iterable[Answer]) -> Recovered | Cont
 
     Everything that an answer has is kept: e ends at the largest end among them, or at X if one of
     them adopted e′ there, and then e′ at the largest end of those. What lies beyond may have been
-    acknowledged: `RecoverWithGap` says that it is lost.
+    acknowledged: `RecoverWithGap` says that it is lost. Only where e′ may have begun unseen, no
+    more of e is kept than is known to be committed.
     """
     given = tuple(answers)
     decision = decide(shard, given)
@@ -272,6 +273,8 @@ def decide_with_gap(shard: Shard, answers: Iterable[Answer]) -> Recovered | Cont
     adopted = {each.replica: each.prepared for each in told if each.prepared.adopted}
     opened = {each.replica: each.open for each in told if each.open.adopted}
     if not adopted:
+        if shard.prepared is not None and _may_have_begun(shard.prepared, told):
+            return Recovered(ended=_what_was_committed(begin, opened))
         return Recovered(ended=_what_is_left(begin, opened))
     x = next(iter(adopted.values())).begin
     holders = tuple(sorted(each for each, state in opened.items() if state.end >= x))
@@ -279,6 +282,21 @@ def decide_with_gap(shard: Shard, answers: Iterable[Answer]) -> Recovered | Cont
         ended=RecoveredSegment(end=x, known_commit=x, holders=holders),
         ended_prepared=_what_is_left(x, adopted),
     )
+
+
+def _may_have_begun(prepared: Segment, told: Iterable[Answer]) -> bool:
+    """Whether e′, which no answer adopted, may have acknowledged something all the same."""
+    return _lacking_answers(prepared.plan, {each.replica: each for each in told}) > 0
+
+
+def _what_was_committed(begin: Offset, states: Mapping[ReplicaId, EpochAnswer]) -> RecoveredSegment:
+    """The segment up to the highest commit offset that was heard: no X lies below it, since X is
+    the commit offset of the primary that stopped. Beyond it e′ may have put, and acknowledged,
+    another record where `states` have one of e (G2).
+    """
+    commit = max([begin, *(state.commit for state in states.values())])
+    holders = sorted(each for each, state in states.items() if state.end >= commit)
+    return RecoveredSegment(end=commit, known_commit=commit, holders=tuple(holders))
 
 
 def _what_is_left(begin: Offset, states: Mapping[ReplicaId, EpochAnswer]) -> RecoveredSegment:

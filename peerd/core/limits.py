@@ -65,6 +65,13 @@ class Limits:
     """A producer whose newest batch is older, by the log's time, is forgotten (§3.1): a week bounds
     the table and spares whoever appends once a day.
     """
+    retry_silence_ms: int = 10 * 60 * 1_000
+    """A producer that was heard within this time is never forgotten (§3.1): many times longer than
+    any client goes on sending a batch. Not for operators; a simulated run has no ten minutes.
+    """
+    pause_ms_max: int = 60 * 1_000
+    """A longer time between two appends counts as this much of it: nobody can tell it from a pause.
+    """
     repeat_ms: int = 250
     """Period of everything that is repeated until it is answered."""
     table_timeout_ms: int = 10_000

@@ -34,7 +34,7 @@ from peerd.core.effects import (
 )
 from peerd.core.errors import Refusal, Taken
 from peerd.core.events import AppendRequested, EpochConfirmed, TailAsked
-from peerd.core.forgetting import PAUSE_MS_MAX, Forgetting
+from peerd.core.forgetting import Forgetting
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
 from peerd.core.limits import KEPT_TAIL_WAITERS_MAX, PRODUCERS_PER_SHARD_MAX, RETRIES_PER_BATCH_MAX
 from peerd.core.messages import Ack, Adopt, Expect, Frame
@@ -154,8 +154,11 @@ class Primary:
         to the own store and to every replica's stream at the same time.
         """
         header = event.header
-        table.pass_time(self._s.now, PAUSE_MS_MAX)
-        verdict = table.judge(header) if header.producer else None
+        table.pass_time(self._s.now, self._s.limits.pause_ms_max)
+        verdict = None
+        if header.producer:
+            silent = self._forgetting.past_is_silent(table, header.producer)
+            verdict = table.judge(header, past_is_silent=silent)
         if isinstance(verdict, TableBatch):
             self._repeat(event, verdict, out)
             return

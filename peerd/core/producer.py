@@ -244,14 +244,19 @@ class ProducerTable:
             for producer, row in sorted(table.producers.items(), key=lambda item: item[1][-1].end)
         )
 
-    def judge(self, header: BatchHeader) -> TableBatch | Refusal | None:
+    def judge(
+        self, header: BatchHeader, *, past_is_silent: bool = False
+    ) -> TableBatch | Refusal | None:
         """What a batch of a producer is: None if it is the next one and may be ordered, the entry
         of the batch that it repeats, or why it is refused.
+
+        `past_is_silent`: the entry that comes with the batch would make the table whole.
         """
         producer = self._producers.get(header.producer)
         sequence = header.first_sequence
         if producer is None:
-            if not self.complete or (self.forgotten_before > 0 and sequence != 0):
+            some_forgotten = not self.complete or self.forgotten_before > 0
+            if not (self.complete or past_is_silent) or (some_forgotten and sequence != 0):
                 return refusals.producer_state_lost()
             return refusals.sequence_gap(sequence, 0) if sequence != 0 else None
         producer.heard_ms = self.active_ms

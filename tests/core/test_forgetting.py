@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from peerd.core import events as ev
-from peerd.core import forgetting, producer
+from peerd.core import producer
 from peerd.core.batch import BatchHeader
 from peerd.core.durable import AppendBatches, InstallTable
 from peerd.core.errors import Reason, Taken
@@ -111,7 +111,7 @@ def aged(*headers: BatchHeader, minutes: int = 11) -> ProducerTable:
     """A table whose primary has seen so many minutes pass."""
     table = ProducerTable(table_of(*headers))
     for minute in range(minutes + 1):
-        table.pass_time(Tick(minute * MINUTE), forgetting.PAUSE_MS_MAX)
+        table.pass_time(Tick(minute * MINUTE), Limits().pause_ms_max)
     return table
 
 
@@ -136,11 +136,11 @@ def test_nobody_is_forgotten_whom_this_primary_may_still_hear_again():
 
 def test_a_clock_that_jumps_and_a_pause_count_for_a_minute():
     table = ProducerTable(table_of(header(P)))
-    table.pass_time(Tick(0), forgetting.PAUSE_MS_MAX)
-    table.pass_time(Tick(1_000 * MINUTE), forgetting.PAUSE_MS_MAX)
+    table.pass_time(Tick(0), Limits().pause_ms_max)
+    table.pass_time(Tick(1_000 * MINUTE), Limits().pause_ms_max)
     assert table.active_ms == MINUTE
-    table.pass_time(Tick(0), forgetting.PAUSE_MS_MAX)
-    table.pass_time(Tick(1_000 * MINUTE), forgetting.PAUSE_MS_MAX)
+    table.pass_time(Tick(0), Limits().pause_ms_max)
+    table.pass_time(Tick(1_000 * MINUTE), Limits().pause_ms_max)
     assert table.active_ms == MINUTE
 
 
@@ -157,7 +157,7 @@ def test_one_entry_is_on_its_way_at_a_time_and_forgets_a_bounded_number():
     policy = Forgetting(Limits(producer_expiry_ms=EXPIRY_MS))
     assert policy.offset_for(table, R, 2 * EXPIRY_MS) == FORGET_AT_ONCE_MAX
     for _ in range(2):
-        table.pass_time(Tick(99 * MINUTE), forgetting.PAUSE_MS_MAX)
+        table.pass_time(Tick(99 * MINUTE), Limits().pause_ms_max)
         assert policy.offset_for(table, R, 2 * EXPIRY_MS) == 0
 
 
@@ -166,7 +166,7 @@ def lost_past(*headers: BatchHeader, minutes: int) -> ProducerTable:
     known = extended(empty_table(Offset(1), complete=False), Epoch(1), [(Offset(1), header(P))])
     table = ProducerTable(known)
     for minute in range(minutes + 1):
-        table.pass_time(Tick(minute * MINUTE), forgetting.PAUSE_MS_MAX)
+        table.pass_time(Tick(minute * MINUTE), Limits().pause_ms_max)
     return table
 
 

@@ -8,8 +8,8 @@ from peerd.core import events as ev
 from peerd.core.check import InvariantViolation
 from peerd.core.durable import AdoptEpoch, AppendBatches, LearnMap, StoredShard, apply
 from peerd.core.errors import Reason
-from peerd.core.forgetting import RETRY_SILENCE_MS
 from peerd.core.ids import Epoch, Offset, Tick
+from peerd.core.limits import Limits
 from peerd.core.shard_map import Gap
 from peerd.testing.sim.store import SimStore
 from tests.core.words import SHARD, A, B, C, Peer, batch, segment, shard_map
@@ -102,7 +102,7 @@ def test_at_first_every_producer_is_unknown(behind):
 
 def test_when_nobody_can_be_sending_again_new_producers_are_taken(behind):
     end = 100
-    for _ in range(RETRY_SILENCE_MS // MINUTE + 1):
+    for _ in range(Limits().retry_silence_ms // MINUTE + 1):
         end += 1
         acked(behind, behind.append(), end)
         behind.now += MINUTE
@@ -116,6 +116,20 @@ def test_when_nobody_can_be_sending_again_new_producers_are_taken(behind):
     behind.tell(ev.TableAsked(request=table, as_of=Offset(end), or_later=True, since=Offset(0)))
     answer = behind.reply(table).table
     assert (answer.complete, answer.forgotten_before, len(answer.producers)) == (True, 100, 1)
+
+
+def test_a_new_producer_need_not_wait_for_an_append_without_one(behind):
+    for _ in range(Limits().retry_silence_ms // MINUTE + 1):
+        refusal = behind.refused(behind.append(sequence=0))
+        assert refusal.reason is Reason.PRODUCER_STATE_LOST
+        behind.now += MINUTE
+    late = behind.refused(behind.append(sequence=4))
+    assert late.reason is Reason.PRODUCER_STATE_LOST
+    fresh = behind.append(sequence=0)
+    assert behind.said.persist[-1].batches[0].header.forget_before == 100
+    assert acked(behind, fresh, 101).base == 100
+    again = behind.append(sequence=0)
+    assert behind.accepted(again).base == 100
 
 
 def test_a_tail_behind_a_gap_is_confirmed_once_what_was_kept_is_safe(behind):

@@ -192,6 +192,24 @@ def test_an_adoption_says_where_the_open_segment_ended():
     )
 
 
+def test_what_a_prepared_segment_may_have_acknowledged_elsewhere_is_no_record_of_the_open_one():
+    """e′ may have begun at 5, and told a client of its record there: what is left of e at 5 must
+    never be read as the record of that offset (G2).
+    """
+    shard = shard_of(fenced(4, 5, prepared=True))
+    left = decide_with_gap(shard, [answer(1, 7, fence=3, commit=5), answer(2, 4, fence=3)])
+    assert left == Recovered(
+        ended=RecoveredSegment(end=Offset(5), known_commit=Offset(5), holders=(replica(1),))
+    )
+
+
+def test_a_prepared_segment_that_never_began_takes_nothing_of_the_open_one():
+    shard = shard_of(fenced(1, 2, prepared=True))
+    answers = [answer(3, 7, fence=3, commit=5), answer(4, None, fence=3)]
+    assert isinstance(decide(shard, answers), Wait)
+    assert decide_with_gap(shard, answers).ended.end == 7
+
+
 def test_with_enough_answers_it_is_the_ordinary_decision():
     shard = shard_of(fenced(1))
     answers = [answer(2, 6), answer(3, 7)]
