@@ -164,12 +164,15 @@ class DropHolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaltShard:
-    """`node` showed an epoch above all that was drawn, or answers that contradict each other."""
+    """`node` showed `epoch`, which is above all that was drawn; or its answer contradicts others to
+    `fence`, the standing one (0: none does).
+    """
 
     shard: ShardId
     epoch: Epoch
     node: NodeName
     why: str
+    fence: Epoch = NO_EPOCH
 
 
 # ---------------------------------------------------------------------------------- nodes

@@ -22,7 +22,7 @@ Rules kept (each is a mutant of the formal model): `fence-quorum`, `x-min`, `x-i
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from las.core.commands import RecoveredSegment
+from las.core.commands import HaltShard, RecoveredSegment
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId
 from peerd.core.shard_map import Plan, Segment, Shard
 
@@ -93,6 +93,16 @@ class Contradiction:
     replica: ReplicaId
     why: str
     promised: Epoch = NO_EPOCH
+
+    def halt(self, shard: Shard) -> HaltShard:
+        """The command that stops all changes of `shard`, if the committed map agrees."""
+        return HaltShard(
+            shard=shard.shard,
+            epoch=self.promised or shard.fence,
+            node=self.replica.peer,
+            why=self.why,
+            fence=NO_EPOCH if self.promised else shard.fence,
+        )
 
 
 Decision = Wait | Recovered | Contradiction

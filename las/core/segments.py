@@ -361,14 +361,15 @@ def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
     | `HaltShard(epoch, node)` | the epoch is above all that was drawn, or answers contradict each
     other under the standing fence | the LAS changes the shard no more. |
 
-    `command.epoch` is the epoch that was met, or the standing fence whose answers contradict.
+    `command.epoch` is the epoch that was met, `command.fence` the fence whose answers contradict. A
+    promise above a fence is no contradiction by itself: a leader that was deposed meets them.
     """
     entry = state.shards.get(command.shard)
     if entry is None:
         return _unknown_shard(state, command.shard)
     if entry.halted:
         return _kept(state, entry.halted, entry.drawn)
-    contradicted = entry.shard.fence != NO_EPOCH and command.epoch == entry.shard.fence
+    contradicted = command.fence != NO_EPOCH and command.fence == entry.shard.fence
     if command.epoch <= entry.drawn and not contradicted:
         return _changed(state, f"{command.epoch} was drawn", entry.drawn)
     text = f"{command.node}: {command.why} (epoch {command.epoch}, drawn {entry.drawn})"

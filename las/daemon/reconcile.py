@@ -19,7 +19,6 @@ from typing import Protocol
 from las.core.commands import (
     Command,
     FenceSegment,
-    HaltShard,
     OpenSegment,
     Reason,
     Result,
@@ -330,13 +329,13 @@ class Recovery:
                 rests.silent(voter, state.nodes[voter.peer].process, loop.time())
             decision = decide(entry, answers.values())
             if isinstance(decision, Contradiction):
-                return await self._halt(shard, fence, decision)
+                return await self._halt(entry, decision)
             if isinstance(decision, Recovered):
                 await self._wait_for_more(asking)
                 _collect(asking, answers)
                 final = decide(entry, answers.values())
                 if isinstance(final, Contradiction):
-                    return await self._halt(shard, fence, final)
+                    return await self._halt(entry, final)
                 return final if isinstance(final, Recovered) else decision
 
     async def _wait_for_more(
@@ -352,16 +351,9 @@ class Recovery:
         if likely:
             await asyncio.wait(likely, timeout=self._timing.answer_grace_ms / 1000)
 
-    async def _halt(self, shard: ShardId, fence: Epoch, found: Contradiction) -> Outcome:
+    async def _halt(self, entry: Shard, found: Contradiction) -> Outcome:
         """Stop changing the shard: a person must look."""
-        result = await self._consensus.submit(
-            HaltShard(
-                shard=shard,
-                epoch=max(fence, found.promised),
-                node=found.replica.peer,
-                why=found.why,
-            )
-        )
+        result = await self._consensus.submit(found.halt(entry))
         return Outcome(text=f"halted: {found.why}" if result.ok else f"not halted: {result.text}")
 
     def _shard(self, shard: ShardId) -> Shard:

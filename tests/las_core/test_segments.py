@@ -356,9 +356,17 @@ def test_an_epoch_that_was_drawn_halts_nothing():
 
 
 def test_answers_that_contradict_each_other_halt_the_fenced_shard():
-    halt = HaltShard(shard=SHARD, epoch=Epoch(2), node=replica(2).peer, why="two begins")
+    halt = HaltShard(
+        shard=SHARD, epoch=Epoch(2), node=replica(2).peer, why="two begins", fence=Epoch(2)
+    )
     state = done(with_log(), fence(), halt)
     assert state.shards[SHARD].halted.startswith("peer-2: two begins")
+
+
+def test_a_promise_that_a_deposed_leader_met_halts_nothing():
+    """It asked for an older fence; what it met is the standing one, which was drawn since."""
+    halt = HaltShard(shard=SHARD, epoch=Epoch(2), node=replica(2).peer, why="it promised 2")
+    refused(done(with_log(), fence()), halt, Reason.STATE_CHANGED)
 
 
 @pytest.mark.parametrize(
