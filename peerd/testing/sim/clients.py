@@ -15,6 +15,7 @@ from peerd.core.effects import AppendAccepted, AppendRefused, Reply, TailAnswere
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.events import AppendRequested, TailAsked
 from peerd.core.ids import NodeName, Offset, ProducerId, ShardId
+from peerd.core.limits import PRODUCER_WINDOW_BATCHES
 from peerd.testing.sim import serving
 from peerd.testing.sim.checkers import BrokenPromise, Sent
 from peerd.testing.sim.fleet import Fleet
@@ -31,7 +32,8 @@ GIVE_UP_MS = 1_500
 """A client without a producer id believes that its append was lost after this."""
 LOST_FOR_EVER = frozenset({Reason.PRODUCER_STATE_LOST, Reason.SEQUENCE_TOO_OLD})
 """Answers that a producer that keeps its window never gets while any holder lives, but for the
-first where a kept tail is lost."""
+first where a kept tail is lost, and the second on an attempt that came a window late: by then
+another one had its answer."""
 
 
 class Producer:
@@ -58,6 +60,13 @@ class Producer:
         self.heir: Producer | None = None
         self.moved: dict[bytes, int] = {}
         """Records that go to a child, and their counts, once everything here is answered."""
+
+    def keeps_its_window(self) -> bool:
+        """Whether the oldest batch without an answer is less than W batches back (§3.1)."""
+        oldest = next(iter(self.outstanding), None)
+        if oldest is None:
+            return True
+        return self.made - int(oldest.rpartition(b":")[2]) < PRODUCER_WINDOW_BATCHES
 
 
 Caller = tuple[Producer, Sent, NodeName, int]
@@ -116,7 +125,7 @@ class Clients:
         if self._stopped or producer.split or producer.ended:
             return
         self._clock.later(self._pause_ms(), self._make, producer)
-        if len(producer.outstanding) < self._world.options.window:
+        if len(producer.outstanding) < self._world.options.window and producer.keeps_its_window():
             self.append(producer)
 
     def append(self, producer: Producer, *, probe: bool = False) -> None:
@@ -233,7 +242,9 @@ class Clients:
 
     def _refused(self, caller: Caller, refusal: Refusal, leader: NodeName | None) -> None:
         producer, sent, _, number = caller
-        if refusal.reason in LOST_FOR_EVER:
+        answered = sent.payload not in producer.outstanding
+        late = answered and refusal.reason is Reason.SEQUENCE_TOO_OLD
+        if refusal.reason in LOST_FOR_EVER and not late:
             self._state_lost(producer, sent, refusal.reason)
             return
         if refusal.taken is Taken.NO:

@@ -266,13 +266,7 @@ class LasNode:
         if isinstance(decision, recovery.Contradiction):
             # A node that leads no more may see one where there is none: the guard of the command
             # knows. Where it is true the shard is halted, and the run is over.
-            halt = c.HaltShard(
-                shard=shard,
-                epoch=max(fence, decision.promised),
-                node=decision.replica.peer,
-                why=decision.why,
-            )
-            self.command(halt, ("halt", shard))
+            self.command(decision.halt(entry), ("halt", shard))
             return
         if not isinstance(decision, recovery.Recovered):
             return
@@ -380,6 +374,8 @@ class LasNode:
         def done(result: c.Result | None) -> None:
             if result is not None and result.ok:
                 process.registered = True
+            elif result is not None and result.reason is c.Reason.STALE_BOOT:
+                process.superseded()
             self.push()
 
         self.command(register, ("register", process.id), done)
@@ -432,7 +428,17 @@ class LasNode:
         entries = [entry.shard for entry in self.state.shards.values()]
         for peer in self._las.peers.values():
             if peer.process is not None:
+                self._check_registration(peer.process)
                 self._push_to(peer.process, entries)
+
+    def _check_registration(self, process: Process) -> None:
+        """A registration that came late from a process that is dead may have taken the place of the
+        living one's: a heartbeat tells, and it registers again.
+        """
+        node = self.state.nodes.get(process.id.peer)
+        if process.registered and node is not None and node.boot != process.id.boot:
+            process.registered = False
+            self._las.register(process)
 
     def _push_to(self, process: Process, entries: list[Shard]) -> None:
         for entry in entries:

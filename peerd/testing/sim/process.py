@@ -298,6 +298,11 @@ class Process:
             world.events += 1
             self.take(outcome.operation.shard, ev.WriteDone(outcome=outcome))
 
+    def superseded(self) -> None:
+        """The LAS takes it for dead, for good: it ends, and starts again with a new boot id."""
+        if not self.dead:
+            self._on_end(self.peer, "the LAS takes it for dead")
+
     def end(self) -> None:
         """The process is no more."""
         self.dead = True
