@@ -189,9 +189,7 @@ def rich_cluster() -> Cluster:
         WithdrawSegment(shard=SHARD, epoch=Epoch(3), declined_by=process(1)),
         PrepareSegment(shard=SHARD, epoch=Epoch(2), plan=plan_of(1, 1, 2)),
         FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
-        HaltShard(
-            shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)
-        ),
+        HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)),
         register(3, boot=2),
         *EXAMPLES[-6:-3],
         EXAMPLES[-1],
