@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from las.core import commands as c
 from las.core import recovery
 from las.core.apply import apply
-from las.core.state import CLOSED_SEGMENTS_LEVEL, ClusterState
+from las.core.state import CLOSED_SEGMENTS_LEVEL, GAP_OFFSETS_MIN, ClusterState, NodeState
 from peerd.core import effects as e
 from peerd.core import events as ev
 from peerd.core import messages as m
@@ -185,6 +185,8 @@ class Cast:
         text = wording.message(message)
         if isinstance(message, m.Begin):
             return Flight(actor.name, to, text, lambda: self.begin(actor.name, to, message))
+        if isinstance(message, m.ConfirmEpoch):
+            return Flight(actor.name, to, text, lambda: self.confirm(actor.name, to, message))
         kinds = {
             m.Adopt: ev.AdoptReceived,
             m.Frame: ev.FrameReceived,
@@ -224,6 +226,20 @@ class Cast:
             now=Tick(self.now),
         )
         return self.arrive(to, event)
+
+    def confirm(self, sender: str, to: str, message: m.ConfirmEpoch) -> list[str]:
+        def answered(reply: e.Reply) -> Flight:
+            assert isinstance(reply, e.ConfirmAnswer)
+            event = ev.EpochConfirmed(
+                sender=process_of(to, 0).replica,
+                epoch=message.epoch,
+                round=reply.round,
+                promised=reply.promised,
+                now=Tick(self.now),
+            )
+            return Flight(to, sender, wording.reply(reply), lambda: self.arrive(sender, event))
+
+        return self.arrive(to, ev.ConfirmReceived(request=self.call(to, answered), message=message))
 
     def load_flight(self, actor: Actor, load: e.Load) -> Flight:
         name, text = actor.name, wording.load(load)
@@ -351,6 +367,12 @@ class Cast:
         )
         told = self.tell(self.actors[command.words[0]], event)
         return [f"request #{event.request}", *told]
+
+    def do_tail(self, command: Command) -> list[str]:
+        """tail a: a client asks for the linearizable tail."""
+        self.requests += 1
+        event = ev.TailAsked(request=RequestId(self.requests), now=Tick(self.now))
+        return [f"request #{event.request}", *self.tell(self.actors[command.words[0]], event)]
 
     def do_read(self, command: Command) -> list[str]:
         """read a 1: up to where a may serve epoch 1."""
@@ -536,6 +558,37 @@ class Cast:
                 plan=self.plan_of(command),
                 ended=decision.ended,
                 ended_prepared=decision.ended_prepared,
+            )
+        )
+
+    def do_risk(self, command: Command) -> list[str]:
+        """risk a: the LAS takes a for a node at risk."""
+        return self.commit(c.SetAtRisk(node=NodeName(command.words[0]), at_risk=True))
+
+    def do_gone(self, command: Command) -> list[str]:
+        """gone a b: the LAS takes these nodes for down."""
+        lines = []
+        for name in command.words:
+            node = self.las.nodes[NodeName(name)]
+            down = c.SetNodeState(node=node.name, boot=node.boot, state=NodeState.DOWN)
+            lines += self.commit(down)
+        return lines
+
+    def do_recover(self, command: Command) -> list[str]:
+        """recover c voters=cd: a person gives up the voters that have not answered."""
+        decision = recovery.decide_with_gap(self.shard, self.answers.values())
+        assert isinstance(decision, recovery.Recovered)
+        asked = recovery.voters_to_ask(self.shard)
+        return self.commit(
+            c.RecoverWithGap(
+                shard=SHARD,
+                fence=self.shard.fence,
+                plan=self.plan_of(command),
+                ended=decision.ended,
+                ended_prepared=decision.ended_prepared,
+                resume_at=Offset(decision.begin + GAP_OFFSETS_MIN),
+                given_up=tuple(each for each in asked if each.peer not in self.answers),
+                why="both disks burned",
             )
         )
 

@@ -23,7 +23,11 @@ def plan(value: Plan) -> str:
 
 
 def _batches(batches: tuple[PlacedBatch, ...]) -> str:
-    return f"[{batches[0].base}, {batches[-1].end})" if batches else "no batch"
+    if not batches:
+        return "no batch"
+    forgets = max(each.header.forget_before for each in batches)
+    told = f" forgetting who is silent since {forgets}" if forgets else ""
+    return f"[{batches[0].base}, {batches[-1].end}){told}"
 
 
 def _table(table: TableSnapshot) -> str:
@@ -44,6 +48,8 @@ def message(value: m.Message) -> str:
             f"refuses {value.refused_epoch}: promised {value.promised}, "
             f"adopted {value.adopted} up to {value.end}"
         )
+    if isinstance(value, m.ConfirmEpoch):
+        return f"confirm {value.epoch}, round {value.round}"
     if isinstance(value, m.Ready):
         return f"ready for {value.epoch}, table as of {value.table_as_of}"
     return (
@@ -112,6 +118,12 @@ def reply(value: e.Reply) -> str:
         return f"has begun at {value.begin}, holders {names(value.holders)}"
     if isinstance(value, e.TableAnswer):
         return _table(value.table) if value.table is not None else "has no such table"
+    if isinstance(value, e.ConfirmAnswer):
+        return f"round {value.round}, promised {value.promised}"
+    if isinstance(value, e.TailAnswered):
+        if value.refusal is not None:
+            return value.refusal.reason.name
+        return f"the tail is {value.tail}"
     return _plain(value)
 
 
@@ -168,6 +180,10 @@ def segment(value: Segment) -> str:
 def chain(value: Shard) -> list[str]:
     """The map's entry of a shard."""
     lines = [f"sealed {segment(each)}" for each in value.sealed]
+    lines += [
+        f"gap [{gap.begin}, {gap.end}) of {' '.join(map(str, gap.epochs))}: {gap.why}"
+        for gap in value.gaps
+    ]
     lines.append(f"open {segment(value.open)}")
     if value.prepared is not None:
         lines.append(f"prepared {segment(value.prepared)}")
