@@ -18,7 +18,7 @@ Must not: wait. It acts on records added, answers, map changes and ticks; all on
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from peerd.client.directory import Directory
@@ -43,6 +43,7 @@ from peerd.client.streams import Sent, Streams
 from peerd.client.values import Receipt
 from peerd.core.errors import Reason
 from peerd.core.ids import NodeName, ProcessId, ShardId
+from peerd.core.limits import PRODUCER_WINDOW_BATCHES
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.status import reason_of
 from peerd.v1 import batch_pb2, errors_pb2, log_pb2
@@ -104,11 +105,20 @@ class Batch:
     """The shard was split and does not have it: its records go to the children."""
     damaged_tries: int = 0
     refusal: errors_pb2.Refusal | None = None
+    number: int = 0
+    """How many batches were formed before it, of this shard."""
 
     @property
     def in_doubt(self) -> bool:
         """Some sending of it may be taken, now or later."""
         return self.maybe_taken or (self.sending is not None and self.sending.has_left)
+
+
+def keeps_window(formed: int, inflight: Sequence[Batch]) -> bool:
+    """Whether one more batch, after `formed` ones, is less than W behind the oldest unanswered one
+    (docs/protocol.md §3.1): beyond, a retry of that one would not find its entry any more.
+    """
+    return not inflight or formed - inflight[0].number < PRODUCER_WINDOW_BATCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,7 @@ class ShardPipeline:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Entry] = deque()
         self._inflight: deque[Batch] = deque()
+        self._formed = 0
         self._producer = secrets.token_bytes(PRODUCER_ID_BYTES)
         self._next_sequence = 0
         self._hint = _Hint()
@@ -209,7 +220,11 @@ class ShardPipeline:
             return
         if self._retry is not None or self._hole:
             return
-        while self._waiting and len(self._inflight) < self._options.batches_inflight_max:
+        while (
+            self._waiting
+            and len(self._inflight) < self._options.batches_inflight_max
+            and keeps_window(self._formed, self._inflight)
+        ):
             # What depends on the end of the shard must know what stands before it.
             conditional = self._waiting[0].expected_offset is not None
             behind_conditional = bool(self._inflight) and self._inflight[-1].append.HasField(
@@ -254,7 +269,9 @@ class ShardPipeline:
             expected_offset=first.expected_offset,
         )
         self._next_sequence += built.record_count
+        self._formed += 1
         return Batch(
+            number=self._formed - 1,
             entries=entries,
             append=append,
             record_count=built.record_count,

@@ -6,8 +6,8 @@ Reaching a bound is answered with a typed refusal; nothing in the core grows wit
 from dataclasses import dataclass
 
 PRODUCER_WINDOW_BATCHES = 64
-"""W (docs/decisions.md): remembered batches of a producer, and the bound of its unanswered ones, so
-that a retry always finds its entry."""
+"""W (docs/decisions.md): remembered batches of a producer, and how far it may run ahead of one that
+is unanswered, so that a retry always finds its entry."""
 
 PRODUCERS_PER_SHARD_MAX = 100_000
 """docs/decisions.md. About 100 MB of table in memory at the very most, reached by misuse only.

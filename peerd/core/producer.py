@@ -2,8 +2,8 @@
 
 The table maps (producer, sequence) to (epoch, base offset) for the last W batches of each producer.
 Sequences number records: a batch with `first_sequence` s and n records is followed by s + n. A
-retry is the same (s, n) again; it gets the first answer again. W is also the bound of a producer's
-unanswered batches, so a retry always finds its entry.
+retry is the same (s, n) again; it gets the first answer again. A producer sends nothing
+that is W batches or more behind its oldest unanswered one, so a retry always finds its entry.
 
 Invariants:
 - A `TableSnapshot` is exact as of `as_of`: it covers the batches of the log below that offset and
