@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peerd import aio
-    from peerd.client.blocking import Client, connect
+    from peerd.client.blocking import Client, Producer, connect
     from peerd.client.errors import (
         AccessDenied,
         AppendError,
         BatchDamaged,
         BatchTooLarge,
         ClientClosed,
+        CodecUnknown,
         ConnectFailed,
         CorruptData,
         CredentialsError,
@@ -50,8 +51,9 @@ if TYPE_CHECKING:
         UnknownLog,
         UnknownNode,
         UnknownShard,
+        taken_of,
     )
-    from peerd.client.options import ClientOptions
+    from peerd.client.options import ClientOptions, ProducerOptions
     from peerd.client.values import NewRecord, Position, Receipt, Record, Tail
     from peerd.pki import TlsFiles
 
@@ -69,6 +71,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "ClientOptions",
+    "CodecUnknown",
     "ConnectFailed",
     "CorruptData",
     "CredentialsError",
@@ -89,6 +92,8 @@ __all__ = [
     "Overloaded",
     "PeerdError",
     "Position",
+    "Producer",
+    "ProducerOptions",
     "QueueFull",
     "ReadError",
     "Receipt",
@@ -104,6 +109,7 @@ __all__ = [
     "UnknownShard",
     "aio",
     "connect",
+    "taken_of",
 ]
 
 _HOMES = {
@@ -111,6 +117,8 @@ _HOMES = {
     "Client": "peerd.client.blocking",
     "connect": "peerd.client.blocking",
     "ClientOptions": "peerd.client.options",
+    "Producer": "peerd.client.blocking",
+    "ProducerOptions": "peerd.client.options",
     "NewRecord": "peerd.client.values",
     "Position": "peerd.client.values",
     "Receipt": "peerd.client.values",

@@ -1,55 +1,37 @@
 """The asyncio client: appends, reads, tails, logs. `peerd.aio.connect` makes one.
 
 Invariants:
-- Memory for records that are not answered yet is bounded: `append` waits for room, `append_nowait`
-  raises `QueueFull`.
-- Records of one shard are appended in the order of the calls.
 - Closing ends everything that is unanswered, and says of each append whether it may be in the log.
+- What appends promise is told and kept in `peerd.client.appending`.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Self
 
 from peerd.client import incidents
 from peerd.client.any_peer import AnyPeer
+from peerd.client.appending import Appender, AppendServices, Room, Where
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
-from peerd.client.errors import (
-    BatchTooLarge,
-    ClientClosed,
-    InvalidRequest,
-    KeysSpanShards,
-    QueueFull,
-    Unavailable,
-    UnknownLog,
-    UnknownShard,
-)
+from peerd.client.errors import ClientClosed
 from peerd.client.las import LasCalls
-from peerd.client.options import RETRY_STEP_S, TICK_S, ClientOptions
-from peerd.client.payload import serialize_record
-from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
+from peerd.client.options import TICK_S, ClientOptions, ProducerOptions
+from peerd.client.pipeline import PipelineStatistics
 from peerd.client.positions import KeptPosition, Positions
+from peerd.client.producer import Producer
 from peerd.client.reading import RecordStream, StartAt
 from peerd.client.streams import Streams
 from peerd.client.values import Headers, NewRecord, Receipt, Tail
-from peerd.core.ids import ShardId
 from peerd.core.shard_map import Shard
 from peerd.pki import TlsFiles
-from peerd.transport.append_edge import key_hash
 from peerd.transport.map_cache import MapChange
 from peerd.transport.map_codec import LogEntry
-from peerd.transport.map_service import unknown_log
-from peerd.transport.options import MESSAGE_BYTES_MAX
 from peerd.v1 import log_pb2
 
-# limit: bytes of records that one append may carry; servers may allow less and say so, and a
-# message of the contract carries no more than this beside its envelope
-ENTRY_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+CLOSED = "the client is closed: connect again"
 # How long a log that was just created may take to be on the map here.
 NEW_LOG_WAIT_S = 5.0
 
@@ -73,13 +55,16 @@ class Client:
         self._channels = make_channels(how)
         self._directory = Directory(how, self._channels)
         self._streams = Streams(self._channels)
-        self._pipelines: dict[ShardId, ShardPipeline] = {}
-        self._counts = PipelineStatistics()
-        self._queued_bytes = 0
-        # Whoever holds it is the next to get room; a lock is handed on in the order of the calls.
-        self._gate = asyncio.Lock()
-        self._released = asyncio.Event()
-        self._turn = 0
+        self._services = AppendServices(
+            directory=self._directory,
+            streams=self._streams,
+            room=Room(options.queue_bytes_max),
+            statistics=PipelineStatistics(),
+            call_timeout_s=options.call_timeout_s,
+        )
+        self._appender = Appender(self._services, options)
+        # Its own, and those of the producers that are open.
+        self._appenders = [self._appender]
         self._ticking: asyncio.Task[None] | None = None
         self._unsubscribe = self._directory.cache.subscribe(self._map_changed)
         self._closed = False
@@ -117,9 +102,8 @@ class Client:
         self._unsubscribe()
         if self._ticking is not None:
             self._ticking.cancel()
-        for pipeline in self._pipelines.values():
-            pipeline.abandon("the client was closed before the append was answered")
-        self._released.set()
+        for appender in self._appenders:
+            appender.end("the client was closed before the append was answered")
         await self._streams.close()
         await self._directory.close()
         await self._channels.close()
@@ -177,17 +161,8 @@ class Client:
         Raises:
             KeysSpanShards: the keys belong to several shards. Else as `append`.
         """
-        serialized = [serialize_record(record) for record in records]
-        await self._known(log)
-        await self._has_room(entry_size(serialized))
-        return await self._add(
-            log,
-            records,
-            serialized,
-            shard=shard,
-            expected_offset=expected_offset,
-            timeout_s=timeout_s,
-        )
+        where = Where(shard=shard, expected_offset=expected_offset, timeout_s=timeout_s)
+        return await self._appender.append_batch(log, records, where)
 
     def append_nowait(
         self,
@@ -207,14 +182,8 @@ class Client:
             UnknownLog, UnknownShard, InvalidRequest, BatchTooLarge, ClientClosed: what they say.
         """
         record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
-        serialized = [serialize_record(record)]
-        if self._gate.locked() or not self._fits(entry_size(serialized)):
-            raise QueueFull(
-                f"{self._queued_bytes} of {self._options.queue_bytes_max} bytes wait for an "
-                "answer: await earlier appends first",
-                taken="no",
-            )
-        return self._add(log, [record], serialized, shard=shard, timeout_s=timeout_s)
+        where = Where(shard=shard, timeout_s=timeout_s)
+        return self._appender.append_nowait(log, record, where)
 
     async def append_many(
         self,
@@ -228,162 +197,27 @@ class Client:
         Raises:
             PeerdError: the first that failed, after all have ended.
         """
-        futures: list[asyncio.Future[Receipt]] = []
-        await self._known(log)
-        try:
-            for given in records:
-                record = NewRecord(value=given) if isinstance(given, bytes) else given
-                serialized = [serialize_record(record)]
-                await self._has_room(entry_size(serialized))
-                futures.append(self._add(log, [record], serialized, timeout_s=timeout_s))
-        finally:
-            ended = await asyncio.gather(*futures, return_exceptions=True)
-        for outcome in ended:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return [outcome for outcome in ended if isinstance(outcome, Receipt)]
+        return await self._appender.append_many(log, records, Where(timeout_s=timeout_s))
 
     async def flush(self) -> None:
         """Returns when every append made so far has ended, one way or the other."""
-        while any(not pipeline.is_idle for pipeline in self._pipelines.values()):
-            self._released.clear()
-            await self._released.wait()
+        for appender in self._appenders:
+            await appender.flush()
 
-    def _add(
-        self,
-        log: str,
-        records: Sequence[NewRecord],
-        serialized: list[bytes],
-        *,
-        shard: int | None = None,
-        expected_offset: int | None = None,
-        timeout_s: float | None = None,
-    ) -> "asyncio.Future[Receipt]":
+    def producer(self, log: str, *, options: ProducerOptions | None = None) -> Producer:
+        """A producer: appends to one log with options and batches of its own.
+
+        Args:
+            log: Name of the log.
+            options: What differs for it from the client; the client's own if None.
+
+        Returns:
+            To be used by `async with`, at whose end everything appended has ended.
+        """
         self._check_open()
-        if not records:
-            raise InvalidRequest("an append carries at least one record")
-        size = entry_size(serialized)
-        if size > ENTRY_BYTES_MAX:
-            raise BatchTooLarge(
-                f"{size} bytes of records in one append, at most {ENTRY_BYTES_MAX} travel in one "
-                "message: cut them",
-                taken="no",
-            )
-        hashes = tuple(key_hash(record.key) for record in records if record.key is not None)
-        pipeline = self._pipeline(log, self._choose(log, hashes, shard))
-        loop = asyncio.get_running_loop()
-        timeout_s = self._options.append_timeout_s if timeout_s is None else timeout_s
-        entry = Entry(
-            records=serialized,
-            size=size,
-            deadline=loop.time() + timeout_s,
-            future=loop.create_future(),
-            expected_offset=expected_offset,
-            key_hashes=hashes,
-            is_named=shard is not None,
-        )
-        self._queued_bytes += size
-        pipeline.add(entry)
-        return entry.future
-
-    def _choose(self, log: str, hashes: Sequence[int], shard: int | None) -> ShardId:
-        """The shard that records go to, by the hashes of their keys.
-
-        While a shard that was split has unanswered appends of this client, what would go to its
-        children goes to it, and on from there in order (G8).
-
-        Raises:
-            UnknownLog, UnknownShard, KeysSpanShards: what they say.
-        """
-        cache = self._directory.cache
-        shards = cache.shards_of(log)
-        if not shards:
-            raise UnknownLog(unknown_log(log), reason="UNKNOWN_LOG", taken="no")
-        if shard is not None:
-            if shard not in shards:
-                raise UnknownShard(
-                    f"log {log!r} has no shard {shard}, but {', '.join(map(str, sorted(shards)))}",
-                    reason="UNKNOWN_SHARD",
-                    taken="no",
-                )
-            return ShardId(shard)
-        found = {cache.shard_for(log, one) for one in hashes}
-        if not found:
-            return self._next_shard(shards)
-        if len(found) > 1 or None in found:
-            raise KeysSpanShards(
-                f"the keys of the batch belong to {len(found)} shards of {log!r}, and a batch is "
-                "atomic within one: append them apart (`append_many`)",
-                reason="KEYS_SPAN_SHARDS",
-                taken="no",
-            )
-        chosen = found.pop()
-        return self._oldest_busy(shards[0] if chosen is None else chosen)
-
-    def _oldest_busy(self, shard: ShardId) -> ShardId:
-        """The farthest ancestor of `shard` that this client has unanswered appends in, else it."""
-        chosen, at = shard, self._directory.cache.shards.get(shard)
-        while at is not None and at.parent is not None:
-            pipeline = self._pipelines.get(at.parent.shard)
-            if pipeline is not None and not pipeline.is_idle:
-                chosen = at.parent.shard
-            at = self._directory.cache.shards.get(at.parent.shard)
-        return chosen
-
-    def _reroute(self, log: str, entry: Entry) -> None:
-        """An entry of a shard that was split goes to where it belongs now.
-
-        Raises:
-            KeysSpanShards: its keys belong to both children, and a batch is atomic within one.
-        """
-        self._pipeline(log, self._choose(log, entry.key_hashes, None)).add(entry)
-
-    def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
-        """Where records without a key go: one shard while a batch gathers there, then the next."""
-        shard = shards[self._turn % len(shards)]
-        pipeline = self._pipelines.get(shard)
-        if pipeline is not None and not pipeline.has_waiting:
-            self._turn += 1
-            shard = shards[self._turn % len(shards)]
-        return shard
-
-    def _pipeline(self, log: str, shard: ShardId) -> ShardPipeline:
-        pipeline = self._pipelines.get(shard)
-        if pipeline is None:
-            pipeline = ShardPipeline(
-                log,
-                shard,
-                directory=self._directory,
-                streams=self._streams,
-                options=self._options,
-                released=self._release,
-                reroute=partial(self._reroute, log),
-                statistics=self._counts,
-            )
-            self._pipelines[shard] = pipeline
-        return pipeline
-
-    # -------------------------------------------------------------------------- room in the queue
-
-    def _fits(self, size: int) -> bool:
-        # Something always fits into an empty queue, or it could never be appended.
-        return not self._queued_bytes or self._queued_bytes + size <= self._options.queue_bytes_max
-
-    async def _has_room(self, size: int) -> None:
-        """Waits, in the order of the calls, until `size` bytes fit into the queue."""
-        async with self._gate:
-            while not self._fits(size):
-                self._released.clear()
-                await self._released.wait()
-                self._check_open()
-
-    def _release(self, size: int) -> None:
-        self._queued_bytes -= size
-        self._released.set()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClientClosed("the client is closed: connect again", taken="no")
+        appender = Appender(self._services, options or self._options)
+        self._appenders.append(appender)
+        return Producer(log, appender, ended=self._appenders.remove)
 
     # -------------------------------------------------------------------------- time and the map
 
@@ -392,37 +226,12 @@ class Client:
         while True:
             await asyncio.sleep(TICK_S)
             now = loop.time()
-            for pipeline in self._pipelines.values():
-                if not pipeline.is_idle:
-                    pipeline.tick(now)
+            for appender in self._appenders:
+                appender.tick(now)
 
     def _map_changed(self, change: MapChange) -> None:
-        # An address that changed concerns every shard of that node.
-        touched = self._pipelines.keys() if change.nodes else change.shards
-        for shard in tuple(touched):
-            pipeline = self._pipelines.get(shard)
-            if pipeline is not None:
-                pipeline.map_changed()
-
-    async def _known(self, log: str) -> None:
-        """Asks for the map if the log is not on it: it may be younger than the map here.
-
-        Raises:
-            Unavailable: nobody gave the map in time.
-        """
-        self._check_open()
-        if self._directory.cache.shards_of(log):
-            return
-        deadline = time.monotonic() + self._options.call_timeout_s
-        while not await asyncio.shield(self._directory.refresh()):
-            self._check_open()
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"log {log!r} is not on this client's map, and nobody gives a newer one: "
-                    "check the cluster (`peerctl status`)",
-                    taken="no",
-                )
-            await asyncio.sleep(RETRY_STEP_S)
+        for appender in self._appenders:
+            appender.map_changed(change)
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         try:
@@ -431,6 +240,10 @@ class Client:
                     await self._directory.cache.changed.wait()
         except TimeoutError:
             return
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed(CLOSED, taken="no")
 
     # -------------------------------------------------------------------------- reading
 
@@ -572,9 +385,9 @@ class Client:
 
     def statistics(self) -> ClientStatistics:
         """Counts."""
-        counts = self._counts
+        counts = self._services.statistics
         return ClientStatistics(
-            queued_bytes=self._queued_bytes,
+            queued_bytes=self._services.room.queued_bytes,
             batches_sent=counts.batches_sent,
             batches_sent_again=counts.batches_sent_again,
             batches_acknowledged=counts.batches_acknowledged,

@@ -10,16 +10,17 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from las.v1 import fleet_pb2, forecast_pb2
-from peerd.client import asynchronous
+from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
 from peerd.client.errors import ClientClosed
-from peerd.client.options import ClientOptions
+from peerd.client.options import ClientOptions, ProducerOptions
 from peerd.client.reading import RecordStream, StartAt
 from peerd.client.values import Headers, NewRecord, Position, Receipt, Record, Tail
 from peerd.core.shard_map import Shard
@@ -65,6 +66,26 @@ class _LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def begin(
+        self, work: "Callable[[], asyncio.Future[Result]]"
+    ) -> "concurrent.futures.Future[Result]":
+        """Calls `work` there, without waiting; returns a future of what its future gives."""
+        future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+        def start() -> None:
+            try:
+                inner = work()
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+                future.set_exception(error)
+            else:
+                inner.add_done_callback(lambda ended: _pass_on(ended, future))
+
+        try:
+            self.loop.call_soon_threadsafe(start)
+        except RuntimeError as error:
+            raise ClientClosed("the client is closed: connect again", taken="no") from error
+        return future
 
     def stop(self) -> None:
         """Ends loop and thread."""
@@ -164,6 +185,20 @@ class BlockingLas:
     def explain(self, node: str) -> forecast_pb2.ExplainResponse:
         """What was seen of a node, and what was decided why."""
         return self._thread.run(self._las.explain(node))
+
+    def watch_forecasts(self) -> Iterator[forecast_pb2.WatchForecastResponse]:
+        """Forecasts as they are made; see `peerd.client.las.LasCalls.watch_forecasts`."""
+        answers = self._las.watch_forecasts()
+
+        async def take() -> forecast_pb2.WatchForecastResponse | None:
+            return await anext(answers, None)
+
+        try:
+            while (answer := self._thread.run(take())) is not None:
+                yield answer
+        finally:
+            with contextlib.suppress(ClientClosed):
+                self._thread.run(_closed(answers))
 
     def drain(self, node: str) -> None:
         """Moves everything off a node and keeps it off, until `undrain`."""
@@ -282,29 +317,17 @@ class Client:
 
         The future raises `QueueFull` if the client had no room for it.
         """
-        future: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
-
-        def begin() -> None:
-            try:
-                receipt = self._client.append_nowait(
-                    log,
-                    value,
-                    key=key,
-                    headers=headers,
-                    timestamp_ms=timestamp_ms,
-                    shard=shard,
-                    timeout_s=timeout_s,
-                )
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
-                future.set_exception(error)
-            else:
-                receipt.add_done_callback(lambda ended: _pass_on(ended, future))
-
-        try:
-            self._thread.loop.call_soon_threadsafe(begin)
-        except RuntimeError as error:
-            raise ClientClosed("the client is closed: connect again", taken="no") from error
-        return future
+        begin = partial(
+            self._client.append_nowait,
+            log,
+            value,
+            key=key,
+            headers=headers,
+            timestamp_ms=timestamp_ms,
+            shard=shard,
+            timeout_s=timeout_s,
+        )
+        return self._thread.begin(begin)
 
     def append_many(
         self,
@@ -319,6 +342,14 @@ class Client:
     def flush(self) -> None:
         """Returns when every append made so far has ended, one way or the other."""
         self._thread.run(self._client.flush())
+
+    def producer(self, log: str, *, options: ProducerOptions | None = None) -> "Producer":
+        """A producer: appends to one log with options and batches of its own."""
+
+        async def make() -> producer.Producer:
+            return self._client.producer(log, options=options)
+
+        return Producer(self._thread, self._thread.run(make()))
 
     # -------------------------------------------------------------------------- reading
 
@@ -375,13 +406,102 @@ class Client:
         return self._client.statistics()
 
 
+class Producer:
+    """Appends to one log; usable from any thread. Made by `Client.producer`, ended by `close`.
+
+    Arguments and errors are those of `peerd.aio.Producer`.
+    """
+
+    def __init__(self, thread: _LoopThread, inner: producer.Producer) -> None:
+        self.log = inner.log
+        self._thread = thread
+        self._producer = inner
+
+    def close(self) -> None:
+        """Returns when everything appended has ended; then the producer takes nothing more."""
+        with contextlib.suppress(ClientClosed):
+            self._thread.run(self._producer.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(
+        self,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends one record and returns when it is durable."""
+        record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
+        return self.append_batch(
+            [record], shard=shard, expected_offset=expected_offset, timeout_s=timeout_s
+        )
+
+    def append_batch(
+        self,
+        records: Sequence[NewRecord],
+        *,
+        shard: int | None = None,
+        expected_offset: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Appends records as one: readers see all of them or none."""
+        return self._thread.run(
+            self._producer.append_batch(
+                records, shard=shard, expected_offset=expected_offset, timeout_s=timeout_s
+            )
+        )
+
+    def append_nowait(
+        self,
+        value: bytes,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+        shard: int | None = None,
+        timeout_s: float | None = None,
+    ) -> "concurrent.futures.Future[Receipt]":
+        """Begins to append one record and returns a future of its receipt."""
+        begin = partial(
+            self._producer.append_nowait,
+            value,
+            key=key,
+            headers=headers,
+            timestamp_ms=timestamp_ms,
+            shard=shard,
+            timeout_s=timeout_s,
+        )
+        return self._thread.begin(begin)
+
+    def append_many(
+        self, records: Iterable[NewRecord | bytes], *, timeout_s: float | None = None
+    ) -> list[Receipt]:
+        """Appends records, each for itself, joined into batches."""
+        return self._thread.run(self._producer.append_many(records, timeout_s=timeout_s))
+
+    def flush(self) -> None:
+        """Returns when everything appended so far has ended, one way or the other."""
+        self._thread.run(self._producer.flush())
+
+
+async def _closed(answers: AsyncGenerator[Any, None]) -> None:
+    await answers.aclose()
+
+
 async def _opened(how: Access, options: ClientOptions) -> asynchronous.Client:
     return await asynchronous.Client(how, options).__aenter__()
 
 
-def _pass_on(
-    ended: "asyncio.Future[Receipt]", future: "concurrent.futures.Future[Receipt]"
-) -> None:
+def _pass_on(ended: "asyncio.Future[Result]", future: "concurrent.futures.Future[Result]") -> None:
     if future.cancelled():
         # Nobody waits for it; a refusal has to be looked at nevertheless.
         if not ended.cancelled():

@@ -7,6 +7,7 @@ reasons of the wire to these classes.
 "unknown" = it may be; None = the call was no append.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 import grpc
@@ -28,6 +29,27 @@ class PeerdError(Exception):
         super().__init__(message)
         self.reason = reason
         self.taken = taken
+
+
+def taken_of(error: BaseException) -> str | None:
+    """Whether an append that ended with `error` may be in the log: "no", "unknown", or None if
+    `error` does not come from an append.
+
+    Knows `PeerdError`, and what Python raises where the caller itself cancelled the append
+    (`asyncio.CancelledError`) or limited its time (`TimeoutError` of `asyncio.timeout`).
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        taken = getattr(seen, "taken", None)
+        if taken is not None:
+            return str(taken)
+        seen = seen.__cause__
+    return None
+
+
+def tell_taken(error: asyncio.CancelledError, taken: str) -> None:
+    """Has `taken_of(error)` be `taken`. The class of the error has to stay: asyncio looks at it."""
+    error.__dict__["taken"] = taken
 
 
 # ------------------------------------------------------------------------------ before a call
@@ -120,6 +142,10 @@ class OffsetBeyondTail(ReadError):
 
 class CorruptData(ReadError):
     """Stored bytes fail their checksum and no other copy can be reached."""
+
+
+class CodecUnknown(ReadError):
+    """A batch is packed in a way that this version cannot unpack. A newer one can."""
 
 
 # ------------------------------------------------------------------------------ any call

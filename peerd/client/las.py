@@ -5,7 +5,7 @@ Only people and set-up need it; appends and reads never wait for it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -203,7 +203,7 @@ class LasCalls:
             f"explaining {node}",
         )
 
-    async def watch_forecasts(self) -> AsyncIterator[forecast_pb2.WatchForecastResponse]:
+    async def watch_forecasts(self) -> AsyncGenerator[forecast_pb2.WatchForecastResponse, None]:
         """All forecasts, again after each evaluation; begins anew at the leader when it changes.
 
         Raises:

@@ -1,26 +1,27 @@
 """Bounds and times of the client library, each with its reason."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from peerd.client.errors import InvalidRequest
 
 KIB = 1024
 MIB = 1024 * KIB
 
 
+Compression = Literal["none", "zstd"]
+"""How the records of a batch are packed. The servers store a packed batch as it is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
-    """What a program may set at `connect`. Sizes in bytes, times in seconds."""
+class ProducerOptions:
+    """What may differ between the producers of one client. Sizes in bytes, times in seconds."""
 
     append_timeout_s: float = 30.0
     """How long an append is tried, over failovers, before it ends as unknown or not appended."""
 
-    call_timeout_s: float = 10.0
-    """The same for all other calls that are answered once."""
-
-    connect_timeout_s: float = 5.0
-    """How long `connect` looks for somebody who knows the map."""
-
     batch_bytes_max: int = 256 * KIB
-    """Records are joined up to this size; beyond 256 KiB nothing is gained."""
+    """Records are joined up to this size, before compression; beyond 256 KiB nothing is gained."""
 
     batch_records_max: int = 1024
     """Records joined into one batch at most."""
@@ -28,6 +29,28 @@ class ClientOptions:
     batches_inflight_max: int = 4
     """Unanswered batches per shard. Fewer cost throughput; more only wait elsewhere. At most 64,
     what the servers remember of a producer."""
+
+    compression: Compression = "none"
+    """Packs each batch whose records get smaller by it. Worth it where network or disk is what
+    bounds: it costs processor time here, at the peer that accepts the batch, and at each reader."""
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidRequest` for a compression that is none."""
+        if self.compression not in get_args(Compression):
+            raise InvalidRequest(
+                f"compression: {self.compression!r} is none of {', '.join(get_args(Compression))}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions(ProducerOptions):
+    """What a program may set at `connect`. Sizes in bytes, times in seconds."""
+
+    call_timeout_s: float = 10.0
+    """How long any other call is tried that is answered once."""
+
+    connect_timeout_s: float = 5.0
+    """How long `connect` looks for somebody who knows the map."""
 
     queue_bytes_max: int = 32 * MIB
     """Records of all shards that are not answered yet: `append` waits, `append_nowait` raises."""

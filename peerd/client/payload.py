@@ -4,14 +4,17 @@ A batch is built from records that were serialized one by one, as they came in: 
 batch is theirs, joined. Reading checks the checksum end to end, before anything is parsed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, repeat
 
 import crc32c
 import zstandard
 from google.protobuf.message import DecodeError
 
-from peerd.client.errors import CorruptData, InvalidRequest
+from peerd.client.errors import CodecUnknown, CorruptData, InvalidRequest
+from peerd.client.options import Compression
 from peerd.client.values import Headers, NewRecord, Record
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.limits import DECOMPRESSED_BYTES_MAX, HEADER_NAME_BYTES_MAX
@@ -21,6 +24,8 @@ from peerd.v1 import batch_pb2
 RECORD_OVERHEAD_BYTES = 6
 # What a batch costs beyond its records: two tags, two lengths.
 BATCH_OVERHEAD_BYTES = 16
+# zstd's own default: beyond it, time grows faster than bytes shrink.
+ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,55 +72,101 @@ def _pairs(headers: Headers) -> Sequence[tuple[str, bytes]]:
     return list(headers.items()) if isinstance(headers, Mapping) else headers
 
 
-def build_batch(records: Sequence[bytes]) -> BuiltBatch:
-    """One batch of serialized records, in order."""
-    payload = log_bytes_pb2.BatchBytes(
-        record_count=len(records), records=log_bytes_pb2.RecordsBytes(records=records)
-    ).SerializeToString()
+def build_batch(records: Sequence[bytes], compression: Compression = "none") -> BuiltBatch:
+    """One batch of serialized records, in order; packed if that makes it smaller."""
+    plain = log_bytes_pb2.RecordsBytes(records=records)
+    packed = _compressed(plain.SerializeToString()) if compression == "zstd" else None
+    if packed is None:
+        batch = log_bytes_pb2.BatchBytes(record_count=len(records), records=plain)
+    else:
+        batch = log_bytes_pb2.BatchBytes(
+            codec=batch_pb2.CODEC_ZSTD, record_count=len(records), compressed=packed
+        )
+    payload = batch.SerializeToString()
     return BuiltBatch(payload=payload, crc=crc32c.crc32c(payload), record_count=len(records))
 
 
-def records_of(log: str, batch: log_bytes_pb2.ReadBatchBytes, begin: int) -> Iterator[Record]:
+def _compressed(data: bytes) -> bytes | None:
+    """A zstd frame that names its size; None if it is not smaller, or no reader would unpack it."""
+    if len(data) > DECOMPRESSED_BYTES_MAX:
+        return None
+    packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
+    return packed if len(packed) < len(data) else None
+
+
+def records_of(log: str, batch: log_bytes_pb2.ReadBatchBytes, begin: int) -> list[Record]:
     """The records of a batch as it was read, from offset `begin` on.
 
     Raises:
         CorruptData: the bytes do not match their checksum, or are no batch.
+        CodecUnknown: they are packed in a way that this version does not know.
     """
     where = f"{log}/{batch.shard} offset {batch.base_offset}"
-    if crc32c.crc32c(batch.batch) != batch.payload_crc:
+    payload = batch.batch
+    if crc32c.crc32c(payload) != batch.payload_crc:
         raise CorruptData(
             f"{where}: the batch arrived with another checksum than it was appended with: read it "
             "again, from another peer"
         )
     try:
-        records = _unpack(batch_pb2.Batch.FromString(batch.batch))
+        found = _unpack(batch_pb2.Batch.FromString(payload), where)
     except (DecodeError, zstandard.ZstdError, ValueError) as error:
         raise CorruptData(f"{where}: the batch cannot be unpacked ({error})") from error
-    for index, record in enumerate(records):
-        offset = batch.base_offset + index
-        if offset < begin:
-            continue
-        yield Record(
-            log=log,
-            shard=batch.shard,
-            offset=offset,
-            epoch=batch.epoch,
-            key=record.key if record.HasField("key") else None,
-            value=record.value,
-            headers=tuple((header.name, header.value) for header in record.headers),
-            timestamp_ms=record.timestamp_ms if record.HasField("timestamp_ms") else None,
-            appended_ms=batch.timestamp_ms,
+    first = max(begin, batch.base_offset)
+    # Column by column: a third of the time that it takes record by record.
+    records = list(found)[first - batch.base_offset :]
+    return list(
+        map(
+            _RECORD,
+            zip(
+                repeat(log),
+                repeat(batch.shard),
+                count(first),
+                repeat(batch.epoch),
+                [record.key if record.HasField("key") else None for record in records],
+                [record.value for record in records],
+                [_headers(headers) if (headers := record.headers) else () for record in records],
+                [
+                    record.timestamp_ms if record.HasField("timestamp_ms") else None
+                    for record in records
+                ],
+                repeat(batch.timestamp_ms),
+                # The endless ones end with the others.
+                strict=False,
+            ),
         )
-
-
-def _unpack(batch: batch_pb2.Batch) -> Sequence[batch_pb2.Record]:
-    if batch.codec == batch_pb2.CODEC_UNSPECIFIED:
-        return batch.records.records
-    if batch.codec != batch_pb2.CODEC_ZSTD:
-        raise ValueError(f"codec {batch.codec} is not known: use a newer client")
-    if zstandard.frame_content_size(batch.compressed) > DECOMPRESSED_BYTES_MAX:
-        raise ValueError(f"it unpacks to more than {DECOMPRESSED_BYTES_MAX} bytes")
-    data = zstandard.ZstdDecompressor().decompress(
-        batch.compressed, max_output_size=DECOMPRESSED_BYTES_MAX
     )
-    return batch_pb2.Records.FromString(data).records
+
+
+# `Record._make` without a call of Python's for each.
+_RECORD: Callable[[Iterable[object]], Record] = partial(tuple.__new__, Record)
+
+
+def _headers(headers: Iterable[batch_pb2.Header]) -> tuple[tuple[str, bytes], ...]:
+    return tuple((header.name, header.value) for header in headers)
+
+
+def _unpack(batch: batch_pb2.Batch, where: str) -> Sequence[batch_pb2.Record]:
+    """The records of a batch.
+
+    Raises:
+        CodecUnknown: see `records_of`.
+        DecodeError, zstandard.ZstdError, ValueError: there are none.
+    """
+    if batch.codec == batch_pb2.CODEC_UNSPECIFIED:
+        records = batch.records.records
+    elif batch.codec == batch_pb2.CODEC_ZSTD:
+        if zstandard.frame_content_size(batch.compressed) > DECOMPRESSED_BYTES_MAX:
+            raise ValueError(f"it unpacks to more than {DECOMPRESSED_BYTES_MAX} bytes")
+        data = zstandard.ZstdDecompressor().decompress(
+            batch.compressed, max_output_size=DECOMPRESSED_BYTES_MAX, allow_extra_data=False
+        )
+        records = batch_pb2.Records.FromString(data).records
+    else:
+        raise CodecUnknown(
+            f"{where}: the batch is packed by codec {batch.codec}, which this version does not "
+            "know: read it with a newer one"
+        )
+    if len(records) != batch.record_count:
+        raise ValueError(f"it has {len(records)} records, not {batch.record_count} as it says")
+    return records

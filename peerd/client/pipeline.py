@@ -36,7 +36,7 @@ from peerd.client.options import (
     SCAN_S,
     SLOW_RETRY_STEP_S,
     STUCK_S,
-    ClientOptions,
+    ProducerOptions,
 )
 from peerd.client.payload import BATCH_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, build_batch
 from peerd.client.streams import Sent, Streams
@@ -86,6 +86,13 @@ class Entry:
     is_named: bool = False
     """Whoever appended it chose the shard."""
     ended: bool = False
+    is_formed: bool = False
+    """It is part of a batch, which may be sent at any time."""
+
+    @property
+    def taken(self) -> str:
+        """Whether it may be in the log, once its future was cancelled."""
+        return "unknown" if self.is_formed else "no"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,7 +162,7 @@ class ShardPipeline:
         *,
         directory: Directory,
         streams: Streams,
-        options: ClientOptions,
+        options: ProducerOptions,
         released: Callable[[int], None],
         reroute: Callable[[Entry], None],
         statistics: PipelineStatistics,
@@ -232,33 +239,39 @@ class ShardPipeline:
             )
             if self._inflight and (conditional or behind_conditional):
                 return
-            if self._waiting[0].future.cancelled():
-                # Whoever appended it does not want it any more, and it was never sent.
-                self._end(self._waiting.popleft(), NotAppended("cancelled", taken="no"))
-                continue
             batch = self._form()
+            if batch is None:
+                return
             self._inflight.append(batch)
             if not self._send(batch):
                 self._retry_in(RETRY_STEP_S)
                 return
 
-    def _form(self) -> Batch:
-        entries = [self._waiting.popleft()]
-        first = entries[0]
-        records = list(first.records)
-        size = BATCH_OVERHEAD_BYTES + first.size
-        while self._waiting and first.expected_offset is None:
+    def _form(self) -> Batch | None:
+        """The next batch; None if nobody wants what waits any more."""
+        entries: list[Entry] = []
+        records: list[bytes] = []
+        size = BATCH_OVERHEAD_BYTES
+        while self._waiting:
             entry = self._waiting[0]
+            if entry.future.cancelled():
+                # Whoever appended it was told that it was not sent.
+                self._end(self._waiting.popleft(), NotAppended("cancelled", taken="no"))
+                continue
             size += entry.size
-            if (
+            if entries and (
                 size > self._options.batch_bytes_max
                 or len(records) + len(entry.records) > self._options.batch_records_max
                 or entry.expected_offset is not None
+                or entries[0].expected_offset is not None
             ):
                 break
             records += entry.records
+            entry.is_formed = True
             entries.append(self._waiting.popleft())
-        built = build_batch(records)
+        if not entries:
+            return None
+        built = build_batch(records, self._options.compression)
         append = log_bytes_pb2.AppendRequestBytes(
             log=self.log,
             shard=self.shard,
@@ -266,7 +279,7 @@ class ShardPipeline:
             payload_crc=built.crc,
             producer_id=self._producer,
             first_sequence=self._next_sequence,
-            expected_offset=first.expected_offset,
+            expected_offset=entries[0].expected_offset,
         )
         self._next_sequence += built.record_count
         self._formed += 1
@@ -519,7 +532,11 @@ class ShardPipeline:
                 self._fail(batch, error)
         if self._waiting and now >= self._next_scan:
             self._next_scan = now + SCAN_S
-            late = [entry for entry in self._waiting if entry.deadline <= now]
+            late = [
+                entry
+                for entry in self._waiting
+                if entry.deadline <= now or entry.future.cancelled()
+            ]
             for entry in late:
                 self._end(entry, NotAppended(self._never_sent(), taken="no"))
             if late:

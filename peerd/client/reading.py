@@ -243,7 +243,7 @@ class RecordStream:
             self._gap(gap)
         for batch in message.batches:
             begin = self._next.get(batch.shard, 0)
-            records = list(records_of(self._log, batch, begin))
+            records = records_of(self._log, batch, begin)
             self._records.extend(records)
             if records:
                 self._next[batch.shard] = records[-1].offset + 1

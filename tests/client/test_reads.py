@@ -231,8 +231,31 @@ def test_a_built_batch_is_the_one_that_protobuf_would_build():
     )
     assert built.payload == same.SerializeToString()
     assert built.crc == crc32c.crc32c(built.payload)
-    got = list(records_of("orders", read_batch(built.payload), 11))
+    got = records_of("orders", read_batch(built.payload), 11)
     assert [(record.offset, record.value) for record in got] == [(11, b"1"), (12, b"2")]
+
+
+def test_each_record_keeps_what_it_has():
+    given = [
+        peerd.NewRecord(value=b"1"),
+        peerd.NewRecord(value=b"", key=b""),
+        peerd.NewRecord(value=b"3", headers=[("a", b"1"), ("a", b"2")], timestamp_ms=0),
+    ]
+    built = build_batch([serialize_record(record) for record in given])
+    got = records_of("orders", read_batch(built.payload, epoch=4, timestamp_ms=9), 0)
+    same = {"log": "orders", "shard": 1, "epoch": 4, "appended_ms": 9}
+    assert got == [
+        peerd.Record(offset=10, key=None, value=b"1", **same),
+        peerd.Record(offset=11, key=b"", value=b"", **same),
+        peerd.Record(
+            offset=12,
+            key=None,
+            value=b"3",
+            headers=(("a", b"1"), ("a", b"2")),
+            timestamp_ms=0,
+            **same,
+        ),
+    ]
 
 
 def test_compressed_batches_are_read():
@@ -250,7 +273,7 @@ def test_compressed_batches_are_read():
     [
         read_batch(b"\x10\x01", payload_crc=7),
         read_batch(b"\xff\xff"),
-        read_batch(batch_pb2.Batch(codec=9, compressed=b"?").SerializeToString()),
+        read_batch(batch_pb2.Batch(record_count=2, records={"records": [{}]}).SerializeToString()),
         read_batch(batch_pb2.Batch(codec=1, compressed=b"?").SerializeToString()),
         read_batch(
             batch_pb2.Batch(
@@ -258,11 +281,17 @@ def test_compressed_batches_are_read():
             ).SerializeToString()
         ),
     ],
-    ids=["checksum", "no-batch", "codec", "no-zstd", "too-large"],
+    ids=["checksum", "no-batch", "count", "no-zstd", "too-large"],
 )
 def test_damaged_bytes_are_never_records(batch):
     with pytest.raises(CorruptData, match="orders/1 offset 10"):
-        list(records_of("orders", batch, 0))
+        records_of("orders", batch, 0)
+
+
+def test_an_unknown_codec_is_no_damage():
+    batch = read_batch(batch_pb2.Batch(codec=9, compressed=b"?").SerializeToString())
+    with pytest.raises(peerd.CodecUnknown, match=r"orders/1 offset 10: .* codec 9"):
+        records_of("orders", batch, 0)
 
 
 async def test_what_another_client_compressed_is_read(cluster, client):

@@ -1,0 +1,325 @@
+"""Appends of one producer: which shard each goes to, how much may wait, and how it ends.
+
+A client has one `Appender` for its own `append…` calls and one for each `producer()`. Each has its
+own producer ids and windows; the bytes that wait are bounded for all of a client together (`Room`).
+
+Invariants:
+- Memory for records that are not answered yet is bounded: `append` waits for room, `append_nowait`
+  raises `QueueFull`.
+- Records of one shard are appended in the order of the calls.
+- An append that is cancelled says whether it may be in the log: what was not sent by then never is.
+- Ending an appender ends everything that is unanswered, as what it is.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from peerd.client.directory import Directory
+from peerd.client.errors import (
+    BatchTooLarge,
+    ClientClosed,
+    InvalidRequest,
+    KeysSpanShards,
+    QueueFull,
+    Unavailable,
+    UnknownLog,
+    UnknownShard,
+    tell_taken,
+)
+from peerd.client.options import RETRY_STEP_S, ProducerOptions
+from peerd.client.payload import serialize_record
+from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
+from peerd.client.streams import Streams
+from peerd.client.values import NewRecord, Receipt
+from peerd.core.ids import ShardId
+from peerd.transport.append_edge import key_hash
+from peerd.transport.map_cache import MapChange
+from peerd.transport.map_service import unknown_log
+from peerd.transport.options import MESSAGE_BYTES_MAX
+
+# limit: bytes of records that one append may carry; servers may allow less and say so, and a
+# message of the contract carries no more than this beside its envelope
+ENTRY_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+
+
+class Room:
+    """The bytes of records that are not answered yet, of all appenders of a client."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.queued_bytes = 0
+        self.released = asyncio.Event()
+        self._bytes_max = bytes_max
+        # Whoever holds it is the next to get room; a lock is handed on in the order of the calls.
+        self._gate = asyncio.Lock()
+
+    def fits(self, size: int) -> bool:
+        """Whether `size` bytes fit, and nobody waits for room before them."""
+        return not self._gate.locked() and self._fits(size)
+
+    def _fits(self, size: int) -> bool:
+        # Something always fits into an empty queue, or it could never be appended.
+        return not self.queued_bytes or self.queued_bytes + size <= self._bytes_max
+
+    async def wait_for(self, size: int) -> None:
+        """Waits, in the order of the calls, until `size` bytes fit."""
+        async with self._gate:
+            while not self._fits(size):
+                self.released.clear()
+                await self.released.wait()
+
+    def take(self, size: int) -> None:
+        """`size` bytes are queued."""
+        self.queued_bytes += size
+
+    def give(self, size: int) -> None:
+        """`size` bytes have ended."""
+        self.queued_bytes -= size
+        self.released.set()
+
+    def full(self) -> QueueFull:
+        """What `append_nowait` raises."""
+        return QueueFull(
+            f"{self.queued_bytes} of {self._bytes_max} bytes wait for an answer: await earlier "
+            "appends first",
+            taken="no",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendServices:
+    """What the appenders of one client share."""
+
+    directory: Directory
+    streams: Streams
+    room: Room
+    statistics: PipelineStatistics
+    call_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where an append goes and for how long it is tried; see `Client.append`."""
+
+    shard: int | None = None
+    expected_offset: int | None = None
+    timeout_s: float | None = None
+
+
+class Appender:
+    """Appends under producer ids of its own. Used on one event loop."""
+
+    def __init__(self, services: AppendServices, options: ProducerOptions) -> None:
+        self._services = services
+        self._options = options
+        self._pipelines: dict[ShardId, ShardPipeline] = {}
+        self._turn = 0
+        self._ended: str | None = None
+
+    # -------------------------------------------------------------------------- appending
+
+    async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
+        """Appends records as one; see `Client.append_batch`."""
+        serialized = [serialize_record(record) for record in records]
+        await self._known(log)
+        await self._services.room.wait_for(entry_size(serialized))
+        entry = self._add(log, records, serialized, where)
+        try:
+            return await entry.future
+        except asyncio.CancelledError as error:
+            tell_taken(error, entry.taken)
+            raise
+
+    def append_nowait(self, log: str, record: NewRecord, where: Where) -> "asyncio.Future[Receipt]":
+        """Queues one record; see `Client.append_nowait`."""
+        serialized = [serialize_record(record)]
+        if not self._services.room.fits(entry_size(serialized)):
+            raise self._services.room.full()
+        return self._add(log, [record], serialized, where).future
+
+    async def append_many(
+        self, log: str, records: Iterable[NewRecord | bytes], where: Where
+    ) -> list[Receipt]:
+        """Appends records, each for itself; see `Client.append_many`."""
+        futures: list[asyncio.Future[Receipt]] = []
+        await self._known(log)
+        try:
+            for given in records:
+                record = NewRecord(value=given) if isinstance(given, bytes) else given
+                serialized = [serialize_record(record)]
+                await self._services.room.wait_for(entry_size(serialized))
+                futures.append(self._add(log, [record], serialized, where).future)
+        finally:
+            ended = await asyncio.gather(*futures, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in ended if isinstance(outcome, Receipt)]
+
+    async def flush(self) -> None:
+        """Returns when every append made so far has ended, one way or the other."""
+        while not self.is_idle:
+            self._services.room.released.clear()
+            await self._services.room.released.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        return all(pipeline.is_idle for pipeline in self._pipelines.values())
+
+    def _add(
+        self, log: str, records: Sequence[NewRecord], serialized: list[bytes], where: Where
+    ) -> Entry:
+        self._check_open()
+        if not records:
+            raise InvalidRequest("an append carries at least one record")
+        size = entry_size(serialized)
+        if size > ENTRY_BYTES_MAX:
+            raise BatchTooLarge(
+                f"{size} bytes of records in one append, at most {ENTRY_BYTES_MAX} travel in one "
+                "message: cut them",
+                taken="no",
+            )
+        hashes = tuple(key_hash(record.key) for record in records if record.key is not None)
+        pipeline = self._pipeline(log, self._choose(log, hashes, where.shard))
+        loop = asyncio.get_running_loop()
+        timeout_s = self._options.append_timeout_s if where.timeout_s is None else where.timeout_s
+        entry = Entry(
+            records=serialized,
+            size=size,
+            deadline=loop.time() + timeout_s,
+            future=loop.create_future(),
+            expected_offset=where.expected_offset,
+            key_hashes=hashes,
+            is_named=where.shard is not None,
+        )
+        self._services.room.take(size)
+        pipeline.add(entry)
+        return entry
+
+    def _choose(self, log: str, hashes: Sequence[int], shard: int | None) -> ShardId:
+        """The shard that records go to, by the hashes of their keys.
+
+        While a shard that was split has unanswered appends from here, what would go to its
+        children goes to it, and on from there in order (G8).
+
+        Raises:
+            UnknownLog, UnknownShard, KeysSpanShards: what they say.
+        """
+        cache = self._services.directory.cache
+        shards = cache.shards_of(log)
+        if not shards:
+            raise UnknownLog(unknown_log(log), reason="UNKNOWN_LOG", taken="no")
+        if shard is not None:
+            if shard not in shards:
+                raise UnknownShard(
+                    f"log {log!r} has no shard {shard}, but {', '.join(map(str, sorted(shards)))}",
+                    reason="UNKNOWN_SHARD",
+                    taken="no",
+                )
+            return ShardId(shard)
+        found = {cache.shard_for(log, one) for one in hashes}
+        if not found:
+            return self._next_shard(shards)
+        if len(found) > 1 or None in found:
+            raise KeysSpanShards(
+                f"the keys of the batch belong to {len(found)} shards of {log!r}, and a batch is "
+                "atomic within one: append them apart (`append_many`)",
+                reason="KEYS_SPAN_SHARDS",
+                taken="no",
+            )
+        chosen = found.pop()
+        return self._oldest_busy(shards[0] if chosen is None else chosen)
+
+    def _oldest_busy(self, shard: ShardId) -> ShardId:
+        """The farthest ancestor of `shard` that has unanswered appends in, else it."""
+        chosen, at = shard, self._services.directory.cache.shards.get(shard)
+        while at is not None and at.parent is not None:
+            pipeline = self._pipelines.get(at.parent.shard)
+            if pipeline is not None and not pipeline.is_idle:
+                chosen = at.parent.shard
+            at = self._services.directory.cache.shards.get(at.parent.shard)
+        return chosen
+
+    def _reroute(self, log: str, entry: Entry) -> None:
+        """An entry of a shard that was split goes to where it belongs now.
+
+        Raises:
+            KeysSpanShards: its keys belong to both children, and a batch is atomic within one.
+        """
+        self._pipeline(log, self._choose(log, entry.key_hashes, None)).add(entry)
+
+    def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
+        """Where records without a key go: one shard while a batch gathers there, then the next."""
+        shard = shards[self._turn % len(shards)]
+        pipeline = self._pipelines.get(shard)
+        if pipeline is not None and not pipeline.has_waiting:
+            self._turn += 1
+            shard = shards[self._turn % len(shards)]
+        return shard
+
+    def _pipeline(self, log: str, shard: ShardId) -> ShardPipeline:
+        pipeline = self._pipelines.get(shard)
+        if pipeline is None:
+            pipeline = ShardPipeline(
+                log,
+                shard,
+                directory=self._services.directory,
+                streams=self._services.streams,
+                options=self._options,
+                released=self._services.room.give,
+                reroute=partial(self._reroute, log),
+                statistics=self._services.statistics,
+            )
+            self._pipelines[shard] = pipeline
+        return pipeline
+
+    # -------------------------------------------------------------------------- time and the map
+
+    def tick(self, now: float) -> None:
+        """Ends what is past its deadline; `now` is of the loop's clock."""
+        for pipeline in self._pipelines.values():
+            if not pipeline.is_idle:
+                pipeline.tick(now)
+
+    def map_changed(self, change: MapChange) -> None:
+        """The map moved."""
+        # An address that changed concerns every shard of that node.
+        touched = self._pipelines.keys() if change.nodes else change.shards
+        for shard in tuple(touched):
+            pipeline = self._pipelines.get(shard)
+            if pipeline is not None:
+                pipeline.map_changed()
+
+    def end(self, message: str) -> None:
+        """Ends everything that is unanswered, as what it is, and takes nothing more."""
+        self._ended = message
+        for pipeline in self._pipelines.values():
+            pipeline.abandon(message)
+        self._services.room.released.set()
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise ClientClosed(self._ended, taken="no")
+
+    async def _known(self, log: str) -> None:
+        """Asks for the map if the log is not on it: it may be younger than the map here.
+
+        Raises:
+            Unavailable: nobody gave the map in time.
+        """
+        self._check_open()
+        if self._services.directory.cache.shards_of(log):
+            return
+        deadline = time.monotonic() + self._services.call_timeout_s
+        while not await asyncio.shield(self._services.directory.refresh()):
+            self._check_open()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"log {log!r} is not on this client's map, and nobody gives a newer one: "
+                    "check the cluster (`peerctl status`)",
+                    taken="no",
+                )
+            await asyncio.sleep(RETRY_STEP_S)
