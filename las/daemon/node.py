@@ -239,7 +239,7 @@ class LasNode:
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
         log_admin_pb2_grpc.add_LogAdminServiceServicer_to_server(
-            LogAdminServicer(group, leadership), server
+            LogAdminServicer(group, leadership, self._callers), server
         )
         shard_map_pb2_grpc.add_ShardMapServiceServicer_to_server(
             ShardMapServicer(group, feed), server

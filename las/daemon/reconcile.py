@@ -318,7 +318,7 @@ class Recovery:
                 if voter in answers or voter in asking:
                     continue
                 if rests.rested(voter, state.nodes[voter.peer].process, loop.time()):
-                    asking[voter] = self._promises.ask(voter, _order(entry))
+                    asking[voter] = self._promises.ask(voter, order_of(entry))
             if asking:
                 await asyncio.wait(
                     asking.values(), timeout=retry_s, return_when=asyncio.FIRST_COMPLETED
@@ -367,7 +367,8 @@ def is_running(state: ClusterState, process: ProcessId) -> bool:
     return node is not None and node.process == process and node.state is NodeState.UP
 
 
-def _order(shard: Shard) -> PromiseOrder:
+def order_of(shard: Shard) -> PromiseOrder:
+    """What the standing fence of `shard` asks of each voter."""
     return PromiseOrder(
         shard=shard.shard,
         fence=shard.fence,

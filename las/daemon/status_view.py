@@ -21,6 +21,7 @@ from las.daemon.map_feed import encode_las_node
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.shard_map import Shard
 
 # limit: names listed in one warning; the rest is counted.
 NAMES_LISTED_MAX = 5
@@ -231,12 +232,24 @@ def shard_name(entry: ShardEntry) -> str:
 def why_paused(state: ClusterState, entry: ShardEntry) -> str:
     """Why the open segment takes no appends, as far as the map tells; empty if it does."""
     if entry.shard.fence != NO_EPOCH:
-        return "its primary is gone and its end is being found out"
+        return _why_fenced(state, entry.shard)
     if gone := planner.primary_gone(state, entry):
         return gone
     plan = entry.shard.open.plan
     up = sum(state.is_up(voter) for voter in plan.voters)
     return f"{up} of its {len(plan.voters)} voters are up, {plan.acks} needed" * (up < plan.acks)
+
+
+def _why_fenced(state: ClusterState, shard: Shard) -> str:
+    """A fence ends when all but acks - 1 voters have answered (docs/protocol.md §4.2)."""
+    plan = shard.open.plan
+    silent = sorted(voter.peer for voter in plan.voters if not state.is_up(voter))
+    if shard.is_split or len(silent) < plan.acks:
+        return "its primary is gone and its end is being found out"
+    return (
+        f"what {_names(silent)} has is needed to find out where it ended: start one of them, or, "
+        "if none will ever come back, `peerctl recover shard`"
+    )
 
 
 def _node_status(

@@ -7,12 +7,13 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterator
 
-from las.core.placement import FleetView, Limits
+from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node
 from las.daemon.config import Policy
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor
 from las.daemon.forecaster import FleetForecaster, Model
+from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
 from las.daemon.reconcile import PeerCalls
 from las.daemon.story import Story
@@ -50,6 +51,7 @@ class Term:
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()
         self._group = group
+        self._peers = peers
         self.executor = Executor(
             consensus=group,
             peers=peers,
@@ -82,6 +84,15 @@ class Term:
     def view(self) -> FleetView:
         """What the planner may know beside the committed state."""
         return self.detector.view(self._group.state, Tick(now_ms()))
+
+    async def propose_gap(self, shard: ShardId, why: str) -> Proposal:
+        """What a person may give up for `shard`. Raises `Refused`; see `gap_recovery.propose`."""
+
+        def placement() -> Placement:
+            state, index = self._group.indexed()
+            return Placement(state, self.view(), self.limits, index)
+
+        return await propose(lambda: self._group.state, self._peers, placement, shard, why)
 
     def heartbeat(
         self, node: NodeName, boot: BootId, heartbeat: fleet_pb2.HeartbeatRequest

@@ -24,6 +24,7 @@ from peerd.cli.output import (
     probability_text,
     size_text,
 )
+from peerd.client.blocking import Client
 
 shard_app = typer.Typer(help="Shards: hand them over.", no_args_is_help=True)
 explain_app = typer.Typer(help="Why the LAS decided what it decided.", no_args_is_help=True)
@@ -133,6 +134,18 @@ def explain_node(
 
 
 # ---------------------------------------------------------------------------------- shards
+def shard_number(client: Client, shard: str) -> int:
+    """The id in LOG/SHARD; ends the command unless the log has it."""
+    log, _, number = shard.rpartition("/")
+    if not (log and number.isdigit()):
+        fail(f"{shard!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
+    entry, _ = client.describe_log(log)
+    if int(number) not in entry.shards:
+        listed = ", ".join(str(each) for each in entry.shards)
+        fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
+    return int(number)
+
+
 @shard_app.command("switch")
 def switch(
     shard: Annotated[str, typer.Argument(help="LOG/SHARD, e.g. orders/3.")],
@@ -141,16 +154,10 @@ def switch(
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Hand a shard over to another primary by plan, without a pause."""
-    log, _, number = shard.rpartition("/")
-    if not (log and number.isdigit()):
-        fail(f"{shard!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
     with connected(config) as client:
-        entry, _ = client.describe_log(log)
-        if int(number) not in entry.shards:
-            listed = ", ".join(str(each) for each in entry.shards)
-            fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
-        epoch = client.las.switch_primary(int(number), node)
+        number = shard_number(client, shard)
+        epoch = client.las.switch_primary(number, node)
         if output is Format.JSON:
-            print_json({"shard": int(number), "node": node, "epoch": epoch})
+            print_json({"shard": number, "node": node, "epoch": epoch})
         else:
             typer.echo(f"{shard} is being handed over to {node}, epoch {epoch}")

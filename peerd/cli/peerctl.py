@@ -22,6 +22,7 @@ from peerd.cli import (
     node_commands,
     pki_commands,
     position_commands,
+    recover_commands,
 )
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.explain_app, name="explain")
+app.add_typer(recover_commands.recover_app, name="recover")
 app.add_typer(incident_commands.incident_app, name="incident")
 app.add_typer(bench_commands.bench_app, name="bench")
 app.add_typer(pki_commands.pki_app, name="pki")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from las.v1 import fleet_pb2, forecast_pb2
+from las.v1 import fleet_pb2, forecast_pb2, log_admin_pb2
 from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
@@ -223,6 +223,12 @@ class BlockingLas:
     def switch_primary(self, shard: int, node: str) -> int:
         """Hands a shard over to `node` by plan; returns the epoch of the prepared segment."""
         return self._thread.run(self._las.switch_primary(shard, node))
+
+    def recover_shard(
+        self, shard: int, *, why: str = "", accept_loss: bool = False
+    ) -> log_admin_pb2.RecoverShardResponse:
+        """Gives up what is lost for good; see `peerd.client.las.LasCalls.recover_shard`."""
+        return self._thread.run(self._las.recover_shard(shard, why=why, accept_loss=accept_loss))
 
 
 class Client:

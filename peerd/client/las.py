@@ -113,6 +113,22 @@ class LasCalls:
         )
         return tuple(response.children)
 
+    async def recover_shard(
+        self, shard: int, *, why: str = "", accept_loss: bool = False
+    ) -> log_admin_pb2.RecoverShardResponse:
+        """Lets a shard go on whose quorum is lost for good, behind a gap.
+
+        Without `accept_loss` it says what would be given up and changes nothing. `why` is one line
+        for readers of the gap.
+        """
+        request = log_admin_pb2.RecoverShardRequest(shard=shard, why=why, accept_loss=accept_loss)
+        return await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).RecoverShard(
+                request, timeout=timeout_s
+            ),
+            f"recovering shard {shard}",
+        )
+
     # -------------------------------------------------------------------------- nodes
 
     async def status(self) -> fleet_pb2.GetStatusResponse:

@@ -349,7 +349,7 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def _refuse(self, request: object, context: Context) -> NoReturn:  # noqa: ARG002
         raise Refused(refusal(Reason.NOT_SERVED_YET, "not served by a cluster in memory"))
 
-    AlterLog = DeleteLog = SwitchPrimary = CreateInternalLog = _refuse
+    AlterLog = DeleteLog = SwitchPrimary = RecoverShard = CreateInternalLog = _refuse
 
 
 class _LoopbackChannels:

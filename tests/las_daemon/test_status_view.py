@@ -62,6 +62,14 @@ def test_a_standing_fence_pauses():
     assert "its end is being found out" in found.paused[0][1]
 
 
+def test_a_fence_that_lacks_voters_names_them_and_the_last_resort():
+    fence = FenceSegment(shard=SHARD, epoch=Epoch(1))
+    assert "being found out" in facts(done(with_log(), down(1), fence)).paused[0][1]
+    why = facts(done(with_log(), down(1), down(2), fence)).paused[0][1]
+    assert why.startswith("what peer-1, peer-2 has is needed")
+    assert "`peerctl recover shard`" in why
+
+
 def test_a_halted_shard_is_told():
     halt = HaltShard(shard=SHARD, epoch=Epoch(7), node=name(2), why="never drawn")
     ((shard, why),) = facts(done(with_log(), halt)).halted

@@ -11,26 +11,33 @@ from las.core.state import LOG_SHARDS_MAX
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
+from las.daemon.services.callers import Callers
 from las.daemon.services.results import invalid, not_served_yet, require_ok
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, NodeName, ShardId
 from peerd.core.shard_map import Shard
+from peerd.daemon.logging import get_logger
 from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
 from peerd.transport.map_service import unknown_log
 from peerd.transport.status import Context, Refused, refusal
 
+# limit: characters of the line that says why records were given up.
+WHY_CHARACTERS_MAX = 300
 # How long a split may take before its caller is told to look later, in seconds: what a hand-over is
 # given (5 s to be declined), and as much again for a failover on the way.
 SPLIT_WAIT_S = 10.0
+
+_log = get_logger("logs")
 
 
 class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     """Serves on the leader; others name it."""
 
-    def __init__(self, group: Group, leadership: Leadership) -> None:
+    def __init__(self, group: Group, leadership: Leadership, callers: Callers) -> None:
         self._group = group
         self._leadership = leadership
+        self._callers = callers
 
     async def CreateLog(
         self,
@@ -164,6 +171,40 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         )
         result = require_ok(await self._group.submit(command))
         return log_admin_pb2.SwitchPrimaryResponse(epoch=result.epoch)
+
+    async def RecoverShard(
+        self, request: log_admin_pb2.RecoverShardRequest, context: Context
+    ) -> log_admin_pb2.RecoverShardResponse:
+        """Let a shard go on whose quorum is lost for good; without `accept_loss` a look ahead.
+
+        Raises:
+            Refused: UNKNOWN_SHARD, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, STATE_CHANGED (nothing
+                needs to be given up, or not yet), LIMIT_REACHED, NOT_LAS_LEADER.
+        """
+        term = self._leadership.require()
+        await self._group.barrier()
+        shard = ShardId(request.shard)
+        if shard not in self._group.state.shards:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
+        why = request.why.strip()
+        if request.accept_loss and not why:
+            raise invalid("why: empty; readers of the gap need one line that says what happened")
+        if len(why) > WHY_CHARACTERS_MAX or not why.isprintable():
+            raise invalid(f"why: one line of at most {WHY_CHARACTERS_MAX} printable characters")
+        proposal = await term.propose_gap(shard, f"{why} ({self._callers.name_of(context)})")
+        command = proposal.command
+        if request.accept_loss:
+            result = require_ok(await self._group.submit(command))
+            _log.critical("records given up", shard=shard, why=command.why, result=result.text)
+        return log_admin_pb2.RecoverShardResponse(
+            recovered=request.accept_loss,
+            given_up=sorted(each.peer for each in command.given_up),
+            answered=proposal.answered,
+            end=proposal.end,
+            known_commit=(command.ended_prepared or command.ended).known_commit,
+            resume_at=command.resume_at,
+            primary=command.plan.primary.peer,
+        )
 
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
