@@ -5,7 +5,9 @@ headers up to X, and nothing beyond X), or fetched from a holder. If no holder i
 that it does not know are refused with `PRODUCER_STATE_LOST`; it does not guess."
 
 A holder may not have heard yet that its segment is sealed, and then it cannot give the table: all
-sources are asked again and again until `table_timeout_ms`.
+sources are asked again and again until `table_timeout_ms`. One that is silent is not waited for:
+the next is asked beside it, and whichever answers first ends the search. So a lost message, or a
+source that hangs, costs `NEXT_SOURCE_MS` and not the time after which a call is given up.
 """
 
 from peerd.core.durable import InstallTable, Outcome, TableRange, table_ranges
@@ -16,9 +18,12 @@ from peerd.core.producer import TableSnapshot, changed_since, empty_table
 from peerd.core.shard_map import Shard
 from peerd.core.situation import Situation
 
-SOURCE_PATIENCE_MS = 2_000
-"""A source that says nothing for so long is left for the next one; a table of 10,000 producers
-takes a tenth of it."""
+NEXT_SOURCE_MS = 500
+"""A source that says nothing for so long is not the last that is asked; a table of 10,000 producers
+takes less than half of it."""
+
+SOURCE_PATIENCE_MS = 4_000
+"""It is not asked again before: longer no call of a host takes, and a late answer is welcome."""
 
 TABLE_REQUESTS_MAX = 64
 """Tables that are read for others at the same time; more than a shard has replicas."""
@@ -93,13 +98,16 @@ class TableSearch:
         self._next_source = 0
         self._began_at = situation.now
         self._round_over_at: Tick | None = None
-        self._asked: tuple[RequestId, Tick] | None = None
+        self._asked_at: Tick | None = None
+        self._silent: dict[ReplicaId, tuple[RequestId, Tick]] = {}
+        self._is_settling = False
         self._giving_up = False
 
     def start(self, out: Effects) -> None:
         """Begin a round: the own store first, then one source after the other."""
         self._next_source = 0
         self._round_over_at = None
+        self._asked_at = None
         if self._as_of == FIRST_OFFSET:
             self.found = empty_table()
         elif self._s.map is not None and any(g.end == self._as_of for g in self._s.map.gaps):
@@ -113,7 +121,7 @@ class TableSearch:
             self._ask_next(out)
 
     def tick(self, out: Effects) -> None:
-        """Leave a silent source, begin another round, or give up."""
+        """Ask beside a silent source, begin another round, or give up."""
         if self.found is not None or self._giving_up:
             return
         limits, now = self._s.limits, self._s.now
@@ -122,22 +130,27 @@ class TableSearch:
         elif self._round_over_at is not None:
             if now - self._round_over_at >= limits.repeat_ms:
                 self.start(out)
-        elif self._asked is not None and now - self._asked[1] >= SOURCE_PATIENCE_MS:
-            self._s.tables_awaited.pop(self._asked[0], None)
+        elif self._asked_at is not None and now - self._asked_at >= NEXT_SOURCE_MS:
             self._ask_next(out)
 
     # -------------------------------------------------------------- others
     def _ask_next(self, out: Effects) -> None:
-        self._asked = None
-        if self._next_source == len(self._sources):
+        self._is_settling = False
+        self._asked_at = None
+        source = self._next_to_ask()
+        if source is None:
             self._round_over_at = self._s.now
             if not self._sources:
                 self._give_up(out)
             return
-        source = self._sources[self._next_source]
-        self._next_source += 1
-        token = self._s.await_table(self._fetched)
-        self._asked = (token, self._s.now)
+
+        def fetched(table: TableSnapshot | None, _answered: bool, out: Effects) -> None:
+            self._silent.pop(source, None)
+            self._fetched(table, out)
+
+        token = self._s.await_table(fetched)
+        self._silent[source] = (token, self._s.now)
+        self._asked_at = self._s.now
         out.load.append(
             FetchTable(
                 shard=self._s.shard,
@@ -149,15 +162,28 @@ class TableSearch:
             )
         )
 
+    def _next_to_ask(self) -> ReplicaId | None:
+        """The next source of this round; not one whose answer may still come."""
+        while self._next_source < len(self._sources):
+            source = self._sources[self._next_source]
+            self._next_source += 1
+            token, asked_at = self._silent.get(source, (None, Tick(0)))
+            if token is None:
+                return source
+            if self._s.now - asked_at >= SOURCE_PATIENCE_MS:
+                self._s.tables_awaited.pop(token, None)
+                return source
+        return None
+
     def _suffix_begin(self) -> Offset:
         ranges = known_suffix(self._s, self._as_of)
         return ranges[0].begin if ranges else self._as_of
 
-    def _fetched(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
-        self._asked = None
-        if self.found is not None or self._giving_up:
+    def _fetched(self, table: TableSnapshot | None, out: Effects) -> None:
+        if self.found is not None or self._giving_up or self._is_settling:
             return
         if table is not None and table.complete and table.as_of <= self._as_of:
+            self._settle()
             self._s.submit(InstallTable(shard=self._s.shard, table=table), self._installed, out)
         else:
             self._ask_next(out)
@@ -168,8 +194,14 @@ class TableSearch:
         else:
             self._ask_next(out)
 
+    def _settle(self) -> None:
+        """The own store is busy with what may be the table: nobody else is asked meanwhile."""
+        self._is_settling = True
+        self._asked_at = self._round_over_at = None
+
     # -------------------------------------------------------------- the own store
     def _load(self, ranges: tuple[TableRange, ...], *, from_store: bool, out: Effects) -> None:
+        self._settle()
         out.load.append(
             LoadTable(
                 shard=self._s.shard,

@@ -3,7 +3,7 @@ tail waits for copies. Literal events.
 """
 
 from peerd.core import events as ev
-from peerd.core.durable import AdoptEpoch, AppendBatches
+from peerd.core.durable import AdoptEpoch, AppendBatches, InstallTable
 from peerd.core.effects import (
     FetchTable,
     HigherPromise,
@@ -139,15 +139,72 @@ def test_a_primary_without_the_past_asks_one_holder_after_the_other():
     assert peer.accepted(request).base == 2
 
 
-def test_a_source_that_says_nothing_is_left():
-    peer = Peer(A)
+def asking(**limits) -> Peer:
+    """A new primary without the past, which two stores have."""
+    peer = Peer(A, **limits)
     sealed = segment(1, 0, 2, known_commit=Offset(2), holders=HOLDERS)
     peer.learn(shard_map(segment(3, 2), sealed))
     peer.fsync()
-    peer.tick(1_999)
+    return peer
+
+
+def whole_table(as_of: int = 2) -> TableSnapshot:
+    row = (TableBatch(0, 1, Epoch(1), Offset(0), 7_000),)
+    return TableSnapshot(as_of=Offset(as_of), producers={PRODUCER: row}, timestamp_ms=7_000)
+
+
+def test_beside_a_source_that_says_nothing_the_next_is_asked():
+    peer = asking()
+    peer.tick(499)
     assert len(fetches(peer)) == 1
     peer.tick(1)
     assert [fetch.source for fetch in fetches(peer)] == [B.replica, C.replica]
+    peer.tick(499)
+    peer.tell(ev.TableFetched(token=fetches(peer)[1].token, table=whole_table()))
+    peer.fsync()
+    peer.load_own_table()
+    assert peer.replica.is_primary
+    peer.append(sequence=1)
+    assert [operation.batches for operation in peer.said.persist if appended(operation)]
+
+
+def test_a_source_that_answers_late_is_as_good():
+    peer = asking()
+    peer.tick(500)
+    first, second = fetches(peer)
+    peer.tick(3_000)
+    peer.tell(ev.TableFetched(token=first.token, table=whole_table()))
+    peer.fsync()
+    peer.load_own_table()
+    # The search is over, so what the other one says changes nothing any more.
+    peer.tell(ev.TableFetched(token=second.token, table=whole_table()))
+    peer.append(sequence=1)
+    assert [operation.batches for operation in peer.said.persist if appended(operation)]
+    assert len(fetches(peer)) == 2
+
+
+def test_a_silent_source_is_asked_again_when_its_answer_cannot_come_any_more():
+    peer = asking()
+    for _ in range(15):
+        peer.tick(250)
+    assert [fetch.source for fetch in fetches(peer)] == [B.replica, C.replica]
+    for _ in range(2):
+        peer.tick(250)
+    assert [fetch.source for fetch in fetches(peer)] == [B.replica, C.replica, B.replica]
+    peer.tell(ev.TableFetched(token=fetches(peer)[0].token, table=whole_table()))
+    assert not [each for each in peer.said.persist if isinstance(each, InstallTable)]
+
+
+def test_while_a_table_is_installed_nobody_else_is_asked():
+    peer = asking()
+    peer.tick(500)
+    first, second = fetches(peer)
+    peer.tell(ev.TableFetched(token=first.token, table=whole_table()))
+    peer.tell(ev.TableUnavailable(token=second.token, answered=False))
+    peer.tick(5_000)
+    assert len(fetches(peer)) == 2
+    peer.fsync()
+    assert len(peer.said.load) == 3
 
 
 def test_a_table_as_of_where_the_own_batches_begin_is_enough():
