@@ -3,13 +3,20 @@
 A position is committed when the call returns, and survives what an acknowledged record survives.
 Whoever reads it later, anywhere, gets that one or a newer one. The last commit holds, also one that
 goes back. One consumer name is for one reader at a time: with two, the last to commit wins.
+
+A commit may be tried at several peers, and a try that was given up may arrive late, even after a
+later commit was answered. So commits are numbered, and the cluster ignores one that a later one of
+the same client overtook.
 """
 
+import itertools
 import math
+import secrets
 import time
 
 from peerd.client.any_peer import AnyPeer
 from peerd.client.values import Position
+from peerd.transport.limits import COMMITTER_BYTES
 from peerd.v1 import log_pb2
 
 
@@ -18,6 +25,8 @@ class Positions:
 
     def __init__(self, peers: AnyPeer) -> None:
         self._peers = peers
+        self._committer = secrets.token_bytes(COMMITTER_BYTES)
+        self._sequences = itertools.count(1)
 
     async def commit(self, log: str, consumer: str, position: Position) -> None:
         """Stores where `consumer` goes on reading `log`. Without any offset it is forgotten.
@@ -30,10 +39,16 @@ class Positions:
         Raises:
             UnknownLog, UnknownShard, InvalidRequest, LimitReached, AccessDenied: what they say;
                 the position that was stored before holds.
-            OutcomeUnknown: it may hold, or hold later; commit again.
+            OutcomeUnknown: it may hold, or hold later, until a later commit is answered; commit
+                again.
             Unavailable: nobody took it in time.
         """
-        request = log_pb2.CommitPositionRequest(log=log, consumer=consumer)
+        request = log_pb2.CommitPositionRequest(
+            log=log,
+            consumer=consumer,
+            committer=self._committer,
+            sequence=next(self._sequences),
+        )
         request.position.offsets.update(position.offsets)
         await self._peers.ask(
             f"the position of {consumer!r} in {log!r}",

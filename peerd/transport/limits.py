@@ -35,6 +35,12 @@ CONSUMERS_PER_LOG_MAX = 1_000
 POSITION_SHARDS_MAX = 2_048
 # limit: bytes of all positions of a cluster; the primary of `_positions` holds them in memory
 POSITIONS_BYTES_MAX = 64 * MIB
+# limit: clients whose newest commit for a consumer is remembered: a late try changes nothing
+POSITION_COMMITTERS_MAX = 4
+# limit: consumers that were forgotten for whom the same is still remembered
+POSITIONS_FORGOTTEN_MAX = 1_024
+# The size of a client's random name (`CommitPositionRequest.committer`).
+COMMITTER_BYTES = 16
 # limit: commits of positions that wait for their turn at the primary of `_positions`
 POSITION_COMMITS_WAITING_MAX = 4_096
 # limit: commits of positions appended as one batch, and older positions copied with them

@@ -6,6 +6,9 @@ Invariants:
 - Every record is appended on the condition that the log ends where this peer's table does. So it
   was judged with everything before it known, and after a failover the old primary's table, however
   late it wakes up, puts nothing behind what it has not read.
+- A commit that a later one of the same client overtook is not appended: a call may be tried twice,
+  and a try that was given up may come late, from a peer that was stopped for a while. It is
+  answered when what overtook it is durable.
 - `get` has the tail confirmed by `acks` voters after the call came in and folds up to it: it gives
   the newest position whose commit was answered before the call, or a later one.
 - A commit is appended at most until its caller stops waiting; one whose caller has gone before its
@@ -38,19 +41,29 @@ from peerd.transport.limits import (
     POSITIONS_PER_BATCH_MAX,
     RETRY_AFTER_MS,
 )
-from peerd.transport.position_table import PositionTable
+from peerd.transport.position_table import (
+    Commits,
+    Key,
+    PositionTable,
+    commits_of,
+    is_overtaken,
+    join_commits,
+)
 from peerd.transport.read_path import ReadServices, ShardRead, Start
 from peerd.transport.read_source import unavailable
 from peerd.transport.status import Refused, encode_refusal, refusal
 from peerd.v1 import batch_pb2, log_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Commit:
-    """One that waits. `done` is cancelled when its caller has gone."""
+    """One that waits. `done` is cancelled when its caller has gone. `is_overtaken`: by one before
+    it in its batch.
+    """
 
     stored: positions_pb2.StoredPosition
     size_bytes: int
+    is_overtaken: bool = False
     done: "asyncio.Future[None]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -164,7 +177,8 @@ class PositionLog:
             if not fitting:
                 return
             # The copies first: whoever commits an entry that is copied has the last word.
-            records = [*self._table.copies(), *(commit.stored for commit in fitting)]
+            own = [commit.stored for commit in fitting if not commit.is_overtaken]
+            records = [*self._table.copies(), *own]
             for record in records:
                 record.whole_since = self._table.whole_since
             outcome = await self._append_here(records)
@@ -183,13 +197,27 @@ class PositionLog:
             await self._fold_to(outcome.first_offset or 0)
 
     def _fitting(self, commits: Sequence[_Commit]) -> list[_Commit]:
-        """Those that are still waited for and keep within the bounds, each with those before it."""
+        """Those that are still waited for and keep within the bounds, each with those before it.
+
+        What an earlier batch overtook is answered at once: that batch is durable.
+        """
         fitting: list[_Commit] = []
         fresh: dict[str, set[str]] = {}
+        made: dict[Key, Commits] = {}
         for commit in commits:
             if commit.done.done():
                 continue
             stored = commit.stored
+            key = (stored.log, stored.consumer)
+            if is_overtaken(stored, self._table.commits(key)):
+                commit.done.set_result(None)
+                continue
+            known = made.get(key, self._table.commits(key))
+            commit.is_overtaken = is_overtaken(stored, known)
+            if commit.is_overtaken:
+                fitting.append(commit)
+                continue
+            join_commits(stored, known)
             new = fresh.setdefault(stored.log, set())
             why_not = self._table.why_not(stored, new)
             if why_not:
@@ -197,6 +225,7 @@ class PositionLog:
                 continue
             if stored.position.offsets and not self._table.knows(stored.log, stored.consumer):
                 new.add(stored.consumer)
+            made[key] = commits_of(stored)
             fitting.append(commit)
         return fitting
 

@@ -3,9 +3,10 @@
 The log is created when somebody first commits or asks; only that needs the LAS. "No position" is
 thereby never said by a peer whose map merely lags: it knows the log, or has it created, first.
 
-While no primary can be reached a call waits for one, as an append does. A commit that is sent again
-within its call may be taken twice, the same position both times: until the call has ended nothing
-is promised of its order with other commits of the same consumer.
+While no primary can be reached a call waits for one, as an append does. A commit that is sent
+again, within its call or by its client, may arrive twice, and late: what its client committed
+afterwards holds, since commits are numbered (`position_table`). A client that does not number them
+is promised nothing of the order in which the tries of a call come.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from peerd.internal.v1 import positions_pb2
 from peerd.transport.append_edge import LOG_NAME, invalid, unknown_shard
 from peerd.transport.internal_logs import POSITIONS_LOG, InternalLogs, is_internal
 from peerd.transport.limits import (
+    COMMITTER_BYTES,
     MAP_UNKNOWN_RETRY_MS,
     POSITION_SHARDS_MAX,
     RETRY_AFTER_MS,
@@ -107,8 +109,11 @@ class PositionService:
             await log.commit(stored, left_s)
             return log_pb2.CommitPositionResponse()
 
+        if request.committer:
+            stored.commits.add(committer=request.committer, sequence=request.sequence)
         if may_forward:
             self._check(request.log, request.consumer)
+            _check_committer(request.committer)
             await self._check_shards(request, deadline)
         call = _Call(
             method="CommitPosition",
@@ -261,6 +266,16 @@ class PositionService:
         finally:
             router.unwatch(shard, under_way)
         return answer
+
+
+def _check_committer(committer: bytes) -> None:
+    """Checks the name of who commits.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    if len(committer) not in {0, COMMITTER_BYTES}:
+        raise invalid("committer", f"has {len(committer)} bytes, must have {COMMITTER_BYTES}")
 
 
 def _not_reached(target: Target, taken: Taken) -> errors_pb2.Refusal:

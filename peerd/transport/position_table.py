@@ -3,6 +3,10 @@
 Invariants:
 - The table is a function of the log: who folds the same records has the same table. The newest
   record of a log and consumer holds; one without offsets takes the entry away.
+- An entry knows the newest commit of each of the last `POSITION_COMMITTERS_MAX` clients that made
+  one, and so does one of the last `POSITIONS_FORGOTTEN_MAX` that were taken away. A commit of one
+  of them that is not newer is *overtaken*: a late try of a call that was answered or given up. It
+  is not appended, so that what was committed after it holds.
 - Whoever appends a record has folded everything before it (the append is conditional on the end of
   the log), so a bound that is checked against the table holds, and a copy never undoes a commit.
 - At or beyond `whole_since` lies a record of every entry. It only grows, and each record carries
@@ -14,14 +18,16 @@ Invariants:
 Must not: do IO or wait.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from peerd.internal.v1 import positions_pb2
 from peerd.transport.limits import (
     CONSUMERS_PER_LOG_MAX,
+    POSITION_COMMITTERS_MAX,
     POSITIONS_BATCH_BYTES_MAX,
     POSITIONS_BYTES_MAX,
+    POSITIONS_FORGOTTEN_MAX,
     POSITIONS_PER_BATCH_MAX,
     POSITIONS_STALE_RECORDS_MAX,
 )
@@ -32,9 +38,13 @@ from peerd.v1 import log_pb2
 _STALE_PER_ENTRY = 4
 # An entry costs its token, its names, and about this much of Python's own.
 _ENTRY_OVERHEAD_BYTES = 300
+# What a remembered commit of a client costs in memory.
+_COMMIT_BYTES = 150
 
 Key = tuple[str, str]
 """Log and consumer."""
+Commits = tuple[tuple[bytes, int], ...]
+"""Committer and sequence, the newest first, each committer once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class _Entry:
 
     token: bytes
     offset: int
+    commits: Commits
 
 
 class PositionTable:
@@ -56,6 +67,8 @@ class PositionTable:
         self._consumers: dict[str, int] = {}
         self._bytes = 0
         self._pass_until: int | None = None
+        # Of those that were forgotten, the one that was first comes first.
+        self._forgotten: dict[Key, Commits] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,6 +86,11 @@ class PositionTable:
         """Whether the consumer has a position."""
         return (log, consumer) in self._entries
 
+    def commits(self, key: Key) -> Commits:
+        """The newest commits for a consumer, also of one that was forgotten lately."""
+        entry = self._entries.get(key)
+        return self._forgotten.get(key, ()) if entry is None else entry.commits
+
     # -------------------------------------------------------------------------- folding
 
     def fold(self, offset: int, stored: positions_pb2.StoredPosition) -> None:
@@ -80,12 +98,17 @@ class PositionTable:
         self.next = offset + 1
         self.whole_since = max(self.whole_since, stored.whole_since)
         key = (stored.log, stored.consumer)
+        commits = commits_of(stored)
         self._remove(key)
         if stored.position.offsets:
             token = stored.position.SerializeToString()
-            self._entries[key] = _Entry(token, offset)
+            self._entries[key] = _Entry(token, offset, commits)
             self._consumers[key[0]] = self._consumers.get(key[0], 0) + 1
-            self._bytes += _size(key, token)
+            self._bytes += _size(key, token, commits)
+        elif commits:
+            self._forgotten[key] = commits
+            if len(self._forgotten) > POSITIONS_FORGOTTEN_MAX:
+                del self._forgotten[next(iter(self._forgotten))]
         self._end_pass()
 
     def skip_to(self, offset: int) -> None:
@@ -93,10 +116,11 @@ class PositionTable:
         self.next = offset
 
     def _remove(self, key: Key) -> None:
+        self._forgotten.pop(key, None)
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        self._bytes -= _size(key, entry.token)
+        self._bytes -= _size(key, entry.token, entry.commits)
         self._consumers[key[0]] -= 1
         if not self._consumers[key[0]]:
             del self._consumers[key[0]]
@@ -118,8 +142,8 @@ class PositionTable:
                 f"log {log!r} has {CONSUMERS_PER_LOG_MAX} consumers, the bound: forget one that is "
                 "not used any more (`peerctl position forget`)"
             )
-        before = 0 if entry is None else _size(key, entry.token)
-        after = _size(key, stored.position.SerializeToString())
+        before = 0 if entry is None else _size(key, entry.token, entry.commits)
+        after = _size(key, stored.position.SerializeToString(), commits_of(stored))
         if after > before and self._bytes - before + after > POSITIONS_BYTES_MAX:
             return (
                 f"the positions of all consumers would take more than {POSITIONS_BYTES_MAX} bytes: "
@@ -139,7 +163,7 @@ class PositionTable:
             self._pass_until = self.next
         size = 0
         for count, ((log, consumer), entry) in enumerate(self._entries.items()):
-            size += _size((log, consumer), entry.token)
+            size += _size((log, consumer), entry.token, entry.commits)
             is_full = count == POSITIONS_PER_BATCH_MAX or (
                 count and size > POSITIONS_BATCH_BYTES_MAX
             )
@@ -149,6 +173,7 @@ class PositionTable:
                 log=log,
                 consumer=consumer,
                 position=log_pb2.ResumeToken.FromString(entry.token),
+                commits=_encoded(entry.commits),
             )
 
     def _end_pass(self) -> None:
@@ -160,5 +185,34 @@ class PositionTable:
             self._pass_until = None
 
 
-def _size(key: Key, token: bytes) -> int:
-    return len(key[0]) + len(key[1]) + len(token) + _ENTRY_OVERHEAD_BYTES
+def commits_of(stored: positions_pb2.StoredPosition) -> Commits:
+    """What a record says of who committed; the first is its own commit, if it has any."""
+    return tuple((commit.committer, commit.sequence) for commit in stored.commits)
+
+
+def is_overtaken(stored: positions_pb2.StoredPosition, known: Commits) -> bool:
+    """Whether its client made that commit, or a later one, already."""
+    for committer, sequence in commits_of(stored)[:1]:
+        return any(name == committer and newest >= sequence for name, newest in known)
+    return False
+
+
+def join_commits(stored: positions_pb2.StoredPosition, known: Commits) -> None:
+    """Let a record that is about to be appended carry what is known of other clients' commits."""
+    own = commits_of(stored)[:1]
+    names = {name for name, _ in own}
+    others = tuple(commit for commit in known if commit[0] not in names)
+    del stored.commits[:]
+    stored.commits.extend(_encoded((*own, *others)[:POSITION_COMMITTERS_MAX]))
+
+
+def _encoded(commits: Commits) -> Sequence[positions_pb2.PositionCommit]:
+    return [
+        positions_pb2.PositionCommit(committer=committer, sequence=sequence)
+        for committer, sequence in commits
+    ]
+
+
+def _size(key: Key, token: bytes, commits: Commits) -> int:
+    names = len(key[0]) + len(key[1])
+    return names + len(token) + _COMMIT_BYTES * len(commits) + _ENTRY_OVERHEAD_BYTES

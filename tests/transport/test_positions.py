@@ -17,8 +17,12 @@ from peerd.v1 import batch_pb2, log_pb2
 impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
 
 
-async def commit(stub, consumer="billing", *, log="orders", timeout=5, **offsets):
-    request = log_pb2.CommitPositionRequest(log=log, consumer=consumer)
+async def commit(
+    stub, consumer="billing", *, log="orders", timeout=5, by=b"", sequence=0, **offsets
+):
+    request = log_pb2.CommitPositionRequest(
+        log=log, consumer=consumer, committer=by, sequence=sequence
+    )
     request.position.offsets.update({int(name[1:]): offset for name, offset in offsets.items()})
     await stub.CommitPosition(request, timeout=timeout)
 
@@ -154,6 +158,87 @@ async def test_a_commit_whose_caller_has_gone_before_its_turn_is_not_appended(cl
     await first
     await commit(stub(1), "other", s1=9)
     assert await get(stub(1)) == {1: 2}
+
+
+# ---------------------------------------------------------------------------- tries that come late
+
+ONE, OTHER = b"1" * 16, b"2" * 16
+
+
+async def test_a_try_that_comes_late_does_not_undo_what_was_committed_after_it(cluster, stub):
+    cluster.create_log("orders")
+    await commit(stub(1), by=ONE, sequence=1, s1=7)
+    await commit(stub(2), by=ONE, sequence=2, s1=8)
+    # A peer that was stopped sends on what its client has long sent by another one.
+    await commit(stub(3), by=ONE, sequence=1, s1=7)
+    assert await get(stub(1)) == {1: 8}
+    # Also when its client has ended and another one commits, and by another primary.
+    await commit(stub(1), by=OTHER, sequence=1, s1=9)
+    cluster.hand_over(positions_shard(cluster), "peer-2")
+    await commit(stub(3), by=ONE, sequence=2, s1=8)
+    assert await get(stub(1)) == {1: 9}
+    # A commit that goes back is no late try.
+    await commit(stub(3), by=ONE, sequence=3, s1=1)
+    assert await get(stub(1)) == {1: 1}
+
+
+async def test_a_late_try_brings_back_nothing_that_was_forgotten(cluster, stub):
+    cluster.create_log("orders")
+    await commit(stub(1), by=ONE, sequence=1, s1=7)
+    await commit(stub(1), by=ONE, sequence=2)
+    await commit(stub(3), by=ONE, sequence=1, s1=7)
+    assert await get(stub(1)) == {}
+    await commit(stub(3), by=ONE, sequence=3, s1=9)
+    assert await get(stub(1)) == {1: 9}
+
+
+async def test_a_late_try_in_the_same_batch_is_answered_with_it(cluster, stub):
+    cluster.create_log("orders")
+    await commit(stub(1), by=ONE, sequence=1, s1=1)
+    shard = positions_shard(cluster)
+    host = cluster.hosts[NodeName("peer-1")]
+    host.holding = []
+    first = asyncio.create_task(commit(stub(1), "other", s1=1))
+    await host.until_held(1)
+    kept = cluster._services[NodeName("peer-1")]._positions._logs[shard]
+    later = []
+    for sequence in (3, 2):
+        again = commit(stub(1), by=ONE, sequence=sequence, s1=sequence)
+        later.append(asyncio.create_task(again))
+        while len(kept._waiting) < len(later):
+            await get(stub(3))
+    host.release()
+    await asyncio.gather(first, *later)
+    assert await get(stub(1)) == {1: 3}
+    newest = batch_pb2.Batch.FromString(cluster.payloads(shard)[-1]).records.records
+    assert len(newest) == 1
+
+
+async def test_what_is_remembered_of_late_tries_is_bounded_and_copied_forward(monkeypatch):
+    monkeypatch.setattr(position_table, "POSITIONS_STALE_RECORDS_MAX", 20)
+    monkeypatch.setattr(position_table, "POSITIONS_FORGOTTEN_MAX", 3)
+    table, log = PositionTable(), []
+    for number in range(10):
+        record = stored("rests", number)
+        record.commits.add(committer=bytes([number]) * 16, sequence=number)
+        position_table.join_commits(record, table.commits(("orders", "rests")))
+        append_to(table, log, record)
+    newest = tuple((bytes([number]) * 16, number) for number in (9, 8, 7, 6))
+    for number in range(100):
+        gone = stored(f"gone-{number}", None)
+        gone.commits.add(committer=ONE, sequence=number)
+        append_to(table, log, gone)
+    assert table.whole_since > 10
+    assert table.commits(("orders", "rests")) == newest
+    assert tables_agree(table, log)
+    assert table.commits(("orders", "gone-96")) == ()
+    assert table.commits(("orders", "gone-97")) == ((ONE, 97),)
+
+
+async def test_the_name_of_who_commits_is_checked(cluster, stub):
+    cluster.create_log("orders")
+    found = await refused(commit(stub(1), by=b"short", sequence=1, s1=1))
+    assert Reason(found.reason) == Reason.INVALID_ARGUMENT
 
 
 # ---------------------------------------------------------------------------- refusals
