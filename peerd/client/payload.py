@@ -6,7 +6,7 @@ batch is theirs, joined. Reading checks the checksum end to end, before anything
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count, repeat
 
 import crc32c
@@ -20,8 +20,12 @@ from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.limits import DECOMPRESSED_BYTES_MAX, HEADER_NAME_BYTES_MAX
 from peerd.v1 import batch_pb2
 
-# What a record costs in a batch beyond its own bytes: tag and length.
-RECORD_OVERHEAD_BYTES = 6
+# Tags of fields whose length follows: number << 3 | 2, in one byte.
+_RECORD_TAG = bytes((batch_pb2.Records.RECORDS_FIELD_NUMBER << 3 | 2,))
+_VALUE_TAG = bytes((batch_pb2.Record.VALUE_FIELD_NUMBER << 3 | 2,))
+_RECORDS_TAG = bytes((batch_pb2.Batch.RECORDS_FIELD_NUMBER << 3 | 2,))
+# limit: lengths of values whose prefix is kept
+PREFIXES_MAX = 4_096
 # What a batch costs beyond its records: two tags, two lengths.
 BATCH_OVERHEAD_BYTES = 16
 # zstd's own default: beyond it, time grows faster than bytes shrink.
@@ -38,16 +42,18 @@ class BuiltBatch:
 
 
 def serialize_record(record: NewRecord) -> bytes:
-    """The serialized `peerd.v1.Record`.
+    """The record as an element of a serialized `peerd.v1.Records`: tag, length, `peerd.v1.Record`.
 
     Raises:
         InvalidRequest: key, value or a header is not of its type, or a header's name is too long.
     """
-    headers = record.headers
+    headers, value = record.headers, record.value
     if not headers and record.timestamp_ms is None:
         # Most records are like this, and building is most of what an append costs here.
+        if record.key is None and value.__class__ is bytes:
+            return _value_prefix(len(value)) + value
         try:
-            return batch_pb2.Record(key=record.key, value=record.value).SerializeToString()
+            return _element(batch_pb2.Record(key=record.key, value=value))
         except TypeError as error:
             raise InvalidRequest(f"a record's key and value are bytes: {error}") from error
     try:
@@ -65,7 +71,33 @@ def serialize_record(record: NewRecord) -> bytes:
     for header in message.headers:
         if len(header.name.encode()) > HEADER_NAME_BYTES_MAX:
             raise InvalidRequest(f"headers: a name is longer than {HEADER_NAME_BYTES_MAX} bytes")
-    return message.SerializeToString()
+    return _element(message)
+
+
+@lru_cache(maxsize=PREFIXES_MAX)
+def _value_prefix(value_bytes: int) -> bytes:
+    """What stands before a value of this length in an element with nothing but a value. It is made
+    here since a message object would take five times as long.
+    """
+    if not value_bytes:
+        return _element(batch_pb2.Record())
+    field = _VALUE_TAG + _varint(value_bytes)
+    return _RECORD_TAG + _varint(len(field) + value_bytes) + field
+
+
+def _element(message: batch_pb2.Record) -> bytes:
+    serialized = message.SerializeToString()
+    return _RECORD_TAG + _varint(len(serialized)) + serialized
+
+
+def _varint(number: int) -> bytes:
+    """The wire form of a length: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _pairs(headers: Headers) -> Sequence[tuple[str, bytes]]:
@@ -74,15 +106,16 @@ def _pairs(headers: Headers) -> Sequence[tuple[str, bytes]]:
 
 def build_batch(records: Sequence[bytes], compression: Compression = "none") -> BuiltBatch:
     """One batch of serialized records, in order; packed if that makes it smaller."""
-    plain = log_bytes_pb2.RecordsBytes(records=records)
-    packed = _compressed(plain.SerializeToString()) if compression == "zstd" else None
+    packed = _compressed(b"".join(records)) if compression == "zstd" else None
     if packed is None:
-        batch = log_bytes_pb2.BatchBytes(record_count=len(records), records=plain)
+        # Put together here: message objects would copy all of it three times.
+        head = log_bytes_pb2.BatchBytes(record_count=len(records)).SerializeToString()
+        length = _varint(sum(map(len, records)))
+        payload = b"".join((head, _RECORDS_TAG, length, *records))
     else:
-        batch = log_bytes_pb2.BatchBytes(
+        payload = log_bytes_pb2.BatchBytes(
             codec=batch_pb2.CODEC_ZSTD, record_count=len(records), compressed=packed
-        )
-    payload = batch.SerializeToString()
+        ).SerializeToString()
     return BuiltBatch(payload=payload, crc=crc32c.crc32c(payload), record_count=len(records))
 
 

@@ -38,7 +38,7 @@ from peerd.client.options import (
     STUCK_S,
     ProducerOptions,
 )
-from peerd.client.payload import BATCH_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, build_batch
+from peerd.client.payload import BATCH_OVERHEAD_BYTES, build_batch
 from peerd.client.streams import Sent, Streams
 from peerd.client.values import Receipt
 from peerd.core.errors import Reason
@@ -616,4 +616,4 @@ def _unknown(batch: Batch) -> OutcomeUnknown:
 
 def entry_size(records: Iterable[bytes]) -> int:
     """Bytes that serialized records take in a batch and in the client's queue."""
-    return sum(len(record) + RECORD_OVERHEAD_BYTES for record in records)
+    return sum(map(len, records))

@@ -269,6 +269,39 @@ async def test_sequences_end_at_64_bits(cluster, stub, append, batch):
     )
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+async def test_one_record_of_many_is_looked_at_wherever_it_stands(
+    cluster, stub, append, place, packed
+):
+    cluster.create_log("orders", shards=2)
+
+    def with_one(record):
+        records = batch_pb2.Records(records=[batch_pb2.Record(value=b"v") for _ in range(3)])
+        records.records[place].CopyFrom(record)
+        if not packed:
+            return batch_pb2.Batch(record_count=3, records=records)
+        data = zstandard.ZstdCompressor().compress(records.SerializeToString())
+        return batch_pb2.Batch(record_count=3, codec=batch_pb2.CODEC_ZSTD, compressed=data)
+
+    for key in (b"", HIGH_KEY):
+        await check_refused(
+            stub(1).Append(append(shard=1, batch=with_one(batch_pb2.Record(key=key)))),
+            Reason.KEY_OUTSIDE_SHARD,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            says="owns key hashes",
+        )
+    named = batch_pb2.Record(headers=[batch_pb2.Header(name="n" * 257)])
+    await check_refused(
+        stub(1).Append(append(shard=1, batch=with_one(named))),
+        Reason.INVALID_ARGUMENT,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        says="headers",
+    )
+    response = await stub(1).Append(append(batch=with_one(batch_pb2.Record(key=HIGH_KEY))))
+    assert response.receipt.shard == 2
+
+
 async def test_a_long_header_name_is_refused(cluster, stub, append, batch):
     cluster.create_log("orders")
     named = batch(b"v")

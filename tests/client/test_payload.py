@@ -1,0 +1,54 @@
+"""The bytes of a batch are those that protobuf makes of the same records."""
+
+import pytest
+
+import peerd
+from peerd.client.payload import build_batch, serialize_record
+from peerd.v1 import batch_pb2
+
+LENGTHS = (0, 1, 100, 123, 124, 125, 126, 127, 128, 16_380, 16_383, 16_384, 70_000)
+
+
+def of_protobuf(records):
+    wire = [
+        batch_pb2.Record(
+            key=record.key,
+            value=record.value,
+            headers=[batch_pb2.Header(name=name, value=value) for name, value in record.headers],
+            timestamp_ms=record.timestamp_ms,
+        )
+        for record in records
+    ]
+    batch = batch_pb2.Batch(record_count=len(wire), records=batch_pb2.Records(records=wire))
+    return batch.SerializeToString()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_value_of_any_length(length):
+    record = peerd.NewRecord(value=b"v" * length)
+    assert build_batch([serialize_record(record)]).payload == of_protobuf([record])
+
+
+def test_records_of_all_kinds_side_by_side():
+    records = [peerd.NewRecord(value=b"v" * length) for length in LENGTHS]
+    records += [
+        peerd.NewRecord(value=b"", key=b""),
+        peerd.NewRecord(value=b"1", key=b"k"),
+        peerd.NewRecord(value=b"2", headers=(("name", b"value"),)),
+        peerd.NewRecord(value=b"3", timestamp_ms=0),
+    ]
+    built = build_batch([serialize_record(record) for record in records])
+    assert built.payload == of_protobuf(records)
+    assert built.record_count == len(records)
+
+
+@pytest.mark.parametrize("value", ["text", None, 7, bytearray(b"bytes")])
+def test_a_value_that_is_not_bytes_is_refused_or_taken_as_protobuf_does(value):
+    record = peerd.NewRecord(value=value)
+    try:
+        expected = of_protobuf([record])
+    except TypeError:
+        with pytest.raises(peerd.InvalidRequest):
+            serialize_record(record)
+    else:
+        assert build_batch([serialize_record(record)]).payload == expected
