@@ -30,6 +30,7 @@ from pysyncobj.transport import Transport
 
 from las.internal.v1 import raft_pb2
 from las.raft.codec import command_of, text_of
+from las.raft.disk import Disk
 from las.raft.errors import CommandInvalid, FrameRefused
 from las.raft.journal import Journal, LogEntry
 from las.raft.library import Member, ReplicatedText
@@ -73,6 +74,7 @@ class Parts:
     library: ReplicatedText
     journal: Journal
     snapshots: SnapshotStore
+    disk: Disk
     sender: SnapshotSender
     receiver: SnapshotReceiver
     pre_vote: PreVote
@@ -419,7 +421,7 @@ class Guard(Transport):  # type: ignore[misc]
         if draft is None:
             return
         try:
-            snapshot = parse_snapshot(draft.read_bytes())
+            snapshot = parse_snapshot(at.disk.read_file(draft))
         except (ValueError, KeyError, TypeError) as error:
             raise FrameRefused(f"{peer} sent a snapshot that is damaged: {error}") from error
         position = (snapshot.last.index, snapshot.last.term)

@@ -23,7 +23,6 @@ Must not: interpret commands, or decide when to sync.
 """
 
 import logging
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -99,14 +98,14 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._unsynced = False
         self._replacement_due = False
         self._load()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._descriptor = disk.open_to_append(path)
         try:
             # What an earlier process wrote may be in the page cache only; from here on this member
             # speaks of it, so it has to be on the disk.
             self._disk.sync(self._descriptor)
             self._reconcile(covered)
         except BaseException:
-            os.close(self._descriptor)
+            disk.close(self._descriptor)
             raise
         # A received snapshot may have become durable before the term that its leader brought; no
         # vote of that term had left.
@@ -143,7 +142,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
 
     def close(self) -> None:
         """Releases the file without writing anything: what was not synced was not promised."""
-        os.close(self._descriptor)
+        self._disk.close(self._descriptor)
 
     def _attempt(self, action: Callable[[], None], what: str) -> None:
         try:
@@ -168,8 +167,8 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     def _replace(self) -> None:
         content = _content_of(self._entries, self.current_term, self.voted_for)
         self._attempt(lambda: self._disk.write_file(self._path, content), "replace")
-        os.close(self._descriptor)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._disk.close(self._descriptor)
+        self._descriptor = self._disk.open_to_append(self._path)
         self.size_bytes = len(content)
         self._buffer.clear()
         self._unsynced = self._replacement_due = False
@@ -179,7 +178,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
 
     def _load(self) -> None:
         try:
-            data = self._path.read_bytes()
+            data = self._disk.read_file(self._path)
         except OSError as error:
             raise StoreCorrupt(
                 f"{self._path}: cannot be read ({error.strerror}); this node has to rejoin "
@@ -205,12 +204,12 @@ class Journal(LibraryJournal):  # type: ignore[misc]
 
     def _cut(self, position: int, size: int) -> None:
         logger.warning("%s: cutting %d unfinished bytes", self._path, size - position)
-        descriptor = os.open(self._path, os.O_WRONLY)
+        descriptor = self._disk.open_to_append(self._path)
         try:
-            os.ftruncate(descriptor, position)
+            self._disk.truncate(descriptor, position)
             self._disk.sync(descriptor)
         finally:
-            os.close(descriptor)
+            self._disk.close(descriptor)
 
     def _take(self, payload: bytes, position: int) -> None:
         """Replays one record whose checksum is right."""

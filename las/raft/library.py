@@ -42,6 +42,8 @@ PRIVATE_NAMES = (
     "commandsWaitingCommit",
     "commandsWaitingReply",
     "generateRaftTimeout",
+    "loadDumpFile",
+    "needLoadDumpFile",
     "pipeNotifier",
     "raftCommitIndex",
     "raftCurrentTerm",
@@ -166,7 +168,7 @@ def configuration_of(
         useFork=False,
         logCompactionMinEntries=compaction_entries,
         logCompactionMinTime=compaction_interval_s,
-        # Journal and snapshots are ours; the path only makes the library load at its first tick.
+        # Journal and snapshots are ours; the library demands a path where it has a serializer.
         journalFile=None,
         fullDumpFile=str(snapshot_path),
         serializer=unused,
@@ -205,6 +207,13 @@ def adopt(
     set_private(library, "raftCurrentTerm", journal.current_term)
     set_private(library, "votedForNodeId", journal.voted_for)
     set_private(library, "raftCommitIndex", min(journal.commit_floor, last.index))
+    # It would look for the file by itself, on a disk that may not be ours.
+    set_private(library, "needLoadDumpFile", False)
+
+
+def load_snapshot(library: ReplicatedText) -> None:
+    """Lets the library begin with the snapshot that its serializer has, as it does at a start."""
+    private(library, "loadDumpFile")(clearJournal=False)
 
 
 def _close_notifier(library: ReplicatedText) -> None:

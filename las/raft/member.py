@@ -42,6 +42,7 @@ from las.raft.library import (
     ReplicatedText,
     adopt,
     configuration_of,
+    load_snapshot,
     private,
     verify_library,
 )
@@ -201,10 +202,11 @@ class RaftMember:
         self._guard = Guard(self._others, guards)
         self._library = self._make_library(timing, rng, clock)
         self._sender, self._pre_vote, self._rejoin = self._assemble(timing, rng, clock)
-        # Loads the snapshot, before any frame comes.
+        if snapshot is not None:
+            self._guarded(lambda: load_snapshot(self._library))
+            if self._library.raftLastApplied != snapshot.last.index:
+                self._fatal("the snapshot was not loaded")
         self.step()
-        if snapshot is not None and self._library.raftLastApplied != snapshot.last.index:
-            self._fatal("the snapshot was not loaded")
 
     def _make_library(
         self, timing: Timing, rng: random.Random, clock: Callable[[], float]
@@ -234,6 +236,7 @@ class RaftMember:
         store, guard = self._store, self._guard
         sender = SnapshotSender(
             store.snapshot_path,
+            store.disk,
             heartbeat_s=timing.heartbeat_s,
             clock=clock,
             send=guard.enqueue,
@@ -262,6 +265,7 @@ class RaftMember:
                 library=self._library,
                 journal=self._journal,
                 snapshots=self._snapshots,
+                disk=store.disk,
                 sender=sender,
                 receiver=self._receiver,
                 pre_vote=pre_vote,

@@ -16,7 +16,6 @@ Must not: look into the state.
 
 import json
 import logging
-import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -173,10 +172,10 @@ class SnapshotStore:
         Raises:
             StoreCorrupt: it cannot be read, is damaged, or of another cluster.
         """
-        if not self.path.exists():
+        if not self._disk.exists(self.path):
             return None
         try:
-            snapshot = parse_snapshot(self.path.read_bytes())
+            snapshot = parse_snapshot(self._disk.read_file(self.path))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreCorrupt(
                 f"{self.path}: {error}; this node has to rejoin (`las rejoin`)"
@@ -225,7 +224,7 @@ class SnapshotStore:
             self._fatal(f"snapshot {self.path}: cannot be written: {error!r}")
         if self._job_void:
             # A leader's snapshot came in the meantime; this one is older.
-            self._draft.unlink(missing_ok=True)
+            self._disk.remove(self._draft)
             return SERIALIZER_STATE.NOT_SERIALIZING, None
         try:
             self._disk.replace(self._draft, self.path)
@@ -257,11 +256,4 @@ class SnapshotStore:
         """Transfers end with their link, see `las.raft.transfer`."""
 
     def _write(self, capture: Capture) -> None:
-        head, state = capture.to_parts()
-        descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            self._disk.write(descriptor, head)
-            self._disk.write(descriptor, state)
-            self._disk.sync(descriptor)
-        finally:
-            os.close(descriptor)
+        self._disk.write_draft(self._draft, *capture.to_parts())

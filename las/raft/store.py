@@ -15,15 +15,13 @@ Invariants:
 Must not: read the journal or snapshots.
 """
 
-import fcntl
 import json
-import os
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from las.raft.disk import Disk, remove_drafts
+from las.raft.disk import Disk
 from las.raft.errors import (
     DirectoryEmpty,
     DirectoryInUse,
@@ -46,6 +44,8 @@ SNAPSHOT_NAME = "snapshot"
 LOCK_NAME = "lock"
 # What was in a directory before it rejoined is kept here for a person to look at.
 ASIDE_NAME = "before-rejoin"
+
+DrawId = Callable[[], uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class Store:
 
     def close(self) -> None:
         """Releases the directory for another process."""
-        os.close(self._lock)
+        self.disk.close(self._lock)
 
     def _write(self, manifest: Manifest) -> None:
         _write_manifest(self.directory, manifest, self.disk)
@@ -131,6 +131,7 @@ def init_directory(
     *,
     cluster_id: str,
     disk: Disk | None = None,
+    draw_id: DrawId = uuid.uuid4,
 ) -> Manifest:
     """Makes the directory of a member of a *new* cluster; once per member, before its first start.
 
@@ -140,20 +141,22 @@ def init_directory(
         name: This member's name.
         members: Names of all members, this one included; the same on each.
         cluster_id: A UUID, drawn once for the cluster and given to each member.
-        disk: For tests.
+        disk: Where the directory is; tests and the simulator have their own.
+        draw_id: Draws the id of the store, which no other ever has.
 
     Raises:
         DirectoryNotEmpty: something is there.
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
-    manifest = _new_manifest(cluster, name, members, cluster_id, rejoined=False)
-    _make_directory(directory)
-    if any(directory.iterdir()):
+    disk = disk or Disk()
+    manifest = _new_manifest(cluster, name, members, cluster_id, draw_id, rejoined=False)
+    _make_directory(directory, disk)
+    if disk.list_directory(directory):
         raise DirectoryNotEmpty(
             f"{directory} is not empty: a store is initialised once; after a loss of data use "
             "`las rejoin`"
         )
-    return _make_store(directory, manifest, disk or Disk())
+    return _make_store(directory, manifest, disk)
 
 
 def rejoin_directory(
@@ -164,6 +167,7 @@ def rejoin_directory(
     *,
     cluster_id: str,
     disk: Disk | None = None,
+    draw_id: DrawId = uuid.uuid4,
 ) -> Manifest:
     """Makes the directory of a member whose store was lost or is damaged.
 
@@ -174,17 +178,18 @@ def rejoin_directory(
         DirectoryInUse: a process is using the directory.
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
-    manifest = _new_manifest(cluster, name, members, cluster_id, rejoined=True)
-    _make_directory(directory)
-    lock = _lock(directory)
+    disk = disk or Disk()
+    manifest = _new_manifest(cluster, name, members, cluster_id, draw_id, rejoined=True)
+    _make_directory(directory, disk)
+    lock = _lock(directory, disk)
     try:
-        found = _manifest_if_readable(directory)
+        found = _manifest_if_readable(directory, disk)
         if found is not None:
             _check_owner(directory, found, cluster, name, cluster_id)
-        _move_aside(directory)
-        return _make_store(directory, manifest, disk or Disk())
+        _move_aside(directory, disk)
+        return _make_store(directory, manifest, disk)
     finally:
-        os.close(lock)
+        disk.close(lock)
 
 
 def open_directory(
@@ -203,25 +208,32 @@ def open_directory(
         StoreCorrupt: the manifest cannot be understood.
         DirectoryInUse: another process has it open.
     """
-    if not (directory / MANIFEST_NAME).exists():
+    disk = disk or Disk()
+    if not disk.exists(directory / MANIFEST_NAME):
         raise DirectoryEmpty(
             f"{directory} holds no LAS store: `las init` for a new cluster; if this node was a "
             "member before, its data is gone and it has to come back with `las rejoin`"
         )
-    manifest = _read_manifest(directory)
+    manifest = _read_manifest(directory, disk)
     _check_owner(directory, manifest, cluster, name, manifest.cluster_id)
     if sorted(members) != sorted(manifest.members):
         raise WrongMember(
             f"{directory} belongs to the group {', '.join(sorted(manifest.members))}; the "
             f"configuration names {', '.join(sorted(members))}"
         )
-    lock = _lock(directory)
-    remove_drafts(directory)
-    return Store(directory, manifest, lock, disk or Disk())
+    lock = _lock(directory, disk)
+    disk.remove_drafts(directory)
+    return Store(directory, manifest, lock, disk)
 
 
 def _new_manifest(
-    cluster: str, name: str, members: Collection[str], cluster_id: str, *, rejoined: bool
+    cluster: str,
+    name: str,
+    members: Collection[str],
+    cluster_id: str,
+    draw_id: DrawId,
+    *,
+    rejoined: bool,
 ) -> Manifest:
     names = sorted(members)
     if name not in names:
@@ -235,7 +247,7 @@ def _new_manifest(
     return Manifest(
         cluster=cluster,
         cluster_id=identity,
-        store_id=str(uuid.uuid4()),
+        store_id=str(draw_id()),
         name=name,
         members=tuple(names),
         rejoined=rejoined,
@@ -243,9 +255,9 @@ def _new_manifest(
     )
 
 
-def _make_directory(directory: Path) -> None:
+def _make_directory(directory: Path, disk: Disk) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.make_directory(directory)
     except OSError as error:
         raise StoreError(f"{directory}: cannot be made: {error.strerror}") from error
 
@@ -261,16 +273,16 @@ def _make_store(directory: Path, manifest: Manifest, disk: Disk) -> Manifest:
     return manifest
 
 
-def _move_aside(directory: Path) -> None:
-    found = [path for path in directory.iterdir() if path.name != LOCK_NAME]
-    found = [path for path in found if not path.name.startswith(ASIDE_NAME)]
+def _move_aside(directory: Path, disk: Disk) -> None:
+    names = disk.list_directory(directory)
+    earlier = [name for name in names if name.startswith(f"{ASIDE_NAME}-")]
+    found = [name for name in names if name != LOCK_NAME and name not in earlier]
     if found:
-        number = 1 + sum(1 for _ in directory.glob(f"{ASIDE_NAME}-*"))
-        aside = directory / f"{ASIDE_NAME}-{number}"
-        aside.mkdir()
+        aside = directory / f"{ASIDE_NAME}-{1 + len(earlier)}"
+        disk.make_directory(aside)
         # The manifest first: without it nobody takes the rest for a store.
-        for path in sorted(found, key=lambda path: path.name != MANIFEST_NAME):
-            path.rename(aside / path.name)
+        for name in sorted(found, key=lambda name: name != MANIFEST_NAME):
+            disk.rename(directory / name, aside / name)
 
 
 def _check_owner(
@@ -285,10 +297,10 @@ def _check_owner(
         raise WrongMember(f"{directory} belongs to {manifest.name}, not to {name}")
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def _read_manifest(directory: Path, disk: Disk) -> Manifest:
     path = directory / MANIFEST_NAME
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(disk.read_file(path))
         manifest = Manifest(**{**fields, "members": tuple(fields["members"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreCorrupt(f"{path}: cannot be understood ({error}); `las rejoin`") from error
@@ -297,10 +309,10 @@ def _read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _manifest_if_readable(directory: Path) -> Manifest | None:
+def _manifest_if_readable(directory: Path, disk: Disk) -> Manifest | None:
     """A damaged manifest is one of the losses that `las rejoin` is for."""
     try:
-        return _read_manifest(directory)
+        return _read_manifest(directory, disk)
     except StoreCorrupt:
         return None
 
@@ -310,11 +322,10 @@ def _write_manifest(directory: Path, manifest: Manifest, disk: Disk) -> None:
     disk.write_file(directory / MANIFEST_NAME, text.encode())
 
 
-def _lock(directory: Path) -> int:
-    descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+def _lock(directory: Path, disk: Disk) -> int:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+        return disk.lock(directory / LOCK_NAME)
+    except BlockingIOError as error:
         raise DirectoryInUse(f"{directory} is in use by another process") from error
-    return descriptor
+    except OSError as error:
+        raise StoreError(f"{directory}: cannot be locked: {error.strerror}") from error

@@ -9,7 +9,6 @@ Invariants:
 Must not: install anything (the guard does), or talk to the library.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +45,14 @@ class SnapshotSender:
     def __init__(
         self,
         path: Path,
+        disk: Disk,
         *,
         heartbeat_s: float,
         clock: Callable[[], float],
         send: Callable[[str, raft_pb2.RaftFrame], None],
     ) -> None:
         self._path = path
+        self._disk = disk
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._send = send
@@ -69,9 +70,13 @@ class SnapshotSender:
         """
         if peer in self._transfers:
             return
-        descriptor = os.open(self._path, os.O_RDONLY)
+        descriptor = self._disk.open_to_read(self._path)
         transfer = _Outgoing(
-            descriptor, term, last_index, last_term, total_bytes=os.fstat(descriptor).st_size
+            descriptor,
+            term,
+            last_index,
+            last_term,
+            total_bytes=self._disk.size_bytes(descriptor),
         )
         transfer.heard_at = self._clock()
         self._transfers[peer] = transfer
@@ -108,14 +113,14 @@ class SnapshotSender:
         """Ends the transfer to `peer`, if there is one."""
         transfer = self._transfers.pop(peer, None)
         if transfer is not None:
-            os.close(transfer.descriptor)
+            self._disk.close(transfer.descriptor)
 
     def _pump(self, peer: str, transfer: _Outgoing) -> None:
         while (
             transfer.sent_bytes < transfer.total_bytes
             and transfer.sent_bytes - transfer.acknowledged_bytes < WINDOW_BYTES
         ):
-            data = os.pread(transfer.descriptor, CHUNK_BYTES, transfer.sent_bytes)
+            data = self._disk.read_at(transfer.descriptor, CHUNK_BYTES, transfer.sent_bytes)
             if not data:
                 raise OSError(f"{self._path} became shorter while it was read")
             self._send_chunk(peer, transfer, data)
@@ -193,7 +198,7 @@ class SnapshotReceiver:
     def drop(self) -> None:
         """Forgets the snapshot on its way; its draft is overwritten by the next."""
         if self._incoming is not None:
-            os.close(self._incoming.descriptor)
+            self._disk.close(self._incoming.descriptor)
             self._incoming = None
 
     def _begin(
@@ -202,6 +207,6 @@ class SnapshotReceiver:
         self.drop()
         if total_bytes > SNAPSHOT_BYTES_MAX:
             raise FrameRefused(f"a snapshot of {total_bytes} bytes from {leader} is too large")
-        descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = self._disk.create(self._draft)
         self._incoming = _Incoming(leader, term, last_index, last_term, total_bytes, descriptor)
         return self._incoming

@@ -167,8 +167,8 @@ class TraceHash:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, record: Record) -> None:
-        """The next record."""
+    def add(self, record: object) -> None:
+        """The next record: a `Record`, or what another trace is made of."""
         self._hash.update(encode(record))
 
     def hexdigest(self) -> str:

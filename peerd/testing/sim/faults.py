@@ -12,7 +12,8 @@ from peerd.core.ids import ShardId
 from peerd.core.shard_map import Segment
 from peerd.testing.sim.fleet import Fleet
 from peerd.testing.sim.las import Las
-from peerd.testing.sim.network import Link, Network
+from peerd.testing.sim.network import Network
+from peerd.testing.sim.network_faults import NetworkFaults
 from peerd.testing.sim.process import Peer
 from peerd.testing.sim.world import World
 
@@ -29,6 +30,7 @@ class Faults:
         self._fleet = fleet
         self._network = network
         self._las = las
+        self.network = NetworkFaults(world, network)
         self.quiet = False
         """Nothing strikes for a while (G9 is looked at)."""
 
@@ -113,41 +115,6 @@ class Faults:
                 if len(set(segment.holders) - gone) < 1:
                     return False
         return True
-
-    # -------------------------------------------------------------- network
-    def partition(self) -> None:
-        """A link, a node or half of the cluster is cut off, one way or both ways."""
-        rng, names = self._rng, sorted({name for pair in self._network.links for name in pair})
-        kind = rng.choice(("link", "link", "node", "half"))
-        if kind == "link":
-            one, other = ({name} for name in rng.sample(names, 2))
-        else:
-            size = 1 if kind == "node" else len(names) // 2
-            one = set(rng.sample(names, size))
-            other = set(names) - one
-        one_way = rng.random() < 0.4
-        links = [
-            link
-            for (sender, receiver), link in self._network.links.items()
-            if (sender in one and receiver in other)
-            or (not one_way and sender in other and receiver in one)
-        ]
-        way = "from" if one_way else "and"
-        self._tell(f"{' '.join(sorted(other))} cannot hear {way} {' '.join(sorted(one))}")
-        self._network.cut(links)
-        self._world.clock.later(rng.choice((50, 300, 900, 2_500)), self._mend, links)
-
-    def _mend(self, links: list[Link]) -> None:
-        self._network.mend(links)
-
-    def slow_link(self) -> None:
-        """A link takes long."""
-        link = self._rng.choice(list(self._network.links.values()))
-        link.slow_ms = self._rng.choice((20, 100, 400))
-        self._world.clock.later(self._rng.choice((200, 1_000)), self._fast, link)
-
-    def _fast(self, link: Link) -> None:
-        link.slow_ms = 0
 
     # -------------------------------------------------------------- disks
     def slow_disk(self) -> None:
@@ -241,8 +208,8 @@ KINDS: dict[str, Callable[[Faults], None]] = {
     "crashes_per_s": Faults.crash,
     "pauses_per_s": Faults.pause,
     "clock_jumps_per_s": Faults.jump_clock,
-    "partitions_per_s": Faults.partition,
-    "slow_links_per_s": Faults.slow_link,
+    "partitions_per_s": lambda faults: faults.network.partition(),
+    "slow_links_per_s": lambda faults: faults.network.slow_link(),
     "slow_disks_per_s": Faults.slow_disk,
     "hung_disks_per_s": Faults.hung_disk,
     "full_disks_per_s": Faults.full_disk,

@@ -84,6 +84,17 @@ class Options:
     """A quiet time in which no LAS node runs and nothing else fails (G9)."""
     whims_per_s: float = 1.0
     """Changes of plan without any reason."""
+    las_heartbeat_ms: int = 50
+    """Of a LAS group that is the real Raft, as all the following; elections take some of them."""
+    las_compaction_entries: int = 20
+    """A snapshot is due after so many entries of the log."""
+    las_power_cuts: float = 0.5
+    """Share of the crashes of LAS nodes that take what was not synced."""
+    las_pauses_per_s: float = 0.0
+    las_slow_disks_per_s: float = 0.0
+    las_failed_disks_per_s: float = 0.0
+    """The next sync or write of a LAS node fails."""
+    las_lost_directories: int = 0
     splits: int = 0
     """Shards that are split at most, each into two."""
     mirrors: float = 0.0
@@ -147,6 +158,40 @@ def drawn(seed: int) -> Options:
         false_suspicions=rate(0.01),
         splits=rng.choice((0, 0, 1, 2)),
         mirrors=rate(0.5),
+    )
+
+
+def drawn_group(seed: int) -> Options:
+    """The options of a seed whose run is a LAS group alone: no peers, but clients and trouble."""
+    rng = random.Random(f"options of group {seed}")
+
+    def rate(*choices: float) -> float:
+        return rng.choice((0.0, *choices))
+
+    return Options(
+        peers=0,
+        shards=0,
+        las_nodes=rng.choice((1, 3, 3, 3, 3, 5)),
+        producers=rng.choice((2, 4, 8)),
+        appends_per_s=rng.choice((5.0, 20.0, 60.0)),
+        reads_per_s=rng.choice((5.0, 20.0)),
+        trouble_ms=rng.choice((4_000, 8_000, 12_000)),
+        loss=rate(0.01, 0.05),
+        repeat=rate(0.05, 0.3),
+        ordered=rng.random() < 0.6,
+        latency_ms=rng.choice((1, 2, 5, 10)),
+        slow_messages=rate(0.01, 0.05),
+        partitions_per_s=rate(0.5, 1.0, 2.0),
+        slow_links_per_s=rate(0.3),
+        las_crashes_per_s=rate(0.3, 1.0, 2.0),
+        boundary_crashes=rate(0.5, 0.9),
+        las_heartbeat_ms=rng.choice((20, 50, 100)),
+        las_compaction_entries=rng.choice((5, 20, 100, 5_000)),
+        las_power_cuts=rng.choice((0.0, 0.5, 1.0)),
+        las_pauses_per_s=rate(0.3, 1.0),
+        las_slow_disks_per_s=rate(0.3),
+        las_failed_disks_per_s=rate(0.2, 0.6),
+        las_lost_directories=rng.choice((0, 0, 1, 2)),
     )
 
 

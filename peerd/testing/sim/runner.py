@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peerd.testing.acceptor import Judge
-from peerd.testing.sim.options import Options, drawn
-from peerd.testing.sim.simulation import Simulation
+from peerd.testing.sim.modes import REGISTER, made, options_of
+from peerd.testing.sim.options import Options
 
 CHUNK_SEEDS = 25
 """Seeds that a process runs before it says so: some seconds."""
@@ -31,8 +31,8 @@ class SeedResult:
     cpu_s: float
 
 
-def run_seed(seed: int, options: Options | None = None) -> SeedResult:
-    """Run one seed; whatever it trips over is a finding.
+def run_seed(seed: int, options: Options | None = None, *, mode: str = REGISTER) -> SeedResult:
+    """Run one seed of a mode; whatever it trips over is a finding.
 
     The acceptor judges the trace of each drawn run (docs/conformance.md), a sixth of its time. Runs
     with `options` of their own, such as those that measure the speed, have no listener.
@@ -41,7 +41,8 @@ def run_seed(seed: int, options: Options | None = None) -> SeedResult:
     gc.disable()
     judge = Judge()
     listener = judge.hear if options is None else None
-    simulation = Simulation(seed, options or drawn(seed), on_record=listener)
+    options = options or options_of(mode, seed)
+    simulation = made(mode, seed, options, on_record=listener)
     failure = ""
     try:
         simulation.run()
@@ -99,8 +100,8 @@ class Totals:
 class Progress:
     """What of a long run is done, in a file; it counts only for the same sources."""
 
-    def __init__(self, directory: Path, first: int, seeds: int) -> None:
-        self._path = directory / f"seeds-{first}-{seeds}.json"
+    def __init__(self, directory: Path, first: int, seeds: int, mode: str = REGISTER) -> None:
+        self._path = directory / f"{mode}-{first}-{seeds}.json"
         self._sources = _hash_of_sources()
         self.totals = Totals()
         self.failed: list[tuple[int, str]] = []
@@ -137,10 +138,12 @@ class Progress:
         self._path.unlink(missing_ok=True)
 
 
-def run_many(progress: Progress, first: int, seeds: int, jobs: int) -> Iterator[list[SeedResult]]:
+def run_many(
+    progress: Progress, first: int, seeds: int, jobs: int, mode: str = REGISTER
+) -> Iterator[list[SeedResult]]:
     """Run what is not done yet of `seeds` seeds from `first` on; each chunk when it is done."""
     chunks = [
-        (begin, min(begin + CHUNK_SEEDS, first + seeds))
+        (mode, begin, min(begin + CHUNK_SEEDS, first + seeds))
         for begin in range(first, first + seeds, CHUNK_SEEDS)
         if begin not in progress.done
     ]
@@ -160,11 +163,11 @@ def _recorded(
         yield results
 
 
-def _run_chunk(chunk: tuple[int, int]) -> tuple[int, list[SeedResult]]:
-    begin, end = chunk
+def _run_chunk(chunk: tuple[str, int, int]) -> tuple[int, list[SeedResult]]:
+    mode, begin, end = chunk
     results = []
     for seed in range(begin, end):
-        results.append(run_seed(seed))
+        results.append(run_seed(seed, mode=mode))
         gc.collect()
     return begin, results
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from peerd.core import durable
 from peerd.testing import trace
+from peerd.testing.sim.raft.record import Stepped
 
 # limit: of an event that `V=1` prints, in characters
 EVENT_CHARACTERS_MAX = 160
@@ -21,6 +22,28 @@ def every_event(write: Callable[[str], None]) -> trace.OnRecord:
         write(timed(record.at_ms, f"  {_line(record)}"))
 
     return heard
+
+
+def every_step(write: Callable[[str], None]) -> Callable[[object], None]:
+    """Writes one line for each step of a LAS member that set something free."""
+
+    def heard(record: object) -> None:
+        if isinstance(record, Stepped):
+            write(timed(record.at_ms, f"  {_step_line(record)}"))
+
+    return heard
+
+
+def _step_line(record: Stepped) -> str:
+    frames = ", ".join(
+        f"{kind} of {len(content)} bytes to {peer}" for peer, kind, content in record.frames
+    )
+    outcomes = "; ".join(each[:EVENT_CHARACTERS_MAX] for each in record.outcomes)
+    known = f"term {record.term} of {record.leader or 'nobody'}"
+    return (
+        f"{record.name} in {known}, committed {record.commit_index}, applied "
+        f"{record.applied_index}; sends {frames or 'nothing'}; answers {outcomes or 'nothing'}"
+    )
 
 
 def _line(record: trace.Record) -> str:
