@@ -70,6 +70,8 @@ class ReadCounts:
     bytes: int = 0
     seconds: float = 0.0
     client_cpu_s: float = 0.0
+    servers_cpu_s: float | None = None
+    """Of all processes of the cluster while the pass ran; None if they are not on this machine."""
 
     @property
     def records_per_s(self) -> float:

@@ -120,7 +120,12 @@ def _read_json(counts: ReadCounts) -> dict[str, object]:
     return {
         "records_per_s": round(counts.records_per_s, 1),
         "mb_per_s": round(counts.mb_per_s, 3),
-        "cpu_s": round(counts.client_cpu_s, 3),
+        "cpu_us_per_record": {
+            "client": round(counts.client_cpu_s / counts.records * 1e6, 3),
+            "servers": None
+            if counts.servers_cpu_s is None
+            else round(counts.servers_cpu_s / counts.records * 1e6, 3),
+        },
     }
 
 
@@ -142,16 +147,21 @@ def run_reads(
         PeerdError: the log cannot be filled.
     """
     directory = Path(config).absolute().parent
-    disk_ms = _calibrated(directory, Servers(directory))
+    servers = Servers(directory)
+    disk_ms = _calibrated(directory, servers)
     has = asyncio.run(fill(config, log, records=records, size=size))
-    counts = []
+    counts: list[ReadCounts] = []
     for objects in (False, True):
         if cold:
             _drop_page_cache()
         job = ReadJob(config=config, log=log, objects=objects, duration_s=duration_s, once=cold)
         with Workers([job]) as readers:
             readers.begin()
-            counts += readers.results(told)
+            before = servers.cpu_s()
+            (read,) = readers.results(told)
+            used = _used(before, servers.cpu_s())
+        read.servers_cpu_s = None if used is None else sum(used.values())
+        counts.append(read)
     follow = FollowJob(
         config=config, log=log, size=size, rate_per_s=rate_per_s, duration_s=duration_s
     )

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import uvloop
 
+from peerd.allocator import keep_freed_memory
 from peerd.client.errors import PeerdError
 
 # Between the word to begin and the beginning: enough for it to arrive everywhere.
@@ -82,6 +83,8 @@ def _main(job: Job[object], pipe: Connection) -> None:
     async def run() -> object:
         return await job(_PipeStage(pipe))
 
+    # As docs/client.md advises programs that move much.
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             pipe.send(_Done(runner.run(run())))

@@ -182,9 +182,13 @@ def read(  # noqa: PLR0917 -- the options of the command
     typer.echo(f"{result.records:,} records of {size} B, {how}")
     rows = [
         [name, f"{counts.records_per_s:,.0f}", f"{counts.mb_per_s:.0f}"]
+        + [
+            f"{used_s / counts.records * 1e6:.2f}" if used_s is not None else "?"
+            for used_s in (counts.client_cpu_s, counts.servers_cpu_s)
+        ]
         for name, counts in (("batches", result.batches), ("objects", result.objects))
     ]
-    print_table(["as", "records/s", "MB/s"], rows)
+    print_table(["as", "records/s", "MB/s", "CPU µs/record: client", "servers"], rows)
     late = result.follow.latencies
     typer.echo(
         f"followed {rate:g} appends/s: seen after the acknowledgement in p50 "

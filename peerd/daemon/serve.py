@@ -19,6 +19,7 @@ from pathlib import Path
 
 import uvloop
 
+from peerd.allocator import keep_freed_memory
 from peerd.daemon.config import PeerdConfig
 from peerd.daemon.errors import EXIT_BUG, EXIT_OK, BrokenInvariant, DaemonError
 from peerd.daemon.logging import get_logger
@@ -43,6 +44,7 @@ def serve(config: PeerdConfig, ready_file: Path | None = None) -> int:
     Raises:
         ConfigError, DaemonError: it could not start, or could not go on; one line each.
     """
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, ready_file))
 

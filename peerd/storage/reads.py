@@ -10,6 +10,7 @@ Invariants:
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 import lmdb
 from crc32c import crc32c
@@ -137,13 +138,15 @@ class SegmentReader:
 
     def _read_payload(self, base: Offset, header: BatchHeader) -> bytes:
         """The payload of the batch whose part 0 the cursor stands on."""
-        cursor = self._cursor
-        pieces = [cursor.value()[BATCH_PREFIX_BYTES:]]
-        for part in range(1, part_count(header.payload_bytes)):
-            wanted = batch_key(self._shard, self._segment.epoch, base, part)
-            if not cursor.next() or bytes(cursor.key()) != wanted:
-                raise self._corrupt(base, f"part {part} is missing")
-            pieces.append(cursor.value())
+        count = part_count(header.payload_bytes)
+        # Taken in one go. Rows are sorted, so with the last one in its place all are, but for
+        # damage, which the checksum finds.
+        parts = list(islice(self._cursor.iternext(), count))
+        last = batch_key(self._shard, self._segment.epoch, base, count - 1)
+        if len(parts) < count or bytes(parts[-1][0]) != last:
+            raise self._corrupt(base, f"one of its {count} parts is missing")
+        pieces = [value for _, value in parts]
+        pieces[0] = pieces[0][BATCH_PREFIX_BYTES:]
         payload = b"".join(pieces)
         if len(payload) != header.payload_bytes or crc32c(payload) != header.payload_crc:
             raise self._corrupt(base, "checksum mismatch of the payload")

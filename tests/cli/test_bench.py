@@ -77,7 +77,7 @@ def test_read_tells_batches_objects_and_following(cluster):
     told = json.loads(done.stdout)
     assert list(told) == ["batches", "objects", "follow_ms", "not_seen", "disk_fdatasync_ms"]
     for how in ("batches", "objects"):
-        assert list(told[how]) == ["records_per_s", "mb_per_s", "cpu_s"]
+        assert list(told[how]) == ["records_per_s", "mb_per_s", "cpu_us_per_record"]
         assert told[how]["records_per_s"] > 0
     assert told["not_seen"] == 0
     assert told["follow_ms"]["p50"] is not None

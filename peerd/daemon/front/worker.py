@@ -36,6 +36,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
 from las.v1 import shard_map_pb2
+from peerd.allocator import keep_freed_memory
 from peerd.core.check import InvariantViolation
 from peerd.daemon.channels import Channels
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
@@ -209,6 +210,7 @@ def main() -> int:
     _close_others(descriptor)
     configure_logging()
     _die_with(parent)
+    keep_freed_memory()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
