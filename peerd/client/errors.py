@@ -236,6 +236,7 @@ CLASSES: Mapping[str, type[PeerdError]] = {
     "LAS_UNAVAILABLE": LasUnavailable,
     "UNKNOWN_NODE": UnknownNode,
     "STORE_ID_CHANGED": StateConflict,
+    "PROCESS_SUPERSEDED": StateConflict,
     "SHUTTING_DOWN": Unavailable,
     "MAP_UNKNOWN": Unavailable,
     "STATE_CHANGED": StateConflict,

@@ -56,6 +56,7 @@ class Reason(IntEnum):
     LIMIT_REACHED = 41
     INTERNAL = 42
     LOST = 43
+    PROCESS_SUPERSEDED = 44
 
 
 class Taken(IntEnum):

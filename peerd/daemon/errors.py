@@ -38,6 +38,13 @@ class RegistrationRefused(CannotStart):
     """The LAS does not accept this peer, and trying again would not change that."""
 
 
+class Superseded(DaemonError):
+    """The LAS takes this process for dead, for good; one that is started anew has another boot id.
+
+    So the exit status is one after which a supervisor starts it again.
+    """
+
+
 class StoreUnusable(CannotStart):
     """The data directory cannot be opened as this peer's store."""
 

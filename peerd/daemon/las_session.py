@@ -25,7 +25,7 @@ import grpc.aio
 from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason
 from peerd.daemon.channels import Channels
-from peerd.daemon.errors import RegistrationRefused
+from peerd.daemon.errors import DaemonError, RegistrationRefused, Superseded
 from peerd.daemon.logging import get_logger
 from peerd.daemon.reports import ReportQueue, is_evidence
 from peerd.transport.concurrency import CallOver, first_ended, write_to
@@ -143,7 +143,13 @@ class LasSession:
         )
 
     async def run(self) -> None:
-        """Keep a session with the leader, for ever. Raises `RegistrationRefused`."""
+        """Keep a session with the leader, for ever.
+
+        Raises:
+            RegistrationRefused: trying again would change nothing.
+            Superseded: a registration of another process of this node was committed after that of
+                this one, even if that process is long gone: each of the two calls may come late.
+        """
         loop = asyncio.get_running_loop()
         delay_s, hint = RETRY_DELAY_S_MIN, ""
         complain_at_s = loop.time() + COMPLAIN_AFTER_S
@@ -274,9 +280,12 @@ def _broken(error: grpc.aio.AioRpcError) -> SessionBroken:
     return SessionBroken(f"{error.code().name} {error.details() or ''}".strip())
 
 
-def _refused(error: grpc.aio.AioRpcError) -> Exception:
+def _refused(error: grpc.aio.AioRpcError) -> DaemonError | SessionBroken:
     """What a failed registration means: some reasons are final."""
     refusal = refusal_of_error(error)
-    if refusal is not None and reason_of(refusal) in _FINAL_REASONS:
+    reason = reason_of(refusal) if refusal is not None else None
+    if refusal is not None and reason is Reason.PROCESS_SUPERSEDED:
+        return Superseded(f"{refusal.message}: this process ends, start it again")
+    if refusal is not None and reason in _FINAL_REASONS:
         return RegistrationRefused(f"the LAS refuses this peer: {refusal.message}")
     return _broken(error)

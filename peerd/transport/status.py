@@ -71,6 +71,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     Reason.LOST: grpc.StatusCode.DATA_LOSS,
+    Reason.PROCESS_SUPERSEDED: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """Reason -> gRPC code."""
 

@@ -7,7 +7,7 @@ import pytest
 from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.errors import Reason
 from peerd.daemon.channels import Channels
-from peerd.daemon.errors import RegistrationRefused
+from peerd.daemon.errors import EXIT_FAILED, RegistrationRefused, Superseded
 from peerd.daemon.las_session import LasSession
 from peerd.daemon.reports import REPORTS_MAX, report_key
 from peerd.pki import Identity, Role
@@ -158,6 +158,22 @@ async def test_what_trying_again_cannot_mend_is_final(
     session = session_of([las.address], channels, Client())
     with pytest.raises(RegistrationRefused, match="another directory"):
         await asyncio.wait_for(session.run(), 20)
+
+
+async def test_a_process_that_another_one_has_displaced_ends_and_may_be_started_again(
+    las: StandInLas, channels: Channels
+) -> None:
+    client = Client()
+    task = await running(session_of([las.address], channels, client))
+    await until(lambda: client.windows, "heartbeats")
+    # The registration of a process that died before comes late.
+    las.refuse_with = Refused(refusal(Reason.PROCESS_SUPERSEDED, "a newer process has registered"))
+    address = las.address
+    await las.stop()
+    await las.start(address)
+    with pytest.raises(Superseded, match="start it again") as ended:
+        await asyncio.wait_for(task, 20)
+    assert ended.value.exit_status == EXIT_FAILED
 
 
 async def test_anything_else_is_tried_again(las: StandInLas, channels: Channels) -> None:

@@ -77,7 +77,7 @@ async def test_a_new_process_ends_the_old_one(las):
     peer.boot = "b" * 32
     await peer.register()
     assert las.state.nodes["peer-1"].boot == peer.boot
-    assert (await refused(peer.register(boot_id=old)))[0] == "STATE_CHANGED"
+    assert (await refused(peer.register(boot_id=old)))[0] == "PROCESS_SUPERSEDED"
     call = await peer.heartbeats(peer.beat(boot_id=old))
     assert await call.code() is grpc.StatusCode.ABORTED
 

@@ -72,7 +72,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
         Raises:
             Refused: WRONG_CLUSTER, STORE_ID_CHANGED, INVALID_ARGUMENT, LIMIT_REACHED,
-                STATE_CHANGED (a newer process has registered, or the LAS lost its past).
+                PROCESS_SUPERSEDED (a newer process has registered: this one is dead for good),
+                STATE_CHANGED (the LAS lost its past).
         """
         term = self._leadership.require()
         name = NodeName(self._callers.name_of(context))

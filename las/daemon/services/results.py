@@ -19,7 +19,7 @@ REASONS: Mapping[Outcome, Reason] = {
     Outcome.FENCED: Reason.STATE_CHANGED,
     Outcome.HALTED: Reason.STATE_CHANGED,
     Outcome.STORE_ID_CHANGED: Reason.STORE_ID_CHANGED,
-    Outcome.STALE_BOOT: Reason.STATE_CHANGED,
+    Outcome.STALE_BOOT: Reason.PROCESS_SUPERSEDED,
     Outcome.LAS_LOST_ITS_PAST: Reason.STATE_CHANGED,
 }
 """Why a command changed nothing -> why the call that wanted it is refused."""
