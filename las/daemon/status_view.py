@@ -269,6 +269,9 @@ def _node_status(
         expendable=name in facts.expendable,
         free_bytes=heard.free_bytes if heard is not None else 0,
         stored_bytes=heard.stored_bytes if heard is not None else 0,
+        damaged_batches=heard.damaged_batches if heard is not None else 0,
+        repaired_batches=heard.repaired_batches if heard is not None else 0,
+        scrub_age_s=heard.scrub_age_s if heard is not None else None,
     )
 
 
@@ -306,8 +309,18 @@ def _about_nodes(state: ClusterState, term: Term | None) -> Iterator[str]:
         elif node.state is NodeState.DOWN:
             silent_s = 0 if term is None else term.vitals.silent_ms(name, now_ms()) // 1000
             yield f"{name} is down (silent for {silent_s} s): start it, or look at its host"
+        elif (damaged := _damaged(name, term)) > 0:
+            yield (
+                f"{_count(damaged, 'stored batch', 'stored batches')} damaged on {name}: no holder "
+                "could give it the bytes yet; bring the other holders back, and look at its disk"
+            )
     if not state.nodes and term is not None:
         yield "no peer has registered yet: start peers with this LAS in their `las` setting"
+
+
+def _damaged(name: NodeName, term: Term | None) -> int:
+    heard = None if term is None else term.vitals.of(name)
+    return 0 if heard is None else heard.damaged_batches
 
 
 def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> Iterator[str]:
@@ -365,5 +378,5 @@ def _names(names: "list[str] | tuple[str, ...] | list[NodeName] | tuple[NodeName
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
+def _count(number: int, what: str, several: str = "") -> str:
+    return f"{number} {what} is" if number == 1 else f"{number} {several or what + 's'} are"

@@ -20,6 +20,9 @@ class Heard:
     boot: BootId
     free_bytes: int
     stored_bytes: int
+    damaged_batches: int
+    repaired_batches: int
+    scrub_age_s: int | None
 
 
 class Vitals:
@@ -39,6 +42,9 @@ class Vitals:
             boot=boot,
             free_bytes=heartbeat.free_bytes,
             stored_bytes=heartbeat.stored_bytes,
+            damaged_batches=heartbeat.damaged_batches,
+            repaired_batches=heartbeat.repaired_batches,
+            scrub_age_s=heartbeat.scrub_age_s if heartbeat.HasField("scrub_age_s") else None,
         )
 
     def of(self, node: NodeName) -> Heard | None:

@@ -39,7 +39,7 @@ def list_nodes(config: ConfigOption = None, output: FormatOption = Format.TABLE)
             return
         columns = ["node", "address", "host", "zone", "state", "primary of", "votes in", "holds"]
         rows = [_node_row(each) for each in nodes]
-        print_table([*columns, "p(10 min)", "stored", "free"], rows)
+        print_table([*columns, "p(10 min)", "stored", "free", "scrubbed"], rows)
 
 
 def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
@@ -61,7 +61,16 @@ def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
         probability_text(entry.p_10_min),
         size_text(entry.stored_bytes),
         size_text(entry.free_bytes),
+        _scrub_text(entry),
     ]
+
+
+def _scrub_text(entry: fleet_pb2.NodeStatus) -> str:
+    """When all that the node stores was last read, and what of it is damaged."""
+    age = f"{duration_text(1000 * entry.scrub_age_s)} ago" if entry.HasField("scrub_age_s") else "-"
+    if entry.damaged_batches:
+        return f"{age}, {entry.damaged_batches} damaged"
+    return f"{age}, {entry.repaired_batches} repaired" if entry.repaired_batches else age
 
 
 @node_app.command("drain")

@@ -176,6 +176,22 @@ class Copier(Section):
     )
 
 
+class Scrub(Section):
+    """Reading all that is stored, again and again, to find damaged batches and repair them."""
+
+    bytes_per_s_max: int = Field(
+        default=8 * MIB,
+        ge=0,
+        description="Bytes a second that the scrub reads of the own store; a batch counts as 4 KiB "
+        "at least. 0 switches it off",
+    )
+    interval_s: int = Field(
+        default=24 * 3600,
+        ge=1,
+        description="Least time between the beginnings of two passes over the store",
+    )
+
+
 class Telemetry(Section):
     """What the peer tells about its health."""
 
@@ -263,6 +279,7 @@ class PeerdConfig(Endpoint):
     append: Append = Field(default_factory=Append)
     replication: Replication = Field(default_factory=Replication)
     copier: Copier = Field(default_factory=Copier)
+    scrub: Scrub = Field(default_factory=Scrub)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     testing: Testing = Field(default_factory=Testing)
 

@@ -12,6 +12,8 @@ from peerd.daemon.front.fronts import FrontStatistics
 from peerd.daemon.host import HostStatistics
 from peerd.daemon.las_session import SessionStatistics
 from peerd.daemon.links import LinkStatistics
+from peerd.daemon.repairer import RepairStatistics
+from peerd.daemon.scrubber import ScrubStatistics
 from peerd.storage.options import Space
 
 
@@ -23,6 +25,8 @@ class PeerStatistics:
     links: list[LinkStatistics]
     session: SessionStatistics
     copier: CopierStatistics
+    repairer: RepairStatistics
+    scrubber: ScrubStatistics
     space: Space
     storage_queued_bytes: int
     map_version: int
@@ -83,8 +87,38 @@ class PeerExporter(Collector):
             peerd_copied_bytes=("Bytes read for copies", now.copier.copied_bytes),
             peerd_copied_segments=("Sealed segments copied here", now.copier.copied_segments),
         )
+        yield from _care(now.repairer, now.scrubber)
         yield from _links(now.links)
         yield from _fronts(now.fronts)
+
+
+def _care(repairs: RepairStatistics, scrub: ScrubStatistics) -> Iterator[Metric]:
+    """How whole the stored batches are."""
+    yield from _gauges(
+        peerd_damaged_batches=(
+            "Stored batches known to be damaged and not repaired yet",
+            repairs.damaged,
+        )
+    )
+    yield from _counters(
+        peerd_damaged_batches_found=("Stored batches that failed their checksum", repairs.found),
+        peerd_damaged_batches_repaired=(
+            "Those that were written anew from another holder",
+            repairs.repaired,
+        ),
+        peerd_scrubbed_bytes=(
+            "Bytes of stored batches read and checked by the scrub",
+            scrub.scrubbed_bytes,
+        ),
+        peerd_scrub_passes=("Times that the scrub has read all", scrub.passes),
+    )
+    if scrub.pass_age_s is not None:
+        yield from _gauges(
+            peerd_scrub_pass_age_seconds=(
+                "Since the scrub last read all; absent before the first time",
+                scrub.pass_age_s,
+            )
+        )
 
 
 def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:

@@ -8,6 +8,7 @@ Invariants:
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from las.v1 import fleet_pb2, shard_map_pb2
@@ -18,6 +19,8 @@ from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.host import ShardHost
 from peerd.daemon.las_session import SAMPLES_PER_HEARTBEAT_MAX, SessionBroken
 from peerd.daemon.logging import get_logger
+from peerd.daemon.repairer import RepairStatistics
+from peerd.daemon.scrubber import ScrubStatistics
 from peerd.daemon.telemetry.collector import Collector, Sample, TelemetrySampler
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
@@ -74,7 +77,9 @@ class Member:
         host: ShardHost,
         map_cache: MapCache,
         window: Window,
+        care: Callable[[], tuple[RepairStatistics, ScrubStatistics]],
     ) -> None:
+        self._care = care
         self._me = me
         self._config = config
         self._address = address
@@ -144,6 +149,7 @@ class Member:
         if samples:
             self._told_sequence = samples[-1].sequence
         space = self._store.space()
+        repairs, scrub = self._care()
         now_ms = int(time.monotonic() * 1000)
         return fleet_pb2.HeartbeatRequest(
             boot_id=self._me.boot,
@@ -151,6 +157,9 @@ class Member:
             map_version=self._map.version,
             free_bytes=space.free_bytes,
             stored_bytes=space.stored_bytes,
+            damaged_batches=repairs.damaged,
+            repaired_batches=repairs.repaired,
+            scrub_age_s=None if scrub.pass_age_s is None else int(scrub.pass_age_s),
         )
 
 

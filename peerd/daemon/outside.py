@@ -26,6 +26,7 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
 from peerd.daemon.peer_calls import PeerCalls, PeerUnreachable
 from peerd.daemon.reader import StoreReader
+from peerd.daemon.repairer import Repairer
 from peerd.daemon.reports import encode_report
 from peerd.daemon.supervisor import Supervisor
 from peerd.storage.errors import Corrupt
@@ -53,6 +54,7 @@ class Surroundings:
         neighbours: Neighbours,
         calls: PeerCalls,
         reader: StoreReader,
+        repairer: Repairer,
         report: Callable[[fleet_pb2.PeerReport], None],
         supervisor: Supervisor,
     ) -> None:
@@ -63,6 +65,7 @@ class Surroundings:
         self._neighbours = neighbours
         self._calls = calls
         self._reader = reader
+        self._repairer = repairer
         self._report = report
         self._supervisor = supervisor
         self._calling: set[CallKey] = set()
@@ -137,18 +140,6 @@ class Surroundings:
             replica=load.replica, epoch=load.epoch, begin=load.begin, batches=tuple(batches)
         )
 
-    def _found_damage(self, damage: Corrupt) -> None:
-        """A copy of a sealed segment that is damaged is none: another holder must be found."""
-        _log.error("own copy is damaged", shard=damage.shard, why=str(damage))
-        entry = self._map.shards.get(damage.shard)
-        segments = entry.sealed if entry is not None else ()
-        if any(s.epoch == damage.epoch and self._me.replica in s.holders for s in segments):
-            self._report(
-                fleet_pb2.PeerReport(
-                    holder_lost=fleet_pb2.HolderLost(shard=damage.shard, epoch=damage.epoch)
-                )
-            )
-
     async def _load_table(
         self, load: effects.LoadTable
     ) -> events.TableLoaded | events.TableUnavailable:
@@ -197,11 +188,11 @@ class Surroundings:
     async def read(
         self, shard: ShardId, epoch: Epoch, from_offset: int, to_offset: int, bytes_max: int
     ) -> list[PlacedBatch]:
-        """See `Outside`; a damaged copy is also told to the LAS."""
+        """See `Outside`; what is damaged is also repaired by and by."""
         try:
             return await self._reader.read(shard, epoch, from_offset, to_offset, bytes_max)
         except Corrupt as error:
-            self._found_damage(error)
+            self._repairer.found(error)
             raise
 
     async def fetch(  # noqa: PLR0917 - as `host_api.ShardHost`
@@ -218,7 +209,11 @@ class Surroundings:
 
     async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
         """See `Outside`."""
-        return await self._reader.find_time(shard, epoch, timestamp_ms)
+        try:
+            return await self._reader.find_time(shard, epoch, timestamp_ms)
+        except Corrupt as error:
+            self._repairer.found(error)
+            raise
 
     def neighbours_changed(self) -> None:
         """See `Outside`. Looks once for all changes of one turn of the loop."""

@@ -45,6 +45,8 @@ from peerd.daemon.outside import Surroundings
 from peerd.daemon.peer_calls import PeerCalls
 from peerd.daemon.ports import bind_grpc, split_address
 from peerd.daemon.reader import StoreReader
+from peerd.daemon.repairer import Repairer
+from peerd.daemon.scrubber import Scrubber
 from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_limits
 from peerd.daemon.supervisor import Supervisor
 from peerd.daemon.telemetry.collector import watch_loop_lag
@@ -222,6 +224,7 @@ class Peer:
             host=self.host,
             map_cache=self.map_cache,
             window=self._sampling.window,
+            care=lambda: (self.repairer.statistics(), self.scrubber.statistics()),
         )
         self.session = LasSession(
             config.las,
@@ -239,6 +242,7 @@ class Peer:
         self._links = self._make_links()
         calls = PeerCalls(me=me, channels=self._channels, map_cache=self.map_cache)
         self._reader = StoreReader(store)
+        self._care_for(store, calls)
         self.host.connect(
             Surroundings(
                 me=me,
@@ -248,18 +252,39 @@ class Peer:
                 neighbours=self._neighbours,
                 calls=calls,
                 reader=self._reader,
+                repairer=self.repairer,
                 report=self.session.report,
                 supervisor=self.supervisor,
             )
         )
+
+    def _care_for(self, store: Store, calls: PeerCalls) -> None:
+        """Make what keeps enough whole copies: the copier, the repairer, the scrub."""
         self.copier = Copier(
-            me=me,
+            me=self.me,
             host=self.host,
             map_cache=self.map_cache,
             calls=calls,
             report=self.session.report,
-            bytes_per_s_max=config.copier.bytes_per_s_max,
-            now_s=loop.time,
+            bytes_per_s_max=self.config.copier.bytes_per_s_max,
+            now_s=self._loop.time,
+        )
+        self.repairer = Repairer(
+            me=self.me.replica,
+            store=store,
+            stored=self.host.stored,
+            map_cache=self.map_cache,
+            calls=calls,
+            report=self.session.report,
+            now_s=self._loop.time,
+        )
+        self.scrubber = Scrubber(
+            host=self.host,
+            reader=self._reader,
+            found=self.repairer.found,
+            bytes_per_s_max=self.config.scrub.bytes_per_s_max,
+            interval_s=self.config.scrub.interval_s,
+            now_s=self._loop.time,
         )
 
     def _make_links(self) -> Links:
@@ -322,6 +347,8 @@ class Peer:
         self.supervisor.spawn("watch of the tasks", self._watch_tasks())
         self.supervisor.start("session with the LAS", self.session.run())
         self.supervisor.start("copier", self.copier.run())
+        self.supervisor.start("repairer", self.repairer.run())
+        self.supervisor.start("scrub", self.scrubber.run())
         self.supervisor.start("pulse", self._pulse())
         self.supervisor.start("loop lag", watch_loop_lag(self.own))
 
@@ -350,6 +377,8 @@ class Peer:
             links=self._links.statistics(),
             session=self.session.statistics(),
             copier=self.copier.statistics(),
+            repairer=self.repairer.statistics(),
+            scrubber=self.scrubber.statistics(),
             space=self.host.space(),
             storage_queued_bytes=self.host.storage_queued_bytes,
             map_version=self.map_cache.version,

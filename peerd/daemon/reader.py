@@ -45,6 +45,15 @@ class StoreReader:
             )
         )
 
+    @property
+    def waiting(self) -> int:
+        """Reads that wait or are under way."""
+        return self._waiting
+
+    async def base_after(self, shard: ShardId, epoch: Epoch, offset: Offset) -> Offset | None:
+        """See `Store.base_after`."""
+        return await self._run(lambda: self._store.base_after(shard, epoch, offset))
+
     async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
         """See `peerd.transport.host_api.ShardHost.find_time`."""
         found = await self._run(lambda: self._store.find_time(shard, epoch, timestamp_ms))

@@ -17,6 +17,7 @@ from peerd.storage.errors import (
     WrongCluster,
 )
 from peerd.storage.options import CommitMetrics, Space, StorageOptions
+from peerd.storage.repair import Repair, Repaired
 from peerd.storage.store import Store
 from peerd.storage.verify import VerifyReport, verify_store
 
@@ -25,6 +26,8 @@ __all__ = [
     "Corrupt",
     "CorruptRow",
     "NotAStore",
+    "Repair",
+    "Repaired",
     "Space",
     "StorageError",
     "StorageFailed",

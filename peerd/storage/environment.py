@@ -180,6 +180,10 @@ class Environment:
         """The write transaction; bound to the calling thread, which commits or aborts it."""
         return self._lmdb.begin(write=True, buffers=True)
 
+    def begin_nested(self, parent: Transaction) -> Transaction:
+        """A part of a write transaction that can be undone alone; `parent` rests meanwhile."""
+        return self._lmdb.begin(write=True, buffers=True, parent=parent)
+
     def ensure_room(self, need_bytes: int) -> None:
         """Make the map large enough for `need_bytes` of new pages. No transaction may be open.
 

@@ -13,7 +13,7 @@ Must not: commit, read a clock, or change the writer's state; `changed` is taken
 commit, by the writer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from peerd.core import durable
 from peerd.core.batch import BatchHeader, PlacedBatch
@@ -34,6 +34,7 @@ from peerd.storage.environment import Tables, Transaction
 from peerd.storage.errors import Corrupt, CorruptRow
 from peerd.storage.layout import Bytes, batch_key, batch_rows
 from peerd.storage.reads import SegmentReader
+from peerd.storage.repair import Repair, Repaired, mend
 from peerd.storage.rows import (
     DropRange,
     StoredState,
@@ -61,10 +62,18 @@ DROP_ROWS_PER_COMMIT = 256
 class WriteGroup:
     """Collects operations into a write transaction of the caller."""
 
-    def __init__(self, transaction: Transaction, tables: Tables, state: StoredState) -> None:
+    def __init__(
+        self,
+        transaction: Transaction,
+        tables: Tables,
+        state: StoredState,
+        begin_nested: Callable[[Transaction], Transaction],
+    ) -> None:
         self._transaction = transaction
         self._tables = tables
         self._state = state
+        self._begin_nested = begin_nested
+        self._has_repaired = False
         self._shards: dict[ShardId, StoredShard] = {}
         self._drops = list(state.drops)
         self._tables_changed: dict[ShardId, _TableRows] = {}
@@ -96,6 +105,19 @@ class WriteGroup:
             self._shards[shard] = after
         return outcome
 
+    def repair(self, repair: Repair) -> Repaired:
+        """Carry out a repair, all of it or nothing. The result holds once all is durable."""
+        state = self._shards.get(repair.shard) or self._state.shards.get(repair.shard)
+        nested = self._begin_nested(self._transaction)
+        try:
+            result = mend(nested, self._tables.batches, state, repair)
+            if result.rewritten:
+                nested.commit()
+                self._has_repaired = True
+        finally:
+            nested.abort()  # does nothing after a commit
+        return result
+
     def drop_slice(self) -> None:
         """Delete some dead batches, and the mark of a drop that is done."""
         if self._drops:
@@ -109,7 +131,7 @@ class WriteGroup:
             rows.write()
         for shard, after in self._shards.items():
             self._write_shard(self._state.shards.get(shard), after)
-        if not self._shards and not self._state.drops:
+        if not self._shards and not self._state.drops and not self._has_repaired:
             return False
         put_store(self._transaction, self._state.store)
         return True

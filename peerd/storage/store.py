@@ -41,6 +41,7 @@ from peerd.storage.errors import (
 from peerd.storage.layout import shard_key
 from peerd.storage.options import CommitMetrics, Space, StorageOptions
 from peerd.storage.reads import SegmentReader, find_time
+from peerd.storage.repair import Repair
 from peerd.storage.rows import (
     StoredState,
     StoreMark,
@@ -51,7 +52,7 @@ from peerd.storage.rows import (
     read_state,
 )
 from peerd.storage.verify import QUICK_TIMEOUT_S, Depth, VerifyReport, verify_locked
-from peerd.storage.writer import Deliver, Writer
+from peerd.storage.writer import Deliver, OnRepaired, Writer
 
 # The free space of the file system is asked for this often at most: other processes fill it, too.
 _SPACE_AGE_MS_MAX = 100.0
@@ -164,6 +165,14 @@ class Store:
         """
         self._writer.submit(operation, token)
 
+    def repair(self, repair: Repair, done: OnRepaired) -> None:
+        """Queue the repair of damaged batches (see `peerd.storage.repair`).
+
+        `done` is called in the writer thread once the result is durable, and never if the store
+        fails before. Raises as `submit`.
+        """
+        self._writer.repair(repair, done)
+
     @property
     def failure(self) -> StorageFailed | None:
         """Why the store is failed for good, if it is."""
@@ -247,6 +256,14 @@ class Store:
                 if not headers:
                     raise
         return headers
+
+    def base_after(self, shard: ShardId, epoch: Epoch, offset: Offset) -> Offset | None:
+        """Where to go on behind a damaged batch: the next base beyond `offset` that has a row, or
+        the segment's end. None if nothing is stored under `epoch`. Raises `Corrupt`.
+        """
+        with self._environment.read() as transaction:
+            reader = self._reader(transaction, shard, epoch, offset)
+            return None if reader is None else reader.base_after(offset)
 
     def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset | None:
         """Base of the segment's first batch with at least this time; its end if there is none.

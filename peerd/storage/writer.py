@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from peerd.core.durable import (
     AppendBatches,
@@ -29,9 +30,11 @@ from peerd.storage.environment import Environment, Transaction
 from peerd.storage.errors import StorageFailed, StoreClosed, WriterOverloaded
 from peerd.storage.group import WriteGroup
 from peerd.storage.options import CommitMetrics, StorageOptions
+from peerd.storage.repair import Repair, Repaired
 from peerd.storage.rows import StoredState
 
 Deliver = Callable[[list[tuple[object, Outcome]]], None]
+OnRepaired = Callable[[Repaired], None]
 
 # limit: operations of one transaction; the bookkeeping of one stays below 50 ms of Python.
 COMMIT_OPERATIONS_MAX = 4_096
@@ -48,9 +51,9 @@ _PAGES_PER_OPERATION = 64
 _TABLE_ENTRY_BYTES = 40
 
 
-def operation_bytes(operation: StoreOperation) -> int:
+def operation_bytes(operation: StoreOperation | Repair) -> int:
     """About what an operation takes in the queue and on disk."""
-    if isinstance(operation, AppendBatches | FillSealed):
+    if isinstance(operation, AppendBatches | FillSealed | Repair):
         payload_bytes = sum(len(batch.payload) for batch in operation.batches)
         return payload_bytes + _OVERHEAD_BYTES * (1 + len(operation.batches))
     if isinstance(operation, InstallTable):
@@ -84,7 +87,7 @@ class Writer:
         self._before_commit = before_commit
         self._metrics = metrics
         self._changed = threading.Condition()
-        self._queue: deque[tuple[StoreOperation, object, int]] = deque()
+        self._queue: deque[tuple[StoreOperation | Repair, object, int]] = deque()
         self._queued_bytes = 0
         self._closing = False
         self._failure: StorageFailed | None = None
@@ -112,6 +115,13 @@ class Writer:
 
         Raises `WriterOverloaded` (nothing was queued), `StorageFailed` or `StoreClosed`.
         """
+        self._enqueue(operation, token)
+
+    def repair(self, repair: Repair, done: OnRepaired) -> None:
+        """Queue a repair; `done` is called in the writer thread. Raises as `submit`."""
+        self._enqueue(repair, done)
+
+    def _enqueue(self, operation: StoreOperation | Repair, token: object) -> None:
         size_bytes = operation_bytes(operation)
         bound_bytes = self._options.queue_bytes_max
         if size_bytes == _OVERHEAD_BYTES:
@@ -143,12 +153,12 @@ class Writer:
         except Exception as error:  # noqa: BLE001 whatever it is, nothing may be written after it
             self._fail(error)
 
-    def _take(self) -> tuple[list[tuple[StoreOperation, object]], int] | None:
+    def _take(self) -> tuple[list[tuple[StoreOperation | Repair, object]], int] | None:
         """All that is queued, within the bounds of a transaction; None to end.
 
         Nothing is waited for while dead batches are to be deleted: then the list may be empty.
         """
-        taken: list[tuple[StoreOperation, object]] = []
+        taken: list[tuple[StoreOperation | Repair, object]] = []
         taken_bytes = 0
         with self._changed:
             if not self._state.drops:
@@ -165,13 +175,26 @@ class Writer:
             self._queued_bytes -= taken_bytes
         return taken, taken_bytes
 
-    def _commit(self, taken: list[tuple[StoreOperation, object]], taken_bytes: int) -> None:
+    def _commit(
+        self, taken: list[tuple[StoreOperation | Repair, object]], taken_bytes: int
+    ) -> None:
         pages = _PAGES_PER_OPERATION * (1 + len(taken))
         self._environment.ensure_room(4 * taken_bytes + pages * self._environment.page_bytes)
         transaction = self._environment.begin_write()
         try:
-            group = WriteGroup(transaction, self._environment.tables, self._state)
-            outcomes = [(token, group.apply(operation)) for operation, token in taken]
+            group = WriteGroup(
+                transaction,
+                self._environment.tables,
+                self._state,
+                self._environment.begin_nested,
+            )
+            outcomes: list[tuple[object, Outcome]] = []
+            repaired: list[tuple[OnRepaired, Repaired]] = []
+            for operation, token in taken:
+                if isinstance(operation, Repair):
+                    repaired.append((cast(OnRepaired, token), group.repair(operation)))
+                else:
+                    outcomes.append((token, group.apply(operation)))
             group.drop_slice()
             if group.finish():
                 self.stored_bytes = self._environment.tree_bytes(transaction)
@@ -181,6 +204,8 @@ class Writer:
             transaction.abort()  # does nothing after a commit
         if outcomes:
             self._deliver(outcomes)
+        for done, result in repaired:
+            done(result)
 
     def _make_durable(self, transaction: Transaction, payload_bytes: int) -> None:
         started_s = time.perf_counter()

@@ -18,6 +18,7 @@ Must not: reach into a process in any way that an operator could not.
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -102,6 +103,8 @@ class Member:
         self.log = cluster / "logs" / f"{name}.log"
         # The module that is run; a test may name one with a fault of its own.
         self.program = "peerd.cli.peerd" if role is Role.PEER else "las.daemon.cli"
+        # Beside the environment of this process, from the next start on.
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self._ready = self.directory / "ready.json"
 
@@ -127,6 +130,7 @@ class Member:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
                 start_new_session=True,
             )
 

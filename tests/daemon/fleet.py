@@ -18,6 +18,9 @@ from peerd.daemon.config import PeerdConfig
 from peerd.daemon.peer import Peer
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role
+from peerd.storage.directory import FORMAT_VERSION
+from peerd.storage.layout import batch_key
+from peerd.storage.rows import StoreMark, put_store
 from peerd.transport.concurrency import first_ended
 from peerd.transport.host_api import AppendOutcome
 from peerd.transport.map_codec import LogEntry, NodeEntry, encode_log, encode_node, encode_shard
@@ -303,6 +306,18 @@ async def append(peer: Peer, *values: bytes, **fields: object) -> AppendAccepted
     outcome = await asyncio.wait_for(append_later(peer, *values, **fields), DEADLINE_S)
     assert isinstance(outcome, AppendAccepted), outcome
     return outcome
+
+
+def damage(peer: Peer, epoch: int, base: int) -> None:
+    """Flip a bit of a stored batch behind the back of a running peer."""
+    environment = peer._store._environment
+    key = batch_key(SHARD, Epoch(epoch), Offset(base))
+    transaction = environment.begin_write()
+    value = bytearray(transaction.get(key, db=environment.tables.batches))
+    value[-1] ^= 0x10
+    transaction.put(key, bytes(value), db=environment.tables.batches)
+    put_store(transaction, StoreMark(peer.me.store, FORMAT_VERSION))
+    transaction.commit()
 
 
 async def values_at(peer: Peer, epoch: int, begin: int, end: int) -> list[bytes]:

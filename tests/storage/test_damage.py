@@ -28,7 +28,7 @@ def damage_row(directory: Path, key: bytes, change, table: str = "batches") -> N
         mark = read_store(reading)
     transaction = environment.begin_write()
     database = getattr(environment.tables, table)
-    value = change(bytearray(transaction.get(key, db=database)))
+    value = change(bytearray(transaction.get(key, db=database) or b""))
     if value is None:
         transaction.delete(key, db=database)
     else:
