@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from las.core.commands import SegmentOpened, WithdrawSegment
+from las.core.commands import CreateLog, SegmentOpened, WithdrawSegment
 from las.v1 import log_admin_pb2 as pb
 from las.v1 import shard_map_pb2
 from peerd.core.ids import Offset, ShardId
@@ -92,6 +92,20 @@ async def test_a_peer_has_an_internal_log_created_once(las):
     )
     assert (await refused(split))[0] == "INVALID_ARGUMENT"
     assert (await refused(internal(las, las.peers[0], "_other")))[0] == "INVALID_ARGUMENT"
+
+
+async def test_peers_that_need_an_internal_log_at_the_same_time_get_the_same_one(las, monkeypatch):
+    await las.add_peers(3)
+    submit, all_ask = las.node.group.submit, asyncio.Barrier(3)
+
+    async def submit_together(command):
+        if isinstance(command, CreateLog):
+            await all_ask.wait()
+        return await submit(command)
+
+    monkeypatch.setattr(las.node.group, "submit", submit_together)
+    made = await asyncio.gather(*(internal(las, peer) for peer in las.peers))
+    assert all(each == made[0] for each in made)
 
 
 async def test_only_peers_have_internal_logs_created(las):

@@ -20,7 +20,7 @@ from peerd.core.shard_map import Shard
 from peerd.daemon.logging import get_logger
 from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
 from peerd.transport.map_service import unknown_log
-from peerd.transport.status import Context, Refused, refusal
+from peerd.transport.status import Context, Refused, reason_of, refusal
 
 # limit: characters of the line that says why records were given up.
 WHY_CHARACTERS_MAX = 300
@@ -95,7 +95,13 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         if isinstance(policy, str):
             raise _not_enough(policy)
         copies, acks = policy
-        created = await self._create(request.name, 1, copies, acks)
+        try:
+            created = await self._create(request.name, 1, copies, acks)
+        except Refused as error:
+            # Two peers needed it at the same time, and the other's command was committed first.
+            if reason_of(error.refusal) is not Reason.LOG_EXISTS:
+                raise
+            created = encode_las_log(self._group.state.logs[request.name])
         return log_admin_pb2.CreateInternalLogResponse(log=created)
 
     async def _create(self, name: str, shards: int, copies: int, acks: int) -> shard_map_pb2.Log:
