@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from las.core import commands as c
-from las.core import membership, segments
+from las.core import membership, segments, trim
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
 from las.core.state import (
@@ -261,6 +261,7 @@ _HANDLERS = cast(
         c.WantHolders: segments.want_holders,
         c.AddHolder: segments.add_holder,
         c.DropHolder: segments.drop_holder,
+        c.TrimShard: trim.trim_shard,
         c.HaltShard: segments.halt_shard,
         c.RegisterNode: register_node,
         c.SetNodeState: set_node_state,

@@ -163,6 +163,19 @@ class DropHolder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrimShard:
+    """Nothing below `trimmed_to`, which lies in or at the end of `epoch`, is kept any more.
+
+    Who sends it was told by the epoch's primary, or a holder, that batches meet there and that it
+    is committed and, in the open segment, durable on every replica.
+    """
+
+    shard: ShardId
+    epoch: Epoch
+    trimmed_to: Offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HaltShard:
     """`node` showed `epoch`, which is above all that was drawn; or its answer contradicts others to
     `fence`, the standing one (0: none does).
@@ -257,6 +270,7 @@ Command = (
     | WantHolders
     | AddHolder
     | DropHolder
+    | TrimShard
     | HaltShard
     | RegisterNode
     | SetNodeState
@@ -279,6 +293,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "want_holders": WantHolders,
     "add_holder": AddHolder,
     "drop_holder": DropHolder,
+    "trim_shard": TrimShard,
     "halt_shard": HaltShard,
     "register_node": RegisterNode,
     "set_node_state": SetNodeState,

@@ -279,7 +279,8 @@ def decide_with_gap(shard: Shard, answers: Iterable[Answer]) -> Recovered | Cont
         return decision
     told = [each for each in given if each.promised == shard.fence]
     told = [each for each in told if each.replica in voters_to_ask(shard)]
-    begin = shard.open.begin or _ZERO
+    # What is trimmed was committed, whoever is left to say so.
+    begin = max(shard.open.begin or _ZERO, shard.trimmed_to)
     adopted = {each.replica: each.prepared for each in told if each.prepared.adopted}
     opened = {each.replica: each.open for each in told if each.open.adopted}
     if not adopted:

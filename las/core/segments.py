@@ -105,7 +105,7 @@ def _prepare(
     pending: Split | None,
 ) -> Applied:
     shard = entry.shard
-    if (refused := _unless_free(state, entry)) is not None:
+    if (refused := unless_free(state, entry)) is not None:
         return refused
     if shard.open.epoch != command.epoch:
         return _changed(state, f"open is {shard.open.epoch}, not {command.epoch}", shard.open.epoch)
@@ -138,12 +138,12 @@ def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
     shard = entry.shard
     if shard.open.epoch == command.epoch and shard.open.begin == command.begin:
         return _kept(state, "opened already", command.epoch)
-    if (refused := _unless_free(state, entry)) is not None:
+    if (refused := unless_free(state, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
         return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
     ended = RecoveredSegment(end=command.begin, known_commit=command.begin, holders=command.holders)
-    if wrong := _ending_error(shard.open, shard.open.begin or Offset(0), ended):
+    if wrong := _ending_error(shard, shard.open, shard.open.begin or Offset(0), ended):
         return refuse(state, Reason.INVALID_ARGUMENT, wrong)
     chain = _Chain(shard)
     chain.seal(shard.open, ended)
@@ -170,7 +170,7 @@ def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
     shard = entry.shard
     if shard.prepared is None and command.epoch in shard.dead_epochs:
         return _kept(state, "withdrawn already", command.epoch)
-    if (refused := _unless_free(state, entry)) is not None:
+    if (refused := unless_free(state, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
         return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
@@ -276,13 +276,14 @@ def _finish_fence(
         return _changed(state, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
     plan = split.closed_as(shard, command.plan)
     wrong = plan_error(state, shard.log, plan)
-    wrong = wrong or _ending_error(shard.open, shard.open.begin or Offset(0), command.ended)
+    begin = shard.open.begin or Offset(0)
+    wrong = wrong or _ending_error(shard, shard.open, begin, command.ended)
     if command.ended_prepared is not None:
         if shard.prepared is None:
             wrong = wrong or "nothing is prepared that could have been recovered"
         else:
             begin = command.ended.end
-            wrong = wrong or _ending_error(shard.prepared, begin, command.ended_prepared)
+            wrong = wrong or _ending_error(shard, shard.prepared, begin, command.ended_prepared)
     if wrong:
         return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
     chain = _Chain(shard)
@@ -419,8 +420,10 @@ def plan_error(state: ClusterState, log: str, plan: Plan) -> str:
     return ""
 
 
-def _ending_error(segment: Segment, begin: Offset, ended: RecoveredSegment) -> str:
+def _ending_error(shard: Shard, segment: Segment, begin: Offset, ended: RecoveredSegment) -> str:
     """Why `segment`, which begins at `begin`, cannot have ended like that; empty if it can."""
+    if ended.end < shard.trimmed_to:
+        return f"{segment.epoch} would end at {ended.end}, below the trim at {shard.trimmed_to}"
     if ended.end < begin:
         return f"{segment.epoch} would end at {ended.end}, before its begin {begin}"
     if segment.plan.closed and ended.end != begin:
@@ -435,7 +438,7 @@ def _ending_error(segment: Segment, begin: Offset, ended: RecoveredSegment) -> s
     return ""
 
 
-def _unless_free(state: ClusterState, entry: ShardEntry) -> Applied | None:
+def unless_free(state: ClusterState, entry: ShardEntry) -> Applied | None:
     """A refusal while the shard is halted or a fence stands, else None."""
     if entry.halted:
         return _halted(state, entry)
@@ -485,7 +488,7 @@ class _Chain:
             replace(
                 segment,
                 end=ended.end,
-                known_commit=ended.known_commit,
+                known_commit=max(ended.known_commit, min(self._shard.trimmed_to, ended.end)),
                 holders=tuple(sorted(ended.holders)),
             )
         )

@@ -87,13 +87,14 @@ class _Writer:
 
 
 def _rarities(shard: Shard) -> list[JsonValue]:
-    """Split, parent and gaps of a shard, which most have not: then nothing."""
-    if shard.split is None and shard.parent is None and not shard.gaps:
+    """Split, parent, gaps and trim of a shard, which most have not: then nothing."""
+    if shard.split is None and shard.parent is None and not (shard.gaps or shard.trimmed_to):
         return []
     return [
         None if shard.split is None else encode(shard.split),
         None if shard.parent is None else encode(shard.parent),
         [encode(gap) for gap in shard.gaps],
+        shard.trimmed_to,
     ]
 
 
@@ -157,8 +158,9 @@ class _Reader:
 
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
-        # A row of an older program ends before its shard's gaps: it had none.
-        split, parent, gaps = (*cast(list[JsonValue], row[11:]), None, None, None)[:3]
+        # A row of an older program ends before what its shards could not have.
+        rarities = (*cast(list[JsonValue], row[11:]), None, None, None, None)
+        split, parent, gaps, trimmed_to = rarities[:4]
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -173,6 +175,7 @@ class _Reader:
                 split=None if split is None else decode(Split, split),
                 parent=None if parent is None else decode(Parent, parent),
                 gaps=tuple(decode(Gap, gap) for gap in cast(list[JsonValue], gaps or [])),
+                trimmed_to=Offset(cast(int, trimmed_to or 0)),
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),

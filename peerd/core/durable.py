@@ -9,7 +9,9 @@ Invariants:
 - adopted <= promised, and both only grow; neither is ever dropped (`promise-forgotten`).
 - Per segment begin <= commit <= end, and end <= seal once the seal X is known. The end shrinks only
   to an X of the committed map; nothing below a known commit offset is ever dropped, but for what
-  the map says is lost (a gap).
+  the map says is lost (a gap) or trimmed.
+- What is trimmed is committed and lies in front: batches fill [first, end) and
+  begin <= first <= end. The begin stays, since it names where the epoch began.
 - The durable producer table is exact as of `table_as_of` and moves only over batches that are
   certainly the log's: those of sealed segments below their seal, and those of the adopted segment
   below the commit offset as heard.
@@ -21,6 +23,7 @@ from dataclasses import field, replace
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.check import invariant
+from peerd.core.chunks import CHUNK_BYTES, uncut_after
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot
 from peerd.core.value import value
@@ -29,10 +32,12 @@ from peerd.core.value import value
 # ------------------------------------------------------------------ state
 @value(frozen=True, slots=True, kw_only=True)
 class StoredSegment:
-    """What a store has of one epoch: batches fill [begin, end) without gap.
+    """What a store has of one epoch: batches fill [first, end) without gap; [begin, first) is
+    trimmed.
 
     `seal` is X once the committed map told it. `commit` is the commit offset as last heard, cut to
-    `end`: a lower bound, at least `begin`.
+    `end`: a lower bound, at least `begin`. `trimmed_to` is 0 if nothing is trimmed. `uncut_bytes`
+    lie behind the last whole chunk (`peerd.core.chunks`).
     """
 
     epoch: Epoch
@@ -40,6 +45,13 @@ class StoredSegment:
     end: Offset
     commit: Offset
     seal: Offset | None = None
+    trimmed_to: Offset = FIRST_OFFSET
+    uncut_bytes: int = 0
+
+    @property
+    def first(self) -> Offset:
+        """First offset whose batch is here."""
+        return max(self.begin, self.trimmed_to)
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -105,7 +117,8 @@ class LearnMap:
 
     `seals` gives X per sealed epoch; what is stored of an epoch at or beyond its X is dropped, as
     is everything of `dead` epochs. `cut` are epochs of a gap: there, and nowhere else, what was
-    known to be committed may be dropped, too, since the map says that it is lost (G10).
+    known to be committed may be dropped, too, since the map says that it is lost (G10). An epoch
+    that the map does not list any more is dead, or lies wholly below `trimmed_to`.
     """
 
     shard: ShardId
@@ -113,6 +126,18 @@ class LearnMap:
     seals: tuple[tuple[Epoch, Offset], ...] = ()
     dead: tuple[Epoch, ...] = ()
     cut: tuple[Epoch, ...] = ()
+    trimmed_to: Offset = FIRST_OFFSET
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class DropTrimmed:
+    """Drop what lies below `trimmed_to`, as the committed map says (§8). Comes after the `LearnMap`
+    of the same map, which sealed what the map says is sealed.
+    """
+
+    shard: ShardId
+    open_epoch: Epoch
+    trimmed_to: Offset
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -120,7 +145,7 @@ class FillSealed:
     """Store fetched batches of the sealed segment [begin, end), at the end of what is here of it.
 
     Raises the promise to `open_epoch`: otherwise a late `Adopt` of `epoch` would begin it anew over
-    the filled copy (§3, last rule).
+    the filled copy (§3, last rule). What lies below `trimmed_to` is not filled.
     """
 
     shard: ShardId
@@ -129,6 +154,7 @@ class FillSealed:
     end: Offset
     open_epoch: Epoch
     batches: tuple[PlacedBatch, ...]
+    trimmed_to: Offset = FIRST_OFFSET
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -143,7 +169,9 @@ class InstallTable:
     table: TableSnapshot
 
 
-StoreOperation = AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | FillSealed | InstallTable
+StoreOperation = (
+    AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | DropTrimmed | FillSealed | InstallTable
+)
 
 
 # ------------------------------------------------------------------ outcomes
@@ -168,12 +196,14 @@ Outcome = Stored | Refused
 
 
 # ------------------------------------------------------------------ the rules
-def apply(state: StoredShard, operation: StoreOperation) -> tuple[Outcome, StoredShard]:
+def apply(
+    state: StoredShard, operation: StoreOperation, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[Outcome, StoredShard]:
     """What `operation` does to `state`: the outcome (which carries the new state), the new state.
 
     When it moves `table_as_of`, the writer adds the headers of `table_ranges(new state, from, to)`
     to its rows in the same transaction; `from` is the old `table_as_of`, or that of an installed
-    table.
+    table. Of a `DropTrimmed` they are those of `before_drop`.
 
     Raises `InvariantViolation` where the protocol says "stops the process loudly": nothing of the
     operation may be written then.
@@ -181,15 +211,17 @@ def apply(state: StoredShard, operation: StoreOperation) -> tuple[Outcome, Store
     invariant(operation.shard == state.shard, "operation of this shard", operation=operation)
     changed: StoredShard | str
     if isinstance(operation, AppendBatches):
-        changed = _append(state, operation)
+        changed = _append(state, operation, chunk_bytes)
     elif isinstance(operation, AdoptEpoch):
         changed = _adopt(state, operation)
     elif isinstance(operation, PromiseEpoch):
         changed = _promise(state, operation)
     elif isinstance(operation, LearnMap):
         changed = _learn(state, operation)
+    elif isinstance(operation, DropTrimmed):
+        changed = _drop_trimmed(state, operation)
     elif isinstance(operation, FillSealed):
-        changed = _fill(state, operation)
+        changed = _fill(state, operation, chunk_bytes)
     else:
         changed = _install(state, operation)
     if isinstance(changed, str):
@@ -197,7 +229,7 @@ def apply(state: StoredShard, operation: StoreOperation) -> tuple[Outcome, Store
     return Stored(operation=operation, state=changed), changed
 
 
-def _append(state: StoredShard, operation: AppendBatches) -> StoredShard | str:
+def _append(state: StoredShard, operation: AppendBatches, chunk_bytes: int) -> StoredShard | str:
     """§3: "It takes a `Replicate` only if its adopted epoch and its promise are both the frame's
     epoch and the base offset is its end." (G6)
     """
@@ -216,6 +248,8 @@ def _append(state: StoredShard, operation: AppendBatches) -> StoredShard | str:
         end=end,
         commit=max(segment.commit, min(operation.commit, end)),
         seal=segment.seal,
+        trimmed_to=segment.trimmed_to,
+        uncut_bytes=uncut_after(segment.uncut_bytes, operation.batches, chunk_bytes),
     )
     return _with_segment(state, grown)
 
@@ -271,7 +305,8 @@ def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
     for epoch in operation.dead:
         dead = segments.pop(epoch, None)
         if dead is not None and epoch not in operation.cut:
-            invariant(dead.commit == dead.begin, "a dead epoch committed nothing", segment=dead)
+            nothing = dead.commit == dead.begin or dead.commit <= operation.trimmed_to
+            invariant(nothing, "a dead epoch committed nothing that is kept", segment=dead)
     learned = StoredShard(
         shard=state.shard,
         promised=state.promised,
@@ -282,7 +317,46 @@ def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
     return _with_table(_with_promise(learned, operation.open_epoch))
 
 
-def _fill(state: StoredShard, operation: FillSealed) -> StoredShard | str:
+def before_drop(state: StoredShard, operation: DropTrimmed) -> StoredShard:
+    """`state` with what a trim proves of it, and nothing dropped yet: all below `trimmed_to` is
+    committed, and the producer table is brought over what is here of it while it is here.
+    """
+    segment = state.segments.get(operation.open_epoch)
+    if segment is not None and operation.trimmed_to > segment.commit:
+        # Every replica of the open segment had all of it when the trim was committed.
+        invariant(operation.trimmed_to <= segment.end, "a trim passes no replica", segment=segment)
+        state = _with_segment(state, replace(segment, commit=operation.trimmed_to))
+    return _with_promise(state, operation.open_epoch)
+
+
+def _drop_trimmed(state: StoredShard, operation: DropTrimmed) -> StoredShard:
+    """§8: "trimmed-to is committed to the map first", then the holders drop. A copy that has not
+    come so far begins there: what it lacks below is nowhere any more.
+    """
+    state = before_drop(state, operation)
+    segments = dict(state.segments)
+    for epoch, segment in segments.items():
+        if segment.seal is not None or epoch == operation.open_epoch:
+            segments[epoch] = _trimmed(segment, operation.trimmed_to)
+    return replace(state, segments=segments)
+
+
+def _trimmed(segment: StoredSegment, trimmed_to: Offset) -> StoredSegment:
+    """`segment` without what lies below `trimmed_to`; a short copy of a sealed one jumps there."""
+    bound = segment.end if segment.seal is None else segment.seal
+    first = min(trimmed_to, bound)
+    if first <= segment.first:
+        return segment
+    return replace(
+        segment,
+        trimmed_to=first,
+        end=max(segment.end, first),
+        commit=max(segment.commit, first),
+        uncut_bytes=segment.uncut_bytes if first < segment.end else 0,
+    )
+
+
+def _fill(state: StoredShard, operation: FillSealed, chunk_bytes: int) -> StoredShard | str:
     """§3: the promise rises "at the latest in the transaction in which it fills a sealed segment".
 
     (spec mutant `fetch-without-promise`)
@@ -294,7 +368,7 @@ def _fill(state: StoredShard, operation: FillSealed) -> StoredShard | str:
         begin = operation.begin
         segment = StoredSegment(epoch=epoch, begin=begin, end=begin, commit=begin)
     invariant(segment.begin == operation.begin, "one epoch begins at one offset", segment=segment)
-    segment = _sealed(segment, operation.end)
+    segment = _trimmed(_sealed(segment, operation.end), operation.trimmed_to)
     end = segment.end
     for batch in operation.batches:
         if batch.base != end:
@@ -302,9 +376,8 @@ def _fill(state: StoredShard, operation: FillSealed) -> StoredShard | str:
         end = batch.end
     if end > operation.end:
         return f"batches reach to {end}, beyond the seal {operation.end}"
-    filled = StoredSegment(
-        epoch=epoch, begin=segment.begin, end=end, commit=segment.commit, seal=operation.end
-    )
+    uncut_bytes = uncut_after(segment.uncut_bytes, operation.batches, chunk_bytes)
+    filled = replace(segment, end=end, uncut_bytes=uncut_bytes)
     return _with_segment(_with_promise(state, operation.open_epoch), filled)
 
 
@@ -332,13 +405,10 @@ def _sealed(segment: StoredSegment, seal: Offset) -> StoredSegment:
     known = segment.seal is None or segment.seal == seal
     invariant(known, "one epoch is sealed at one offset", segment=segment, seal=seal)
     invariant(segment.commit <= seal, "no cut below a commit offset", segment=segment, seal=seal)
-    return StoredSegment(
-        epoch=segment.epoch,
-        begin=segment.begin,
-        end=min(segment.end, seal),
-        commit=segment.commit,
-        seal=seal,
-    )
+    if seal < segment.end:
+        # How much of what lay behind the last chunk is gone is not known: count too little.
+        return replace(segment, end=seal, seal=seal, uncut_bytes=0)
+    return replace(segment, seal=seal)
 
 
 def _with_promise(state: StoredShard, epoch: Epoch) -> StoredShard:
@@ -394,10 +464,10 @@ def _log_part(state: StoredShard, begin: Offset) -> TableRange | None:
     seal is of the map itself. An older tail proves nothing (§3: "The store is cut by epoch").
     """
     adopted = state.segments.get(state.adopted)
-    if adopted is not None and adopted.begin <= begin < adopted.commit:
+    if adopted is not None and adopted.first <= begin < adopted.commit:
         return TableRange(epoch=adopted.epoch, begin=begin, end=adopted.commit)
     for segment in state.segments.values():
-        if segment.seal is not None and segment.begin <= begin < segment.end:
+        if segment.seal is not None and segment.first <= begin < segment.end:
             return TableRange(epoch=segment.epoch, begin=begin, end=segment.end)
     return None
 

@@ -385,6 +385,12 @@ class Primary:
         """§3, step 6: the voters that have everything below `end` on disk."""
         return tuple(replica for replica, durable in self._ends.items() if durable >= end)
 
+    @property
+    def durable_everywhere(self) -> Offset:
+        """Below this all is committed, and on stable storage of every replica of this epoch."""
+        ends = [progress.durable_end for progress in self._progress.values()]
+        return min(self.commit, self.own_end, *ends)
+
     def holders(self) -> tuple[ReplicaId, ...]:
         """Replicas that are durable up to the commit offset; a mirror does not name itself."""
         votes = self._s.me.replica in self._ends

@@ -21,6 +21,7 @@ from peerd.core import events as ev
 from peerd.core import handover, refusals
 from peerd.core.durable import (
     AdoptEpoch,
+    DropTrimmed,
     FillSealed,
     InstallTable,
     LearnMap,
@@ -191,6 +192,19 @@ class Replica:
                 return min(segment.end, self._primary.commit)
             return min(segment.end, self._shadow.committed(epoch))
         return min(segment.end, stable_end(sealed, segment.commit))
+
+    def trim_limit(self, epoch: Epoch) -> Offset | None:
+        """Up to where `epoch` may be trimmed as far as this process can tell; None: it cannot.
+
+        §8: of a sealed segment what may be read; of the open one what is committed and durable on
+        every replica, which its primary alone can tell.
+        """
+        if self._s.sealed(epoch) is not None:
+            return self.readable_limit(epoch)
+        primary = self._primary
+        if primary is None or primary.epoch != epoch or self._s.map_open != epoch:
+            return None
+        return primary.durable_everywhere
 
     # ------------------------------------------------------------------ the linearizable tail
     def _tail_asked(self, event: ev.TailAsked, out: Effects) -> None:
@@ -495,8 +509,19 @@ class Replica:
                 seals=tuple(seals),
                 dead=tuple(dead),
                 cut=tuple(epoch for gap in shard.gaps for epoch in gap.epochs),
+                trimmed_to=shard.trimmed_to,
             )
             self._s.submit(operation, _ignore, out)
+        if any(
+            segment.first < min(shard.trimmed_to, sealed[epoch].end or shard.trimmed_to)
+            if epoch in sealed
+            else epoch == shard.open.epoch and segment.first < shard.trimmed_to
+            for epoch, segment in stored.segments.items()
+        ):
+            drop = DropTrimmed(
+                shard=shard.shard, open_epoch=shard.open.epoch, trimmed_to=shard.trimmed_to
+            )
+            self._s.submit(drop, _ignore, out)
 
     def _prepared_learned(self, shard: Shard, out: Effects) -> None:
         """Become the candidate, or prepare to hand over (§4.1, step 1)."""

@@ -2,7 +2,8 @@
 
 Both sides use them: the LAS core commits them, the peer core reacts to them. Invariants that
 `Shard` checks when it is built (G7): sealed segments, with the gaps between them, tile
-[0, begin of the open one) in epoch order.
+[0, begin of the open one) in epoch order. Of what is trimmed the oldest ones are left out; those
+that are listed tile from some offset that is not above `trimmed_to`.
 """
 
 from peerd.core.check import invariant
@@ -127,10 +128,18 @@ class Shard:
     split: Split | None = None
     parent: Parent | None = None
     gaps: tuple[Gap, ...] = ()
+    trimmed_to: Offset = FIRST_OFFSET
 
     def gap_at(self, offset: int) -> Gap | None:
         """The gap that `offset` lies in."""
         return next((gap for gap in self.gaps if gap.begin <= offset < gap.end), None)
+
+    @property
+    def _listed_from(self) -> Offset:
+        """Where the oldest segment or gap that is listed begins."""
+        first = self.sealed[0] if self.sealed else self.open
+        begin = FIRST_OFFSET if first.begin is None else first.begin
+        return min([begin, *(gap.begin for gap in self.gaps)])
 
     @property
     def is_split(self) -> bool:
@@ -138,8 +147,9 @@ class Shard:
         return self.split is not None and self.split.is_committed
 
     def __post_init__(self) -> None:
-        at, epoch = 0, 0
         gaps = {gap.begin: gap.end for gap in self.gaps}
+        at, epoch = self._listed_from, 0
+        invariant(at <= self.trimmed_to, "nothing is left out that is not trimmed", shard=self)
         for segment in (*self.sealed, self.open):
             at = gaps.pop(Offset(at), at)
             invariant(segment.begin == at, "segments tile without gap or overlap", shard=self)

@@ -77,8 +77,10 @@ def known_suffix(situation: Situation, as_of: Offset) -> tuple[TableRange, ...]:
         stored = situation.stored.segments.get(segment.epoch)
         if segment.end != end or stored is None or stored.end < end:
             break
-        ranges.append(TableRange(epoch=segment.epoch, begin=stored.begin, end=end))
+        ranges.append(TableRange(epoch=segment.epoch, begin=stored.first, end=end))
         end = stored.begin
+        if stored.first > stored.begin:
+            break
     return tuple(reversed(ranges))
 
 

@@ -79,11 +79,11 @@ def _examine_rows(environment: Environment, depth: Depth, report: VerifyReport) 
 def _ranges(stored: StoredShard, depth: Depth) -> Iterable[tuple[StoredSegment, Offset]]:
     """(segment, first offset to look at)."""
     if depth is Depth.FULL:
-        return [(segment, segment.begin) for segment in stored.segments.values()]
+        return [(segment, segment.first) for segment in stored.segments.values()]
     segment = stored.segments.get(stored.adopted)
-    if segment is None or segment.end == segment.begin:
+    if segment is None or segment.end == segment.first:
         return []
-    begin = max(segment.begin, segment.end - QUICK_TAIL_RECORDS_MAX)
+    begin = max(segment.first, segment.end - QUICK_TAIL_RECORDS_MAX)
     return [(segment, Offset(max(begin, min(segment.commit, segment.end - 1))))]
 
 

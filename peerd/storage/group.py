@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from peerd.core import durable
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.check import invariant
+from peerd.core.chunks import cut
 from peerd.core.durable import (
     AppendBatches,
+    DropTrimmed,
     FillSealed,
     InstallTable,
     Outcome,
@@ -39,10 +41,12 @@ from peerd.storage.rows import (
     DropRange,
     StoredState,
     TableMark,
+    delete_chunks,
     delete_drop,
     delete_producers,
     delete_segment,
     get_producer,
+    put_chunk,
     put_drop,
     put_producer,
     put_segment,
@@ -68,12 +72,14 @@ class WriteGroup:
         tables: Tables,
         state: StoredState,
         begin_nested: Callable[[Transaction], Transaction],
+        chunk_bytes: int,
     ) -> None:
         self._transaction = transaction
         self._tables = tables
         self._state = state
         self._begin_nested = begin_nested
         self._has_repaired = False
+        self._chunk_bytes = chunk_bytes
         self._shards: dict[ShardId, StoredShard] = {}
         self._drops = list(state.drops)
         self._tables_changed: dict[ShardId, _TableRows] = {}
@@ -86,7 +92,7 @@ class WriteGroup:
         before = self._shards.get(shard) or self._state.shards.get(shard)
         if before is None:
             before = StoredShard(shard=shard)
-        outcome, after = durable.apply(before, operation)
+        outcome, after = durable.apply(before, operation, self._chunk_bytes)
         if isinstance(outcome, Refused):
             return outcome
         if isinstance(operation, AppendBatches):
@@ -100,7 +106,13 @@ class WriteGroup:
             self._table(shard).install(operation.table)
             table_from = operation.table.as_of
         if after.table_as_of > table_from:
-            self._extend_table(after, table_from)
+            # What a trim drops is there until the transaction ends, and the table needs it first.
+            told = (
+                durable.before_drop(before, operation)
+                if isinstance(operation, DropTrimmed)
+                else after
+            )
+            self._extend_table(told, table_from)
         if after != before:
             self._shards[shard] = after
         return outcome
@@ -154,9 +166,12 @@ class WriteGroup:
         """Write the batches; they fill exactly what the segment's end grew by."""
         grown = after.segments[epoch]
         was = before.segments.get(epoch)
-        at = grown.begin if was is None else was.end
         if not batches:
             return
+        at = batches[0].base
+        # A copy that lay below a trim begins there.
+        begins = at == grown.first if was is None else at in (was.end, grown.first)
+        invariant(begins, "batches follow what is here", shard=after, epoch=epoch, at=at)
         self._finish_drops(after.shard, epoch, at, grown.end)
         rows: list[tuple[bytes, Bytes]] = []
         for batch in batches:
@@ -166,6 +181,10 @@ class WriteGroup:
             at = batch.end
         invariant(at == grown.end, "batches fill the segment", shard=after, epoch=epoch, at=at)
         self._transaction.cursor(self._tables.batches).putmulti(rows)
+        uncut_bytes = was.uncut_bytes if was is not None and was.end == batches[0].base else 0
+        chunks, _ = cut(uncut_bytes, batches, self._chunk_bytes)
+        for chunk in chunks:
+            put_chunk(self._transaction, self._tables, after.shard, epoch, chunk)
 
     def _drop_what_is_gone(self, before: StoredShard, after: StoredShard) -> None:
         for epoch, was in before.segments.items():
@@ -173,18 +192,23 @@ class WriteGroup:
             if now is was:
                 continue
             if now is None:
-                self._drop(DropRange(after.shard, epoch, was.begin, was.end))
+                self._drop(DropRange(after.shard, epoch, was.first, was.end))
                 continue
-            if was.begin < now.begin:
-                self._drop(DropRange(after.shard, epoch, was.begin, now.begin))
+            if was.first < now.first:
+                self._drop(DropRange(after.shard, epoch, was.first, min(now.first, was.end)))
+                self._delete_chunks(after.shard, epoch, was.first, now.first)
             if now.end < was.end:
                 self._drop(DropRange(after.shard, epoch, now.end, was.end))
+                self._delete_chunks(after.shard, epoch, Offset(now.end + 1), was.end)
 
     # -------------------------------------------------------------- drops
     def _drop(self, drop: DropRange) -> None:
         if drop.begin < drop.end:
             put_drop(self._transaction, self._tables, drop)
             self._drops.append(drop)
+
+    def _delete_chunks(self, shard: ShardId, epoch: Epoch, begin: Offset, end: Offset) -> None:
+        delete_chunks(self._transaction, self._tables, shard, epoch, begin, end)
 
     def _finish_drops(self, shard: ShardId, epoch: Epoch, begin: Offset, end: Offset) -> None:
         """Where batches are stored now nothing dead may lie, and nothing may be dropped later."""

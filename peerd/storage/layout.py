@@ -7,7 +7,8 @@ is the order of shards, epochs and offsets:
 | --------- | ------------------------------- | ------------------------------------------------- |
 | (main)    | b".store"                       | store id, format version, transaction             |
 | shards    | shard u64                       | promised, adopted; table: as of, complete, time … |
-| segments  | shard u64, epoch u64            | begin, end, commit, seal                          |
+| segments  | shard u64, epoch u64            | begin, end, commit, seal, trimmed to, uncut bytes |
+| segments  | shard, epoch, end of a chunk    | payload bytes of the chunk                        |
 | batches   | shard, epoch, offset, part u32  | part 0: header, stored CRC, payload; then payload |
 | producers | shard u64, producer 16 B        | the last batches of the producer, oldest first    |
 | drops     | shard, epoch, from, to          | nothing: batches that are still to be deleted     |
@@ -37,6 +38,7 @@ PART_BYTES_MAX = 4_000
 
 _SHARD_KEY = struct.Struct(">Q")
 _SEGMENT_KEY = struct.Struct(">QQ")
+_CHUNK_KEY = struct.Struct(">QQQ")
 _BATCH_KEY = struct.Struct(">QQQI")
 _DROP_KEY = struct.Struct(">QQQQ")
 _PLACE = struct.Struct(">QQQ")
@@ -68,6 +70,19 @@ def read_segment_key(key: Bytes) -> tuple[ShardId, Epoch]:
     """Inverse of `segment_key`."""
     shard, epoch = _SEGMENT_KEY.unpack(key)
     return ShardId(shard), Epoch(epoch)
+
+
+def chunk_key(shard: ShardId, epoch: Epoch, end: Offset) -> bytes:
+    """Key in `segments` of a whole chunk that ends at `end`; behind the key of its segment."""
+    return _CHUNK_KEY.pack(shard, epoch, end)
+
+
+def read_chunk_key(key: Bytes) -> tuple[ShardId, Epoch, Offset] | None:
+    """Inverse of `chunk_key`; None if the key is a segment's."""
+    if len(key) != _CHUNK_KEY.size:
+        return None
+    shard, epoch, end = _CHUNK_KEY.unpack(key)
+    return ShardId(shard), Epoch(epoch), Offset(end)
 
 
 def batch_key(shard: ShardId, epoch: Epoch, base: Offset, part: int = 0) -> bytes:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from peerd.core.chunks import CHUNK_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOptions:
@@ -17,6 +19,8 @@ class StorageOptions:
     """Payload of one transaction: some 10 ms of a disk, the most that a batch waits for others."""
     queue_bytes_max: int = 64 << 20
     """Payload that waits for the writer: eight full transactions."""
+    chunk_bytes: int = CHUNK_BYTES
+    """Payload of a chunk; the same in all stores of a cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Invariants:
 - A batch is given out only if its place, header and payload all fit their checksums; otherwise
-  `Corrupt` is raised. Damaged is never absent: inside [begin, end) of a segment the batches tile
+  `Corrupt` is raised. Damaged is never absent: inside [first, end) of a segment the batches tile
   without gap, so a missing row is damage, too.
 - Whatever LMDB itself stumbles over while it looks for a batch is damage of that batch.
 - What is given out is copied out of the map: nothing refers to it after the transaction.
@@ -59,7 +59,7 @@ class SegmentReader:
 
         While the caller holds one, the cursor stands on part 0 of that batch.
         """
-        base = max(from_offset, self._segment.begin)
+        base = max(from_offset, self._segment.first)
         end = min(to_offset, self._segment.end)
         if base >= end:
             return
@@ -75,7 +75,7 @@ class SegmentReader:
             raise self._corrupt(base, f"LMDB: {error}") from error
 
     def header_at(self, offset: Offset) -> tuple[Offset, BatchHeader]:
-        """(base, header) of the batch that contains `offset`, which lies in [begin, end)."""
+        """(base, header) of the batch that contains `offset`, which lies in [first, end)."""
         try:
             return self._find(offset)
         except lmdb.Error as error:
@@ -114,7 +114,7 @@ class SegmentReader:
             found = cursor.last()
         if found and len(cursor.key()) == len(wanted):
             shard, epoch, base, _ = read_batch_key(cursor.key())
-            if (shard, epoch) == (self._shard, segment.epoch) and base >= segment.begin:
+            if (shard, epoch) == (self._shard, segment.epoch) and base >= segment.first:
                 header = self._read_header(base)
                 if base + header.record_count > offset:
                     return base, header
@@ -158,7 +158,7 @@ def find_time(reader: SegmentReader, segment: StoredSegment, timestamp_ms: int) 
 
     The time of batches never decreases within a shard (docs/decisions.md), so halving works.
     """
-    low, high = segment.begin, segment.end
+    low, high = segment.first, segment.end
     while low < high:
         base, header = reader.header_at(Offset((low + high) // 2))
         if header.timestamp_ms >= timestamp_ms:

@@ -70,7 +70,7 @@ def mend(
 ) -> Repaired:
     """Carry out a repair in `transaction`, which the caller aborts if it is refused."""
     segment = None if state is None else state.segments.get(repair.epoch)
-    if segment is None or repair.batches[-1].end <= segment.begin:
+    if segment is None or repair.batches[-1].end <= segment.first:
         return Repaired(gone=True)
     try:
         refused = _why_not(segment, repair)
@@ -106,8 +106,8 @@ def _why_not(segment: StoredSegment, repair: Repair) -> str:
             return f"the payload of the batch at {batch.base} does not match its checksum"
         at = batch.end
     limit = segment.end if segment.seal is not None else segment.commit
-    if begin < segment.begin or at > limit:
-        return f"[{begin}, {at}) is not known to be committed, only [{segment.begin}, {limit}) is"
+    if begin < segment.first or at > limit:
+        return f"[{begin}, {at}) is not known to be committed, only [{segment.first}, {limit}) is"
     return ""
 
 

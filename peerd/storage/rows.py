@@ -8,14 +8,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from peerd.core.chunks import Chunk
 from peerd.core.durable import StoredSegment, StoredShard
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ProducerId, ShardId, StoreId
 from peerd.core.producer import packed_end
 from peerd.storage.environment import Database, Tables, Transaction
 from peerd.storage.errors import CorruptRow
 from peerd.storage.layout import (
+    chunk_key,
     drop_key,
     open_row,
+    read_chunk_key,
     read_drop_key,
     read_segment_key,
     read_shard_key,
@@ -26,9 +29,13 @@ from peerd.storage.layout import (
 )
 
 _SHARD = struct.Struct(">QQQ?qIQ")
-_SEGMENT = struct.Struct(">QQQ?Q")
+_SEGMENT = struct.Struct(">QQQ?QQQ")
+# As written before there were chunks and trims: without the last two.
+_SEGMENT_OLD = struct.Struct(">QQQ?Q")
+_CHUNK = struct.Struct(">Q")
 _STORE = struct.Struct(">32sIQ")
 _STORE_KEY = b".store"
+_OFFSET_MAX = Offset((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +148,57 @@ def put_segment(
         segment.commit,
         segment.seal is not None,
         segment.seal or 0,
+        segment.trimmed_to,
+        segment.uncut_bytes,
     )
     transaction.put(key, seal_row(key, body), db=tables.segments)
 
 
 def delete_segment(transaction: Transaction, tables: Tables, shard: ShardId, epoch: Epoch) -> None:
-    """Remove a segment's row; its batches are dropped apart."""
+    """Remove a segment's row and those of its chunks; its batches are dropped apart."""
     transaction.delete(segment_key(shard, epoch), db=tables.segments)
+    delete_chunks(transaction, tables, shard, epoch, FIRST_OFFSET, _OFFSET_MAX)
+
+
+def put_chunk(
+    transaction: Transaction, tables: Tables, shard: ShardId, epoch: Epoch, chunk: Chunk
+) -> None:
+    """Write that a chunk ends there."""
+    key = chunk_key(shard, epoch, chunk.end)
+    transaction.put(key, seal_row(key, _CHUNK.pack(chunk.payload_bytes)), db=tables.segments)
+
+
+def delete_chunks(  # noqa: PLR0917 - where, and from where to where
+    transaction: Transaction,
+    tables: Tables,
+    shard: ShardId,
+    epoch: Epoch,
+    begin: Offset,
+    end: Offset,
+) -> None:
+    """Remove the rows of the chunks that end in [begin, end]: a few for each GiB."""
+    cursor = transaction.cursor(tables.segments)
+    found = cursor.set_range(chunk_key(shard, epoch, begin))
+    last = chunk_key(shard, epoch, end)
+    while found and bytes(cursor.key()) <= last:
+        cursor.delete()  # moves to the next key
+        found = bool(cursor.key())
+
+
+def read_chunks_backwards(
+    transaction: Transaction, tables: Tables, shard: ShardId, epoch: Epoch
+) -> Iterator[Chunk]:
+    """The whole chunks of a segment, the last one first. Raises `CorruptRow`."""
+    cursor = transaction.cursor(tables.segments)
+    beyond = chunk_key(shard, epoch, _OFFSET_MAX)
+    found = cursor.prev() if cursor.set_range(beyond) else cursor.last()
+    while found:
+        place = read_chunk_key(cursor.key())
+        if place is None or place[:2] != (shard, epoch):
+            return
+        (payload_bytes,) = _CHUNK.unpack(open_row("segments", cursor.key(), cursor.value()))
+        yield Chunk(end=place[2], payload_bytes=payload_bytes)
+        found = cursor.prev()
 
 
 def read_segment(
@@ -172,13 +223,20 @@ def _open_shard(key: bytes | memoryview, value: memoryview) -> tuple[StoredShard
 
 
 def _open_segment(key: bytes | memoryview, value: memoryview) -> StoredSegment:
-    begin, end, commit, sealed, seal = _SEGMENT.unpack(open_row("segments", key, value))
+    body = open_row("segments", key, value)
+    trimmed_to, uncut_bytes = 0, 0
+    if len(body) == _SEGMENT_OLD.size:
+        begin, end, commit, sealed, seal = _SEGMENT_OLD.unpack(body)
+    else:
+        begin, end, commit, sealed, seal, trimmed_to, uncut_bytes = _SEGMENT.unpack(body)
     return StoredSegment(
         epoch=read_segment_key(key)[1],
         begin=Offset(begin),
         end=Offset(end),
         commit=Offset(commit),
         seal=Offset(seal) if sealed else None,
+        trimmed_to=Offset(trimmed_to),
+        uncut_bytes=uncut_bytes,
     )
 
 
@@ -303,6 +361,9 @@ def read_state(transaction: Transaction, tables: Tables) -> StoredState:
     store = read_store(transaction)
     segments: dict[ShardId, dict[Epoch, StoredSegment]] = {}
     for key, value in _all_rows(transaction, "segments", tables.segments):
+        if read_chunk_key(key) is not None:
+            open_row("segments", key, value)
+            continue
         segment = _open_segment(key, value)
         segments.setdefault(read_segment_key(key)[0], {})[segment.epoch] = segment
     shards: dict[ShardId, StoredShard] = {}

@@ -20,6 +20,7 @@ from typing import Self
 import lmdb
 
 from peerd.core.batch import BatchHeader, PlacedBatch
+from peerd.core.chunks import Cut, find_cut
 from peerd.core.durable import StoredSegment, StoredShard, StoreOperation, TableRange
 from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot, empty_table, extended, unpack_row
@@ -46,6 +47,7 @@ from peerd.storage.rows import (
     StoredState,
     StoreMark,
     put_store,
+    read_chunks_backwards,
     read_producers,
     read_segment,
     read_shard,
@@ -276,6 +278,28 @@ class Store:
                 return None
             reader = SegmentReader(transaction, self._environment.tables.batches, shard, segment)
             return find_time(reader, segment, timestamp_ms)
+
+    def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
+        """Where the segment may be cut at or below `before` so that `keep_bytes` stay behind.
+
+        None if nothing is stored under `epoch`. Raises `Corrupt`.
+        """
+        with self._environment.read() as transaction:
+            segment = self._segment(transaction, shard, epoch, before)
+            if segment is None:
+                return None
+            try:
+                return find_cut(
+                    read_chunks_backwards(transaction, self._environment.tables, shard, epoch),
+                    first=segment.first,
+                    uncut_bytes=segment.uncut_bytes,
+                    before=before,
+                    keep_bytes=keep_bytes,
+                )
+            except (CorruptRow, lmdb.Error) as error:
+                raise Corrupt(shard, epoch, before, str(error)) from error
 
     def read_table(self, shard: ShardId) -> TableSnapshot:
         """The durable producer table. Raises `CorruptRow` unless every row of it is sound."""

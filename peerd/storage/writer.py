@@ -187,6 +187,7 @@ class Writer:
                 self._environment.tables,
                 self._state,
                 self._environment.begin_nested,
+                self._options.chunk_bytes,
             )
             outcomes: list[tuple[object, Outcome]] = []
             repaired: list[tuple[OnRepaired, Repaired]] = []

@@ -188,6 +188,7 @@ def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
         split=None if shard.split is None else _encode_split(shard.split),
         parent=None if shard.parent is None else _encode_parent(shard.parent),
         lost_ranges=[_encode_gap(gap) for gap in shard.gaps],
+        trimmed_to=shard.trimmed_to,
     )
 
 
@@ -211,6 +212,7 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
             split=_decode_split(message.split) if message.HasField("split") else None,
             parent=_decode_parent(message.parent) if message.HasField("parent") else None,
             gaps=tuple(_decode_gap(gap) for gap in message.lost_ranges),
+            trimmed_to=Offset(message.trimmed_to),
         )
     except (InvariantViolation, MapMalformed) as error:
         raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error

@@ -120,7 +120,7 @@ def test_an_adoption_that_would_empty_a_filled_segment_stops_the_process():
 # ------------------------------------------------------------------ append
 def test_batches_are_taken_at_the_end_of_the_adopted_epoch():
     state = run(adopt(1, 0), append(1, batch(0, 2), batch(2, 3), commit=2))
-    assert state.segments[1] == StoredSegment(epoch=1, begin=0, end=5, commit=2)
+    assert state.segments[1] == StoredSegment(epoch=1, begin=0, end=5, commit=2, uncut_bytes=2)
 
 
 @pytest.mark.parametrize("operation", [append(1, batch(3)), append(1, batch(0)), append(2)])
@@ -204,7 +204,9 @@ def test_seals_of_epochs_that_are_not_here_change_only_the_promise():
 def test_filling_raises_the_promise_so_that_a_late_adoption_is_refused():
     state = run(fill(1, 0, 4, batch(0, 2)))
     assert state.promised == 9
-    assert state.segments[1] == StoredSegment(epoch=1, begin=0, end=2, commit=0, seal=4)
+    assert state.segments[1] == StoredSegment(
+        epoch=1, begin=0, end=2, commit=0, seal=4, uncut_bytes=1
+    )
     refused(state, adopt(1, 0))
 
 

@@ -31,6 +31,7 @@ from las.core.commands import (
     SetAtRisk,
     SetDraining,
     SetNodeState,
+    TrimShard,
     WantHolders,
     WithdrawSegment,
     command_from_json,
@@ -83,6 +84,7 @@ EXAMPLES = [
     WantHolders(shard=SHARD, epoch=Epoch(1), holders=(replica(4),)),
     AddHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
     DropHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
+    TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(7)),
     HaltShard(shard=SHARD, epoch=Epoch(9), node=name(1), why="it promised 9"),
     register(1, stored=((SHARD, Epoch(1)),)),
     SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why="silent"),
@@ -214,7 +216,7 @@ def test_a_snapshot_has_every_field_of_a_shard():
     """`las.core.snapshot` writes shards field by field: a new field has to be written there."""
     assert {field.name for field in fields(Shard)} == {
         *("shard", "log", "key_hash_low", "key_hash_high", "open", "sealed", "prepared", "fence"),
-        *("dead_epochs", "split", "parent", "gaps"),
+        *("dead_epochs", "split", "parent", "gaps", "trimmed_to"),
     }
     assert {field.name for field in fields(Segment)} == {
         *("epoch", "begin", "end", "known_commit", "plan", "holders", "wanted_holders"),

@@ -69,6 +69,8 @@ def operation(value: d.StoreOperation) -> str:
         seals = "".join(f", {epoch} ends at {end}" for epoch, end in value.seals)
         dead = "".join(f", {epoch} is dead" for epoch in value.dead)
         return f"map: open is {value.open_epoch}{seals}{dead}"
+    if isinstance(value, d.DropTrimmed):
+        return f"drop below {value.trimmed_to}"
     if isinstance(value, d.FillSealed):
         return f"fill {value.epoch} with {_batches(value.batches)}, it ends at {value.end}"
     return f"install {_table(value.table)}"

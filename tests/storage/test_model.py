@@ -13,6 +13,7 @@ from peerd.core.check import InvariantViolation
 from peerd.core.durable import (
     AdoptEpoch,
     AppendBatches,
+    DropTrimmed,
     FillSealed,
     InstallTable,
     LearnMap,
@@ -33,6 +34,8 @@ SHARDS = (1, 2)
 EPOCHS = range(1, 7)
 # The same in every batch, so that whatever offset is drawn lies between two batches of every epoch.
 RECORDS = 2
+# A few batches, so that chunks end.
+CHUNK_BYTES = 10_000
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Model:
     def apply(self, operation: StoreOperation) -> Outcome:
         shard = operation.shard
         before = self.state(shard)
-        outcome, after = durable.apply(before, operation)
+        outcome, after = durable.apply(before, operation, CHUNK_BYTES)
         if not isinstance(outcome, Stored):
             return outcome
         if after != before:
@@ -60,11 +63,13 @@ class Model:
         if isinstance(operation, AppendBatches | FillSealed):
             kept = self.batches.setdefault((shard, operation.epoch), {})
             kept.update({batch.base: batch for batch in operation.batches})
+        if isinstance(operation, DropTrimmed):
+            self._move_table(before, durable.before_drop(before, operation), operation)
         for epoch in EPOCHS:
             segment = after.segments.get(Epoch(epoch))
             kept = self.batches.get((shard, epoch), {})
             for base in list(kept):
-                if segment is None or not segment.begin <= base < segment.end:
+                if segment is None or not segment.first <= base < segment.end:
                     del kept[base]
         self._move_table(before, after, operation)
         return outcome
@@ -120,7 +125,7 @@ def operations(draw: st.DrawFn, model: Model) -> StoreOperation:
     adopted = state.segments.get(state.adopted)
     end = adopted.end if adopted else 0
     epoch = Epoch(draw(st.sampled_from(EPOCHS)))
-    match draw(st.sampled_from("aaaaaadpmfft")):
+    match draw(st.sampled_from("aaaaaadpmffttxx")):
         case "a":
             at = end + draw(st.sampled_from((0, 0, 0, 0, 0, RECORDS)))
             batches = draw(batch_runs(at))
@@ -150,7 +155,12 @@ def operations(draw: st.DrawFn, model: Model) -> StoreOperation:
         case "f":
             segment = state.segments.get(epoch)
             begin = segment.begin if segment else draw(st.sampled_from((0, end)))
-            batches = draw(batch_runs(segment.end if segment else begin))
+            trimmed_to = draw(st.sampled_from((0, 0, begin, begin + 2 * RECORDS)))
+            at = segment.end if segment else begin
+            if segment is None or segment.seal is not None:
+                bound = segment.seal if segment else trimmed_to
+                at = max(at, min(trimmed_to, bound))
+            batches = draw(batch_runs(at))
             last = batches[-1].end if batches else begin
             seal = segment.seal if segment and segment.seal is not None else last + 2 * RECORDS
             return FillSealed(
@@ -160,7 +170,16 @@ def operations(draw: st.DrawFn, model: Model) -> StoreOperation:
                 end=Offset(seal),
                 open_epoch=Epoch(epoch + 1),
                 batches=batches,
+                trimmed_to=Offset(trimmed_to),
             )
+        case "x":
+            places = [
+                place
+                for segment in state.segments.values()
+                for place in (segment.begin, segment.commit, segment.end, segment.end + RECORDS)
+            ]
+            trimmed_to = draw(st.sampled_from((0, *places)))
+            return DropTrimmed(shard=shard, open_epoch=epoch, trimmed_to=Offset(trimmed_to))
         case _:
             as_of = state.table_as_of + RECORDS * draw(st.integers(0, 3))
             entry = TableBatch(
@@ -197,6 +216,20 @@ def assert_same(driven: Driven, model: Model, *, opened: bool) -> None:
                 ShardId(shard), Epoch(epoch), Offset(0), Offset(1 << 60), 1 << 40
             )
             assert read == [batch for _, batch in sorted(kept.items())]
+            stored = model.state(shard).segments.get(Epoch(epoch))
+            cut = driven.store.find_cut(
+                ShardId(shard), Epoch(epoch), before=Offset(1 << 60), keep_bytes=0
+            )
+            if stored is None:
+                assert cut is None
+            else:
+                assert cut is not None
+                assert stored.first <= cut.offset <= stored.end
+                behind = sum(
+                    batch.header.payload_bytes for base, batch in kept.items() if base >= cut.offset
+                )
+                # A cut tail is counted as nothing; then too little is counted, never too much.
+                assert cut.kept_bytes == stored.uncut_bytes <= max(behind, CHUNK_BYTES)
 
 
 @settings(max_examples=40)
@@ -206,7 +239,7 @@ def test_a_store_is_what_the_rules_say_kept(data):
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "store"
         for _ in range(2):
-            driven = Driven(directory, StorageOptions())
+            driven = Driven(directory, StorageOptions(chunk_bytes=CHUNK_BYTES))
             assert_same(driven, model, opened=True)
             for _ in range(data.draw(st.integers(1, 6))):
                 group = []

@@ -139,7 +139,8 @@ class Projection:
     def __init__(self, shards: "Mapping[ShardId, Projection]") -> None:
         self.state = State()
         self.is_beyond = False
-        """A person has called something lost: what follows is beyond the model, and not judged."""
+        """Something was called lost, or trimmed: what follows is beyond the model, and not judged.
+        """
         self._shards = shards
         self._names: dict[ProcessId | ReplicaId, str] = {}
         self._requests: dict[tuple[str, RequestId], Hashable] = {}
@@ -496,7 +497,7 @@ class Projection:
         result, shard = record.result, record.shard
         if not isinstance(result, c.Result) or not result.ok:
             return OK
-        if isinstance(record.command, c.RecoverWithGap):
+        if isinstance(record.command, c.RecoverWithGap | c.TrimShard):
             self.is_beyond = True
             return OK
         if self.state.open == NONE and shard.parent is not None:

@@ -5,7 +5,7 @@ makes the results durable at once, like one group commit. What was queued and no
 when the process dies (`crash`), what was committed never is.
 
 Invariant: after every commit the content agrees with `state`: the batches of each epoch fill its
-[begin, end), and the rows are the producer table as of `table_as_of`.
+[first, end), and the rows are the producer table as of `table_as_of`.
 
 Bytes may rot: a batch whose place is in `damaged` is never given out, as a real store gives out
 none that fails its checksum; it keeps its place.
@@ -17,6 +17,7 @@ from peerd.core import durable, producer
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.durable import (
     AppendBatches,
+    DropTrimmed,
     FillSealed,
     InstallTable,
     LearnMap,
@@ -75,12 +76,15 @@ class SimStore:
             self._install(operation.table)
             table_from = operation.table.as_of
         self.state = after
-        if isinstance(operation, LearnMap | FillSealed):
-            self._drop()
         if table_from < after.table_as_of:
-            for part in durable.table_ranges(after, table_from, after.table_as_of):
+            told = after
+            if isinstance(operation, DropTrimmed):
+                told = durable.before_drop(before, operation)
+            for part in durable.table_ranges(told, table_from, after.table_as_of):
                 for base, header in self.headers(part.epoch, part.begin, part.end):
                     self._remember(part.epoch, base, header)
+        if isinstance(operation, LearnMap | DropTrimmed | FillSealed):
+            self._drop()
         return outcome
 
     def _drop(self) -> None:
@@ -89,9 +93,13 @@ class SimStore:
             segment = self.state.segments.get(epoch)
             if segment is None:
                 del self.batches[epoch]
-            elif content and next(reversed(content)) >= segment.end:
+            elif content and (
+                next(reversed(content)) >= segment.end or next(iter(content)) < segment.first
+            ):
                 self.batches[epoch] = {
-                    base: batch for base, batch in content.items() if base < segment.end
+                    base: batch
+                    for base, batch in content.items()
+                    if segment.first <= base < segment.end
                 }
 
     def _install(self, table: TableSnapshot) -> None:

@@ -1,0 +1,74 @@
+"""Trimming a shard: what lies below an offset is not kept any more (docs/protocol.md §8).
+
+Why nothing is lost that should be kept, and nothing is needed that is gone:
+
+- *The map first.* A store drops below `trimmed_to` of a committed map and of nothing else.
+- *Only what is committed.* The offset is a cut between batches that the primary of the open
+  segment, or a holder of a sealed one, told to be readable; a kept tail is not until it is copied
+  (§4.2).
+- *Never past a replica.* In the open segment every replica had all below durable. Its end never
+  falls, so whatever it promises later, recovery ends the segment at or beyond the trim, and no
+  replica ever asks for a batch that is gone.
+- *The past that proves.* The newest sealed segment stays listed when all of it is trimmed: its
+  holders, and their producer tables as of its end, are where the next primary looks (§3.1).
+"""
+
+from dataclasses import replace
+
+from las.core.commands import Reason, Result, TrimShard
+from las.core.segments import Applied, refuse, unless_free
+from las.core.state import ClusterState
+from peerd.core.ids import FIRST_OFFSET
+from peerd.core.shard_map import Shard, stable_end
+
+
+def trim_shard(state: ClusterState, command: TrimShard) -> Applied:
+    """Forget what lies below an offset.
+
+    | `TrimShard(e, offset)` | e is open or sealed and in the chain; no fence; the offset lies in
+    e, not beyond what may be read of it |
+    trimmed-to is the offset; sealed segments and gaps that end there or before are left out, but
+    for the newest sealed one. |
+    """
+    entry = state.shards.get(command.shard)
+    if entry is None:
+        return refuse(state, Reason.UNKNOWN_SHARD, f"there is no shard {command.shard}")
+    shard = entry.shard
+    if command.trimmed_to <= shard.trimmed_to:
+        return state, Result(ok=True, text="trimmed already", epoch=command.epoch)
+    if (refused := unless_free(state, entry)) is not None:
+        return refused
+    if wrong := _offset_error(shard, command):
+        return refuse(state, Reason.STATE_CHANGED, wrong, shard.open.epoch)
+    after = _left(replace(shard, trimmed_to=command.trimmed_to))
+    changed = state.changed(shards=(replace(entry, shard=after),))
+    return changed, Result(ok=True, text=f"trimmed to {command.trimmed_to}", epoch=command.epoch)
+
+
+def _offset_error(shard: Shard, command: TrimShard) -> str:
+    segment = next(
+        (each for each in (*shard.sealed, shard.open) if each.epoch == command.epoch), None
+    )
+    if segment is None or segment.begin is None:
+        return f"shard {shard.shard} has no segment {command.epoch} in its chain"
+    # What the open segment may lose its primary has told; of a sealed one the map tells it, too.
+    bound = None if segment.end is None else stable_end(segment, FIRST_OFFSET)
+    if command.trimmed_to < segment.begin or (bound is not None and command.trimmed_to > bound):
+        return f"{command.trimmed_to} lies outside what may be read of segment {command.epoch}"
+    return ""
+
+
+def _left(shard: Shard) -> Shard:
+    """`shard` without the segments and gaps that are trimmed as a whole."""
+    sealed = [
+        segment
+        for at, segment in enumerate(shard.sealed, 1)
+        if at == len(shard.sealed) or segment.end is None or segment.end > shard.trimmed_to
+    ]
+    first = sealed[0].begin if sealed else shard.open.begin
+    gaps = tuple(
+        gap
+        for gap in shard.gaps
+        if gap.end > shard.trimmed_to or (first is not None and gap.begin >= first)
+    )
+    return replace(shard, sealed=tuple(sealed), gaps=gaps)
