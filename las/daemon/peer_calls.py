@@ -17,6 +17,7 @@ import grpc.aio
 from las.core.recovery import EpochAnswer
 from las.daemon.group import Group
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
+from las.daemon.trimmer import CutOrder, FoundCut
 from las.raft.links import ChannelFactory, Metadata
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
@@ -29,6 +30,8 @@ PROMISE_TIMEOUT_S = 2.0
 # Answered from memory: later than this it is no answer.
 BEGUN_TIMEOUT_S = 1.0
 HEARS_TIMEOUT_S = 0.3
+# Reads a few rows for each of some hundred segments.
+CUTS_TIMEOUT_S = 3.0
 
 _log = get_logger("peers")
 
@@ -99,6 +102,38 @@ class GrpcPeerCalls:
             begin=Offset(answer.begin),
             holders=tuple(sorted(map(decode_replica, answer.holders))),
         )
+
+    async def find_cuts(
+        self, target: ReplicaId, orders: Sequence[CutOrder]
+    ) -> Sequence[FoundCut | None] | None:
+        """See `las.daemon.trimmer.CutCalls`."""
+        request = replication_pb2.FindCutsRequest(
+            cluster_id=self._group.state.cluster_id,
+            target_store_id=target.store,
+            orders=[
+                replication_pb2.CutOrder(
+                    shard=order.shard,
+                    epoch=order.epoch,
+                    before_offset=order.before,
+                    keep_bytes=order.keep_bytes,
+                )
+                for order in orders
+            ],
+        )
+        try:
+            stub = await self._stub(target.peer)
+            answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            _log.info("no cuts", node=target.peer, why=_words(error))
+            return None
+        if answer.store_id != target.store or len(answer.cuts) != len(orders):
+            return None
+        return [
+            FoundCut(offset=Offset(cut.offset), kept_bytes=cut.kept_bytes, limit=Offset(cut.limit))
+            if cut.known
+            else None
+            for cut in answer.cuts
+        ]
 
     async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
         """See `PeerCalls`."""

@@ -6,6 +6,7 @@ Made at election, thrown away at its end; nothing survives it but what was commi
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from typing import Protocol
 
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node
@@ -17,6 +18,7 @@ from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
 from las.daemon.reconcile import PeerCalls
 from las.daemon.story import Story
+from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
 from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
@@ -35,11 +37,15 @@ def wall_ms() -> int:
     return int(time.time() * 1000)
 
 
+class Peers(PeerCalls, CutCalls, Protocol):
+    """All calls to peers."""
+
+
 class Term:
     """Used on the event loop."""
 
     def __init__(
-        self, number: int, group: Group, policy: Policy, model: Model, peers: PeerCalls
+        self, number: int, group: Group, policy: Policy, model: Model, peers: Peers
     ) -> None:
         self.number = number
         self.forecaster = FleetForecaster(group, policy, model)
@@ -60,6 +66,7 @@ class Term:
             now=lambda: Tick(now_ms()),
             wall_ms=wall_ms,
         )
+        self.trimmer = Trimmer(group, peers)
         self._story = Story(group, self.forecaster.words, wall_ms)
 
     def works(self) -> Iterator[tuple[str, Work]]:

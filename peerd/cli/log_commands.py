@@ -1,5 +1,6 @@
 """`peerctl log …`, `peerctl append`, `peerctl read`: what developers do."""
 
+import datetime
 import json
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,17 @@ def describe(
             print_json(_log_json(log) | {"shards": [_shard_json(s, tails) for s in shards]})
             return
         typer.echo(f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk")
-        columns = ["shard", "epoch", "primary", "voters", "non-voters", "records", "segments", ""]
+        columns = [
+            "shard",
+            "epoch",
+            "primary",
+            "voters",
+            "non-voters",
+            "first",
+            "end",
+            "segments",
+            "",
+        ]
         print_table(columns, [_shard_row(log.name, shard, tails) for shard in shards])
 
 
@@ -124,6 +135,55 @@ def split(
             typer.echo(f"{shard} is split into {' and '.join(f'{log}/{c}' for c in children)}")
 
 
+@log_app.command("trim")
+def trim(
+    where: Annotated[str, typer.Argument(help="LOG, or LOG/SHARD, e.g. orders/3.")],
+    before: Annotated[
+        str,
+        typer.Option(help="An offset (of one shard), or a time such as 2026-11-28T12:00+00:00."),
+    ],
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Forget old records, by whole chunks of 64 MiB. There is no way back.
+
+    Example: peerctl log trim orders/3 --before 1000000
+    """
+    log, _, number = where.rpartition("/")
+    if not log:
+        log, number = where, ""
+    elif not number.isdigit():
+        fail(f"{where!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
+    limit = _offset_or_time(before)
+    if isinstance(limit, int) and not number:
+        fail("--before OFFSET needs LOG/SHARD: offsets are counted per shard", EXIT_USAGE)
+    with connected(config) as client:
+        _, shards = client.describe_log(log)
+        known = [each.shard for each in shards]
+        if number and int(number) not in known:
+            listed = ", ".join(map(str, known))
+            fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
+        chosen = [int(number)] if number else known
+        left = {shard: client.trim(log, shard, limit) for shard in chosen}
+        if output is Format.JSON:
+            print_json([{"shard": shard, "first_offset": first} for shard, first in left.items()])
+        else:
+            rows = [[f"{log}/{shard}", str(first)] for shard, first in left.items()]
+            print_table(["shard", "first offset left"], rows)
+
+
+def _offset_or_time(before: str) -> int | datetime.datetime:
+    if before.isdigit():
+        return int(before)
+    try:
+        time = datetime.datetime.fromisoformat(before)
+    except ValueError:
+        fail(f"--before {before}: an offset, or a time such as 2026-11-28T12:00+00:00", EXIT_USAGE)
+    if time.tzinfo is None:
+        fail(f"--before {before}: name the time zone, e.g. {before}+00:00", EXIT_USAGE)
+    return time
+
+
 def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
     plan = shard.open.plan
     note = ""
@@ -143,6 +203,7 @@ def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
         plan.primary.peer,
         " ".join(replica.peer for replica in plan.voters),
         " ".join(replica.peer for replica in plan.non_voters) or "-",
+        str(shard.trimmed_to),
         str(tails.get(shard.shard, "?")),
         str(len(shard.sealed) + 1),
         note,
@@ -158,6 +219,7 @@ def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:
         "shard": shard.shard,
         "key_hash_low": shard.key_hash_low,
         "key_hash_high": shard.key_hash_high,
+        "first_offset": shard.trimmed_to,
         "committed": tails.get(shard.shard),
         "open": _segment_json(shard.open),
         "prepared": None if shard.prepared is None else _segment_json(shard.prepared),

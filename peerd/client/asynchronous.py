@@ -6,6 +6,7 @@ Invariants:
 """
 
 import asyncio
+import datetime
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,6 +363,27 @@ class Client:
         """
         self._check_open()
         return await self.las.split_shard(shard, at_key_hash=at_key_hash)
+
+    async def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
+        """Forgets a shard's records below an offset, or those appended before a time, for good.
+
+        Whole chunks of 64 MiB go, once every replica has them; the rest stays. Asking again is
+        harmless.
+
+        Returns:
+            The shard's first offset left.
+
+        Raises:
+            UnknownLog, UnknownShard, InvalidRequest, AccessDenied: what they say.
+            StateConflict: the shard changes just now; trim again.
+            Unavailable: nobody who could tell where to cut can be reached; trim again.
+            LasUnavailable: nobody answered in time; it may be done.
+        """
+        self._check_open()
+        if isinstance(before, datetime.datetime):
+            async with self.read(log, start=before, shard=shard) as reading:
+                before = await reading.begin()
+        return await self.las.trim_shard(log, shard, before)
 
     async def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
         """A log and its shards: segments, epochs, who stores what.

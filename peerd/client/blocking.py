@@ -9,6 +9,7 @@ Invariants:
 import asyncio
 import concurrent.futures
 import contextlib
+import datetime
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
@@ -398,6 +399,10 @@ class Client:
     def split_shard(self, shard: int, *, at_key_hash: int | None = None) -> tuple[int, ...]:
         """Splits a shard and returns its children, as soon as they take appends."""
         return self._thread.run(self._client.split_shard(shard, at_key_hash=at_key_hash))
+
+    def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
+        """Forgets a shard's records below an offset, or those appended before a time, for good."""
+        return self._thread.run(self._client.trim(log, shard, before))
 
     def describe_log(self, name: str) -> tuple[LogEntry, tuple[Shard, ...]]:
         """A log and its shards: segments, epochs, who stores what."""

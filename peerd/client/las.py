@@ -129,6 +129,17 @@ class LasCalls:
             f"recovering shard {shard}",
         )
 
+    async def trim_shard(self, log: str, shard: int, before: int) -> int:
+        """Forgets records below an offset, by whole chunks; the first one left."""
+        request = log_admin_pb2.TrimShardRequest(log=log, shard=shard, before_offset=before)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).TrimShard(
+                request, timeout=timeout_s
+            ),
+            f"trimming {log}/{shard}",
+        )
+        return response.first_offset
+
     # -------------------------------------------------------------------------- nodes
 
     async def status(self) -> fleet_pb2.GetStatusResponse:

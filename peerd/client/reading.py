@@ -106,6 +106,15 @@ class RecordStream:
             await self._receive()
         return self._records.popleft()
 
+    async def begin(self) -> int:
+        """Where the read of one shard begins: its first offset, whether there is a record or not.
+
+        Raises as `__anext__`.
+        """
+        while self._next is None and not self._ended:
+            await self._receive()
+        return next(iter((self._next or {}).values()), 0)
+
     async def take(self, count_max: int) -> list[Record]:
         """The next records, at least one and at most `count_max`; none at the end.
 

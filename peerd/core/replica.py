@@ -21,10 +21,8 @@ from peerd.core import events as ev
 from peerd.core import handover, refusals
 from peerd.core.durable import (
     AdoptEpoch,
-    DropTrimmed,
     FillSealed,
     InstallTable,
-    LearnMap,
     Outcome,
     PromiseEpoch,
     Stored,
@@ -57,6 +55,7 @@ from peerd.core.ids import (
     ReplicaId,
     Tick,
 )
+from peerd.core.learning import learned
 from peerd.core.limits import Limits
 from peerd.core.messages import Begin, Ready
 from peerd.core.primary import Primary
@@ -484,44 +483,9 @@ class Replica:
         self._prepared_learned(shard, out)
 
     def _learn(self, shard: Shard, out: Effects) -> None:
-        """Tell the store what the map says of its segments (§3: only the map lets it drop).
-
-        An epoch below the open one that the map does not list holds no record of the log: it is
-        dead, or ended without records. "The map fences too": whoever is listed or drops something
-        promises the open epoch.
-        """
-        stored, me = self._s.stored, self._s.me.replica
-        sealed = {segment.epoch: segment for segment in shard.sealed}
-        seals, dead = [], []
-        for epoch, segment in stored.segments.items():
-            entry = sealed.get(epoch)
-            if entry is not None and entry.end is not None:
-                if segment.seal is None:
-                    seals.append((epoch, entry.end))
-            elif epoch < shard.open.epoch or epoch in shard.dead_epochs:
-                dead.append(epoch)
-        listed = any(me in segment.holders for segment in shard.sealed)
-        listed = listed or me in shard.open.plan.replicas
-        if seals or dead or (listed and stored.promised < shard.open.epoch):
-            operation = LearnMap(
-                shard=shard.shard,
-                open_epoch=shard.open.epoch,
-                seals=tuple(seals),
-                dead=tuple(dead),
-                cut=tuple(epoch for gap in shard.gaps for epoch in gap.epochs),
-                trimmed_to=shard.trimmed_to,
-            )
+        """Tell the store what the map says of its segments (§3: only the map lets it drop)."""
+        for operation in learned(shard, self._s.stored, self._s.me.replica):
             self._s.submit(operation, _ignore, out)
-        if any(
-            segment.first < min(shard.trimmed_to, sealed[epoch].end or shard.trimmed_to)
-            if epoch in sealed
-            else epoch == shard.open.epoch and segment.first < shard.trimmed_to
-            for epoch, segment in stored.segments.items()
-        ):
-            drop = DropTrimmed(
-                shard=shard.shard, open_epoch=shard.open.epoch, trimmed_to=shard.trimmed_to
-            )
-            self._s.submit(drop, _ignore, out)
 
     def _prepared_learned(self, shard: Shard, out: Effects) -> None:
         """Become the candidate, or prepare to hand over (§4.1, step 1)."""

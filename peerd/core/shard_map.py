@@ -149,7 +149,7 @@ class Shard:
     def __post_init__(self) -> None:
         gaps = {gap.begin: gap.end for gap in self.gaps}
         at, epoch = self._listed_from, 0
-        invariant(at <= self.trimmed_to, "nothing is left out that is not trimmed", shard=self)
+        invariant(at <= self.trimmed_to, "segments tile from what is trimmed on", shard=self)
         for segment in (*self.sealed, self.open):
             at = gaps.pop(Offset(at), at)
             invariant(segment.begin == at, "segments tile without gap or overlap", shard=self)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from peerd.core.chunks import CHUNK_BYTES
 from peerd.pki import Identity, Role
 from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
 from peerd.settings import Address, ConfigError, Section, is_loopback, load, reference
@@ -107,6 +108,11 @@ class Storage(Section):
         ge=8 * MIB,
         description="Bytes that wait for the storage writer at most. Beyond it appends get "
         "`OVERLOADED`",
+    )
+    chunk_bytes: int = Field(
+        default=CHUNK_BYTES,
+        ge=KIB,
+        description="Bytes of a chunk, the unit in which a shard is trimmed. The same on all peers",
     )
 
 

@@ -169,7 +169,7 @@ class Copier:
 
     async def _read_back(self, shard: ShardId, here: StoredSegment) -> None:
         """Read what was stored before; a holder vouches for all of it. Raises `Corrupt`."""
-        at = here.begin
+        at = here.first
         while at < here.end:
             batches = await self._host.read(shard, here.epoch, at, here.end, SLICE_BYTES_MAX)
             if not batches:
@@ -218,6 +218,7 @@ class Copier:
             end=_end_of(segment),
             open_epoch=shard.open.epoch,
             batches=tuple(batches),
+            trimmed_to=shard.trimmed_to,
         )
         self._host.submit(
             operation, lambda outcome: None if written.done() else written.set_result(outcome)

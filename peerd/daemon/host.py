@@ -27,6 +27,7 @@ from typing import TypeVar
 from peerd.core import effects, events
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.check import InvariantViolation
+from peerd.core.chunks import Cut
 from peerd.core.durable import Outcome, StoredShard, StoreOperation
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import (
@@ -242,6 +243,19 @@ class ShardHost:
         """See `peerd.transport.host_api.ShardHost`."""
         replica = self._replicas.get(shard)
         return None if replica is None else replica.readable_limit(epoch)
+
+    def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """See `ReplicationHost`."""
+        replica = self._replicas.get(shard)
+        return None if replica is None else replica.trim_limit(epoch)
+
+    async def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
+        """See `ReplicationHost`."""
+        return await self._tell_outside().find_cut(
+            shard, epoch, before=before, keep_bytes=keep_bytes
+        )
 
     def commit_changed(self, shard: ShardId) -> asyncio.Event:
         """See `peerd.transport.host_api.ShardHost`."""

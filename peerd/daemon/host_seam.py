@@ -8,6 +8,7 @@ from typing import Protocol
 
 from peerd.core import effects
 from peerd.core.batch import PlacedBatch
+from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Adopt, Begin, ConfirmEpoch, Frame, Ready
 
@@ -60,4 +61,9 @@ class Outside(Protocol):
         """From the store of another peer."""
 
     async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
+        """In the own store."""
+
+    async def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
         """In the own store."""

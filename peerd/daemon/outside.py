@@ -16,6 +16,7 @@ from collections.abc import Callable
 from las.v1 import fleet_pb2
 from peerd.core import effects, events
 from peerd.core.batch import PlacedBatch
+from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Adopt, ConfirmEpoch, Frame, Ready
 from peerd.core.shard_map import Segment
@@ -214,6 +215,12 @@ class Surroundings:
         except Corrupt as error:
             self._repairer.found(error)
             raise
+
+    async def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
+        """See `Outside`."""
+        return await self._reader.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
 
     def neighbours_changed(self) -> None:
         """See `Outside`. Looks once for all changes of one turn of the loop."""

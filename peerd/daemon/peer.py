@@ -36,7 +36,7 @@ from peerd.daemon.front.fronts import Fronts
 from peerd.daemon.heartbeat import HealthSampling, Member
 from peerd.daemon.host import ShardHost
 from peerd.daemon.http import HttpEndpoint
-from peerd.daemon.internal_logs import LasCreates
+from peerd.daemon.las_door import LasDoor
 from peerd.daemon.las_session import LasSession
 from peerd.daemon.links import LinkLimits, Links
 from peerd.daemon.logging import get_logger
@@ -180,6 +180,7 @@ class Peer:
                     reserve_bytes=settings.reserve_bytes,
                     commit_bytes_max=settings.commit_bytes_max,
                     queue_bytes_max=settings.queue_bytes_max,
+                    chunk_bytes=settings.chunk_bytes,
                 ),
                 deliver=self._deliver,
                 on_failure=self._on_storage_failure,
@@ -310,7 +311,7 @@ class Peer:
             self.map_cache,
             self._channels,
             edge_limits(self.config),
-            LasCreates(self.config.las, self._channels),
+            LasDoor(self.config.las, self._channels),
             budget=self._append_budget,
         )
         recorded = None if self._recorder is None else self._recorder.path

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from peerd.core.batch import PlacedBatch
+from peerd.core.chunks import Cut
 from peerd.core.effects import LoadTable
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, ShardId
@@ -69,6 +70,14 @@ class StoreReader:
                 as_of=load.as_of,
                 or_later=load.or_later,
             )
+        )
+
+    async def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
+        """See `Store.find_cut`. Raises `Corrupt`, or `Refused`: OVERLOADED."""
+        return await self._run(
+            lambda: self._store.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
         )
 
     async def _run(self, work: Callable[[], Result]) -> Result:

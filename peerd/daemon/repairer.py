@@ -140,7 +140,7 @@ class Repairer:
         """None if nothing is damaged there any more, else why it still is."""
         shard, epoch, offset = place
         stored = self._stored(shard).segments.get(epoch)
-        if stored is None or not stored.begin <= offset < stored.end:
+        if stored is None or not stored.first <= offset < stored.end:
             return None  # it was dropped
         segment = self._segment(shard, epoch)
         if segment is None:

@@ -98,7 +98,7 @@ class Scrubber:
     async def _pass(self) -> None:
         for stored in self._host.stored_shards():
             for epoch, segment in sorted(stored.segments.items()):
-                await self._segment(stored.shard, epoch, segment.begin)
+                await self._segment(stored.shard, epoch, segment.first)
 
     async def _segment(self, shard: ShardId, epoch: Epoch, at: Offset) -> None:
         while True:

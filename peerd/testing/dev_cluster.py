@@ -36,6 +36,7 @@ import psutil
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.client.blocking import connect
 from peerd.client.errors import PeerdError
+from peerd.core.chunks import CHUNK_BYTES
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
 
 LOOPBACK = "127.0.0.1"
@@ -67,6 +68,8 @@ class Shape:
     zones: tuple[str, ...] = ("zone-a", "zone-b", "zone-c")
     workers: int = 0
     """Front workers of each peer."""
+    chunk_bytes: int = CHUNK_BYTES
+    """Payload of a chunk, the unit of trims."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.peers <= PEERS_MAX:
@@ -434,6 +437,7 @@ class DevCluster:
                 "failure_domain.zone": self.shape.zones[index % len(self.shape.zones)],
                 "testing.faults_file": str(member.faults_file),
                 "workers": member.workers,
+                "storage.chunk_bytes": self.shape.chunk_bytes,
             }
             if member.client_address is not None:
                 settings["client_listen"] = member.client_address

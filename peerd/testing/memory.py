@@ -349,6 +349,22 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def _refuse(self, request: object, context: Context) -> NoReturn:  # noqa: ARG002
         raise Refused(refusal(Reason.NOT_SERVED_YET, "not served by a cluster in memory"))
 
+    async def TrimShard(
+        self,
+        request: log_admin_pb2.TrimShardRequest,
+        context: Context,  # noqa: ARG002 - as the contract has it
+    ) -> log_admin_pb2.TrimShardResponse:
+        """See the proto; a chunk is a batch here."""
+        first = await self.trim(request.log, ShardId(request.shard), request.before_offset, 0.0)
+        return log_admin_pb2.TrimShardResponse(first_offset=first)
+
+    async def trim(self, log: str, shard: ShardId, before: int, timeout_s: float) -> int:  # noqa: ARG002 - see `LasDoor`
+        """For a peer that passes a trim on."""
+        known = self._cluster.shards.get(shard)
+        if known is None or known.entry.log != log:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"log {log!r} has no shard {shard}"))
+        return self._cluster.trim(shard, before)
+
     AlterLog = DeleteLog = SwitchPrimary = RecoverShard = CreateInternalLog = _refuse
 
 
@@ -522,6 +538,18 @@ class MemoryCluster:
         if publish:
             self.publish()
         return children
+
+    def trim(self, shard: int, before: int, *, publish: bool = True) -> int:
+        """Forgets the batches of a shard that end at or below `before`; the first offset left."""
+        known = self.shards[ShardId(shard)]
+        first = known.entry.trimmed_to
+        for epoch, batches in known.batches.items():
+            first = max([first, *(batch.end for batch in batches if batch.end <= before)])
+            known.batches[epoch] = [batch for batch in batches if batch.end > before]
+        known.entry = replace(known.entry, trimmed_to=first)
+        if publish:
+            self.publish()
+        return first
 
     async def stop(self, peer: str) -> None:
         """Ends a peer's server at once; what it was asked stays unanswered."""

@@ -54,6 +54,7 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/peerd.internal.v1.ReplicationService": _PEERS,
     "/peerd.internal.v1.ReplicationService/Promise": _LAS,
     "/peerd.internal.v1.ReplicationService/HasBegun": _LAS,
+    "/peerd.internal.v1.ReplicationService/FindCuts": _LAS,
     "/peerd.internal.v1.ReplicationService/Hears": _LAS,
     "/las.v1.ShardMapService": _EVERYBODY,
     "/las.v1.FleetService/Register": _PEERS,
@@ -66,6 +67,8 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
     "/las.v1.LogAdminService": _OPERATORS,
     "/las.v1.LogAdminService/CreateInternalLog": _PEERS,
+    # A peer passes an operator's Trim on under its own name.
+    "/las.v1.LogAdminService/TrimShard": _OPERATORS | _PEERS,
     "/las.v1.LogAdminService/ListLogs": _EVERYBODY,
     "/las.v1.LogAdminService/DescribeLog": _EVERYBODY,
     "/las.internal.v1.RaftService": _LAS,

@@ -18,8 +18,8 @@ from peerd.transport.append_edge import AppendEdge, unknown_shard
 from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
 from peerd.transport.host_api import AppendHost, ShardHost
-from peerd.transport.internal_logs import InternalLogs
 from peerd.transport.joining import AppendJoiner
+from peerd.transport.las_door import LasDoor
 from peerd.transport.limits import (
     ANSWER_RESERVE_MS,
     CALL_WAIT_MS_MAX,
@@ -48,7 +48,7 @@ class LogService:
         cache: MapCache,
         channels: ChannelSource,
         limits: EdgeLimits,
-        internal_logs: InternalLogs,
+        las: LasDoor,
         *,
         append_host: AppendHost | None = None,
         budget: ByteBudget | None = None,
@@ -60,7 +60,7 @@ class LogService:
             cache: The map.
             channels: To other peers.
             limits: Bounds.
-            internal_logs: Creates them.
+            las: Asks the LAS for what clients want.
             append_host: Takes the appends in place of `host`: in a front worker, the sequencer.
             budget: Of unanswered bytes, if it is shared; one of the limits' size otherwise.
         """
@@ -81,7 +81,8 @@ class LogService:
             router=self._router,
             wait_ms=limits.no_primary_wait_ms,
         )
-        self._positions = PositionService(self._read_services, internal_logs)
+        self._las = las
+        self._positions = PositionService(self._read_services, las)
 
     def close(self) -> None:
         """Lets go of the map, and of what waits."""
@@ -199,19 +200,22 @@ class LogService:
             may_forward=not _is_forwarded(context),
         )
 
-    # -------------------------------------------------------------------------- not served yet
+    # -------------------------------------------------------------------------- trimming
 
-    async def Trim(
-        self,
-        request: log_pb2.TrimRequest,  # noqa: ARG002 - as the contract has it
-        context: Context,  # noqa: ARG002 - as the contract has it
-    ) -> log_pb2.TrimResponse:
-        """Not served yet.
+    async def Trim(self, request: log_pb2.TrimRequest, context: Context) -> log_pb2.TrimResponse:
+        """Has the LAS forget what lies below an offset.
 
         Raises:
-            Refused: NOT_SERVED_YET.
+            Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, STATE_CHANGED, RANGE_UNAVAILABLE,
+                LAS_UNAVAILABLE.
         """
-        raise _not_served("Trim")
+        first_offset = await self._las.trim(
+            request.log,
+            ShardId(request.shard),
+            request.before_offset,
+            self._timeout_s(context),
+        )
+        return log_pb2.TrimResponse(first_offset=first_offset)
 
     # -------------------------------------------------------------------------- positions
 
@@ -307,9 +311,3 @@ def _start(request: log_pb2.ReadRequest, shard: ShardId) -> Start:
 
 def _is_forwarded(context: Context) -> bool:
     return any(key == FORWARDED_KEY for key, _ in context.invocation_metadata() or ())
-
-
-def _not_served(method: str) -> Refused:
-    return Refused(
-        refusal(Reason.NOT_SERVED_YET, f"{method} is part of the contract, but not served yet")
-    )

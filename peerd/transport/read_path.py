@@ -6,7 +6,8 @@ primary changes, the read goes on at the next one from where it stands.
 
 Invariants:
 - Per shard, batches leave in offset order without gap or repetition, across failovers too.
-- A range that the map gives up for lost leaves as a typed gap, in its place (G10).
+- A range that the map gives up for lost, or that is trimmed while it is read, leaves as a typed
+  gap, in its place (G10). An offset that is asked for by number and trimmed is refused.
 - A read that does not follow ends at the tail seen at its start. A shard that is split ends at X
   for every read; of a whole log, the parent is read before its children (G8).
 - Memory is bounded: a read holds one message per shard that it has begun and a few that wait to be
@@ -29,7 +30,6 @@ import grpc.aio
 from peerd.core.batch import PlacedBatch
 from peerd.core.errors import Reason
 from peerd.core.ids import NO_EPOCH, Epoch, ShardId
-from peerd.core.shard_map import Gap
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.host_api import ShardHost
 from peerd.transport.limits import (
@@ -104,7 +104,7 @@ class ShardRead:
         """The answer: first a message that tells where it starts, then batches.
 
         Raises:
-            Refused: OFFSET_BEYOND_TAIL, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT.
+            Refused: OFFSET_BEYOND_TAIL, TRIMMED, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT.
         """
         while not self._is_done():
             changed = self.services.host.commit_changed(self.shard)
@@ -151,7 +151,7 @@ class ShardRead:
         while self._is_ours() and not self._is_done():
             gap = self._gap_here(self.next)
             if gap is not None:
-                self.next = gap.end
+                self.next = gap.next_offset
                 self._progress_s = time.monotonic()
                 yield self._message(NO_EPOCH, (), gap)
                 continue
@@ -168,9 +168,31 @@ class ShardRead:
             self._progress_s = time.monotonic()
             yield self._message(span.epoch, batches)
 
-    def _gap_here(self, offset: int) -> Gap | None:
+    @property
+    def _trimmed_to(self) -> int:
         entry = self.services.cache.shards.get(self.shard)
-        return None if entry is None else entry.gap_at(offset)
+        return 0 if entry is None else entry.trimmed_to
+
+    def _gap_here(self, offset: int) -> log_pb2.Gap | None:
+        if offset < self._trimmed_to:
+            return log_pb2.Gap(
+                shard=self.shard,
+                first_offset=offset,
+                next_offset=self._trimmed_to,
+                reason=errors_pb2.ERROR_REASON_TRIMMED,
+                message="trimmed: not kept any more",
+            )
+        entry = self.services.cache.shards.get(self.shard)
+        gap = None if entry is None else entry.gap_at(offset)
+        if gap is None:
+            return None
+        return log_pb2.Gap(
+            shard=self.shard,
+            first_offset=gap.begin,
+            next_offset=gap.end,
+            reason=errors_pb2.ERROR_REASON_LOST,
+            message=gap.why,
+        )
 
     async def _begin(self) -> int:
         tail = self._known_end()
@@ -182,7 +204,16 @@ class ShardRead:
         if start.timestamp_ms is not None:
             return await self.services.source.offset_at(self.shard, start.timestamp_ms, tail)
         if start.offset is None:
-            return 0
+            return self._trimmed_to
+        if start.offset < self._trimmed_to and not start.resumed:
+            raise Refused(
+                refusal(
+                    Reason.TRIMMED,
+                    f"offset {start.offset} of shard {self.shard} was trimmed: the first one left "
+                    f"is {self._trimmed_to}",
+                    first_offset=self._trimmed_to,
+                )
+            )
         if start.offset > tail and not start.resumed:
             raise Refused(
                 refusal(
@@ -202,7 +233,7 @@ class ShardRead:
         return begin if known is None else max(begin, known[1])
 
     def _message(
-        self, epoch: Epoch, batches: Sequence[PlacedBatch], gap: Gap | None = None
+        self, epoch: Epoch, batches: Sequence[PlacedBatch], gap: log_pb2.Gap | None = None
     ) -> Message:
         message = Message(
             batches=[
@@ -219,13 +250,7 @@ class ShardRead:
             committed={self.shard: self._known_end()},
         )
         if gap is not None:
-            message.gaps.add(
-                shard=self.shard,
-                first_offset=gap.begin,
-                next_offset=gap.end,
-                reason=errors_pb2.ERROR_REASON_LOST,
-                message=gap.why,
-            )
+            message.gaps.append(gap)
         message.resume.offsets[self.shard] = self.next or 0
         return message
 

@@ -51,15 +51,17 @@ class ReadSource:
     # -------------------------------------------------------------------------- the chain
 
     def spans(self, shard: ShardId) -> Iterator[Span]:
-        """The shard's segments in offset order; none if the map does not know the shard."""
+        """What is kept of the shard's segments, in offset order; none if the map does not know the
+        shard.
+        """
         entry = self._cache.shards.get(shard)
         if entry is None:
             return
         for segment in entry.sealed:
-            if segment.begin is not None:
+            if segment.begin is not None and (segment.end or 0) > entry.trimmed_to:
                 yield Span(
                     epoch=segment.epoch,
-                    begin=segment.begin,
+                    begin=max(segment.begin, entry.trimmed_to),
                     limit=stable_end(segment, FIRST_OFFSET),
                     end=segment.end,
                     holders=segment.holders,
@@ -68,9 +70,9 @@ class ReadSource:
 
     def _newest(self, shard: ShardId, entry: Shard) -> Iterator[Span]:
         """The open segment, and one that began here before the committed map shows it (G9)."""
-        begin = entry.open.begin
-        if begin is None:
+        if entry.open.begin is None:
             return
+        begin = max(entry.open.begin, entry.trimmed_to)
         known = self._host.committed(shard)
         next_begin = None
         if known is not None and known[0] > entry.open.epoch:

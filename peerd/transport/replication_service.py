@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from peerd.core.batch import PlacedBatch
+from peerd.core.chunks import Cut
 from peerd.core.effects import BeginAnswer, ConfirmAnswer, HasBegunAnswer, PromiseAnswered
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
@@ -48,6 +49,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # limit: promises of one call; the LAS splits what it asks of one peer
 PROMISES_PER_CALL_MAX = 4_096
+# limit: cuts of one call; each reads some rows of the store
+CUTS_PER_CALL_MAX = 512
 # limit: payload bytes of one message of a fetch, but for a single larger batch
 FETCH_MESSAGE_BYTES = 1024 * 1024
 # limit: bytes of a producer table that travels in one message; below what gRPC takes
@@ -158,6 +161,17 @@ class ReplicationHost(Protocol):
 
     def ready(self, sender: ReplicaId, ready: Ready) -> None:
         """The next primary is ready."""
+
+    def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
+        """Up to where the epoch may be trimmed as far as this process can tell; None: it cannot."""
+
+    async def find_cut(
+        self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
+    ) -> Cut | None:
+        """Where the epoch may be cut at or below `before` so that `keep_bytes` stay behind.
+
+        None if nothing of it is stored here. Raises `Corrupt`.
+        """
 
     def has_begun(self, shard: ShardId, epoch: Epoch) -> Awaitable[HasBegunAnswer]:
         """Whether the prepared segment has begun here."""
@@ -333,6 +347,35 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             begun=answer.begun,
             begin=answer.begin,
             holders=[encode_replica(replica) for replica in answer.holders],
+        )
+
+    async def FindCuts(
+        self, request: replication_pb2.FindCutsRequest, _context: Context
+    ) -> replication_pb2.FindCutsResponse:
+        """See the proto."""
+        self._check_target(request.cluster_id, request.target_store_id)
+        if len(request.orders) > CUTS_PER_CALL_MAX:
+            raise _bad_argument(f"{len(request.orders)} orders: at most {CUTS_PER_CALL_MAX} a call")
+        return replication_pb2.FindCutsResponse(
+            store_id=self._host.me.store, cuts=[await self._cut(each) for each in request.orders]
+        )
+
+    async def _cut(self, order: replication_pb2.CutOrder) -> replication_pb2.FoundCut:
+        shard, epoch = ShardId(order.shard), Epoch(order.epoch)
+        limit = self._host.trim_limit(shard, epoch)
+        if limit is None:
+            return replication_pb2.FoundCut()
+        before = min(limit, Offset(order.before_offset))
+        try:
+            cut = await self._host.find_cut(
+                shard, epoch, before=before, keep_bytes=order.keep_bytes
+            )
+        except Corrupt as error:
+            raise Refused(refusal(Reason.CORRUPT, str(error))) from error
+        if cut is None:
+            return replication_pb2.FoundCut()
+        return replication_pb2.FoundCut(
+            known=True, offset=cut.offset, kept_bytes=cut.kept_bytes, limit=limit
         )
 
     async def Hears(

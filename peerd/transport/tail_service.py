@@ -149,7 +149,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=0,
+            first_offset=self._cache.shards[shard].trimmed_to,
             peer=self._host.me.peer,
         )
 
@@ -189,7 +189,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=0,
+            first_offset=self._cache.shards[shard].trimmed_to,
             peer=self._host.me.peer,
         )
 

@@ -167,5 +167,5 @@ def test_a_trim_survives_a_snapshot(chain):
 
 def test_nothing_is_left_out_of_the_chain_that_is_not_trimmed(chain):
     shard = shard_of(done(chain, trim(2, 15)))
-    with pytest.raises(InvariantViolation, match="left out"):
+    with pytest.raises(InvariantViolation, match="tile from"):
         replace(shard, trimmed_to=Offset(9))

@@ -118,6 +118,30 @@ def batch_runs(draw: st.DrawFn, begin: int) -> tuple[PlacedBatch, ...]:
 
 
 @st.composite
+def fills(draw: st.DrawFn, state: StoredShard, epoch: Epoch, end: int) -> FillSealed:
+    """A copy that goes on or begins, sometimes below what is trimmed."""
+    segment = state.segments.get(epoch)
+    begin = segment.begin if segment else draw(st.sampled_from((0, end)))
+    trimmed_to = draw(st.sampled_from((0, 0, begin, begin + 2 * RECORDS)))
+    at = segment.end if segment else begin
+    if segment is None or segment.seal is not None:
+        bound = segment.seal if segment else trimmed_to
+        at = max(at, min(trimmed_to, bound))
+    batches = draw(batch_runs(at))
+    last = batches[-1].end if batches else begin
+    seal = segment.seal if segment and segment.seal is not None else last + 2 * RECORDS
+    return FillSealed(
+        shard=state.shard,
+        epoch=epoch,
+        begin=Offset(begin),
+        end=Offset(seal),
+        open_epoch=Epoch(epoch + 1),
+        batches=batches,
+        trimmed_to=Offset(trimmed_to),
+    )
+
+
+@st.composite
 def operations(draw: st.DrawFn, model: Model) -> StoreOperation:
     """An operation that fits the state often enough to get somewhere, and sometimes does not."""
     shard = ShardId(draw(st.sampled_from(SHARDS)))
@@ -153,25 +177,7 @@ def operations(draw: st.DrawFn, model: Model) -> StoreOperation:
                 shard=shard, open_epoch=epoch, seals=tuple(seals), dead=tuple(map(Epoch, dead))
             )
         case "f":
-            segment = state.segments.get(epoch)
-            begin = segment.begin if segment else draw(st.sampled_from((0, end)))
-            trimmed_to = draw(st.sampled_from((0, 0, begin, begin + 2 * RECORDS)))
-            at = segment.end if segment else begin
-            if segment is None or segment.seal is not None:
-                bound = segment.seal if segment else trimmed_to
-                at = max(at, min(trimmed_to, bound))
-            batches = draw(batch_runs(at))
-            last = batches[-1].end if batches else begin
-            seal = segment.seal if segment and segment.seal is not None else last + 2 * RECORDS
-            return FillSealed(
-                shard=shard,
-                epoch=epoch,
-                begin=Offset(begin),
-                end=Offset(seal),
-                open_epoch=Epoch(epoch + 1),
-                batches=batches,
-                trimmed_to=Offset(trimmed_to),
-            )
+            return draw(fills(state, epoch, end))
         case "x":
             places = [
                 place

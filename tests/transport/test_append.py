@@ -13,7 +13,7 @@ from peerd.core.ids import Epoch, NodeName
 from peerd.testing.memory import lost
 from peerd.transport.append_edge import key_hash
 from peerd.transport.status import refusal_of_error
-from peerd.v1 import batch_pb2, errors_pb2, log_pb2
+from peerd.v1 import batch_pb2, errors_pb2
 
 PRODUCER = bytes(range(16))
 # Their key hashes lie in the lower and the upper half: see batch.proto.
@@ -560,15 +560,6 @@ async def test_bytes_in_flight_are_bounded(cluster, stub, append):
 
 
 # ---------------------------------------------------------------------------- everything else
-
-
-async def test_what_is_not_served_yet_says_so(cluster, stub):
-    await check_refused(
-        stub(1).Trim(log_pb2.TrimRequest(log="orders", shard=1)),
-        Reason.NOT_SERVED_YET,
-        grpc.StatusCode.UNIMPLEMENTED,
-        says="Trim",
-    )
 
 
 async def test_a_bug_leaves_as_one_line_and_is_reported(cluster, stub, append, monkeypatch):

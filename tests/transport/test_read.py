@@ -11,7 +11,7 @@ from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.core.shard_map import Gap
 from peerd.transport.status import refusal_of_error
-from peerd.v1 import log_pb2, log_pb2_grpc
+from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
 
 impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
 
@@ -551,3 +551,63 @@ async def test_a_reader_that_goes_away_is_no_bug(cluster, stub, append, monkeypa
                 await asyncio.wait({asyncio.ensure_future(asyncio.sleep(0.2))})
     await stub(1).Append(append())
     assert cluster.bugs == []
+
+
+# ---------------------------------------------------------------------------- what is trimmed
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_trimmed_offset_is_refused_and_the_first_one_left_is_named(
+    cluster, stub, fill, number
+):
+    cluster.create_log("orders")
+    await fill(6)
+    answer = await stub(2).Trim(log_pb2.TrimRequest(log="orders", shard=1, before_offset=4))
+    assert answer.first_offset == 4
+    found, code = await refused(stub(number), shard=1, offset=3)
+    assert (Reason(found.reason), code) == (Reason.TRIMMED, grpc.StatusCode.OUT_OF_RANGE)
+    assert found.first_offset == 4
+
+
+async def test_the_earliest_offset_and_the_earliest_time_are_the_first_ones_left(
+    cluster, stub, fill
+):
+    cluster.create_log("orders")
+    cluster.time_ms = 1000
+    await fill(6)
+    cluster.trim(1, 4)
+    for number in (1, 2):
+        assert values((await read(stub(number)))[0]) == [4, 5]
+        assert values((await read(stub(number), shard=1, timestamp_ms=50))[0]) == [4, 5]
+        tail = await stub(number).GetTail(log_pb2.GetTailRequest(log="orders"))
+        assert tail.tails[0].first_offset == 4
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_token_below_the_trim_is_given_the_range_as_a_gap(cluster, stub, fill, number):
+    cluster.create_log("orders")
+    await fill(6)
+    cluster.trim(1, 4)
+    token = log_pb2.ResumeToken(offsets={1: 2})
+    answers = [each async for each in stub(number).Read(request(shard=1, resume=token), timeout=5)]
+    (gap,) = [gap for each in answers for gap in each.gaps]
+    assert (gap.first_offset, gap.next_offset, Reason(gap.reason)) == (2, 4, Reason.TRIMMED)
+    assert values([batch for each in answers for batch in each.batches]) == [4, 5]
+
+
+async def test_sealed_segments_that_are_trimmed_are_not_read(cluster, stub, fill):
+    cluster.create_log("orders")
+    cluster.time_ms = 1000
+    await fill(4)
+    cluster.hand_over(1, "peer-2")
+    for number in range(4, 8):
+        await stub(2).Append(log_pb2.AppendRequest(log="orders", batch=_one(number)))
+    for before in (2, 4, 6):
+        cluster.trim(1, before)
+        assert values((await read(stub(3), shard=1))[0]) == list(range(before, 8))
+        assert values((await read(stub(3), shard=1, timestamp_ms=9))[0]) == list(range(before, 8))
+
+
+def _one(number):
+    record = batch_pb2.Record(value=b"%d" % number)
+    return batch_pb2.Batch(record_count=1, records=batch_pb2.Records(records=[record]))

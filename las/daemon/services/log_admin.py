@@ -13,12 +13,14 @@ from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
 from las.daemon.services.callers import Callers
 from las.daemon.services.results import invalid, not_served_yet, require_ok
+from las.daemon.trimmer import CannotTell
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason, Taken
-from peerd.core.ids import Epoch, NodeName, ShardId
+from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.core.shard_map import Shard
 from peerd.daemon.logging import get_logger
 from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
+from peerd.transport.limits import RETRY_AFTER_MS
 from peerd.transport.map_service import unknown_log
 from peerd.transport.status import Context, Refused, reason_of, refusal
 
@@ -261,6 +263,38 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             # Somebody may have asked for the same a moment earlier.
             epoch = _newest(shard) if _is_split_at(shard, key_hash) else require_ok(result).epoch
         return log_admin_pb2.SplitShardResponse(children=await self._split(number, epoch))
+
+    async def TrimShard(
+        self, request: log_admin_pb2.TrimShardRequest, context: Context
+    ) -> log_admin_pb2.TrimShardResponse:
+        """Forget what lies below an offset, by whole chunks.
+
+        Raises:
+            Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, STATE_CHANGED, RANGE_UNAVAILABLE,
+                NOT_LAS_LEADER.
+        """
+        term = self._leadership.require()
+        await self._group.barrier()
+        state, number = self._group.state, ShardId(request.shard)
+        if request.log not in state.logs:
+            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
+        entry = state.shards.get(number)
+        if entry is None or entry.shard.log != request.log:
+            text = f"log {request.log!r} has no shard {number}"
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, text))
+        if is_internal(request.log):
+            raise invalid(f"{request.log!r} is an internal log: it is not trimmed by hand")
+        try:
+            result = await term.trimmer.trim(number, Offset(request.before_offset))
+        except CannotTell as error:
+            text = f"{error}: trim again when its primary or a holder is up"
+            raise Refused(
+                refusal(Reason.RANGE_UNAVAILABLE, text, retry_after_ms=RETRY_AFTER_MS)
+            ) from error
+        if result is not None:
+            require_ok(result)
+        first = self._group.state.shards[number].shard.trimmed_to
+        return log_admin_pb2.TrimShardResponse(first_offset=first)
 
     async def _split(self, number: ShardId, epoch: Epoch) -> tuple[ShardId, ...]:
         """The children, as soon as they exist. `epoch` is that of the closed segment.

@@ -59,7 +59,7 @@ from peerd.daemon.front.frames import (
 )
 from peerd.daemon.front.host import SequencerAppends
 from peerd.daemon.front.nothing import NothingHere
-from peerd.daemon.internal_logs import LasCreates
+from peerd.daemon.las_door import LasDoor
 from peerd.daemon.logging import configure_logging, get_logger
 from peerd.daemon.ports import bind_grpc
 from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_limits
@@ -109,7 +109,7 @@ class Worker:
             self._map_cache,
             channels,
             edge_limits(config, processes=config.workers),
-            LasCreates(config.las, channels),
+            LasDoor(config.las, channels),
             append_host=self._appends,
         )
         health_servicer = health.HealthServicer()

@@ -1,0 +1,56 @@
+"""What a store is told of a committed map: seals, dead epochs, trims (docs/protocol.md §3, §8.1).
+
+"Only the committed map lets a store drop batches." An epoch below the open one that the map does
+not list holds no record that is kept: it is dead, ended without records, or lies wholly below
+trimmed-to. "The map fences too": whoever is listed or drops something promises the open epoch.
+"""
+
+from peerd.core.durable import DropTrimmed, LearnMap, StoredShard
+from peerd.core.ids import Epoch, ReplicaId
+from peerd.core.shard_map import Segment, Shard
+
+
+def learned(shard: Shard, stored: StoredShard, me: ReplicaId) -> tuple[LearnMap | DropTrimmed, ...]:
+    """What of `shard` the store of `me` does not know yet, in the order in which it must learn."""
+    sealed = {segment.epoch: segment for segment in shard.sealed}
+    seals, dead = [], []
+    for epoch, segment in stored.segments.items():
+        entry = sealed.get(epoch)
+        if entry is not None and entry.end is not None:
+            if segment.seal is None:
+                seals.append((epoch, entry.end))
+        elif epoch < shard.open.epoch or epoch in shard.dead_epochs:
+            dead.append(epoch)
+    listed = any(me in segment.holders for segment in shard.sealed)
+    listed = listed or me in shard.open.plan.replicas
+    operations: list[LearnMap | DropTrimmed] = []
+    if seals or dead or (listed and stored.promised < shard.open.epoch):
+        learn = LearnMap(
+            shard=shard.shard,
+            open_epoch=shard.open.epoch,
+            seals=tuple(seals),
+            dead=tuple(dead),
+            cut=tuple(epoch for gap in shard.gaps for epoch in gap.epochs),
+            trimmed_to=shard.trimmed_to,
+        )
+        operations.append(learn)
+    if _has_trimmed(shard, sealed, stored):
+        drop = DropTrimmed(
+            shard=shard.shard, open_epoch=shard.open.epoch, trimmed_to=shard.trimmed_to
+        )
+        operations.append(drop)
+    return tuple(operations)
+
+
+def _has_trimmed(shard: Shard, sealed: dict[Epoch, Segment], stored: StoredShard) -> bool:
+    """Whether something is stored of a listed segment that lies below trimmed-to."""
+    if shard.trimmed_to == 0:
+        return False
+    for epoch, segment in stored.segments.items():
+        entry = shard.open if epoch == shard.open.epoch else sealed.get(epoch)
+        if entry is None:
+            continue
+        end = shard.trimmed_to if entry.end is None else min(entry.end, shard.trimmed_to)
+        if segment.first < end:
+            return True
+    return False
