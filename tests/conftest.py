@@ -1,9 +1,12 @@
 """What holds for every test: reproducible examples; tests for root say when they are left out."""
 
 import os
+from collections import Counter
 
 import pytest
 from hypothesis import settings
+
+from peerd.testing import slow_disk
 
 # Examples are the same in every run; a failure is shrunk and printed, never hidden in a database.
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
@@ -15,21 +18,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the traces of scripts anew")
 
 
-_deselected: list[pytest.Item] = []
+def _why_not(item: pytest.Item) -> str:
+    """Why the machine, or the user, cannot run a test; empty if it can."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        return "need root: run them as root"
+    if item.get_closest_marker("fuse") and (wrong := slow_disk.why_not()):
+        return f"need FUSE: {wrong}"
+    return ""
+
+
+_deselected: Counter[str] = Counter()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Takes tests marked `root` out of the run of any other user."""
-    if os.geteuid() == 0:
-        return
-    _deselected[:] = [item for item in items if item.get_closest_marker("root")]
-    if _deselected:
-        items[:] = [item for item in items if not item.get_closest_marker("root")]
-        config.hook.pytest_deselected(items=_deselected)
+    """Takes tests out of the run for which something is missing here."""
+    missing = {item: _why_not(item) for item in items}
+    if left_out := [item for item, why in missing.items() if why]:
+        _deselected.update(missing[item] for item in left_out)
+        items[:] = [item for item, why in missing.items() if not why]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_collectionfinish() -> list[str]:
     """Says so, since a test that silently does not run is worth nothing."""
-    if not _deselected:
-        return []
-    return [f"{len(_deselected)} tests need root and are left out: run them as root"]
+    return [f"{count} tests are left out, they {why}" for why, count in _deselected.items()]

@@ -7,7 +7,7 @@ import pytest
 from peerd.cli.demo.scenario import Fault, ScenarioError, draw, from_environment
 
 AVAILABLE = 1_469_307
-SICK = (Fault.SLOW_STORAGE, Fault.PAUSES, Fault.SUDDEN)
+SICK = (Fault.SLOW_STORAGE, Fault.SLOW_DISK, Fault.PAUSES, Fault.SUDDEN)
 
 
 def test_a_seed_draws_the_same_for_ever():
@@ -69,7 +69,7 @@ def test_the_default_draws_a_seed_and_tells_it():
         ({"DEMO_TRANSACTIONS": "2000000"}, "choose 1,500"),
         ({"DEMO_TRANSACTIONS": "many"}, "DEMO_TRANSACTIONS=many: a whole number is needed"),
         ({"DEMO_SEED": "-1"}, "DEMO_SEED=-1: a whole number is needed"),
-        ({"DEMO_FAULT": "fire"}, "DEMO_FAULT=fire: choose one of slow-storage, pauses, sudden"),
+        ({"DEMO_FAULT": "fire"}, "DEMO_FAULT=fire: choose one of slow-storage, slow-disk"),
     ],
 )
 def test_what_cannot_be_is_one_line(asked, words):

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from peerd.grpc_core import EXPERIMENTS
@@ -30,13 +30,14 @@ from peerd.cli.demo.account import Account, compare, pauses_ms
 from peerd.cli.demo.disk_probe import DiskProbe
 from peerd.cli.demo.report import Result, write
 from peerd.cli.demo.scenario import Fault, Scenario, ScenarioError, from_environment
-from peerd.cli.demo.trouble import DELAY_MS_FIRST, DELAY_MS_WORST, Kill, Trouble
+from peerd.cli.demo.trouble import DELAY_MS_FIRST, DELAY_MS_WORST, Kill, Trouble, disks
 from peerd.cli.demo.watch import Watcher
 from peerd.client.asynchronous import Client
 from peerd.client.errors import PeerdError
 from peerd.client.options import ClientOptions
 from peerd.client.values import Record
 from peerd.testing.dev_cluster import DevCluster, DevClusterError, Shape
+from peerd.testing.slow_disk import SlowDiskError
 
 EXIT_LOST = 1
 EXIT_CANNOT_RUN = 2
@@ -180,6 +181,8 @@ async def _trouble(  # noqa: PLR0917 -- all that the fault needs to know
     sick = {
         Fault.SLOW_STORAGE: f"its storage grows slower ({DELAY_MS_FIRST:.0f} → "
         f"{DELAY_MS_WORST:.0f} ms a write)",
+        Fault.SLOW_DISK: f"its disk grows slower ({DELAY_MS_FIRST:.0f} → "
+        f"{DELAY_MS_WORST:.0f} ms a write)",
         Fault.PAUSES: "it is stopped again and again, longer and longer",
     }
     if scenario.fault in sick:
@@ -235,7 +238,8 @@ def main() -> int:
             DevCluster.refuse_living(cluster_directory)
             shutil.rmtree(cluster_directory)
         cluster = DevCluster(cluster_directory, Shape(), port_base=None)
-        with cluster:
+        on_disks = disks(cluster) if scenario.fault is Fault.SLOW_DISK else nullcontext()
+        with on_disks, cluster:
             tell.line("  3 LAS and 5 peers on loopback, mTLS on" + _announcement(scenario))
             tell.line(
                 f"  appending {scenario.transactions:,} retail transactions "
@@ -245,6 +249,9 @@ def main() -> int:
                 result = runner.run(run(scenario, cluster, directory, tell))
     except (ScenarioError, transactions.TransactionsMissing, DevClusterError, PeerdError) as error:
         tell.line(f"demo: {error}")
+        return EXIT_CANNOT_RUN
+    except SlowDiskError as error:
+        tell.line(f"demo: DEMO_FAULT={Fault.SLOW_DISK}: {error}")
         return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         tell.line("demo: broken off")

@@ -29,6 +29,8 @@ class Fault(StrEnum):
 
     SLOW_STORAGE = "slow-storage"
     """Each write of its storage takes longer and longer."""
+    SLOW_DISK = "slow-disk"
+    """The same by a disk that serves its flushes later and later; needs root."""
     PAUSES = "pauses"
     """It is stopped and continued in turn, the stops growing."""
     SUDDEN = "sudden"

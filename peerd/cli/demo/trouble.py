@@ -2,19 +2,40 @@
 
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from peerd.cli.demo.scenario import Fault, Scenario
-from peerd.testing.dev_cluster import Member
+from peerd.testing.dev_cluster import DevCluster, Member
 from peerd.testing.faults import DutyCycle, FaultFile, Ramp, drive_delay
+from peerd.testing.slow_disk import SlowDisk
 
 DELAY_MS_FIRST = 1.0
 DELAY_MS_WORST = 180.0
+# A commit flushes its disk twice.
+FLUSH_DELAY_SHARE = 0.5
 STOP_MS_FIRST = 5.0
 STOP_MS_WORST = 350.0
 RUN_MS = 250.0
 _STEP_S = 0.25
+
+
+def disks(cluster: DevCluster) -> ExitStack:
+    """A context: inside it every peer's data lies on a disk of its own that can fall sick.
+
+    All of them, since nobody knows yet who will be the victim. Raises `SlowDiskError`.
+    """
+    with ExitStack() as stack:
+        for member in cluster.peers:
+            backing = member.directory / "disk"
+            stack.enter_context(SlowDisk(member.data_dir, backing, _disk_faults(member)))
+        return stack.pop_all()
+
+
+def _disk_faults(member: Member) -> Path:
+    return member.directory / "disk-faults.json"
 
 
 class Trouble:
@@ -44,13 +65,17 @@ class Trouble:
         self._thread.join()
 
     def _play(self) -> None:
+        on_disk = self._scenario.fault is Fault.SLOW_DISK
+        share = FLUSH_DELAY_SHARE if on_disk else 1.0
         ramp = Ramp(
             onset_s=time.monotonic(),
-            start=DELAY_MS_FIRST,
-            end=DELAY_MS_WORST,
+            start=DELAY_MS_FIRST * share,
+            end=DELAY_MS_WORST * share,
             duration_s=self._scenario.grow_s,
         )
-        if self._scenario.fault is Fault.SLOW_STORAGE:
+        if on_disk:
+            drive_delay(FaultFile(_disk_faults(self._victim)), ramp, self._stopping)
+        elif self._scenario.fault is Fault.SLOW_STORAGE:
             assert self._victim.faults_file is not None
             drive_delay(FaultFile(self._victim.faults_file), ramp, self._stopping)
         elif self._scenario.fault is Fault.PAUSES:
