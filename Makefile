@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded coverage mutants spec lint format demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut coverage mutants spec lint format demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -75,6 +75,12 @@ spec:  ## check the formal model: searches, walks and mutants (needs g++); ARGS=
 
 recorded: setup  ## record real processes under kill -9 and replay them; RUNS=20
 	@$(BIN)/python -m tests.integration.test_recorded $(or $(RUNS),20)
+
+torture: setup  ## kill -9 of loaded peers again and again: nothing acknowledged is lost; ROUNDS=100
+	@$(BIN)/python -m tests.integration.test_torture $(or $(ROUNDS),100)
+
+powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
+	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)
 
 lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 	$(BIN)/ruff check .

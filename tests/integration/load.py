@@ -1,5 +1,6 @@
 """Appends at a constant rate beside what a test does to the cluster, and what became of them."""
 
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -24,6 +25,12 @@ def until(condition, what: str, deadline_s: float = DEADLINE_S) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
         time.sleep(0.02)
+
+
+def tell(line: str) -> None:
+    """Say how far a long run has come."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 class Load:
