@@ -54,7 +54,7 @@ test: setup  ## run the test suite (units, scripts, properties)
 	$(BIN)/python -m pytest tests --ignore=tests/integration $(ARGS)
 
 # SEEDS=20000 JOBS=2 is resumable; FIRST=k begins elsewhere; SEED=n replays one, V=1 with every event.
-# RAFT=alone runs the LAS group alone, as the real Raft.
+# RAFT=1: the LAS group is the real Raft; RAFT=alone: that group alone.
 sim: setup  ## the simulator: a swarm of seeds (SEEDS, FIRST, JOBS), or one replayed (SEED=n, V=1); TRACE=dir replays recordings
 	@$(BIN)/python -m $(if $(TRACE),peerd.testing.replay $(TRACE),peerd.testing.sim $(if $(RAFT),--raft$(if $(filter-out 1,$(RAFT)),=$(RAFT))) $(if $(SEED),--seed $(SEED) $(if $(V),-v),\
 		--first $(or $(FIRST),0) --seeds $(or $(SEEDS),300) --jobs $(or $(JOBS),2)))

@@ -15,7 +15,7 @@ from peerd.testing.sim.runner import Progress, Totals, run_many, run_seed
 from peerd.testing.sim.story import every_event, every_step, timed
 from peerd.testing.trace import Record, TraceHash
 
-RAFT = {"register": "", "alone": " RAFT=alone"}
+RAFT = {"register": "", "cluster": " RAFT=1", "alone": " RAFT=alone"}
 """How `make sim` is told of a mode."""
 SPEED_SEEDS = 3
 """Seeds of the calm kind over which the speed is measured."""

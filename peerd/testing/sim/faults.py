@@ -34,10 +34,10 @@ class Faults:
         self.quiet = False
         """Nothing strikes for a while (G9 is looked at)."""
 
-    def start(self) -> None:
+    def start(self, kinds: dict[str, Callable[["Faults"], None]]) -> None:
         """From now on."""
         options = self._world.options
-        for name, strike in KINDS.items():
+        for name, strike in kinds.items():
             rate = getattr(options, name)
             if rate > 0:
                 self._next((rate, strike))

@@ -1,7 +1,8 @@
 """The LAS of a run: its nodes, their consensus, and their calls from and to peers.
 
 Their consensus is behind a door (`Group`). Here it is a linearizable register: a command is
-committed the moment it is applied, and anybody who believes that he leads may command.
+committed the moment it is applied, and anybody who believes that he leads may command. In the
+second mode the real Raft takes its place (`peerd.testing.sim.raft.las`).
 """
 
 from collections.abc import Callable
@@ -46,6 +47,12 @@ class Group(Protocol):
 
     def coup(self) -> None:
         """Somebody else takes the lead."""
+
+    def unsettled(self) -> str:
+        """What it still has to do after the healing, in words; empty if nothing."""
+
+    def finished(self) -> None:
+        """In the end: look whether all is as it should be."""
 
 
 class Las:
@@ -342,6 +349,13 @@ class RegisterGroup:
             for node in old:
                 if node.leading:
                     node.restart()
+
+    def unsettled(self) -> str:
+        """Nothing ever."""
+        return ""
+
+    def finished(self) -> None:
+        """There is one state only."""
 
     def crash(self, node: LasNode) -> None:
         """Nothing more than the node itself does."""

@@ -1,20 +1,25 @@
 """What kind of run a seed is a seed of.
 
-`register`: a whole cluster, whose LAS nodes agree by a linearizable register. `alone`: the LAS
-group alone, as the real Raft. Each mode has runs of its own: a seed of one says nothing of another.
+| mode | what runs |
+| --- | --- |
+| `register` | a whole cluster, whose LAS nodes agree by a linearizable register |
+| `cluster` | the same, whose LAS nodes agree by the real Raft |
+| `alone` | the LAS group alone, as the real Raft, with clients of its own |
+
+A seed of one mode says nothing of another.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
 from peerd.testing.sim.clock import Clock
-from peerd.testing.sim.options import Options, drawn, drawn_group
+from peerd.testing.sim.options import Options, drawn, drawn_group, drawn_raft
 from peerd.testing.sim.raft.alone import GroupSimulation
 from peerd.testing.sim.simulation import Simulation
 from peerd.testing.sim.world import OnStory, World
 from peerd.testing.trace import OnRecord
 
-MODES = ("register", "alone")
+MODES = ("register", "cluster", "alone")
 REGISTER = "register"
 
 
@@ -34,7 +39,7 @@ class Run(Protocol):
 
 def options_of(mode: str, seed: int) -> Options:
     """What kind of run a seed of this mode is."""
-    return drawn_group(seed) if mode == "alone" else drawn(seed)
+    return {"register": drawn, "cluster": drawn_raft, "alone": drawn_group}[mode](seed)
 
 
 def made(
@@ -49,4 +54,4 @@ def made(
     """A run that has not begun. `on_record` hears of peers and the map, `on_member` of the LAS."""
     if mode == "alone":
         return GroupSimulation(seed, options, on_member, on_story)
-    return Simulation(seed, options, on_record, on_story)
+    return Simulation(seed, options, on_record, on_story, on_member)

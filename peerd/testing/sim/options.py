@@ -6,7 +6,7 @@ another one would show.
 """
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from peerd.core.limits import Limits
 
@@ -84,6 +84,8 @@ class Options:
     """A quiet time in which no LAS node runs and nothing else fails (G9)."""
     whims_per_s: float = 1.0
     """Changes of plan without any reason."""
+    real_raft: bool = False
+    """The LAS group is the real Raft; else it is a linearizable register."""
     las_heartbeat_ms: int = 50
     """Of a LAS group that is the real Raft, as all the following; elections take some of them."""
     las_compaction_entries: int = 20
@@ -161,6 +163,28 @@ def drawn(seed: int) -> Options:
     )
 
 
+def drawn_raft(seed: int) -> Options:
+    """The options of a seed whose LAS group is the real Raft: the rest is drawn as ever."""
+    rng = random.Random(f"options of raft {seed}")
+
+    def rate(*choices: float) -> float:
+        return rng.choice((0.0, *choices))
+
+    return replace(
+        drawn(seed),
+        real_raft=True,
+        las_nodes=rng.choice((1, 3, 3, 3, 5)),
+        las_crashes_per_s=rate(0.2, 0.5, 1.0),
+        las_heartbeat_ms=rng.choice((20, 50, 100)),
+        las_compaction_entries=rng.choice((5, 20, 100, 5_000)),
+        las_power_cuts=rng.choice((0.0, 0.5, 1.0)),
+        las_pauses_per_s=rate(0.3),
+        las_slow_disks_per_s=rate(0.3),
+        las_failed_disks_per_s=rate(0.2),
+        las_lost_directories=rng.choice((0, 0, 1)),
+    )
+
+
 def drawn_group(seed: int) -> Options:
     """The options of a seed whose run is a LAS group alone: no peers, but clients and trouble."""
     rng = random.Random(f"options of group {seed}")
@@ -171,6 +195,7 @@ def drawn_group(seed: int) -> Options:
     return Options(
         peers=0,
         shards=0,
+        real_raft=True,
         las_nodes=rng.choice((1, 3, 3, 3, 3, 5)),
         producers=rng.choice((2, 4, 8)),
         appends_per_s=rng.choice((5.0, 20.0, 60.0)),

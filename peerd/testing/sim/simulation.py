@@ -14,18 +14,25 @@ from peerd.core.shard_map import Segment, stable_end
 from peerd.testing.sim.checkers import BrokenPromise, Checks
 from peerd.testing.sim.clients import Clients, Producer
 from peerd.testing.sim.disk import Disk
-from peerd.testing.sim.faults import Faults
+from peerd.testing.sim.faults import KINDS, Faults
 from peerd.testing.sim.fleet import NAMES, Fleet
 from peerd.testing.sim.las import Las
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.options import Options
 from peerd.testing.sim.process import Peer
+from peerd.testing.sim.raft.faults import KINDS as RAFT_KINDS
+from peerd.testing.sim.raft.faults import RaftFaults
+from peerd.testing.sim.raft.las import RealRaft
+from peerd.testing.sim.raft.record import OnMember
+from peerd.testing.sim.raft.seams import quiet
 from peerd.testing.sim.splits import Splits
 from peerd.testing.sim.world import OnStory, World
 from peerd.testing.trace import OnRecord
 
 START_MS_MAX = 5_000
-"""Until the log is created."""
+"""Until all have registered, and then until the log is created."""
+ELECTED_MS_MAX = 20_000
+"""The same where somebody has to be elected first, on a network with losses."""
 PROBES = 2
 """Appends that each shard must take after the healing."""
 READ_AGAIN_MS = 1_000
@@ -42,7 +49,9 @@ class Simulation:
         options: Options,
         on_record: OnRecord | None = None,
         on_story: OnStory | None = None,
+        on_member: OnMember | None = None,
     ) -> None:
+        """`on_member` gets the trace of the LAS group, where that is the real Raft."""
         self.world = world = World(seed, options, on_record, on_story)
         self.options = options
         self.clock = world.clock
@@ -64,6 +73,10 @@ class Simulation:
         self.las.on_child = self.splits.child
         self.clients = Clients(world, self.fleet, self.network, self.splits)
         self.faults = Faults(world, self.fleet, self.network, self.las)
+        self.raft_faults: RaftFaults | None = None
+        if options.real_raft:
+            self.las.group = group = RealRaft(self.las, on_member)
+            self.raft_faults = RaftFaults(world, group.raft, self.faults.network)
 
     @property
     def events(self) -> int:
@@ -73,20 +86,22 @@ class Simulation:
     # -------------------------------------------------------------- a run
     def run(self) -> None:
         """Break things, heal them, check."""
-        self.begin()
-        self._trouble()
-        self.heal()
-        self._demand_progress()
-        self._finish()
+        with quiet():
+            self.begin()
+            self._trouble()
+            self.heal()
+            self._demand_progress()
+            self._finish()
 
     def begin(self) -> None:
         """All processes run, the log is there, clients append."""
         for peer in self.peers.values():
             self.fleet.boot(peer)
         self.las.start()
-        self.clock.run(START_MS_MAX, self.las.all_registered)
+        most_ms = ELECTED_MS_MAX if self.options.real_raft else START_MS_MAX
+        self.clock.run(most_ms, self.las.all_registered)
         self.las.create_log(LOG, self.shards)
-        self.clock.run(self.clock.now + START_MS_MAX, self._is_created)
+        self.clock.run(self.clock.now + most_ms, self._is_created)
         if not self._is_created():
             raise BrokenPromise("G11: the log is not created")
         self.clients.start(self.shards)
@@ -95,7 +110,11 @@ class Simulation:
         return len(self.las.state.shards) >= len(self.shards)
 
     def _trouble(self) -> None:
-        self.faults.start()
+        if self.raft_faults is None:
+            self.faults.start(KINDS)
+        else:
+            self.faults.start({name: KINDS[name] for name in KINDS if name not in RAFT_KINDS})
+            self.raft_faults.start(RAFT_KINDS)
         outage_ms, began = self.options.las_outage_ms, self.clock.now
         if outage_ms:
             self.clock.run(began + self.options.trouble_ms // 2)
@@ -105,6 +124,8 @@ class Simulation:
     def heal(self) -> None:
         """Nothing goes wrong any more."""
         self.world.tell("everything heals")
+        if self.raft_faults is not None:
+            self.raft_faults.heal()
         self.faults.heal()
 
     # -------------------------------------------------------------- G9
@@ -112,7 +133,7 @@ class Simulation:
         """§2: "With the LAS down, every shard whose primary *process* and `acks` voters live goes
         on appending and reading."
         """
-        self.faults.quiet = True
+        self._be_quiet(True)
         self.network.heal()
         before = {shard: self.world.checks[shard].book.acked_end for shard in self.all_shards()}
         self.clock.run(self.clock.now + outage_ms)
@@ -135,7 +156,12 @@ class Simulation:
                 raise BrokenPromise(f"G9: shard {shard} stands still without the LAS")
         for node in self.las.nodes.values():
             self.las.boot(node)
-        self.faults.quiet = False
+        self._be_quiet(False)
+
+    def _be_quiet(self, quiet: bool) -> None:
+        self.faults.quiet = quiet
+        if self.raft_faults is not None:
+            self.raft_faults.quiet = quiet
 
     def _must_go_on(self, shard: ShardId) -> bool:
         """Whether the primary and `acks` voters of the newest segment live and hear each other."""
@@ -209,7 +235,7 @@ class Simulation:
                     if self._tail_is_lost(shard, segment):
                         continue
                     return f"shard {shard}: the kept tail of {segment.epoch} is not copied"
-        return ""
+        return self.las.group.unsettled()
 
     def _lacks_answers(self, shard: ShardId) -> bool:
         """Whether a fence stands that will never have its answers (§4.2): G11 is promised only if
@@ -242,6 +268,7 @@ class Simulation:
         """The stores against all that was shown, and the whole log once more through readers."""
         self.clients.demand_answers()
         self.splits.finished()
+        self.las.group.finished()
         for shard in self.all_shards():
             checks = self.world.checks[shard]
             checks.finished()

@@ -71,10 +71,7 @@ class GroupSimulation:
         self.clock.run(until, lambda: not self.unsettled())
         if still := self.unsettled():
             raise BrokenPromise(f"liveness: {still} after {self.options.settle_ms} ms")
-        for host in self.group.hosts.values():
-            if host.process is not None:
-                machine = host.process.machine
-                self.history.compare(host.name, machine.position, machine.state)
+        self.group.compare()
         self.world.tell(f"all has settled; {len(self.history.agreed)} commands were applied")
 
     def unsettled(self) -> str:
@@ -82,12 +79,4 @@ class GroupSimulation:
         for client in self.clients.all:
             if client.waits_for:
                 return f"{client.name} waits for {client.waits_for}"
-        for host in self.group.hosts.values():
-            process = host.process
-            if process is None:
-                return f"{host.name} does not run"
-            if not process.status.voting:
-                return f"{host.name} does not vote"
-            if process.machine.position < len(self.history.agreed):
-                return f"{host.name} has {process.machine.position} commands"
-        return ""
+        return self.group.unsettled()

@@ -21,6 +21,8 @@ class RaftFaults:
         self._world = world
         self._rng = world.rng
         self._group = group
+        self.quiet = False
+        """Nothing strikes for a while."""
 
     def start(self, kinds: dict[str, Callable[["RaftFaults"], None]]) -> None:
         """From now on."""
@@ -39,8 +41,9 @@ class RaftFaults:
 
     def _strike(self, kind: tuple[float, Callable[["RaftFaults"], None]]) -> None:
         if self._world.troubled:
-            self._world.faults += 1
-            kind[1](self)
+            if not self.quiet:
+                self._world.faults += 1
+                kind[1](self)
             self._next(kind)
 
     def _tell(self, text: str) -> None:
@@ -90,7 +93,7 @@ class RaftFaults:
 
     def _lose(self, _: None) -> None:
         host = self._some_host()
-        if self._world.troubled and self._group.may_wipe():
+        if self._world.troubled and not self.quiet and self._group.may_wipe():
             self._world.faults += 1
             self._group.wipe(host)
 

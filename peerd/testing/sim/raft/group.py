@@ -200,6 +200,25 @@ class RaftGroup:
         if self._on_step is not None:
             self._on_step(process, step)
 
+    def unsettled(self) -> str:
+        """What members still have to do, in words; empty if nothing is."""
+        for host in self.hosts.values():
+            process = host.process
+            if process is None:
+                return f"{host.name} does not run"
+            if not process.status.voting:
+                return f"{host.name} does not vote"
+            if process.machine.position < len(self.history.agreed):
+                return f"{host.name} has {process.machine.position} commands"
+        return ""
+
+    def compare(self) -> None:
+        """In the end all members have everything, and are equal."""
+        for host in self.hosts.values():
+            if host.process is not None:
+                machine = host.process.machine
+                self.history.compare(host.name, machine.position, machine.state)
+
     def refused(self, name: str, error: RaftError) -> None:
         """A member would not talk to another one: nothing here gives a reason to."""
         raise BrokenPromise(f"liveness: {name} refuses: {error}")

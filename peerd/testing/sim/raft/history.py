@@ -16,6 +16,7 @@
 A client gives each command once or again with the same id, and no two commands have equal texts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from las.core.state import ClusterState
@@ -40,12 +41,15 @@ class Agreed:
 class History:
     """See the module. Positions count from 1; 0 is the empty state."""
 
-    def __init__(self, *, unique: bool) -> None:
-        """`unique`: no two commands have equal texts, so that a second application shows."""
+    def __init__(self, *, unique: bool, on_agreed: Callable[[Agreed], None] | None = None) -> None:
+        """`unique`: no two commands have equal texts, so that a second application shows.
+        `on_agreed` is told of each command when it is applied for the first time.
+        """
         self.agreed: list[Agreed] = []
         self.shown = 0
         """The highest position that somebody outside has heard of."""
         self._unique = unique
+        self._on_agreed = on_agreed
         self._positions: dict[str, int] = {}
         self._indexes: dict[int, int] = {}
         self._leaders: dict[int, str] = {}
@@ -75,6 +79,8 @@ class History:
     def _agree(self, agreed: Agreed, name: str) -> None:
         self.agreed.append(agreed)
         position, command = len(self.agreed), agreed.command
+        if self._on_agreed is not None:
+            self._on_agreed(agreed)
         if not self._unique:
             return
         if command in self._positions:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from peerd.testing.sim.raft.process import Process
 
 RETRANSMIT_MS = 50
-"""A stream that is held up by a partition tries again after this."""
+"""What was lost on a stream is sent again after this; what comes behind it waits."""
+BREAKS = 0.1
+"""Share of the losses that break a stream; the others hold it up."""
 BREAK_MS = (100, 600, 3_000)
 """For how long a partition holds a stream up before it breaks."""
 RESET_MS = (1, 5, 40)
@@ -94,9 +96,11 @@ class Link:
         source.call(RaftMember.hello, told)
 
     def _carry(self, one: str, other: str, then: Callable[[], None]) -> None:
-        delay_ms = self._group.network.transit_ms(NodeName(one), NodeName(other))
-        if delay_ms is not None:
-            self._clock.later(delay_ms, lambda _: then(), None)
+        network, world = self._group.network, self._world
+        link = network.links[NodeName(one), NodeName(other)]
+        if not link.cut:
+            lost_ms = RETRANSMIT_MS if world.draws(world.options.loss) else 0
+            self._clock.later(network.delay_ms() + link.slow_ms + lost_ms, lambda _: then(), None)
 
     def _called(self, number: int, source: "Process", first: Frame) -> None:
         """At the target: `RaftServicer.Exchange`."""
@@ -185,11 +189,12 @@ class Link:
         if stream is None or stream.broken:
             return
         if self._world.options.ordered:
-            if self._world.draws(self._world.options.loss):
-                # What TCP cannot repair ends the stream.
+            lost = self._world.draws(self._world.options.loss)
+            if lost and self._world.rng.random() < BREAKS:
                 self.lost(stream)
                 return
-            stream.arrives = max(stream.arrives, self._clock.now + self._delay_ms())
+            delay_ms = self._delay_ms() + (RETRANSMIT_MS if lost else 0)
+            stream.arrives = max(stream.arrives, self._clock.now + delay_ms)
             stream.frames.append((stream.arrives, payload))
             if len(stream.frames) == 1:
                 self._clock.at(stream.arrives, self._pump, stream)
@@ -236,7 +241,12 @@ class Link:
 
     def _arrive(self, stream: Stream, payload: bytes) -> None:
         receiver = stream.receiver
-        if receiver.is_over or receiver.streams.get(self._source) is not stream:
+        if receiver.is_over:
+            return
+        if receiver.streams.get(self._source) is not stream:
+            # Another one took its place: this one ends as soon as it is heard of again.
+            if not stream.broken:
+                self.lost(stream)
             return
         self._world.events += 1
         frame = Frame.FromString(payload)

@@ -61,6 +61,7 @@ class Process:
         self.group = group
         self.host = host
         self.name = host.name
+        self.began_at = group.world.clock.now
         self.is_over = False
         self.paused_until = 0
         self.streams: dict[str, object] = {}
