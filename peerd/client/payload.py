@@ -142,52 +142,58 @@ def records_of(log: str, batch: log_bytes_pb2.ReadBatchBytes, begin: int) -> lis
             "again, from another peer"
         )
     try:
-        found = _unpack(batch_pb2.Batch.FromString(payload), where)
+        found, all_as_one = _unpack(payload, where)
     except (DecodeError, zstandard.ZstdError, ValueError) as error:
         raise CorruptData(f"{where}: the batch cannot be unpacked ({error})") from error
     first = max(begin, batch.base_offset)
-    # Column by column: a third of the time that it takes record by record.
     records = list(found)[first - batch.base_offset :]
-    return list(
-        map(
-            _RECORD,
-            zip(
-                repeat(log),
-                repeat(batch.shard),
-                count(first),
-                repeat(batch.epoch),
-                [record.key if record.HasField("key") else None for record in records],
-                [record.value for record in records],
-                [_headers(headers) if (headers := record.headers) else () for record in records],
-                [
-                    record.timestamp_ms if record.HasField("timestamp_ms") else None
-                    for record in records
-                ],
-                repeat(batch.timestamp_ms),
-                # The endless ones end with the others.
-                strict=False,
-            ),
-        )
+    # Column by column, and without the columns that no record has: to ask each record for each
+    # field takes far longer than to parse them all.
+    keys: Iterable[bytes | None] = _NONE
+    headers: Iterable[Sequence[tuple[str, bytes]]] = _NO_HEADERS
+    times: Iterable[int | None] = _NONE
+    if all_as_one.HasField("key"):
+        keys = [record.key if record.HasField("key") else None for record in records]
+    if all_as_one.headers:
+        headers = [_headers(record) for record in records]
+    if all_as_one.HasField("timestamp_ms"):
+        times = [r.timestamp_ms if r.HasField("timestamp_ms") else None for r in records]
+    columns = (
+        repeat(log),
+        repeat(batch.shard),
+        count(first),
+        repeat(batch.epoch),
+        keys,
+        # A column that ends, as do the records.
+        [record.value for record in records],
+        headers,
+        times,
+        repeat(batch.timestamp_ms),
     )
+    return list(map(_RECORD, zip(*columns, strict=False)))
 
 
 # `Record._make` without a call of Python's for each.
 _RECORD: Callable[[Iterable[object]], Record] = partial(tuple.__new__, Record)
+_NONE: Iterable[None] = repeat(None)
+_NO_HEADERS: Iterable[tuple[tuple[str, bytes], ...]] = repeat(())
 
 
-def _headers(headers: Iterable[batch_pb2.Header]) -> tuple[tuple[str, bytes], ...]:
-    return tuple((header.name, header.value) for header in headers)
+def _headers(record: batch_pb2.Record) -> tuple[tuple[str, bytes], ...]:
+    return tuple((header.name, header.value) for header in record.headers)
 
 
-def _unpack(batch: batch_pb2.Batch, where: str) -> Sequence[batch_pb2.Record]:
-    """The records of a batch.
+def _unpack(payload: bytes, where: str) -> tuple[Sequence[batch_pb2.Record], batch_pb2.Record]:
+    """The records of a batch, and all of them merged into one: what that lacks, all of them lack.
 
     Raises:
         CodecUnknown: see `records_of`.
         DecodeError, zstandard.ZstdError, ValueError: there are none.
     """
+    batch = batch_pb2.Batch.FromString(payload)
     if batch.codec == batch_pb2.CODEC_UNSPECIFIED:
         records = batch.records.records
+        merged = log_bytes_pb2.BatchMerged.FromString(payload).records
     elif batch.codec == batch_pb2.CODEC_ZSTD:
         if zstandard.frame_content_size(batch.compressed) > DECOMPRESSED_BYTES_MAX:
             raise ValueError(f"it unpacks to more than {DECOMPRESSED_BYTES_MAX} bytes")
@@ -195,6 +201,7 @@ def _unpack(batch: batch_pb2.Batch, where: str) -> Sequence[batch_pb2.Record]:
             batch.compressed, max_output_size=DECOMPRESSED_BYTES_MAX, allow_extra_data=False
         )
         records = batch_pb2.Records.FromString(data).records
+        merged = log_bytes_pb2.RecordsMerged.FromString(data)
     else:
         raise CodecUnknown(
             f"{where}: the batch is packed by codec {batch.codec}, which this version does not "
@@ -202,4 +209,4 @@ def _unpack(batch: batch_pb2.Batch, where: str) -> Sequence[batch_pb2.Record]:
         )
     if len(records) != batch.record_count:
         raise ValueError(f"it has {len(records)} records, not {batch.record_count} as it says")
-    return records
+    return records, merged.records
