@@ -27,6 +27,9 @@ from peerd.v1 import errors_pb2
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 AddressOf = Callable[[NodeName], str | None]
 
+# limit: characters of a message; it is sent twice in the trailers of a call, which hold 8 KiB
+MESSAGE_CHARACTERS_MAX = 1_000
+
 CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.NOT_PRIMARY: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.FENCED: grpc.StatusCode.FAILED_PRECONDITION,
@@ -101,7 +104,7 @@ def refusal(
     """A refusal in its wire form. `leader` is an address host:port; times are milliseconds."""
     return errors_pb2.Refusal(
         reason=errors_pb2.ErrorReason.ValueType(reason),
-        message=message,
+        message=one_line(message),
         taken=errors_pb2.Taken.ValueType(taken),
         leader=leader,
         epoch=epoch,
@@ -109,6 +112,15 @@ def refusal(
         first_offset=first_offset,
         next_sequence=next_sequence,
     )
+
+
+def one_line(message: str) -> str:
+    """The message without what would break a line or hide in one, and not beyond the bound.
+
+    What a caller sent is quoted in messages; it travels on in a header and into logs.
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return text if len(text) <= MESSAGE_CHARACTERS_MAX else f"{text[:MESSAGE_CHARACTERS_MAX]}…"
 
 
 def encode_refusal(core: Refusal, address_of: AddressOf) -> errors_pb2.Refusal:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from peerd.core.durable import LearnMap, StoredShard
+from peerd.core.durable import DropTrimmed, LearnMap, StoredShard
 from peerd.core.ids import Epoch, Offset
 from peerd.storage import Corrupt, Repair, Repaired, verify_store
 from peerd.storage.layout import batch_key
@@ -152,6 +152,17 @@ def test_nothing_comes_back_that_was_dropped(damaged):
     assert repair(driven, original(0), epoch=3).gone
     driven.finish_drops()
     assert driven.payloads(16) == []
+
+
+def test_what_was_trimmed_stays_away(damaged):
+    driven = damaged((1, 0), (3, 0))
+    trimmed = DropTrimmed(shard=SHARD, open_epoch=EPOCH, trimmed_to=Offset(4))
+    driven.stored(trimmed)
+    assert repair(driven, original(1)) == Repaired(gone=True)
+    assert repair(driven, original(1), original(2), original(3)).refused
+    assert repair(driven, original(3)) == Repaired(rewritten=1)
+    driven.finish_drops()
+    assert driven.payloads() == [original(number).payload for number in range(2, BATCHES)]
 
 
 def test_appends_that_share_the_commit_of_a_refused_repair_are_stored(damaged, open_store):

@@ -75,3 +75,9 @@ def test_a_newer_reason_is_left_to_its_grpc_code():
     packed.Pack(error_details_pb2.ErrorInfo(reason="NOT_INVENTED_YET", domain="peerd"))
     newer.details.append(packed)
     assert status.refusal_of(newer) is None
+
+
+def test_what_a_caller_sent_stays_one_line_and_short():
+    wire = status.refusal(Reason.UNKNOWN_LOG, f"no log {'a' + chr(10) + chr(0) + 'é' * 5_000}")
+    assert wire.message.startswith("no log a\\n\\x00é")
+    assert len(wire.message) <= status.MESSAGE_CHARACTERS_MAX + 1
