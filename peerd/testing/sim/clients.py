@@ -20,6 +20,7 @@ from peerd.testing.sim import serving
 from peerd.testing.sim.checkers import BrokenPromise, Sent
 from peerd.testing.sim.fleet import Fleet
 from peerd.testing.sim.network import Network
+from peerd.testing.sim.options import SILENCE_MS
 from peerd.testing.sim.process import Process
 from peerd.testing.sim.splits import Splits, key_of
 from peerd.testing.sim.world import World
@@ -30,24 +31,37 @@ AGAIN_MS = 20
 """After a refusal it sends again after this."""
 GIVE_UP_MS = 1_500
 """A client without a producer id believes that its append was lost after this."""
+SEND_FOR_MS = 600
+"""In a run that forgets producers no batch is sent again after this. It may be under way for some
+hundred milliseconds more; what waits for a process that is paused counts for no time there."""
+SILENT_MS_MIN = SILENCE_MS - 300
+"""Who was silent for less is not forgotten; clocks that jump ahead make a primary see a little more
+time than passes."""
+RENEWED_FROM = 1_000
+"""Producers that begin anew are numbered from here on."""
+NAP_MS = (2_000, 5_000)
+NAPS = 0.08
+"""In such a run, how long producers stop now and then, and after which share of their batches."""
 LOST_FOR_EVER = frozenset({Reason.PRODUCER_STATE_LOST, Reason.SEQUENCE_TOO_OLD})
 """Answers that a producer that keeps its window never gets while any holder lives, but for the
-first where a kept tail is lost, and the second on an attempt that came a window late: by then
-another one had its answer."""
+first where a kept tail is lost or producers are forgotten, and the second on an attempt that came a
+window late: by then another one had its answer."""
 
 
 class Producer:
     """One producer of one shard; `name` empty: a client without a producer id."""
 
     __slots__ = (
-        "ended", "heir", "key_hash", "leader", "made", "maker", "moved", "name", "next_sequence",
-        "number", "outstanding", "shard", "split",
+        "answered", "ended", "heir", "key_hash", "leader", "made", "maker", "moved", "name",
+        "next_sequence", "number", "outstanding", "sent_at", "shard", "split",
     )  # fmt: skip
 
     def __init__(self, shard: ShardId, number: int, *, anonymous: bool) -> None:
         self.shard = shard
         self.number = number
-        self.name = NO_PRODUCER if anonymous else ProducerId(bytes([shard, number]) * 8)
+        low, high = number & 0xFF, number >> 8
+        name = bytes([shard, low, high, low]) * 4 if high else bytes([shard, low]) * 8
+        self.name = NO_PRODUCER if anonymous else ProducerId(name)
         self.next_sequence = 0
         self.made = 0
         self.outstanding: dict[bytes, Sent] = {}
@@ -55,6 +69,8 @@ class Producer:
         self.key_hash = 0
         self.maker = b"%d.%d" % (shard, number)
         """Names what it appends; a producer of a child goes on under the parent's name."""
+        self.sent_at = 0
+        self.answered = False
         self.split = False
         self.ended = False
         self.heir: Producer | None = None
@@ -87,6 +103,7 @@ class Clients:
         self._read_at: dict[ShardId, Offset] = {}
         self._arrives: dict[NodeName, int] = {}
         self._stopped = False
+        self._renewed = 0
 
     def start(self, shards: tuple[ShardId, ...]) -> None:
         """Begin to append and to read."""
@@ -124,9 +141,15 @@ class Clients:
         """Append something new, now and again later."""
         if self._stopped or producer.split or producer.ended:
             return
-        self._clock.later(self._pause_ms(), self._make, producer)
+        self._clock.later(self._rest_ms(producer), self._make, producer)
         if len(producer.outstanding) < self._world.options.window and producer.keeps_its_window():
             self.append(producer)
+
+    def _rest_ms(self, producer: Producer) -> int:
+        """Until a producer makes its next batch."""
+        if self._world.options.forgetful and producer.name and self._world.draws(NAPS):
+            return self._world.rng.randint(*NAP_MS)
+        return self._pause_ms()
 
     def append(self, producer: Producer, *, probe: bool = False) -> None:
         """One new batch; a probe has no condition that it could lose."""
@@ -147,12 +170,15 @@ class Clients:
             sent.expected.append(book.acked_end)
         producer.made += 1
         self._send_first(producer, sent)
+        if world.options.forgetful and sent.producer and world.troubled and not probe:
+            self._clock.later(SEND_FOR_MS, self._stop_sending, (producer, sent))
 
     def _send_first(self, producer: Producer, sent: Sent) -> None:
         world = self._world
         world.checks[producer.shard].book.sent[sent.payload] = sent
         producer.next_sequence += sent.record_count
         producer.outstanding[sent.payload] = sent
+        sent.silent_ms = self._clock.now - producer.sent_at
         world.events += 1
         self._attempt(producer, sent)
         if not sent.producer:
@@ -162,6 +188,7 @@ class Clients:
         """To whoever may be primary; only the newest attempt is followed by another."""
         world = self._world
         sent.attempts += 1
+        producer.sent_at = self._clock.now
         name = producer.leader
         if name is None or (world.troubled and world.random() < 0.05):
             name = self._names[int(world.random() * len(self._names))]
@@ -234,6 +261,7 @@ class Clients:
         self._world.events += 1
         if isinstance(reply, AppendAccepted):
             producer.outstanding.pop(sent.payload, None)
+            producer.answered = True
             producer.leader = name
             self._follow_split(producer)
         elif isinstance(reply, AppendRefused):
@@ -261,14 +289,45 @@ class Clients:
 
     def _state_lost(self, producer: Producer, sent: Sent, reason: Reason) -> None:
         """§3.1: nobody knows the past any more, so the producer ends: all is unknown to it."""
-        book = self._world.checks[producer.shard].book
-        book.log()
-        if reason is not Reason.PRODUCER_STATE_LOST or not book.holes:
-            text = f"{sent} of producer {producer.number} is refused: {reason.name}"
-            raise BrokenPromise(f"G4: {text}")
+        if sent.payload not in producer.outstanding:
+            return
+        forgotten = reason is Reason.PRODUCER_STATE_LOST and self._may_be_forgotten(producer, sent)
+        if not forgotten:
+            book = self._world.checks[producer.shard].book
+            book.log()
+            if reason is not Reason.PRODUCER_STATE_LOST or not book.holes:
+                text = f"{sent} of producer {producer.number} is refused: {reason.name}"
+                raise BrokenPromise(f"G4: {text}")
+        self._end(producer)
+
+    def _may_be_forgotten(self, producer: Producer, sent: Sent) -> bool:
+        """Whether it was silent for long, or is so new that nobody has met it: without its first
+        batch nothing tells it from one that was forgotten.
+        """
+        if not self._world.options.forgetful or sent.first_sequence == 0:
+            return False
+        oldest = next(iter(producer.outstanding.values()))
+        return oldest.silent_ms >= SILENT_MS_MIN or not producer.answered
+
+    def _stop_sending(self, attempt: tuple[Producer, Sent]) -> None:
+        """Nobody sends a batch again for so long that it could have been forgotten."""
+        producer, sent = attempt
+        if sent.payload in producer.outstanding:
+            self._end(producer)
+
+    def _end(self, producer: Producer) -> None:
+        """What is outstanding is unknown; where producers are forgotten, another one goes on."""
         producer.outstanding.clear()
-        producer.ended = True
         self._follow_split(producer)
+        if producer.ended or producer.split:
+            return
+        producer.ended = True
+        if self._world.options.forgetful:
+            self._renewed += 1
+            heir = Producer(producer.shard, RENEWED_FROM + self._renewed, anonymous=False)
+            heir.key_hash = producer.key_hash
+            self.producers.append(heir)
+            self._clock.later(self._pause_ms(), self._make, heir)
 
     def _try_again(self, attempt: tuple[Producer, Sent, int]) -> None:
         """Where the refusal pointed, or anywhere."""

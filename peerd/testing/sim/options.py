@@ -34,6 +34,10 @@ CALM_LIMITS = Limits(
 """The bounds of production, with times that fit short runs."""
 
 
+SILENCE_MS = 1_500
+"""A forgetful run's `retry_silence_ms`: what has not been heard for so long is not sent again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """One kind of run. `trouble_ms` of faults, then everything heals and `settle_ms` at most."""
@@ -99,6 +103,8 @@ class Options:
     las_lost_directories: int = 0
     splits: int = 0
     """Shards that are split at most, each into two."""
+    forgetful: bool = False
+    """Producers are forgotten after seconds, and clients send a batch again for less than that."""
     mirrors: float = 0.0
     """Share of the plans with a primary at risk in which it has no vote."""
     false_suspicions: float = 0.01
@@ -111,7 +117,12 @@ class Options:
     @property
     def limits(self) -> Limits:
         """The bounds of the cores."""
-        return FAST_LIMITS if self.tight_limits else CALM_LIMITS
+        limits = FAST_LIMITS if self.tight_limits else CALM_LIMITS
+        if not self.forgetful:
+            return limits
+        return replace(
+            limits, producer_expiry_ms=1_000, retry_silence_ms=SILENCE_MS, pause_ms_max=100
+        )
 
 
 def drawn(seed: int) -> Options:
@@ -160,6 +171,8 @@ def drawn(seed: int) -> Options:
         false_suspicions=rate(0.01),
         splits=rng.choice((0, 0, 1, 2)),
         mirrors=rate(0.5),
+        # By the number, so that all other seeds are what they were before there were such runs.
+        forgetful=seed % 10 in {2, 4},
     )
 
 

@@ -39,7 +39,8 @@ class Sent:
 
     `floor` is the end of what was acknowledged when it was first sent; `expected` are the offsets
     that its attempts named, the newest last, empty if it is not conditional. `not_taken` are the
-    attempts of which the client was told that nothing was taken.
+    attempts of which the client was told that nothing was taken. `silent_ms`: for how long its
+    producer had sent nothing when it was first sent.
     """
 
     shard: ShardId
@@ -52,6 +53,7 @@ class Sent:
     expected: list[Offset] = field(default_factory=list)
     attempts: int = 0
     not_taken: int = 0
+    silent_ms: int = 0
 
     def __str__(self) -> str:
         return f"{self.payload.decode()} ({self.record_count} records)"
