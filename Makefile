@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut coverage mutants spec lint format demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut coverage mutants spec lint format bench demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -93,6 +93,9 @@ lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 format: setup  ## rewrite the sources in the project's form
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+bench: setup  ## measure the project's bars; ONLY=one,many QUICK=1 ARGS="--rounds 9"
+	@$(BIN)/python -m tests.bench.table $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
 
 demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)
 	@$(BIN)/python -m peerd.cli.demo

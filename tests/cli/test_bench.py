@@ -101,3 +101,20 @@ def test_failover_needs_a_kind():
     done = peerctl_bench("failover", "--kind", "fire")
     assert done.returncode == 2
     assert "planned" in done.stderr
+
+
+def test_the_table_of_all_bars_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.table", "--quick", "--only", "one", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 in flight, p50") == 2
+    told = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert [figure["name"] for figure in told["figures"]] == ["one.p50", "one.p50"]
+    assert all(run["details"]["errors"] == 0 for run in told["runs"])
+    assert told["machine"]["disk_fdatasync_ms"]["p50"] > 0
+    assert (tmp_path / "report.svg").read_text("utf-8").startswith("<svg")
