@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from las.core import commands as c
-from las.core import membership, segments, trim
+from las.core import membership, retention, segments, trim
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
 from las.core.state import (
@@ -263,6 +263,8 @@ _HANDLERS = cast(
         c.DropHolder: segments.drop_holder,
         c.TrimShard: trim.trim_shard,
         c.HaltShard: segments.halt_shard,
+        c.SetRetention: retention.set_retention,
+        c.MarkAges: retention.mark_ages,
         c.RegisterNode: register_node,
         c.SetNodeState: set_node_state,
         c.SetAtRisk: set_at_risk,

@@ -188,6 +188,24 @@ class HaltShard:
     fence: Epoch = NO_EPOCH
 
 
+# ---------------------------------------------------------------------------------- retention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRetention:
+    """How long the records of a log are kept; 0: for ever."""
+
+    log: str
+    retention_bytes: int
+    retention_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkAges:
+    """The clock of retention stands at `clock_ms`; up to where shards are committed by now."""
+
+    clock_ms: int
+    marks: tuple[tuple[ShardId, Offset], ...] = ()
+
+
 # ---------------------------------------------------------------------------------- nodes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterNode:
@@ -272,6 +290,8 @@ Command = (
     | DropHolder
     | TrimShard
     | HaltShard
+    | SetRetention
+    | MarkAges
     | RegisterNode
     | SetNodeState
     | SetAtRisk
@@ -295,6 +315,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "drop_holder": DropHolder,
     "trim_shard": TrimShard,
     "halt_shard": HaltShard,
+    "set_retention": SetRetention,
+    "mark_ages": MarkAges,
     "register_node": RegisterNode,
     "set_node_state": SetNodeState,
     "set_at_risk": SetAtRisk,
@@ -315,6 +337,7 @@ class Reason(StrEnum):
     NONE = "none"
     MALFORMED = "malformed"
     INVALID_ARGUMENT = "invalid_argument"
+    UNKNOWN_LOG = "unknown_log"
     UNKNOWN_SHARD = "unknown_shard"
     UNKNOWN_NODE = "unknown_node"
     UNKNOWN_SEGMENT = "unknown_segment"

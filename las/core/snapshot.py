@@ -13,7 +13,7 @@ from typing import cast
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.persistent import PersistentMap
-from las.core.state import ClusterState, Event, Log, Node, ShardEntry
+from las.core.state import AgeMark, ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
@@ -34,6 +34,7 @@ class _Header:
     shards: int
     replicas: tuple[tuple[str, str], ...]
     processes: tuple[tuple[str, str, str], ...]
+    clock_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +83,21 @@ class _Writer:
             list(shard.dead_epochs),
             entry.drawn,
             entry.halted,
-            *_rarities(shard),
+            *_rarities(entry),
         ]
 
 
-def _rarities(shard: Shard) -> list[JsonValue]:
-    """Split, parent, gaps and trim of a shard, which most have not: then nothing."""
-    if shard.split is None and shard.parent is None and not (shard.gaps or shard.trimmed_to):
+def _rarities(entry: ShardEntry) -> list[JsonValue]:
+    """Split, parent, gaps, trim and ages of a shard, which most have not: then nothing."""
+    shard = entry.shard
+    if not (shard.split or shard.parent or shard.gaps or shard.trimmed_to or entry.ages):
         return []
     return [
         None if shard.split is None else encode(shard.split),
         None if shard.parent is None else encode(shard.parent),
         [encode(gap) for gap in shard.gaps],
         shard.trimmed_to,
+        [[mark.clock_ms, mark.offset] for mark in entry.ages],
     ]
 
 
@@ -122,6 +125,7 @@ def snapshot(state: ClusterState) -> bytes:
         shards=len(state.shards),
         replicas=tuple((each.peer, each.store) for each in writer.replicas),
         processes=tuple((each.peer, each.store, each.boot) for each in writer.processes),
+        clock_ms=state.clock_ms,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -159,8 +163,8 @@ class _Reader:
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
         # A row of an older program ends before what its shards could not have.
-        rarities = (*cast(list[JsonValue], row[11:]), None, None, None, None)
-        split, parent, gaps, trimmed_to = rarities[:4]
+        rarities = (*cast(list[JsonValue], row[11:]), None, None, None, None, None)
+        split, parent, gaps, trimmed_to, ages = rarities[:5]
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -179,6 +183,10 @@ class _Reader:
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),
+            ages=tuple(
+                AgeMark(clock_ms=clock_ms, offset=Offset(offset))
+                for clock_ms, offset in cast(list[tuple[int, int]], ages or [])
+            ),
         )
 
 
@@ -211,6 +219,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
     return ClusterState(
         cluster_id=header.cluster_id,
         version=header.version,
+        clock_ms=header.clock_ms,
         next_shard=header.next_shard,
         nodes=PersistentMap((node.name, node) for node in nodes),
         logs=PersistentMap((log.name, log) for log in logs),

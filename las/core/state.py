@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from las.core.persistent import PersistentMap
-from peerd.core.ids import BootId, Epoch, NodeName, ProcessId, ReplicaId, ShardId, StoreId
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Shard
 
 # limit: newest events kept per node; the story of a node fits a screen or five.
@@ -39,6 +39,8 @@ SHARDS_MAX = 200_000
 SEALED_SEGMENTS_MAX = 2_048
 # limit: gaps of one shard; each was written by a person, after a disaster.
 GAPS_MAX = 64
+# limit: marks of the age of a shard's records; sixteen lie within its retention, see `las.daemon`.
+AGE_MARKS_MAX = 32
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
 
@@ -116,12 +118,26 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """A named set of shards with one policy. `shards` are in the order of their key ranges."""
+    """A named set of shards with one policy. `shards` are in the order of their key ranges.
+
+    Of each shard `retention_bytes` at least are kept, and what is younger than `retention_ms`; 0:
+    for ever.
+    """
 
     name: str
     copies: int
     acks: int
     shards: tuple[ShardId, ...]
+    retention_bytes: int = 0
+    retention_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeMark:
+    """Everything below `offset` was committed when the committed clock stood at `clock_ms`."""
+
+    clock_ms: int
+    offset: Offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +152,8 @@ class ShardEntry:
     shard: Shard
     drawn: Epoch
     halted: str = ""
+    ages: tuple[AgeMark, ...] = ()
+    """Oldest first, for retention by time; see `las.core.retention`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +217,8 @@ class ClusterState:
 
     cluster_id: str
     version: int = 0
+    clock_ms: int = 0
+    """Time by which the age of records is counted; see `las.core.retention`."""
     next_shard: ShardId = FIRST_SHARD
     nodes: PersistentMap[NodeName, Node] = field(default_factory=_empty_nodes)
     logs: PersistentMap[str, Log] = field(default_factory=_empty_logs)

@@ -41,7 +41,8 @@ def trim_shard(state: ClusterState, command: TrimShard) -> Applied:
     if wrong := _offset_error(shard, command):
         return refuse(state, Reason.STATE_CHANGED, wrong, shard.open.epoch)
     after = _left(replace(shard, trimmed_to=command.trimmed_to))
-    changed = state.changed(shards=(replace(entry, shard=after),))
+    ages = tuple(mark for mark in entry.ages if mark.offset > command.trimmed_to)
+    changed = state.changed(shards=(replace(entry, shard=after, ages=ages),))
     return changed, Result(ok=True, text=f"trimmed to {command.trimmed_to}", epoch=command.epoch)
 
 

@@ -85,6 +85,12 @@ class Policy(Section):
         description="Time that a dead node has to come back before its sealed copies are made "
         "anew. Protection of new appends never waits",
     )
+    retention_period_ms: int = Field(
+        default=5_000,
+        ge=100,
+        le=3_600_000,
+        description="Time between two looks at what logs with a retention need not keep any more",
+    )
     prefetch_bytes_per_s: int = Field(
         default=80 * MIB,
         ge=64 * 1024,

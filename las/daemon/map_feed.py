@@ -115,7 +115,16 @@ def encode_las_node(node: Node) -> shard_map_pb2.Node:
 
 def encode_las_log(log: Log) -> shard_map_pb2.Log:
     """A log's entry."""
-    return encode_log(LogEntry(name=log.name, copies=log.copies, acks=log.acks, shards=log.shards))
+    return encode_log(
+        LogEntry(
+            name=log.name,
+            copies=log.copies,
+            acks=log.acks,
+            shards=log.shards,
+            retention_bytes=log.retention_bytes,
+            retention_ms=log.retention_ms,
+        )
+    )
 
 
 def encode_entry(entry: ShardEntry) -> shard_map_pb2.Shard:

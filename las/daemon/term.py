@@ -17,6 +17,7 @@ from las.daemon.forecaster import FleetForecaster, Model
 from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
 from las.daemon.reconcile import PeerCalls
+from las.daemon.retention import Retention
 from las.daemon.story import Story
 from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
@@ -67,6 +68,13 @@ class Term:
             wall_ms=wall_ms,
         )
         self.trimmer = Trimmer(group, peers)
+        self._retention = Retention(
+            group,
+            peers,
+            self.trimmer,
+            period_ms=policy.retention_period_ms,
+            now_ms=now_ms,
+        )
         self._story = Story(group, self.forecaster.words, wall_ms)
 
     def works(self) -> Iterator[tuple[str, Work]]:
@@ -75,6 +83,7 @@ class Term:
         yield "watch of the map", self._wake_executor()
         yield "forecast", self.forecaster.run()
         yield "story", self._story.run()
+        yield "retention", self._retention.run()
 
     async def _wake_executor(self) -> None:
         with self._group.watch() as changed:

@@ -87,7 +87,10 @@ def describe(
         if output is Format.JSON:
             print_json(_log_json(log) | {"shards": [_shard_json(s, tails) for s in shards]})
             return
-        typer.echo(f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk")
+        typer.echo(
+            f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk; "
+            f"{_retention(log)}"
+        )
         columns = [
             "shard",
             "epoch",
@@ -172,6 +175,44 @@ def trim(
             print_table(["shard", "first offset left"], rows)
 
 
+@log_app.command("retain")
+def retain(
+    log: LogName,
+    retention_bytes: Annotated[
+        int | None, typer.Option("--bytes", min=0, help="Bytes that each shard keeps. 0: all.")
+    ] = None,
+    retention_ms: Annotated[
+        int | None, typer.Option("--ms", min=0, help="Age in ms up to which it keeps. 0: any.")
+    ] = None,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Say how long records are kept. Older ones are forgotten by whole chunks of 64 MiB.
+
+    Example: peerctl log retain orders --bytes 107374182400 --ms 604800000
+    """
+    if retention_bytes is None and retention_ms is None:
+        fail("say how long: --bytes N, --ms N, or both", EXIT_USAGE)
+    with connected(config) as client:
+        kept = client.set_retention(log, retention_bytes=retention_bytes, retention_ms=retention_ms)
+        if output is Format.JSON:
+            print_json(_log_json(kept))
+        else:
+            typer.echo(f"{log}: {_retention(kept)}")
+
+
+def _retention(log: LogEntry) -> str:
+    """How long a log keeps its records, in words."""
+    if not (log.retention_bytes or log.retention_ms):
+        return "keeps everything"
+    kept = []
+    if log.retention_bytes:
+        kept.append(f"the newest {log.retention_bytes} bytes of each shard")
+    if log.retention_ms:
+        kept.append(f"what is younger than {datetime.timedelta(milliseconds=log.retention_ms)}")
+    return f"keeps {', and '.join(kept)}"
+
+
 def _offset_or_time(before: str) -> int | datetime.datetime:
     if before.isdigit():
         return int(before)
@@ -211,7 +252,14 @@ def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
 
 
 def _log_json(log: LogEntry) -> dict[str, object]:
-    return {"name": log.name, "copies": log.copies, "acks": log.acks, "shards": list(log.shards)}
+    return {
+        "name": log.name,
+        "copies": log.copies,
+        "acks": log.acks,
+        "shards": list(log.shards),
+        "retention_bytes": log.retention_bytes,
+        "retention_ms": log.retention_ms,
+    }
 
 
 def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:

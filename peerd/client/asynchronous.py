@@ -364,6 +364,25 @@ class Client:
         self._check_open()
         return await self.las.split_shard(shard, at_key_hash=at_key_hash)
 
+    async def set_retention(
+        self, name: str, *, retention_bytes: int | None = None, retention_ms: int | None = None
+    ) -> LogEntry:
+        """Says how long a log's records are kept; what lies beyond is trimmed by whole chunks.
+
+        Args:
+            name: The log.
+            retention_bytes: Bytes that each shard keeps at least; 0: for ever, None: as it is.
+            retention_ms: Age up to which records are kept; 0: for ever, None: as it is.
+
+        Raises:
+            UnknownLog, InvalidRequest, AccessDenied: what they say.
+            LasUnavailable: nobody answered in time; it may be done.
+        """
+        self._check_open()
+        return await self.las.set_retention(
+            name, retention_bytes=retention_bytes, retention_ms=retention_ms
+        )
+
     async def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
         """Forgets a shard's records below an offset, or those appended before a time, for good.
 

@@ -400,6 +400,16 @@ class Client:
         """Splits a shard and returns its children, as soon as they take appends."""
         return self._thread.run(self._client.split_shard(shard, at_key_hash=at_key_hash))
 
+    def set_retention(
+        self, name: str, *, retention_bytes: int | None = None, retention_ms: int | None = None
+    ) -> LogEntry:
+        """Says how long a log's records are kept; what lies beyond is trimmed by whole chunks."""
+        return self._thread.run(
+            self._client.set_retention(
+                name, retention_bytes=retention_bytes, retention_ms=retention_ms
+            )
+        )
+
     def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
         """Forgets a shard's records below an offset, or those appended before a time, for good."""
         return self._thread.run(self._client.trim(log, shard, before))

@@ -129,6 +129,21 @@ class LasCalls:
             f"recovering shard {shard}",
         )
 
+    async def set_retention(
+        self, name: str, *, retention_bytes: int | None, retention_ms: int | None
+    ) -> LogEntry:
+        """See `Client.set_retention`."""
+        request = log_admin_pb2.AlterLogRequest(
+            name=name, retention_bytes=retention_bytes, retention_ms=retention_ms
+        )
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).AlterLog(
+                request, timeout=timeout_s
+            ),
+            f"changing the retention of {name!r}",
+        )
+        return decode_log(response.log)
+
     async def trim_shard(self, log: str, shard: int, before: int) -> int:
         """Forgets records below an offset, by whole chunks; the first one left."""
         request = log_admin_pb2.TrimShardRequest(log=log, shard=shard, before_offset=before)

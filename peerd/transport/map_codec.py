@@ -53,6 +53,8 @@ class LogEntry:
     copies: int
     acks: int
     shards: tuple[ShardId, ...]
+    retention_bytes: int = 0
+    retention_ms: int = 0
 
 
 # ------------------------------------------------------------------------------ replicas, processes
@@ -253,7 +255,14 @@ def decode_node(message: shard_map_pb2.Node) -> NodeEntry:
 
 def encode_log(log: LogEntry) -> shard_map_pb2.Log:
     """The wire form of a log."""
-    return shard_map_pb2.Log(name=log.name, copies=log.copies, acks=log.acks, shards=log.shards)
+    return shard_map_pb2.Log(
+        name=log.name,
+        copies=log.copies,
+        acks=log.acks,
+        shards=log.shards,
+        retention_bytes=log.retention_bytes,
+        retention_ms=log.retention_ms,
+    )
 
 
 def decode_log(message: shard_map_pb2.Log) -> LogEntry:
@@ -263,4 +272,6 @@ def decode_log(message: shard_map_pb2.Log) -> LogEntry:
         copies=message.copies,
         acks=message.acks,
         shards=tuple(ShardId(shard) for shard in message.shards),
+        retention_bytes=message.retention_bytes,
+        retention_ms=message.retention_ms,
     )

@@ -101,6 +101,25 @@ def test_peerctl_trims_before_a_time(cluster: DevCluster, client: Client):
     assert said[0]["first_offset"] > 20
 
 
+def test_retention_by_bytes_and_by_age(cluster: DevCluster, client: Client):
+    shard = new_log(client, "kept")
+    said = peerctl(cluster, "log", "retain", "kept", "--bytes", str(2 * CHUNK_BYTES))
+    assert said == f"kept: keeps the newest {2 * CHUNK_BYTES} bytes of each shard\n"
+    end = fill(client, "kept", shard, 60)
+
+    def first() -> int:
+        return client.tail("kept", shard)[0].first_offset
+
+    until(lambda: first() > 20, "old bytes are trimmed")
+    kept = values(client, "kept")
+    assert kept == [(number, row(number)) for number in range(kept[0][0], end)]
+    assert 2 * CHUNK_BYTES <= (end - first()) * VALUE_BYTES <= 3 * CHUNK_BYTES + VALUE_BYTES
+    before = first()
+    client.set_retention("kept", retention_bytes=0, retention_ms=500)
+    until(lambda: first() > before, "old records are trimmed, also of an idle shard")
+    fill(client, "kept", shard, 1)
+
+
 @pytest.mark.parametrize("victim", ["primary", "shadow"])
 def test_kill_9_during_a_trim_loses_nothing_that_is_kept(
     cluster: DevCluster, client: Client, victim: str

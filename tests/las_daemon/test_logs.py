@@ -172,7 +172,7 @@ async def test_the_map_is_watched_as_it_changes(las):
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
-        ("AlterLog", pb.AlterLogRequest(name="orders")),
+        ("AlterLog", pb.AlterLogRequest(name="orders", copies=7)),
         ("DeleteLog", pb.DeleteLogRequest(name="orders")),
     ],
 )

@@ -6,7 +6,7 @@ Reads wait for a barrier, so that who created a log, wherever, finds it in the n
 import asyncio
 
 from las.core import planner
-from las.core.commands import CreateLog, PrepareSegment, PrepareSplit
+from las.core.commands import CreateLog, PrepareSegment, PrepareSplit, SetRetention
 from las.core.state import LOG_SHARDS_MAX
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
@@ -217,8 +217,30 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
     ) -> log_admin_pb2.AlterLogResponse:
-        """Not served yet."""
-        raise not_served_yet("AlterLog")
+        """Change how long records are kept.
+
+        Raises:
+            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_LAS_LEADER; NOT_SERVED_YET for the rest.
+        """
+        self._leadership.require()
+        if request.copies or request.acks:
+            raise not_served_yet("AlterLog of copies or acks")
+        await self._group.barrier()
+        log = self._group.state.logs.get(request.name)
+        if log is None:
+            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
+        if is_internal(request.name):
+            raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
+        kept_bytes, kept_ms = log.retention_bytes, log.retention_ms
+        if request.HasField("retention_bytes"):
+            kept_bytes = request.retention_bytes
+        if request.HasField("retention_ms"):
+            kept_ms = request.retention_ms
+        command = SetRetention(log=log.name, retention_bytes=kept_bytes, retention_ms=kept_ms)
+        require_ok(await self._group.submit(command))
+        return log_admin_pb2.AlterLogResponse(
+            log=encode_las_log(self._group.state.logs[request.name])
+        )
 
     async def DeleteLog(
         self, request: log_admin_pb2.DeleteLogRequest, context: Context

@@ -10,6 +10,7 @@ from peerd.transport.status import Refused, refusal
 REASONS: Mapping[Outcome, Reason] = {
     Outcome.MALFORMED: Reason.INTERNAL,
     Outcome.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
+    Outcome.UNKNOWN_LOG: Reason.UNKNOWN_LOG,
     Outcome.UNKNOWN_SHARD: Reason.UNKNOWN_SHARD,
     Outcome.UNKNOWN_NODE: Reason.UNKNOWN_NODE,
     Outcome.UNKNOWN_SEGMENT: Reason.STATE_CHANGED,
