@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from peerd.cli.output import (
     print_json,
     print_table,
 )
+from peerd.client.reading import StartAt
 from peerd.client.values import NewRecord, Receipt, Record, Tail
 from peerd.core.shard_map import Segment, Shard
 from peerd.transport.map_codec import LogEntry
@@ -29,6 +31,7 @@ log_app = typer.Typer(help="Create, split and look at logs.", no_args_is_help=Tr
 
 # limit: appends of stdin that are joined and waited for together; bounds what is held in memory
 LINES_PER_ROUND_MAX = 10_000
+_UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 LogName = Annotated[str, typer.Argument(help="Name of the log.")]
 
@@ -123,7 +126,6 @@ def split(
         key_hash = None if at is None else int(at, 0)
     except ValueError:
         fail(f"--at {at}: a key hash is a number, e.g. 0xc000000000000000", EXIT_USAGE)
-        return
     if key_hash is not None and not 0 <= key_hash < 1 << 64:
         fail(f"--at {at}: a key hash has 64 bits", EXIT_USAGE)
     with connected(config) as client:
@@ -323,7 +325,6 @@ def append(  # noqa: PLR0917 -- the options of the command
         content = file.read_bytes() if file is not None else (value or "").encode()
     except OSError as error:
         fail(f"cannot read {file}: {error.strerror}", EXIT_USAGE)
-        return
     with connected(config) as client:
         receipt = client.append(log, content, key=key_bytes, expected_offset=expected_offset)
         if output is Format.JSON:
@@ -380,6 +381,13 @@ def read(  # noqa: PLR0917 -- the options of the command
     start: Annotated[
         str, typer.Option("--from", help="earliest, latest, or an offset (with --shard).")
     ] = "earliest",
+    moment: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            help="What was appended since then: 2026-11-29T07:00:00Z, or 90s, 15m, 3h, 2d ago.",
+        ),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new records, until Ctrl-C.")
     ] = False,
@@ -389,21 +397,50 @@ def read(  # noqa: PLR0917 -- the options of the command
 ) -> None:
     """Read records, in order per key. With -o json, one document a line.
 
-    Examples: peerctl read orders --follow; peerctl read orders --shard 3 --from 1042 -n 10
+    Examples: peerctl read orders --follow; peerctl read orders --shard 3 --from 1042 -n 10;
+    peerctl read orders --time 15m
     """
-    if start not in {"earliest", "latest"} and not start.isdigit():
-        fail(f"--from {start}: earliest, latest or an offset", EXIT_USAGE)
-    if start.isdigit() and shard is None:
-        fail("--from OFFSET needs --shard: offsets are counted per shard", EXIT_USAGE)
+    where = _start(start, shard, moment)
     with connected(config) as client:
-        where = int(start) if start.isdigit() else start
-        with client.read(log, start=where, shard=shard, follow=follow) as records:  # type: ignore[arg-type]
+        with client.read(log, start=where, shard=shard, follow=follow) as records:
             for index, record in enumerate(records, start=1):
                 sys.stdout.write(_record_line(record, output))
                 if follow:
                     sys.stdout.flush()
                 if index == count:
                     break
+
+
+def _start(start: str, shard: int | None, moment: str | None) -> StartAt:
+    """Where a read begins; what cannot be one ends the command."""
+    if moment is not None:
+        if start != "earliest":
+            fail("give --from or --time, not both", EXIT_USAGE)
+        return parsed_moment(moment)
+    if start == "earliest":
+        return "earliest"
+    if start == "latest":
+        return "latest"
+    if not start.isdecimal():
+        fail(f"--from {start}: earliest, latest or an offset", EXIT_USAGE)
+    if shard is None:
+        fail("--from OFFSET needs --shard: offsets are counted per shard", EXIT_USAGE)
+    return int(start)
+
+
+def parsed_moment(text: str) -> datetime.datetime:
+    """The moment that `--time` names; what names none ends the command."""
+    ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if ago is not None:
+        duration = datetime.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
+        return datetime.datetime.now(datetime.UTC) - duration
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"--time {text}: 2026-11-29T07:00:00Z, or how long ago: 90s, 15m, 3h, 2d", EXIT_USAGE)
+    if moment.tzinfo is None:
+        fail(f"--time {text}: say in which time zone, such as {text}Z for UTC", EXIT_USAGE)
+    return moment
 
 
 def _record_line(record: Record, output: Format) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -81,7 +81,7 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(0) from None
 
 
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     """One line on stderr, and the end."""
     typer.echo(f"peerctl: {message}", err=True)
     raise typer.Exit(status)

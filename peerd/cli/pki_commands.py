@@ -53,7 +53,6 @@ def issue(  # noqa: PLR0917 -- the options of the command
         files = load_authority(directory).issue(role, name, host or [], to or directory, days)
     except PkiError as error:
         fail(str(error), EXIT_REFUSED)
-        return
     if output is Format.JSON:
         print_json(_files_json(files))
         return

@@ -19,9 +19,9 @@ HEADER_NAME_BYTES_MAX = 256
 LOG_NAME_CHARACTERS_MAX = 128
 # limit: results joined into one message of AppendStream; 64 KiB or so of receipts
 RESULTS_PER_MESSAGE_MAX = 1024
-# limit: payload bytes gathered into one message of a read; below 64 KiB the cost is per message,
-# above 256 KiB nothing is gained any more
-READ_MESSAGE_BYTES = 256 * 1024
+# limit: payload bytes gathered into one message of a read. The servers' time for a record of 256 B
+# is 1.5 µs at 256 KiB, 1.1 at 512 KiB, 0.9 at 1 MiB, which a slow reader would have us hold
+READ_MESSAGE_BYTES = 512 * 1024
 # limit: messages of one whole-log read that are made but not yet sent
 READ_MESSAGES_WAITING_MAX = 8
 # limit: shards that one non-following read of a whole log reads at the same time; each holds one

@@ -144,6 +144,8 @@ def test_a_record_goes_in_and_comes_out(peerctl, log):
     assert peerctl("read", log, "--shard", str(shard), "--from", "1").endswith("k  again\n")
     assert peerctl("read", log, "-n", "1").endswith("k  hello\n")
     assert peerctl("read", log, "--from", "latest") == ""
+    assert peerctl("read", log, "--time", "1h").endswith("k  again\n")
+    assert peerctl("read", log, "--time", "2200-01-01T00:00Z") == ""
 
 
 def test_a_consumers_position_is_set_shown_and_forgotten(peerctl, refused, log):
@@ -271,6 +273,9 @@ def test_what_a_stop_would_cost(cluster, log, monkeypatch):
         (("log", "create", "many", "--copies", "9"), 1, "copies"),
         (("read", "x", "--from", "7"), 2, "needs --shard"),
         (("read", "x", "--from", "soon"), 2, "earliest, latest or an offset"),
+        (("read", "x", "--time", "soon"), 2, "or how long ago"),
+        (("read", "x", "--time", "2026-11-29T07:00:00"), 2, "in which time zone"),
+        (("read", "x", "--time", "1m", "--from", "latest"), 2, "not both"),
         (("append", "x", "--file", "nothing"), 2, "cannot read nothing"),
         (("append", "x", "v", "--file", "f"), 2, "not both"),
         (("shard", "switch", "orders", "peer-1"), 2, "write LOG/SHARD"),

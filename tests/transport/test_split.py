@@ -81,3 +81,26 @@ async def test_a_following_read_of_a_log_ends_when_one_of_its_shards_is_split(
         last = response
     assert [batch.shard for batch in batches] == [1]
     assert dict(last.resume.offsets) == {1: 1, 2: 0}
+
+
+async def test_the_token_of_a_following_read_goes_on_with_the_children(cluster, stub, append):
+    """As docs/client.md tells clients without the library."""
+    cluster.create_log("orders")
+    await stub(1).Append(append(b"0"))
+    token = None
+    async for response in stub(2).Read(log_pb2.ReadRequest(log="orders", follow=True)):
+        if response.batches:
+            cluster.split(1)
+        token = response.resume
+    values = [b"1", b"2", b"3"]
+    for value in values:
+        await stub(1).Append(append(value, key=value))
+    again = stub(3).Read(log_pb2.ReadRequest(log="orders", resume=token, follow=True))
+    read = []
+    async for response in again:
+        for batch in response.batches:
+            assert batch.shard in {2, 3}
+            read += [record.value for record in batch.batch.records.records]
+        if len(read) == len(values):
+            break
+    assert sorted(read) == values
