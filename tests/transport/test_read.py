@@ -152,7 +152,7 @@ async def test_large_reads_are_cut_into_messages(cluster, stub, append):
         await stub(1).Append(append(b"x" * 60_000))
     sizes = [len(response.batches) async for response in stub(1).Read(request(shard=1))]
     assert sum(sizes) == 20
-    assert max(sizes) == READ_MESSAGE_BYTES // 60_000
+    assert max(sizes) <= READ_MESSAGE_BYTES // 60_000 + 1
 
 
 # ---------------------------------------------------------------------------- the past
