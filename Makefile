@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut coverage mutants spec lint format bench demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -81,6 +81,9 @@ torture: setup  ## kill -9 of loaded peers again and again: nothing acknowledged
 
 powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
 	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)
+
+fuzz: setup  ## every call of both daemons with what nobody should send; FUZZ_SECONDS=600 SEED=n
+	@$(BIN)/python -m tests.integration.test_fuzz $(or $(FUZZ_SECONDS),600) $(SEED)
 
 lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 	$(BIN)/ruff check .
