@@ -102,8 +102,8 @@ def _log_error(state: ClusterState, command: c.CreateLog) -> tuple[Reason, str] 
         return Reason.INVALID_ARGUMENT, "a log name is 1 to 128 of a-z, 0-9, '.', '_' and '-'"
     if not 1 <= len(command.rows) <= LOG_SHARDS_MAX:
         return Reason.INVALID_ARGUMENT, f"a log has 1 to {LOG_SHARDS_MAX} shards"
-    if not 1 <= command.acks <= command.copies <= COPIES_MAX:
-        return Reason.INVALID_ARGUMENT, f"acks and copies: 1 <= acks <= copies <= {COPIES_MAX}"
+    if wrong := _copies_error(command.copies, command.acks):
+        return Reason.INVALID_ARGUMENT, wrong
     if len(state.logs) >= LOGS_MAX or len(state.shards) + len(command.rows) > SHARDS_MAX:
         text = f"a cluster has at most {LOGS_MAX} logs and {SHARDS_MAX} shards"
         return Reason.LIMIT_REACHED, text
@@ -120,6 +120,32 @@ def _log_error(state: ClusterState, command: c.CreateLog) -> tuple[Reason, str] 
             text = f"{command.nodes[row[0]]} stores copies only and is never primary"
             return Reason.INVALID_ARGUMENT, text
     return None
+
+
+def set_copies(state: ClusterState, command: c.SetCopies) -> Applied:
+    """Another number of copies or acks for a log that exists.
+
+    | `SetCopies(log, copies, acks)` | the log is known | every segment that is opened from now on
+    needs so many acks; the planner gives each shard so many voters. What was acknowledged in older
+    segments keeps what it was promised. |
+    """
+    log = state.logs.get(command.log)
+    if log is None:
+        return refuse(state, Reason.UNKNOWN_LOG, f"there is no log {command.log}")
+    if wrong := _copies_error(command.copies, command.acks):
+        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+    after = replace(log, copies=command.copies, acks=command.acks)
+    if after == log:
+        return state, Result(ok=True, text="so it is already")
+    # Its shards did not change, but what is to be done for them and said of them did.
+    touched = [state.shards[shard] for shard in log.shards]
+    return state.changed(logs=(after,), shards=touched), Result(ok=True)
+
+
+def _copies_error(copies: int, acks: int) -> str:
+    if not 1 <= acks <= copies <= COPIES_MAX:
+        return f"acks and copies: 1 <= acks <= copies <= {COPIES_MAX}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------- nodes
@@ -263,6 +289,7 @@ _HANDLERS = cast(
         c.DropHolder: segments.drop_holder,
         c.TrimShard: trim.trim_shard,
         c.HaltShard: segments.halt_shard,
+        c.SetCopies: set_copies,
         c.SetRetention: retention.set_retention,
         c.MarkAges: retention.mark_ages,
         c.RegisterNode: register_node,

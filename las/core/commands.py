@@ -188,6 +188,15 @@ class HaltShard:
     fence: Epoch = NO_EPOCH
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCopies:
+    """How many copies of a log there are, and how many of them acknowledge."""
+
+    log: str
+    copies: int
+    acks: int
+
+
 # ---------------------------------------------------------------------------------- retention
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRetention:
@@ -290,6 +299,7 @@ Command = (
     | DropHolder
     | TrimShard
     | HaltShard
+    | SetCopies
     | SetRetention
     | MarkAges
     | RegisterNode
@@ -315,6 +325,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "drop_holder": DropHolder,
     "trim_shard": TrimShard,
     "halt_shard": HaltShard,
+    "set_copies": SetCopies,
     "set_retention": SetRetention,
     "mark_ages": MarkAges,
     "register_node": RegisterNode,

@@ -152,7 +152,8 @@ def _need(seen: _Round, entry: ShardEntry) -> Recover | _Need | None:
     now = shard.open.plan
     stalled = frozenset(each for each in now.voters if (shard.shard, each) in seen.view.stalled)
     troubles = _troubles(seen, now, stalled)
-    if not troubles and len(now.voters) >= seen.state.logs[shard.log].copies:
+    log = seen.state.logs[shard.log]
+    if not troubles and (len(now.voters), now.acks) == (log.copies, log.acks):
         return None
     urgency = _urgency(seen, now, stalled)
     return _Need(entry=entry, troubles=tuple(troubles), stalled=stalled, urgency=urgency)
@@ -191,7 +192,8 @@ def _answer(seen: _Round, need: _Need) -> Prepare | Shortage | None:
         told = _list(need.troubles)
         why = f"{told}; fewer than {log.acks} nodes could vote, or none of them may lead"
         return Shortage(shard=shard.shard, why=why)
-    if composed.primary == now.primary and set(composed.voters) == set(now.voters):
+    same_voters = set(composed.voters) == set(now.voters)
+    if composed.primary == now.primary and same_voters and composed.acks == now.acks:
         return None
     seen.placement.commit(composed, now)
     return Prepare(
@@ -262,6 +264,8 @@ def _urgency(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> Urgency:
 
 def _explain(troubles: Iterable[str], before: Plan, after: Plan) -> str:
     told = _list(troubles) or "too few copies"
+    if not troubles and (after.acks != before.acks or len(after.voters) < len(before.voters)):
+        told = "its log's copies or acks were changed"
     joined = [each.peer for each in after.voters if each not in before.voters]
     stays = after.primary.replica
     left = [each.peer for each in before.voters if each not in after.voters and each != stays]
@@ -270,6 +274,8 @@ def _explain(troubles: Iterable[str], before: Plan, after: Plan) -> str:
         parts.append(f"{after.primary.peer} goes on leading without a vote")
     if after.primary != before.primary:
         parts.append(f"{after.primary.peer} leads in place of {before.primary.peer}")
+    if after.acks != before.acks:
+        parts.append(f"{after.acks} acks in place of {before.acks}")
     return f"{told}: {', '.join(part for part in parts if part)}"
 
 

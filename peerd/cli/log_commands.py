@@ -177,6 +177,33 @@ def trim(
             print_table(["shard", "first offset left"], rows)
 
 
+@log_app.command("alter")
+def alter(
+    log: LogName,
+    copies: Annotated[int, typer.Option(min=0, help="Copies. 0: as they are.")] = 0,
+    acks: Annotated[
+        int, typer.Option(min=0, help="Copies that acknowledge an append. 0: as they are.")
+    ] = 0,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Change how many copies a log has. Its shards follow one by one, without a pause.
+
+    Example: peerctl log alter orders --copies 3 --acks 2
+    """
+    if not (copies or acks):
+        fail("say what: --copies N, --acks N, or both", EXIT_USAGE)
+    with connected(config) as client:
+        altered = client.set_copies(log, copies=copies, acks=acks)
+        if output is Format.JSON:
+            print_json(_log_json(altered))
+        else:
+            typer.echo(
+                f"{log}: {altered.copies} copies, answered when {altered.acks} have it on disk; "
+                f"`peerctl log describe {log}` shows how far its shards are"
+            )
+
+
 @log_app.command("retain")
 def retain(
     log: LogName,

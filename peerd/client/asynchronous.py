@@ -364,6 +364,19 @@ class Client:
         self._check_open()
         return await self.las.split_shard(shard, at_key_hash=at_key_hash)
 
+    async def set_copies(self, name: str, *, copies: int = 0, acks: int = 0) -> LogEntry:
+        """Says how many copies of a log there are, and how many of them acknowledge; 0: as it is.
+
+        Its shards follow one after the other, without a pause; what was appended before keeps the
+        copies that it has, and gets those that it lacks.
+
+        Raises:
+            UnknownLog, InvalidRequest, NotEnoughPeers, AccessDenied: what they say.
+            LasUnavailable: nobody answered in time; it may be done.
+        """
+        self._check_open()
+        return await self.las.set_copies(name, copies=copies, acks=acks)
+
     async def set_retention(
         self, name: str, *, retention_bytes: int | None = None, retention_ms: int | None = None
     ) -> LogEntry:

@@ -400,6 +400,10 @@ class Client:
         """Splits a shard and returns its children, as soon as they take appends."""
         return self._thread.run(self._client.split_shard(shard, at_key_hash=at_key_hash))
 
+    def set_copies(self, name: str, *, copies: int = 0, acks: int = 0) -> LogEntry:
+        """Says how many copies a log has, and how many of them acknowledge; 0: as it is."""
+        return self._thread.run(self._client.set_copies(name, copies=copies, acks=acks))
+
     def set_retention(
         self, name: str, *, retention_bytes: int | None = None, retention_ms: int | None = None
     ) -> LogEntry:

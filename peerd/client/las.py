@@ -129,6 +129,17 @@ class LasCalls:
             f"recovering shard {shard}",
         )
 
+    async def set_copies(self, name: str, *, copies: int, acks: int) -> LogEntry:
+        """See `Client.set_copies`."""
+        request = log_admin_pb2.AlterLogRequest(name=name, copies=copies, acks=acks)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).AlterLog(
+                request, timeout=timeout_s
+            ),
+            f"changing the copies of {name!r}",
+        )
+        return decode_log(response.log)
+
     async def set_retention(
         self, name: str, *, retention_bytes: int | None, retention_ms: int | None
     ) -> LogEntry:

@@ -21,9 +21,18 @@ PAIRS = [
 # What asyncio spells in its own way, or what only one side can have.
 ASYNC_ONLY = {
     # Records are handed over in bulk by the blocking iterator itself.
-    RecordStream: {"take", "aclose", "commit_is_due"},
+    RecordStream: {"take", "aclose", "commit_is_due", "begin"},
     # `Client` has it, with the wait for the map.
-    LasCalls: {"create_log", "list_logs", "describe_log", "split_shard", "call"},
+    LasCalls: {
+        "create_log",
+        "list_logs",
+        "describe_log",
+        "split_shard",
+        "set_copies",
+        "set_retention",
+        "trim_shard",
+        "call",
+    },
 }
 BLOCKING_ONLY = {blocking.RecordIterator: {"close"}}
 

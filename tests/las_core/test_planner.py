@@ -15,6 +15,7 @@ from las.core.commands import (
     RecoveredSegment,
     SegmentOpened,
     SetAtRisk,
+    SetCopies,
     SetDraining,
     SetNodeState,
     WantHolders,
@@ -565,6 +566,50 @@ def carried_out(state: ClusterState, action: Action) -> ClusterState:
         for holder in action.holders:
             state = done(state, AddHolder(shard=action.shard, epoch=action.epoch, holder=holder))
     return state
+
+
+# ---------------------------------------------------------------------------------- policy
+def altered(copies: int, acks: int) -> SetCopies:
+    return SetCopies(log="orders", copies=copies, acks=acks)
+
+
+@pytest.mark.parametrize(
+    ("copies", "acks", "words"),
+    [
+        (4, 2, "too few copies: peer-4 joins"),
+        (2, 2, "its log's copies or acks were changed: peer-3 leaves"),
+        (3, 3, "its log's copies or acks were changed: 3 acks in place of 2"),
+        (3, 1, "its log's copies or acks were changed: 1 acks in place of 2"),
+    ],
+)
+def test_shards_follow_their_logs_policy_and_then_rest(copies, acks, words):
+    state = done(with_log(), altered(copies, acks))
+    (action,) = planned(state)
+    assert isinstance(action, Prepare)
+    assert action.why == words
+    assert (len(action.plan.voters), action.plan.acks) == (copies, acks)
+    assert action.plan.primary == process(1)
+    after = carried_out(state, action)
+    assert (shard_of(after).open.plan.acks, shard_of(after).sealed[0].plan.acks) == (acks, 2)
+    assert not [each for each in planned(after) if isinstance(each, Prepare)]
+
+
+def test_more_copies_are_made_of_the_past_too():
+    state = done(with_log(), altered(4, 2))
+    state = carried_out(state, planned(state)[0])
+    (want,) = [each for each in planned(state) if isinstance(each, Want)]
+    assert [each.peer for each in want.holders] == ["peer-4"]
+
+
+def test_a_recovery_opens_with_the_acks_of_now():
+    state = done(with_log(), altered(3, 3), FenceSegment(shard=SHARD, epoch=Epoch(1)))
+    assert plan_error(state, "orders", plan_of(2, 2, 3, 4)).startswith("log orders has acks = 3")
+
+
+def test_a_policy_that_cannot_be_met_is_told_and_changes_nothing():
+    state = done(with_log(nodes=3), altered(3, 3), down(3))
+    (action,) = planned(state)
+    assert isinstance(action, Shortage)
 
 
 @st.composite

@@ -172,7 +172,6 @@ async def test_the_map_is_watched_as_it_changes(las):
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
-        ("AlterLog", pb.AlterLogRequest(name="orders", copies=7)),
         ("DeleteLog", pb.DeleteLogRequest(name="orders")),
     ],
 )
@@ -181,6 +180,46 @@ async def test_what_comes_later_says_so(las, method, request_):
     reason, refusal = await refused(call)
     assert reason == "NOT_SERVED_YET"
     assert method in refusal.message
+
+
+def alter(las, name="orders", **fields):
+    request = pb.AlterLogRequest(name=name, **fields)
+    return las.logs.AlterLog(request, metadata=ADMIN, timeout=5)
+
+
+async def test_copies_and_acks_are_altered_and_shards_follow(las):
+    await las.add_peers(4)
+    await create(las, shards=2, copies=2, acks=2)
+    log = (await alter(las, copies=3)).log
+    assert (log.copies, log.acks) == (3, 2)
+    await until(
+        lambda: all(
+            entry.shard.prepared is not None and len(entry.shard.prepared.plan.voters) == 3
+            for entry in las.state.shards.values()
+        ),
+        "shards follow",
+    )
+    again = (await alter(las, copies=3)).log
+    assert again == log
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": "no", "copies": 2}, "UNKNOWN_LOG"),
+        ({"acks": 3}, "INVALID_ARGUMENT"),
+        ({"copies": 1}, "INVALID_ARGUMENT"),
+        ({"copies": 4}, "NOT_ENOUGH_PEERS"),
+        ({"name": "_positions", "copies": 2}, "INVALID_ARGUMENT"),
+    ],
+)
+async def test_what_cannot_be_altered_is_refused_and_nothing_changes(las, fields, reason):
+    peers = await las.add_peers(3)
+    await create(las, copies=2, acks=2)
+    await internal(las, peers[0])
+    before = las.state.logs
+    assert (await refused(alter(las, **fields)))[0] == reason
+    assert las.state.logs == before
 
 
 async def test_who_may_not_is_refused(las):

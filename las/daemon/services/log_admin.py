@@ -6,7 +6,7 @@ Reads wait for a barrier, so that who created a log, wherever, finds it in the n
 import asyncio
 
 from las.core import planner
-from las.core.commands import CreateLog, PrepareSegment, PrepareSplit, SetRetention
+from las.core.commands import CreateLog, PrepareSegment, PrepareSplit, SetCopies, SetRetention
 from las.core.state import LOG_SHARDS_MAX
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
@@ -217,27 +217,35 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
     ) -> log_admin_pb2.AlterLogResponse:
-        """Change how long records are kept.
+        """Change how many copies there are and acknowledge, and how long records are kept.
 
         Raises:
-            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_LAS_LEADER; NOT_SERVED_YET for the rest.
+            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, NOT_LAS_LEADER.
         """
         self._leadership.require()
-        if request.copies or request.acks:
-            raise not_served_yet("AlterLog of copies or acks")
         await self._group.barrier()
         log = self._group.state.logs.get(request.name)
         if log is None:
             raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
         if is_internal(request.name):
             raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
+        copies, acks = request.copies or log.copies, request.acks or log.acks
+        if acks > copies:
+            raise invalid(f"acks = {acks} is more than copies = {copies}")
+        if copies > log.copies:
+            policy = planner.resolve_policy(self._group.state, copies, acks)
+            if isinstance(policy, str):
+                raise _not_enough(policy)
         kept_bytes, kept_ms = log.retention_bytes, log.retention_ms
         if request.HasField("retention_bytes"):
             kept_bytes = request.retention_bytes
         if request.HasField("retention_ms"):
             kept_ms = request.retention_ms
-        command = SetRetention(log=log.name, retention_bytes=kept_bytes, retention_ms=kept_ms)
-        require_ok(await self._group.submit(command))
+        for command in (
+            SetCopies(log=log.name, copies=copies, acks=acks),
+            SetRetention(log=log.name, retention_bytes=kept_bytes, retention_ms=kept_ms),
+        ):
+            require_ok(await self._group.submit(command))
         return log_admin_pb2.AlterLogResponse(
             log=encode_las_log(self._group.state.logs[request.name])
         )
