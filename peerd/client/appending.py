@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -54,10 +55,12 @@ class Room:
         self._bytes_max = bytes_max
         # Whoever holds it is the next to get room; a lock is handed on in the order of the calls.
         self._gate = asyncio.Lock()
+        # A lock that is being handed on is not locked for a moment.
+        self._waiting = 0
 
     def fits(self, size: int) -> bool:
         """Whether `size` bytes fit, and nobody waits for room before them."""
-        return not self._gate.locked() and self._fits(size)
+        return not self._waiting and self._fits(size)
 
     def _fits(self, size: int) -> bool:
         # Something always fits into an empty queue, or it could never be appended.
@@ -65,10 +68,14 @@ class Room:
 
     async def wait_for(self, size: int) -> None:
         """Waits, in the order of the calls, until `size` bytes fit."""
-        async with self._gate:
-            while not self._fits(size):
-                self.released.clear()
-                await self.released.wait()
+        self._waiting += 1
+        try:
+            async with self._gate:
+                while not self._fits(size):
+                    self.released.clear()
+                    await self.released.wait()
+        finally:
+            self._waiting -= 1
 
     def take(self, size: int) -> None:
         """`size` bytes are queued."""
@@ -99,8 +106,7 @@ class AppendServices:
     call_timeout_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
+class Where(NamedTuple):
     """Where an append goes and for how long it is tried; see `Client.append`."""
 
     shard: int | None = None
@@ -123,9 +129,9 @@ class Appender:
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
         serialized = [serialize_record(record) for record in records]
-        await self._known(log)
-        await self._services.room.wait_for(entry_size(serialized))
-        entry = self._add(log, records, serialized, where)
+        size = entry_size(serialized)
+        await self._admitted(log, size)
+        entry = self._add(log, records, serialized, size, where)
         try:
             return await entry.future
         except asyncio.CancelledError as error:
@@ -135,9 +141,10 @@ class Appender:
     def append_nowait(self, log: str, record: NewRecord, where: Where) -> "asyncio.Future[Receipt]":
         """Queues one record; see `Client.append_nowait`."""
         serialized = [serialize_record(record)]
-        if not self._services.room.fits(entry_size(serialized)):
+        size = entry_size(serialized)
+        if not self._services.room.fits(size):
             raise self._services.room.full()
-        return self._add(log, [record], serialized, where).future
+        return self._add(log, [record], serialized, size, where).future
 
     async def append_many(
         self, log: str, records: Iterable[NewRecord | bytes], where: Where
@@ -149,8 +156,9 @@ class Appender:
             for given in records:
                 record = NewRecord(value=given) if isinstance(given, bytes) else given
                 serialized = [serialize_record(record)]
-                await self._services.room.wait_for(entry_size(serialized))
-                futures.append(self._add(log, [record], serialized, where).future)
+                size = entry_size(serialized)
+                await self._admitted(log, size)
+                futures.append(self._add(log, [record], serialized, size, where).future)
         finally:
             ended = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in ended:
@@ -169,20 +177,31 @@ class Appender:
         """Nothing waits and nothing is under way."""
         return all(pipeline.is_idle for pipeline in self._pipelines.values())
 
+    async def _admitted(self, log: str, size: int) -> None:
+        """Returns when `log` is known and `size` bytes fit; mostly that is at once."""
+        if not self._services.directory.cache.shards_of(log):
+            await self._known(log)
+        if not self._services.room.fits(size):
+            await self._services.room.wait_for(size)
+
     def _add(
-        self, log: str, records: Sequence[NewRecord], serialized: list[bytes], where: Where
+        self,
+        log: str,
+        records: Sequence[NewRecord],
+        serialized: list[bytes],
+        size: int,
+        where: Where,
     ) -> Entry:
         self._check_open()
         if not records:
             raise InvalidRequest("an append carries at least one record")
-        size = entry_size(serialized)
         if size > ENTRY_BYTES_MAX:
             raise BatchTooLarge(
                 f"{size} bytes of records in one append, at most {ENTRY_BYTES_MAX} travel in one "
                 "message: cut them",
                 taken="no",
             )
-        hashes = tuple(key_hash(record.key) for record in records if record.key is not None)
+        hashes = [key_hash(record.key) for record in records if record.key is not None]
         pipeline = self._pipeline(log, self._choose(log, hashes, where.shard))
         loop = asyncio.get_running_loop()
         timeout_s = self._options.append_timeout_s if where.timeout_s is None else where.timeout_s
@@ -192,7 +211,7 @@ class Appender:
             deadline=loop.time() + timeout_s,
             future=loop.create_future(),
             expected_offset=where.expected_offset,
-            key_hashes=hashes,
+            key_hashes=tuple(hashes),
             is_named=where.shard is not None,
         )
         self._services.room.take(size)
@@ -220,9 +239,9 @@ class Appender:
                     taken="no",
                 )
             return ShardId(shard)
-        found = {cache.shard_for(log, one) for one in hashes}
-        if not found:
+        if not hashes:
             return self._next_shard(shards)
+        found = {cache.shard_for(log, one) for one in hashes}
         if len(found) > 1 or None in found:
             raise KeysSpanShards(
                 f"the keys of the batch belong to {len(found)} shards of {log!r}, and a batch is "

@@ -11,9 +11,9 @@ Headers = Mapping[str, bytes] | Sequence[tuple[str, bytes]]
 """Named values beside a record, in order; names are at most 256 bytes of UTF-8."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """Where an appended record is, and who had it on stable storage when it was acknowledged.
+class Receipt(NamedTuple):
+    """Where an appended record is, and who had it on stable storage when it was acknowledged. A
+    tuple for the reason that `Record` is one.
 
     Attributes:
         log: Name of the log.
