@@ -75,13 +75,17 @@ def check(config: ConfigFile) -> None:
 def verify(
     directory: Annotated[Path, typer.Argument(help="Data directory of a peer that is stopped.")],
 ) -> None:
-    """Read a whole store and say whether it is sound."""
-    from peerd.daemon.errors import EXIT_FAILED
+    """Read a whole store and say whether it is sound.
+
+    Exit status 0: it is. 1: batches are damaged, and are repaired from other holders once it runs.
+    74: the store itself is damaged and must not be used. How far it is goes to stderr.
+    """
+    from peerd.daemon.errors import EXIT_FAILED, EXIT_OK, EXIT_STORAGE_FAILED
     from peerd.storage.errors import StorageError
     from peerd.storage.verify import verify_store
 
     try:
-        report = verify_store(directory)
+        report = verify_store(directory, _tell_progress)
     except StorageError as error:
         _fail(str(error), EXIT_FAILED)
     else:
@@ -95,10 +99,16 @@ def verify(
         if report.usable and not report.sound:
             print(f"{report.corrupt_batches} batches must be fetched again from other holders")
         print("sound" if report.sound else "not sound")
-        raise typer.Exit(0 if report.sound else EXIT_FAILED)
+        if not report.usable:
+            raise typer.Exit(EXIT_STORAGE_FAILED)
+        raise typer.Exit(EXIT_OK if report.sound else EXIT_FAILED)
 
 
 app.command()(dev)
+
+
+def _tell_progress(read_bytes: int, file_bytes: int) -> None:
+    typer.echo(f"peerd: {read_bytes >> 20} MiB of a file of {file_bytes >> 20} MiB read", err=True)
 
 
 def _fail(message: str, exit_status: int) -> None:

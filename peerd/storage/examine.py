@@ -2,13 +2,14 @@
 
     python -m peerd.storage.examine DIRECTORY quick|full
 
-Prints one JSON object, the fields of `VerifyReport`. Nothing is changed. Batches are read in
-slices, so a large store needs no more memory than a small one.
+Its last line is one JSON object, the fields of `VerifyReport`. Nothing is changed. Batches are read
+in slices, so a large store needs no more memory than a small one.
 """
 
 import json
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from peerd.storage.environment import Environment, check_data_file, walk_pages
 from peerd.storage.errors import Corrupt, CorruptRow
 from peerd.storage.reads import SegmentReader
 from peerd.storage.rows import read_producers, read_state
-from peerd.storage.verify import Depth, VerifyReport
+from peerd.storage.verify import PROGRESS, Depth, VerifyReport
 
 # limit: bytes of a data file whose pages a quick look walks, too; at 0.2 to 1 GB/s that delays a
 # start by 0.4 s at most.
@@ -35,13 +36,20 @@ QUICK_TAIL_RECORDS_MAX = 4_096
 # limit: findings that a report names one by one; the rest is counted.
 FINDINGS_MAX = 100
 
+PROGRESS_PERIOD_S = 5.0
+
+Tell = Callable[[VerifyReport], None]
+
 # What one read transaction goes through, and the address space that a store of any size needs.
 _READ_SLICE_BYTES = 8 << 20
 _MAP_BYTES = 1 << 46
 
 
-def examine(directory: Path, depth: Depth) -> VerifyReport:
-    """Look at a store from inside this process, which may not survive it."""
+def examine(directory: Path, depth: Depth, tell: Tell = lambda _: None) -> VerifyReport:
+    """Look at a store from inside this process, which may not survive it.
+
+    `tell` gets the report as far as it is, after each slice of batches.
+    """
     report = VerifyReport(directory=str(directory), depth=depth.value)
     data_file = StoreDirectory(directory).data_file
     try:
@@ -55,13 +63,13 @@ def examine(directory: Path, depth: Depth) -> VerifyReport:
         with closing(
             Environment(directory, map_bytes_max=_MAP_BYTES, read_only=True)
         ) as environment:
-            _examine_rows(environment, depth, report)
+            _examine_rows(environment, depth, report, tell)
     except (DataFileDamaged, CorruptRow, lmdb.Error, OSError) as error:
         report.damage.append(str(error))
     return report
 
 
-def _examine_rows(environment: Environment, depth: Depth, report: VerifyReport) -> None:
+def _examine_rows(environment: Environment, depth: Depth, report: VerifyReport, tell: Tell) -> None:
     with environment.read() as transaction:
         state = read_state(transaction, environment.tables)
         report.store_id = state.store.store_id
@@ -73,7 +81,7 @@ def _examine_rows(environment: Environment, depth: Depth, report: VerifyReport) 
     for stored in state.shards.values():
         report.segments += len(stored.segments)
         for segment, begin in _ranges(stored, depth):
-            _examine_batches(environment, stored.shard, segment, begin, report)
+            _examine_batches(environment, stored.shard, segment, begin, report, tell=tell)
 
 
 def _ranges(stored: StoredShard, depth: Depth) -> Iterable[tuple[StoredSegment, Offset]]:
@@ -93,9 +101,12 @@ def _examine_batches(
     segment: StoredSegment,
     begin: Offset,
     report: VerifyReport,
+    *,
+    tell: Tell,
 ) -> None:
     at = begin
     while at < segment.end:
+        tell(report)
         with environment.read() as transaction:
             reader = SegmentReader(transaction, environment.tables.batches, shard, segment)
             read_bytes = 0
@@ -115,10 +126,24 @@ def _examine_batches(
                 at = reader.base_after(Offset(max(at, error.offset)))
 
 
+class _Progress:
+    """Prints how far a full look is, every some seconds."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def __call__(self, report: VerifyReport) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + PROGRESS_PERIOD_S
+            sys.stdout.write(f"{PROGRESS} {report.payload_bytes} {report.file_bytes}\n")
+            sys.stdout.flush()
+
+
 def main(arguments: list[str]) -> None:
-    """Print the report on DIRECTORY at DEPTH as JSON."""
+    """Print the report on DIRECTORY at DEPTH as JSON, after lines that tell how far it is."""
     directory, depth = arguments
-    report = examine(Path(directory), Depth(depth))
+    report = examine(Path(directory), Depth(depth), _Progress())
     sys.stdout.write(json.dumps(asdict(report)) + "\n")
 
 

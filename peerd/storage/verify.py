@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,6 +27,10 @@ from peerd.storage.errors import StorageFailed
 
 # A disk that has not answered a quick look by then is not one to open a store on.
 QUICK_TIMEOUT_S = 120.0
+
+
+# What begins a line of the child that tells how far it is: bytes read, length of the file.
+PROGRESS = "progress"
 
 
 class Depth(Enum):
@@ -69,22 +74,31 @@ class VerifyReport:
         return not self.damage and not self.corrupt_batches
 
 
-def verify_store(directory: Path) -> VerifyReport:
+def verify_store(
+    directory: Path, on_progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
     """Look at everything in a store that is not open. Changes nothing.
+
+    `on_progress` gets (bytes of batches that were read, length of the data file) every some
+    seconds, first with 0 once the pages were walked.
 
     Raises `StoreLocked`, `NotAStore` or `StoreFormatUnknown`; all that is damaged is in the report.
     """
     with lock_directory(directory, create=False) as locked:
-        return verify_locked(locked, Depth.FULL, timeout_s=None)
+        return verify_locked(locked, Depth.FULL, timeout_s=None, on_progress=on_progress)
 
 
 def verify_locked(
-    directory: StoreDirectory, depth: Depth, *, timeout_s: float | None
+    directory: StoreDirectory,
+    depth: Depth,
+    *,
+    timeout_s: float | None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """The same for a directory that the caller has locked. Raises `StorageFailed` on a time-out."""
     manifest = directory.read_manifest()
     started_s = time.monotonic()
-    report = _ask_child(directory.path, depth, timeout_s)
+    report = _ask_child(directory.path, depth, timeout_s, on_progress)
     if report.usable and report.store_id != manifest.store_id:
         report.damage.append(
             f"the data file is that of store {report.store_id}, the manifest of {manifest.store_id}"
@@ -95,21 +109,46 @@ def verify_locked(
     return report
 
 
-def _ask_child(directory: Path, depth: Depth, timeout_s: float | None) -> VerifyReport:
+def _ask_child(
+    directory: Path,
+    depth: Depth,
+    timeout_s: float | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> VerifyReport:
     report = VerifyReport(directory=str(directory), depth=depth.value)
     # -P: nothing is imported from wherever the process was started.
     command = [sys.executable, "-P", "-m", "peerd.storage.examine", str(directory), depth.value]
-    try:
-        child = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        # A slow disk is no damage: the store may be as good as ever.
-        raise StorageFailed(directory, f"it could not be read within {timeout_s} s") from error
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            if on_progress is None:
+                said, errors = child.communicate(timeout=timeout_s)
+            else:
+                said, errors = _listen(child, on_progress)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            # A slow disk is no damage: the store may be as good as ever.
+            raise StorageFailed(directory, f"it could not be read within {timeout_s} s") from error
     if child.returncode != 0:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        last = errors.decode(errors="replace").strip().splitlines()[-1:]
         report.damage.append(
             f"reading it ends a process with status {child.returncode} {' '.join(last)}".rstrip()
         )
         return report
-    return VerifyReport(**json.loads(child.stdout))
+    return VerifyReport(**json.loads(said.splitlines()[-1]))
+
+
+def _listen(
+    child: "subprocess.Popen[bytes]", on_progress: Callable[[int, int], None]
+) -> tuple[bytes, bytes]:
+    """The child's last line and its errors; the lines before tell how far it is."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    said = b""
+    for said in child.stdout:
+        word, *numbers = said.split()
+        if word == PROGRESS.encode():
+            read_bytes, file_bytes = map(int, numbers)
+            on_progress(read_bytes, file_bytes)
+    return said, child.stderr.read()
