@@ -516,12 +516,7 @@ class ShardPipeline:
     def tick(self, now: float) -> None:
         """Ends what is past its deadline, and asks for the map if nothing moves."""
         for batch in [batch for batch in self._inflight if batch.earliest_deadline <= now]:
-            error = self._too_late(batch)
-            for entry in batch.entries:
-                if entry.deadline <= now:
-                    self._end(entry, error)
-            if all(entry.ended for entry in batch.entries):
-                self._fail(batch, error)
+            self._end_late(batch, now)
         if self._waiting and now >= self._next_scan:
             self._next_scan = now + SCAN_S
             late = [
@@ -536,6 +531,19 @@ class ShardPipeline:
         if self._inflight and now - self._progress_at > STUCK_S:
             self._progress_at = now
             self._directory.refresh()
+
+    def _end_late(self, batch: Batch, now: float) -> None:
+        """Ends the entries of `batch` that are past their deadline.
+
+        While others of it are not, it is sent again, with the records of all: nobody can be told
+        that his were not appended. Where that would be known a little later, he hears it then.
+        """
+        late = [entry for entry in batch.entries if entry.deadline <= now]
+        if len(late) == len(batch.entries):
+            self._fail(batch, self._too_late(batch))
+        elif batch.in_doubt or now - batch.earliest_deadline > SCAN_S:
+            for entry in late:
+                self._end(entry, _unknown(batch))
 
     def abandon(self, message: str) -> None:
         """The client closes: everything that is unanswered ends, as what it is."""

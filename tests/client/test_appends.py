@@ -413,6 +413,23 @@ async def test_the_deadline_after_refusals_tells_the_refusal(cluster, client):
     assert caught.value.taken == "no"
 
 
+async def test_who_is_late_in_a_batch_that_goes_on_is_not_told_that_it_was_not_appended(
+    cluster, client
+):
+    cluster.create_log("orders")
+    primary = host(cluster, 1)
+    primary.refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 1_000)
+    hasty, patient = (
+        asyncio.ensure_future(client.append("orders", value, timeout_s=timeout_s))
+        for value, timeout_s in ((b"hasty", 0.1), (b"patient", 20.0))
+    )
+    with pytest.raises(peerd.OutcomeUnknown, match="may be in the log"):
+        await hasty
+    primary.refuse_next.clear()
+    await patient
+    assert stored(cluster) == [b"hasty", b"patient"]
+
+
 async def test_a_sequence_that_may_be_taken_is_never_given_again(cluster, client):
     """Else the next record would be taken for the one before, and be lost behind its receipt."""
     cluster.create_log("orders")
