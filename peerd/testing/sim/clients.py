@@ -428,6 +428,12 @@ class Clients:
     def _read_on(self, process: Process, shard: ShardId) -> None:
         """Go on where the last read of the shard ended, wherever that was."""
         offset = self._read_at[shard]
+        entry = process.maps.get(shard)
+        if entry is not None and offset < entry.trimmed_to:
+            # A gap is told; the reader goes on behind it.
+            self._world.checks[shard].told_trimmed(entry.trimmed_to)
+            self._read_at[shard] = entry.trimmed_to
+            return
         found = serving.read(process, shard, offset)
         if found is not None:
             epoch, batches = found
@@ -446,7 +452,7 @@ class Clients:
 
     def read_all(self, shard: ShardId) -> Offset:
         """Read the whole log from whichever stores give it; where that ends."""
-        offset, moved = Offset(0), True
+        offset, moved = self._world.checks[shard].book.trimmed_to, True
         while moved:
             moved = False
             for peer in self._fleet.alive():

@@ -20,6 +20,7 @@ from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.las_node import LasNode, OnResult
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.process import Peer, Process
+from peerd.testing.sim.trims import Trims
 from peerd.testing.sim.world import World
 
 NO_OUTCOME_MS = 200
@@ -63,6 +64,7 @@ class Las:
         self.options = world.options
         self.state = ClusterState(cluster_id="simulation")
         self.nodes = {name: LasNode(self, name) for name in names}
+        self.trims = Trims(world, self)
         self.peers: dict[NodeName, Peer] = {}
         self.group: Group = RegisterGroup(self)
         self.on_child: Callable[[Shard], None] | None = None

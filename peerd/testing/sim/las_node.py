@@ -119,6 +119,7 @@ class LasNode:
         if self._world.troubled:
             self._whim()
             self._split()
+            self._las.trims.look(self, self._las.options.trims_per_s * LOOK_MS * 1.5 / 1_000)
         else:
             self._calm()
 

@@ -105,6 +105,8 @@ class Options:
     """Shards that are split at most, each into two."""
     forgetful: bool = False
     """Producers are forgotten after seconds, and clients send a batch again for less than that."""
+    trims_per_s: float = 0.0
+    """Looks of a LAS node after which some shard is trimmed."""
     mirrors: float = 0.0
     """Share of the plans with a primary at risk in which it has no vote."""
     false_suspicions: float = 0.01
@@ -173,6 +175,7 @@ def drawn(seed: int) -> Options:
         mirrors=rate(0.5),
         # By the number, so that all other seeds are what they were before there were such runs.
         forgetful=seed % 10 in {2, 4},
+        trims_per_s=2.0 if seed % 10 in {1, 4, 7} else 0.0,
     )
 
 

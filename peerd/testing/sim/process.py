@@ -511,12 +511,14 @@ class Process:
             return
         store = self.peer.disk.shards[shard]
         here = store.state.segments.get(epoch)
+        trimmed_to = self.maps[shard].trimmed_to
         at = min(here.end, segment.end) if here is not None else segment.begin
+        at = max(at, min(trimmed_to, segment.end))
         if any(place[0] == epoch for place in store.damaged):
             # What was here before is read back first, and does not pass.
             self._clock.later(COPY_AGAIN_MS, self._copy, key)
             return
-        if here is not None and here.seal == segment.end == at:
+        if here is not None and here.seal == segment.end == here.end:
             self._las.holder(self, shard, epoch, whole=True)
             self._clock.later(COPY_AGAIN_MS, self._copy, key)
             return
@@ -531,6 +533,7 @@ class Process:
             end=segment.end,
             open_epoch=self.maps[shard].open.epoch,
             batches=batches,
+            trimmed_to=trimmed_to,
         )
         self.submit(fill)
         self._clock.later(2 * COPY_PAUSE_MS, self._copy, key)
@@ -565,7 +568,7 @@ class Process:
         """For another store's copy: all of a sealed segment may go out, read or not."""
         replica = self.replicas.get(shard)
         here = replica.stored.segments.get(epoch) if replica is not None else None
-        if here is None or here.seal is None:
+        if here is None or here.seal is None or at < here.first:
             return ()
         store = self.peer.disk.shards[shard]
         batches = store.read(epoch, at, min(here.end, here.seal), COPY_BYTES)

@@ -23,6 +23,8 @@ def span_at(process: Process, shard: ShardId, offset: Offset) -> tuple[Epoch, Of
     entry, replica = process.maps.get(shard), process.replicas.get(shard)
     if entry is None or replica is None:
         return None
+    if offset < entry.trimmed_to:
+        return None
     for segment in entry.sealed:
         end = segment.end or segment.begin
         if segment.begin is not None and end is not None and segment.begin <= offset < end:

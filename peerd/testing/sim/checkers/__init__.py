@@ -24,6 +24,7 @@ from peerd.testing.sim.checkers.g12_stable_reads import StableReads
 from peerd.testing.sim.checkers.linearizable_tail import LinearizableTail
 from peerd.testing.sim.checkers.replicas import Identical
 from peerd.testing.sim.checkers.tables import Tables
+from peerd.testing.sim.checkers.trims import MapFirst
 from peerd.testing.sim.store import SimStore
 
 __all__ = ["Acked", "Book", "BrokenPromise", "Checker", "Checks", "Sent", "demand"]
@@ -40,6 +41,7 @@ CHECKERS: tuple[type[Checker], ...] = (
     StableReads,
     Identical,
     Tables,
+    MapFirst,
 )
 
 
@@ -82,6 +84,12 @@ class Checks:
         for batch in batches:
             self.served(epoch, batch)
 
+    def told_trimmed(self, first_offset: Offset) -> None:
+        """A reader was told that nothing is kept below `first_offset`."""
+        book = self.book
+        text = f"a reader is sent to {first_offset}, trimmed is {book.trimmed_to}"
+        demand(first_offset <= book.trimmed_to, "G10", text)
+
     def tail_answered(self, floor: Offset, epoch: Epoch, tail: Offset) -> None:
         """A linearizable tail was answered; `floor` was acknowledged before it was asked for."""
         self._tail.tail_answered(floor, epoch, tail)
@@ -93,6 +101,8 @@ class Checks:
 
     def map_committed(self, after: Shard) -> None:
         """The entry changed."""
+        if after.trimmed_to > self.book.trimmed_to:
+            self.book.trim(after.trimmed_to)
         before, self.book.map = self.book.map, after
         for segment in after.sealed:
             self.book.sealed[segment.epoch] = segment

@@ -91,18 +91,25 @@ class Book:
         self.sealed: dict[Epoch, Segment] = {}
         self.holes: dict[Offset, Offset] = {}
         """Kept tails that are lost, as of the last `log`: where each begins and ends."""
+        self._trimmed: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
+        self._trimmed_holes: dict[Offset, Offset] = {}
+
+    @property
+    def trimmed_to(self) -> Offset:
+        """Below this nothing is kept, as is committed."""
+        return Offset(0) if self.map is None else self.map.trimmed_to
 
     def kept_stores(self) -> list[SimStore]:
         """Stores whose directory is still there."""
         return [store for store in self.stores if id(store) not in self.lost]
 
     def log(self) -> dict[Offset, tuple[Epoch, PlacedBatch]]:
-        """What the stores have of the chain of the map, by offset; ends at the first hole that is
-        not a lost kept tail.
+        """What the stores have of the chain of the map, by offset, behind what they had of it when
+        it was trimmed; ends at the first hole that is not a lost kept tail.
         """
-        log: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
-        at = Offset(0)
-        self.holes.clear()
+        log = dict(self._trimmed)
+        at = self.trimmed_to
+        self.holes = dict(self._trimmed_holes)
         for segment in (*self.map.sealed, self.map.open) if self.map is not None else ():
             while segment.end is None or at < segment.end:
                 batch = self._found(segment.epoch, at)
@@ -115,6 +122,15 @@ class Book:
                 else:
                     return log
         return log
+
+    def trim(self, trimmed_to: Offset) -> None:
+        """The map is about to say that nothing is kept below: note what the stores have there."""
+        for base, there in self.log().items():
+            if base < trimmed_to:
+                self._trimmed[base] = there
+        for begin, end in self.holes.items():
+            if end <= trimmed_to:
+                self._trimmed_holes[begin] = end
 
     def tail_is_lost(self, sealed: Segment, at: Offset) -> bool:
         """Whether `at` lies in a kept tail that only lost directories had: §5 promises nothing of

@@ -20,7 +20,7 @@ class StableReads(Checker):
             return
         self._served[batch.base] = epoch
         copies = sum(batch.base in store.batches.get(epoch, {}) for store in self.book.stores)
-        if copies < self.book.acks:
+        if copies < self.book.acks and batch.base >= self.book.trimmed_to:
             broken("G12", f"offset {batch.base} of {epoch} was read, {copies} stores have it")
         sealed = self.book.sealed.get(epoch)
         if sealed is not None:

@@ -17,6 +17,8 @@ class Durable(Checker):
     def acknowledged(self, now: Acked, receipt: AppendAccepted) -> None:
         """`acks` stores have exactly this batch on disk now, and the map has room for it."""
         epoch, base, payload = now.epoch, now.base, now.sent.payload
+        if base < self.book.trimmed_to:
+            return  # the retry of a batch that is not kept any more
         copies = 0
         for store in self.book.stores:
             content = store.batches.get(epoch)
