@@ -8,7 +8,7 @@ Callers have the role that may call. Between processes, where a lie is out of sc
 is believed, docs/guarantees.md), they name a store and a boot that do not exist.
 
 Demanded: no status of an unexpected exception, no traceback in a log, no process that ends, no
-memory that grows, and the log that existed before is whole and takes appends.
+memory that grows, and the logs that existed before take appends and have what they had.
 """
 
 import random
@@ -231,7 +231,9 @@ def run(directory: Path, seconds: float, seed: int) -> Counter[str]:
     with cluster:
         with connect(credentials=cluster.peerctl_toml) as client:
             client.create_log("orders", shards=2, copies=1)
-            client.append("orders", b"before", key=b"k")
+            # Nobody calls this one by its name, so nobody may trim it.
+            client.create_log("kept", shards=1, copies=1)
+            client.append("kept", b"before")
         every = list(targets(cluster))
         channels = {m.id: grpc.insecure_channel(m.address) for m in cluster.members}
         begin_s = time.monotonic()
@@ -254,8 +256,8 @@ def run(directory: Path, seconds: float, seed: int) -> Counter[str]:
             assert not trace, f"{member.id}: {rest[:3_000]}"
         with connect(credentials=cluster.peerctl_toml) as client:
             client.append("orders", b"after", key=b"k")
-            values = [record.value for record in client.read("orders") if record.key == b"k"]
-            assert (values[0], values[-1]) == (b"before", b"after")
+            client.append("kept", b"after")
+            assert [record.value for record in client.read("kept")] == [b"before", b"after"]
     return counts
 
 
