@@ -109,6 +109,24 @@ async def test_heartbeats_are_answered_and_changes_come_at_once(las):
     assert (found.free_bytes, found.stored_bytes) == (1 << 40, 7)
 
 
+async def test_damaged_batches_are_told_in_the_status_until_they_are_repaired(las):
+    peer, *_ = await las.add_peers(3)
+    call = await peer.heartbeats(peer.beat(damaged_batches=2, repaired_batches=5))
+    await until(lambda: len(peer.updates) == 1)
+    answer = await status(las)
+    found = {node.node.name: node for node in answer.nodes}["peer-1"]
+    assert (found.damaged_batches, found.repaired_batches) == (2, 5)
+    assert not found.HasField("scrub_age_s")
+    (line,) = [line for line in answer.warnings if "damaged" in line]
+    assert line.startswith("2 stored batches are damaged on peer-1: no holder could give")
+    await call.write(peer.beat(repaired_batches=7, scrub_age_s=40))
+    await until(lambda: len(peer.updates) == 2)
+    answer = await status(las)
+    found = {node.node.name: node for node in answer.nodes}["peer-1"]
+    assert (found.damaged_batches, found.repaired_batches, found.scrub_age_s) == (0, 7, 40)
+    assert not [line for line in answer.warnings if "damaged" in line]
+
+
 async def test_a_stream_of_an_unknown_process_is_refused(las):
     (peer,) = await las.add_peers(1)
     call = await peer.heartbeats(peer.beat(boot_id="c" * 32))
