@@ -151,7 +151,9 @@ class Shard:
         at, epoch = self._listed_from, 0
         invariant(at <= self.trimmed_to, "segments tile from what is trimmed on", shard=self)
         for segment in (*self.sealed, self.open):
-            at = gaps.pop(Offset(at), at)
+            # A quorum may be lost again before a record was taken: then one gap follows another.
+            while at in gaps:
+                at = gaps.pop(at)
             invariant(segment.begin == at, "segments tile without gap or overlap", shard=self)
             invariant(segment.epoch > epoch, "epochs grow along the chain", shard=self)
             epoch = segment.epoch

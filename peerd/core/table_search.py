@@ -95,7 +95,11 @@ class TableSearch:
     def __init__(self, situation: Situation, as_of: Offset, sources: tuple[ReplicaId, ...]) -> None:
         self.found: TableSnapshot | None = None
         self._s = situation
-        self._as_of = as_of
+        self._begin = self._as_of = as_of
+        gaps = situation.map.gaps if situation.map is not None else ()
+        for gap in reversed(gaps):
+            if gap.end == self._as_of:
+                self._as_of = gap.begin
         self._sources = sources
         self._next_source = 0
         self._began_at = situation.now
@@ -111,12 +115,7 @@ class TableSearch:
         self._round_over_at = None
         self._asked_at = None
         if self._as_of == FIRST_OFFSET:
-            self.found = empty_table()
-        elif self._s.map is not None and any(g.end == self._as_of for g in self._s.map.gaps):
-            # What was in the gap is not known, so nobody's state is, from before it or in it.
-            self.found = TableSnapshot(
-                as_of=self._as_of, complete=False, forgotten_before=Offset(self._as_of - 1)
-            )
+            self._finish(empty_table())
         elif self._s.stored.table_as_of == self._as_of:
             self._load((), from_store=True, out=out)
         else:
@@ -218,9 +217,9 @@ class TableSearch:
     def _loaded(self, table: TableSnapshot | None, _reached: bool, out: Effects) -> None:
         exact = table is not None and table.as_of == self._as_of and table.since == 0
         if table is not None and exact and (table.complete or self._giving_up):
-            self.found = table
+            self._finish(table)
         elif self._giving_up:
-            self.found = empty_table(self._as_of, complete=False)
+            self._finish(empty_table(self._as_of, complete=False))
         else:
             self._ask_next(out)
 
@@ -233,4 +232,17 @@ class TableSearch:
         if ranges:
             self._load(ranges, from_store=False, out=out)
         else:
-            self.found = empty_table(self._as_of, complete=False)
+            self._finish(empty_table(self._as_of, complete=False))
+
+    def _finish(self, table: TableSnapshot) -> None:
+        """What was in a gap is not known, so nobody's state is, from before it or in it. Only the
+        time goes on from that of what is left.
+        """
+        if self._as_of < self._begin:
+            table = TableSnapshot(
+                as_of=self._begin,
+                complete=False,
+                timestamp_ms=table.timestamp_ms,
+                forgotten_before=Offset(self._begin - 1),
+            )
+        self.found = table

@@ -7,9 +7,11 @@ import pytest
 from peerd.core import events as ev
 from peerd.core.check import InvariantViolation
 from peerd.core.durable import AdoptEpoch, AppendBatches, LearnMap, StoredShard, apply
+from peerd.core.effects import FetchTable
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, Tick
 from peerd.core.limits import Limits
+from peerd.core.producer import TableSnapshot
 from peerd.core.shard_map import Gap
 from peerd.testing.sim.store import SimStore
 from tests.core.words import SHARD, A, B, C, Peer, batch, segment, shard_map
@@ -19,6 +21,8 @@ BEHIND = shard_map(
     segment(2, 100), segment(1, 0, 3, known_commit=Offset(2), holders=(B.replica,)), gaps=(GAP,)
 )
 MINUTE = 60_000
+KEPT_MS = 7_000
+"""The time of the records before the gap; the clock of the primary behind it is slow."""
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_a_gap_is_not_empty():
 def stored(end: int, commit: int) -> SimStore:
     store = SimStore(SHARD)
     store.submit(AdoptEpoch(shard=SHARD, epoch=Epoch(1), begin=Offset(0)))
-    batches = tuple(batch(base) for base in range(end))
+    batches = tuple(batch(base, timestamp_ms=KEPT_MS) for base in range(end))
     store.submit(AppendBatches(shard=SHARD, epoch=Epoch(1), batches=batches, commit=Offset(commit)))
     store.commit()
     return store
@@ -79,6 +83,7 @@ def behind() -> Peer:
     peer = Peer(A, stored(end=3, commit=2))
     peer.learn(BEHIND)
     peer.fsync()
+    peer.load_own_table()
     return peer
 
 
@@ -90,8 +95,43 @@ def acked(peer: Peer, request, end: int):
 
 def test_it_goes_on_behind_the_gap_and_asks_nobody_for_a_table(behind):
     assert behind.replica.is_primary
-    assert not behind.said.load
+    assert not [load for load in behind.said.load if isinstance(load, FetchTable)]
     assert acked(behind, behind.append(), 101).base == 100
+
+
+def test_time_goes_on_from_that_of_what_was_kept_whatever_the_clock_says(behind):
+    assert acked(behind, behind.append(), 101).timestamp_ms == KEPT_MS > 1_000 + behind.now
+
+
+def test_who_does_not_have_what_was_kept_asks_for_its_time():
+    peer = Peer(A)
+    peer.learn(BEHIND)
+    peer.fsync()
+    request = peer.append()
+    (fetch,) = [load for load in peer.said.load if isinstance(load, FetchTable)]
+    assert fetch.as_of == 3
+    table = TableSnapshot(as_of=Offset(3), timestamp_ms=KEPT_MS)
+    peer.tell(ev.TableFetched(token=fetch.token, table=table))
+    peer.fsync()
+    peer.load_own_table()
+    receipt = acked(peer, request, 101)
+    assert (receipt.base, receipt.timestamp_ms) == (100, KEPT_MS)
+    assert peer.refused(peer.append(sequence=0)).reason is Reason.PRODUCER_STATE_LOST
+
+
+def test_a_gap_may_follow_another_before_any_record():
+    second = Gap(begin=Offset(100), end=Offset(200), epochs=(Epoch(2),), why="burned, too")
+    peer = Peer(A, stored(end=3, commit=2))
+    peer.learn(
+        replace(BEHIND, open=segment(3, 200), gaps=(GAP, second), dead_epochs=(Epoch(2),)),
+    )
+    peer.fsync()
+    peer.load_own_table()
+    request = peer.append()
+    peer.fsync()
+    peer.ack(B, 201, epoch=3)
+    receipt = peer.accepted(request)
+    assert (receipt.base, receipt.timestamp_ms) == (200, KEPT_MS)
 
 
 def test_at_first_every_producer_is_unknown(behind):

@@ -83,6 +83,26 @@ def test_what_may_be_lost_is_a_gap_of_the_map_and_the_shard_goes_on_behind_it():
     assert shard.gap_at(RESUME) is None
 
 
+def test_a_quorum_may_be_lost_again_before_a_record_was_taken():
+    state = done(fenced(1, 2), recover(), down(3), down(4))
+    state = done(state, FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(0)))
+    again = recover(
+        fence=Epoch(3),
+        plan=plan_of(5, 5, 1),
+        ended=RecoveredSegment(end=RESUME, known_commit=RESUME, holders=()),
+        resume_at=Offset(RESUME + GAP_OFFSETS_MIN),
+        given_up=(replica(3), replica(4)),
+    )
+    state = done(state, again)
+    shard = shard_of(state)
+    assert [(gap.begin, gap.end) for gap in shard.gaps] == [
+        (7, RESUME),
+        (RESUME, again.resume_at),
+    ]
+    assert (shard.open.begin, shard.dead_epochs) == (again.resume_at, (2,))
+    assert snapshot.restore(snapshot.snapshot(state)) == state
+
+
 def test_a_snapshot_keeps_the_gaps():
     state = done(fenced(1, 2), recover())
     assert shard_of(state).gaps
