@@ -105,3 +105,33 @@ async def test_a_copy_that_nobody_can_mend_is_told_and_mended_when_somebody_can(
     las.commit(replace(entry, sealed=(sealed(alone, 10, one),)))
     await until(lambda: repaired(two) == 1, "the other holder mends it")
     assert await values_at(two, 1, 0, 10) == await values_at(one, 1, 0, 10)
+
+
+async def test_what_a_copy_is_based_on_is_mended_before_it_is_reported(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, _, three, _ = await with_sealed_past(fleet, las, 10)
+    damage(three, 1, 4)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], holders=(one.me.replica,), wanted_holders=(three.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "it is a holder")
+    assert repaired(three) == 1
+    assert await values_at(three, 1, 0, 10) == await values_at(one, 1, 0, 10)
+
+
+async def test_a_holder_that_is_asked_for_a_damaged_batch_mends_it(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, _, four = await with_sealed_past(fleet, las, 10)
+    damage(two, 1, 4)
+    entry = las.shards[SHARD]
+    wanted = replace(
+        entry.sealed[0],
+        holders=(two.me.replica, one.me.replica),
+        wanted_holders=(four.me.replica,),
+    )
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: repaired(two) == 1, "the source mends its own copy")
+    await until(lambda: las.reported("holder_added"), "and the copy is made")
+    assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
