@@ -124,28 +124,30 @@ class PeerStream:
             await self._news.wait()
             self._news.clear()
             while self._outbox:
-                appends = self._take()
-                if appends:
-                    await call.write(log_bytes_pb2.AppendStreamRequestBytes(appends=appends))
+                message = self._take()
+                if message.appends:
+                    await call.write(message)
 
-    def _take(self) -> list[log_bytes_pb2.StreamAppendBytes]:
-        """The appends of the next message; they count as sent from here on."""
-        appends: list[log_bytes_pb2.StreamAppendBytes] = []
+    def _take(self) -> log_bytes_pb2.AppendStreamRequestBytes:
+        """The next message; its appends count as sent from here on."""
+        message = log_bytes_pb2.AppendStreamRequestBytes()
+        appends = message.appends
         size = 0
         while self._outbox and len(appends) < APPENDS_PER_MESSAGE_MAX:
             sent = self._outbox[0]
-            if appends and size + len(sent.append.batch) > MESSAGE_BYTES_MAX:
+            # Each look at the bytes of a message copies them.
+            batch_bytes = len(sent.append.batch)
+            if appends and size + batch_bytes > MESSAGE_BYTES_MAX:
                 break
             self._outbox.popleft()
             if not sent.sender.is_current(sent):
                 continue
-            size += len(sent.append.batch)
+            size += batch_bytes
             sent.has_left = True
             self._unanswered[sent.request_id] = sent
-            appends.append(
-                log_bytes_pb2.StreamAppendBytes(request_id=sent.request_id, append=sent.append)
-            )
-        return appends
+            # In place: a message that is made apart and then put into another is copied once more.
+            appends.add(request_id=sent.request_id, append=sent.append)
+        return message
 
     def _lose_all(self, why: errors_pb2.Refusal | None) -> None:
         unanswered, self._unanswered = self._unanswered, {}

@@ -33,10 +33,10 @@ from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.map_codec import decode_process, encode_process
 from peerd.transport.replication_codec import (
+    add_frame,
     decode_ack,
     decode_expect,
     encode_adopt,
-    encode_frame,
     size_bytes,
 )
 
@@ -257,7 +257,7 @@ class Link:
             if isinstance(item, Adopt):
                 message.adopts.append(encode_adopt(item))
             else:
-                message.frames.append(encode_frame(item))
+                add_frame(message, item)
                 framed.add(item.shard)
         self._under_way.append((self._number, self._now_s()))
         return message

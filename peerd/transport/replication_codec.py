@@ -42,10 +42,17 @@ class MessageMalformed(ValueError):
 # ------------------------------------------------------------------------------ batches
 
 
-def encode_batch(batch: PlacedBatch, epoch: Epoch = Epoch(0)) -> replication_pb2.PlacedBatch:
-    """The wire form of a batch; `epoch` is set in fetches."""
+def add_batch(
+    message: replication_pb2.Frame | replication_pb2.FetchBatchesResponse,
+    batch: PlacedBatch,
+    epoch: Epoch = Epoch(0),
+) -> None:
+    """Add a batch to a message; `epoch` is set in fetches.
+
+    In place: a message that is made apart and then put into another is copied, payload and all.
+    """
     header = batch.header
-    return replication_pb2.PlacedBatch(
+    message.batches.add(
         base_offset=batch.base,
         header=replication_pb2.BatchHeader(
             record_count=header.record_count,
@@ -63,7 +70,7 @@ def encode_batch(batch: PlacedBatch, epoch: Epoch = Epoch(0)) -> replication_pb2
 
 
 def decode_batch(message: replication_pb2.PlacedBatch) -> PlacedBatch:
-    """Inverse of `encode_batch`; the payload was checked against its checksum.
+    """Inverse of `add_batch`; the payload was checked against its checksum.
 
     Raises:
         MessageMalformed: checksum, record count or producer id are wrong.
@@ -134,18 +141,15 @@ def decode_adopt(message: replication_pb2.Adopt) -> Adopt:
     )
 
 
-def encode_frame(frame: Frame) -> replication_pb2.Frame:
-    """The wire form of a frame."""
-    return replication_pb2.Frame(
-        shard=frame.shard,
-        epoch=frame.epoch,
-        commit_offset=frame.commit,
-        batches=[encode_batch(batch) for batch in frame.batches],
-    )
+def add_frame(message: replication_pb2.ReplicateRequest, frame: Frame) -> None:
+    """Add a frame to a message of a stream, in place as `add_batch`."""
+    wire = message.frames.add(shard=frame.shard, epoch=frame.epoch, commit_offset=frame.commit)
+    for batch in frame.batches:
+        add_batch(wire, batch)
 
 
 def decode_frame(message: replication_pb2.Frame) -> Frame:
-    """Inverse of `encode_frame`. Raises `MessageMalformed`."""
+    """Inverse of `add_frame`. Raises `MessageMalformed`."""
     return Frame(
         shard=ShardId(message.shard),
         epoch=Epoch(message.epoch),

@@ -32,12 +32,12 @@ from peerd.transport.concurrency import first_ended
 from peerd.transport.map_codec import decode_process, encode_process, encode_replica
 from peerd.transport.replication_codec import (
     MessageMalformed,
+    add_batch,
     decode_adopt,
     decode_begin,
     decode_frame,
     decode_ready,
     encode_ack,
-    encode_batch,
     encode_epoch,
     encode_expect,
     encode_table,
@@ -433,10 +433,10 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
                 raise Refused(refusal(Reason.CORRUPT, str(error))) from error
             if not batches:
                 return
-            yield replication_pb2.FetchBatchesResponse(
-                store_id=self._host.me.store,
-                batches=[encode_batch(batch, epoch) for batch in batches],
-            )
+            response = replication_pb2.FetchBatchesResponse(store_id=self._host.me.store)
+            for batch in batches:
+                add_batch(response, batch, epoch)
+            yield response
             at = batches[-1].end
             if left_bytes is not None:
                 left_bytes -= sum(len(batch.payload) for batch in batches)
