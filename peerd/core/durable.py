@@ -430,7 +430,8 @@ def _with_segment(state: StoredShard, segment: StoredSegment) -> StoredShard:
     segments[segment.epoch] = segment
     as_of = state.table_as_of
     # The way of every append: the table stands inside the open segment; nothing need be searched.
-    inside = segment.epoch == state.adopted and segment.seal is None and segment.begin <= as_of
+    # Before what is trimmed it stands, and says nothing of what it has not learned.
+    inside = segment.epoch == state.adopted and segment.seal is None and segment.first <= as_of
     changed = StoredShard(
         shard=state.shard,
         promised=state.promised,

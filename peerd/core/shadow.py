@@ -17,7 +17,7 @@ from peerd.core.effects import Effects, FetchTable, Send
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ReplicaId, RequestId, Tick
 from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Plan
+from peerd.core.shard_map import Plan, Shard
 from peerd.core.situation import Situation
 
 TABLE_FETCH_PERIOD_MS = 1_000
@@ -147,13 +147,19 @@ class Shadow:
         shard_map, stored = self._s.map, self._s.stored
         if shard_map is None or shard_map.open.epoch != stored.adopted:
             return None
-        begin = shard_map.open.begin or FIRST_OFFSET
+        begin = self._table_needed(shard_map)
         if stored.table_as_of >= begin:
             return None
         ranges = ranges_of(stored, stored.table_as_of, begin)
         reached = ranges[-1].end if ranges else stored.table_as_of
         source = shard_map.open.plan.primary.replica
         return source if reached < begin and source != self._s.me.replica else None
+
+    def _table_needed(self, shard_map: Shard) -> Offset:
+        """From where on the table moves by itself: the begin, or the first batch that is kept."""
+        begin = shard_map.open.begin or FIRST_OFFSET
+        here = self._s.stored.segments.get(shard_map.open.epoch)
+        return begin if here is None else max(begin, here.first)
 
     def _fetch_table(self, out: Effects) -> None:
         now, source, shard_map = self._s.now, self._table_source(), self._s.map
@@ -175,7 +181,7 @@ class Shadow:
                 shard=self._s.shard,
                 token=self._table_token,
                 source=source,
-                as_of=shard_map.open.begin or FIRST_OFFSET,
+                as_of=self._table_needed(shard_map),
                 or_later=True,
                 since=self._s.stored.table_as_of,
             )

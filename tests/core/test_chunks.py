@@ -8,9 +8,10 @@ from peerd.core import durable
 from peerd.core.check import InvariantViolation
 from peerd.core.chunks import Chunk, Cut, cut, find_cut, uncut_after
 from peerd.core.durable import DropTrimmed, FillSealed, LearnMap
+from peerd.core.effects import FetchTable
 from peerd.core.ids import Epoch, Offset
 from peerd.testing.sim.store import SimStore
-from tests.core.test_durable import adopt, append, fill, learn, promise, refused, run
+from tests.core.test_durable import adopt, append, fill, install, learn, promise, refused, run
 from tests.core.words import SHARD, A, B, Peer, batch, segment, shard_map
 
 
@@ -135,7 +136,29 @@ def test_a_store_drops_what_a_late_fence_asks_about_and_answers_the_same_end():
     assert (state.segments[1].begin, state.segments[1].end, state.promised) == (0, 4, 3)
 
 
+def test_a_table_that_stands_before_the_trim_does_not_jump_over_it():
+    state = run(adopt(3, 4), append(3, batch(4), batch(5), batch(6), commit=7), drop(6, 3))
+    assert state.table_as_of == 0
+    state = run(install(5), append(3, batch(7), commit=8), state=state)
+    assert state.table_as_of == 5
+    assert run(install(6), state=state).table_as_of == 8
+
+
 # ------------------------------------------------------------------ the replica
+def test_a_shadow_whose_table_stands_before_the_trim_fetches_it_as_of_the_trim():
+    store = SimStore(SHARD)
+    for operation in (adopt(2, 4), append(2, batch(4), batch(5), commit=6)):
+        store.submit(operation)
+    store.commit()
+    peer = Peer(B, store)
+    sealed = segment(1, 0, 4, known_commit=Offset(4), holders=(A.replica,))
+    peer.learn(shard_map(segment(2, 4), sealed, trimmed_to=Offset(5)))
+    peer.fsync()
+    peer.tick(0)
+    (fetch,) = [load for load in peer.said.load if isinstance(load, FetchTable)]
+    assert (fetch.source, fetch.as_of, fetch.or_later) == (A.replica, 5, True)
+
+
 def test_a_replica_drops_what_the_map_calls_trimmed_and_keeps_its_table():
     store = SimStore(SHARD)
     for operation in (adopt(1, 0), append(1, batch(0), batch(1), commit=2), learn(2, {1: 2})):
