@@ -66,7 +66,8 @@ def _left(shard: Shard) -> Shard:
         for at, segment in enumerate(shard.sealed, 1)
         if at == len(shard.sealed) or segment.end is None or segment.end > shard.trimmed_to
     ]
-    first = sealed[0].begin if sealed else shard.open.begin
+    # Without a sealed segment the gaps tell that nobody has the table as of the open one's begin.
+    first = sealed[0].begin if sealed else FIRST_OFFSET
     gaps = tuple(
         gap
         for gap in shard.gaps
