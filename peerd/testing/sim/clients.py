@@ -304,6 +304,8 @@ class Clients:
         """Whether it was silent for long, or is so new that nobody has met it: without its first
         batch nothing tells it from one that was forgotten.
         """
+        if self._fleet.map_of(producer.shard).gaps or self._world.options.gaps:
+            return True  # whoever had its state may be lost
         if not self._world.options.forgetful or sent.first_sequence == 0:
             return False
         oldest = next(iter(producer.outstanding.values()))
@@ -434,6 +436,9 @@ class Clients:
             self._world.checks[shard].told_trimmed(entry.trimmed_to)
             self._read_at[shard] = entry.trimmed_to
             return
+        gap = entry.gap_at(offset) if entry is not None else None
+        if gap is not None:
+            offset = self._read_at[shard] = gap.end
         found = serving.read(process, shard, offset)
         if found is not None:
             epoch, batches = found

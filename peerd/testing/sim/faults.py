@@ -1,7 +1,7 @@
 """What goes wrong, and when: each kind of fault strikes at its own rate until all is healed.
 
 Only what the protocol must survive (§9) is done: a directory is lost, or a copy rots, only while
-what it holds can be had elsewhere, as §5 promises.
+what it holds can be had elsewhere, as §5 promises. But in runs with gaps a quorum is lost.
 
 `KINDS` has one entry for each kind of fault: the option that is its rate, and what it does.
 """
@@ -44,6 +44,9 @@ class Faults:
         for _ in range(options.lost_stores):
             at_ms = self._rng.randint(options.trouble_ms // 4, options.trouble_ms)
             self._world.clock.later(at_ms, self._lose, None)
+        for _ in range(options.gaps):
+            at_ms = self._rng.randint(options.trouble_ms // 4, options.trouble_ms * 3 // 4)
+            self._world.clock.later(at_ms, self._lose_quorum, None)
 
     def _next(self, kind: tuple[float, Callable[["Faults"], None]]) -> None:
         delay_ms = int(self._rng.expovariate(kind[0]) * 1_000) + 1
@@ -95,6 +98,24 @@ class Faults:
         if not self.quiet and self._world.troubled and self._may_lose(peer):
             self._world.faults += 1
             self._fleet.lose(peer)
+
+    def _lose_quorum(self, _: None) -> None:
+        """So many voters of an open segment lose their directories that a fence of it lacks
+        answers, while each sealed segment keeps a holder.
+        """
+        shards = self._las.state.shards
+        shard = shards[self._rng.choice(sorted(shards))].shard
+        alive = {peer.replica for peer in self._fleet.peers.values() if not peer.lost}
+        voters = sorted(alive.intersection(shard.open.plan.voters))
+        if len(voters) < shard.open.plan.acks:
+            return
+        gone = set(self._rng.sample(voters, shard.open.plan.acks))
+        for entry in shards.values():
+            if any(not alive.intersection(each.holders) - gone for each in entry.shard.sealed):
+                return
+        self._world.faults += 1
+        for replica in sorted(gone):
+            self._fleet.lose(self._fleet.peers[replica.peer])
 
     def _may_lose(self, peer: Peer) -> bool:
         """§5: "a batch survives the loss of any `acks` − 1 of the stores that had it"."""

@@ -7,7 +7,7 @@ from a state that it saw a while ago; the guards of the commands are what keeps 
 Must not: help the protocol. A node knows its applied state, answers, reports and silence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from las.core import apply as las_apply
@@ -15,7 +15,7 @@ from las.core import commands as c
 from las.core import planner, recovery
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits, Placement
-from las.core.state import ClusterState, Node, NodeState
+from las.core.state import GAP_OFFSETS_MIN, ClusterState, Node, NodeState
 from peerd.core import events as ev
 from peerd.core.effects import (
     Declined,
@@ -28,7 +28,7 @@ from peerd.core.effects import (
     SegmentOpened,
     Stall,
 )
-from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ProcessId, ReplicaId, ShardId, Tick
+from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, Tick
 from peerd.core.shard_map import Plan, Segment, Shard
 from peerd.testing.sim.process import Process
 
@@ -270,6 +270,7 @@ class LasNode:
             self.command(decision.halt(entry), ("halt", shard))
             return
         if not isinstance(decision, recovery.Recovered):
+            self._give_up_lost(entry, answers)
             return
         now = self._clock.now
         since = self._decidable.setdefault(key, now)
@@ -286,6 +287,29 @@ class LasNode:
                 ended_prepared=decision.ended_prepared,
             )
             self.command(opened, shard)
+
+    def _give_up_lost(self, entry: Shard, answers: Mapping[ReplicaId, recovery.Answer]) -> None:
+        """A person looks: who has not answered has lost its directory, so nothing is waited for."""
+        silent = [each for each in recovery.voters_to_ask(entry) if each not in answers]
+        lost = [each for each in silent if self._las.peers[each.peer].lost]
+        if not self._las.options.gaps or not lost or len(lost) < len(silent):
+            return
+        kept = recovery.decide_with_gap(entry, answers.values())
+        if not isinstance(kept, recovery.Recovered):
+            return
+        plan = self._recovery_plan(entry.shard, kept, frozenset(answers))
+        if plan is not None:
+            given_up = c.RecoverWithGap(
+                shard=entry.shard,
+                fence=entry.fence,
+                plan=plan,
+                ended=kept.ended,
+                ended_prepared=kept.ended_prepared,
+                resume_at=Offset(kept.begin + GAP_OFFSETS_MIN),
+                given_up=tuple(lost),
+                why="the directories are gone",
+            )
+            self.command(given_up, entry.shard)
 
     def _recovery_plan(
         self, shard: ShardId, decision: recovery.Recovered, answered: frozenset[ReplicaId]

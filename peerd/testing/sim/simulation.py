@@ -58,12 +58,15 @@ class Simulation:
         self.shards = tuple(ShardId(number + 1) for number in range(options.shards))
         for shard in self.shards:
             world.checks[shard] = Checks(shard, options.acks)
+            world.checks[shard].book.survives_all = options.gaps == 0
         self.peers = {
             NodeName(name): Peer(world, NodeName(name)) for name in NAMES[: options.peers]
         }
         for peer in self.peers.values():
             for shard in self.shards:
                 peer.disk.add_shard(shard)
+                store = peer.disk.shards[shard]
+                world.checks[shard].book.owners[id(store)] = peer.replica
         names = tuple(NodeName(f"las-{number + 1}") for number in range(options.las_nodes))
         self.las = Las(world, names)
         self.network = Network(world, self.peers, names)
@@ -246,7 +249,7 @@ class Simulation:
         while it was being committed: so this happens within what §5 allows, too.
         """
         entry = self.las.state.shards[shard].shard
-        if entry.fence == NO_EPOCH or entry.is_split:
+        if entry.fence == NO_EPOCH or entry.is_split or self.options.gaps:
             return False
         lost = {peer.replica for peer in self.peers.values() if peer.lost}
         following = entry.prepared

@@ -12,7 +12,7 @@ from typing import NoReturn
 from peerd.core.batch import PlacedBatch
 from peerd.core.durable import Outcome, StoredShard
 from peerd.core.effects import AppendAccepted
-from peerd.core.ids import Epoch, Offset, ProducerId, ShardId
+from peerd.core.ids import Epoch, Offset, ProducerId, ReplicaId, ShardId
 from peerd.core.messages import Message
 from peerd.core.shard_map import Segment, Shard
 from peerd.testing.sim.store import SimStore
@@ -75,14 +75,18 @@ class Acked:
 class Book:
     """What happened to one shard, as the outside sees it.
 
-    `stores` are the shard's parts of all data directories, the lost ones too; `acked` is by offset;
-    `sent` is by payload, each of which is sent once; `sealed` are all sealed segments ever seen.
+    `stores` are the shard's parts of all data directories, the lost ones too, and `owners` whose
+    they are, by `id`; `survives_all` is False in runs that lose more than §5 allows; `acked` is by
+    offset; `sent` is by payload, each of which is sent once; `sealed` are all sealed segments ever
+    seen.
     """
 
     def __init__(self, shard: ShardId, acks: int) -> None:
         self.shard = shard
         self.acks = acks
         self.stores: list[SimStore] = []
+        self.owners: dict[int, ReplicaId] = {}
+        self.survives_all = True
         self.lost: set[int] = set()
         self.acked: dict[Offset, Acked] = {}
         self.acked_end = Offset(0)
@@ -90,7 +94,7 @@ class Book:
         self.map: Shard | None = None
         self.sealed: dict[Epoch, Segment] = {}
         self.holes: dict[Offset, Offset] = {}
-        """Kept tails that are lost, as of the last `log`: where each begins and ends."""
+        """Kept tails that are lost, and gaps, as of the last `log`: where each begins and ends."""
         self._trimmed: dict[Offset, tuple[Epoch, PlacedBatch]] = {}
         self._trimmed_holes: dict[Offset, Offset] = {}
 
@@ -105,12 +109,16 @@ class Book:
 
     def log(self) -> dict[Offset, tuple[Epoch, PlacedBatch]]:
         """What the stores have of the chain of the map, by offset, behind what they had of it when
-        it was trimmed; ends at the first hole that is not a lost kept tail.
+        it was trimmed; ends at the first hole that is neither a lost kept tail nor a gap.
         """
         log = dict(self._trimmed)
         at = self.trimmed_to
         self.holes = dict(self._trimmed_holes)
+        gaps = {gap.begin: gap.end for gap in self.map.gaps} if self.map is not None else {}
         for segment in (*self.map.sealed, self.map.open) if self.map is not None else ():
+            lost_from = at
+            while at in gaps:
+                at = self.holes[lost_from] = gaps[at]
             while segment.end is None or at < segment.end:
                 batch = self._found(segment.epoch, at)
                 if batch is not None:
@@ -136,10 +144,22 @@ class Book:
         """Whether `at` lies in a kept tail that only lost directories had: §5 promises nothing of
         what was never acknowledged. (If it was acknowledged all the same, G1 misses it.)
         """
-        if at < (sealed.known_commit or Offset(0)):
+        if self.survives_all and at < (sealed.known_commit or Offset(0)):
             return False
         had = [store for store in self.stores if at in store.batches.get(sealed.epoch, {})]
         return bool(had) and all(id(store) in self.lost for store in had)
+
+    def is_given_up(self, epoch: Epoch, at: Offset) -> bool:
+        """Whether a gap of the map names `epoch` and begins at `at` or before it: what was
+        acknowledged or read there is lost, and the map says so (G10).
+        """
+        gaps = self.map.gaps if self.map is not None else ()
+        return any(epoch in gap.epochs and gap.begin <= at for gap in gaps)
+
+    def only_lost_had(self, epoch: Epoch, base: Offset) -> bool:
+        """Whether all stores that have a batch are lost, in a run in which that may be."""
+        had = [store for store in self.stores if base in store.batches.get(epoch, {})]
+        return not self.survives_all and all(id(store) in self.lost for store in had)
 
     def _found(self, epoch: Epoch, base: Offset) -> PlacedBatch | None:
         for store in self.kept_stores():

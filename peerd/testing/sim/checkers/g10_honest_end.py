@@ -25,5 +25,6 @@ class HonestEnd(Checker):
             end = self.book.holes.get(end, end)
             demand(base == end, "G10", f"the log jumps from {end} to {base}")
             end = log[base][1].end
+        end = self.book.holes.get(end, end)
         text = f"the log ends at {end}, {self.book.acked_end} was acknowledged"
         demand(end >= self.book.acked_end, "G10", text)

@@ -38,10 +38,11 @@ class StableReads(Checker):
                 del self._unsealed[epoch]
             else:
                 alive = epoch in {after.open.epoch, prepared}
+                alive = alive or self.book.is_given_up(epoch, end)
                 demand(alive, "G12", f"epoch {epoch} was read up to {end}, and is dead")
 
     def _check(self, epoch: Epoch, served_end: Offset, end: Offset | None) -> None:
-        if end is None or served_end > end:
+        if end is None or (served_end > end and not self.book.is_given_up(epoch, end)):
             broken("G12", f"epoch {epoch} was read up to {served_end}, it ends at {end}")
 
     def finished(self, log: dict[Offset, tuple[Epoch, PlacedBatch]]) -> None:
@@ -49,4 +50,6 @@ class StableReads(Checker):
         for base, epoch in self._served.items():
             there = log.get(base)
             kept = there is not None and there[0] == epoch
+            kept = kept or self.book.is_given_up(epoch, base)
+            kept = kept or (there is None and self.book.only_lost_had(epoch, base))
             demand(kept, "G12", f"offset {base} of epoch {epoch} was read, and is not in the log")

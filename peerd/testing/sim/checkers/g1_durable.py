@@ -3,7 +3,7 @@
 from peerd.core.batch import PlacedBatch
 from peerd.core.effects import AppendAccepted
 from peerd.core.ids import Epoch, Offset
-from peerd.core.shard_map import Shard
+from peerd.core.shard_map import Gap, Shard
 from peerd.testing.sim.checkers.base import Acked, Book, Checker, broken, demand
 
 
@@ -43,6 +43,8 @@ class Durable(Checker):
         is listed as a holder has all of its segment on disk (§8).
         """
         self._check_holders(before, after)
+        if before is not None and len(after.gaps) > len(before.gaps):
+            self._check_gap(before, after.gaps[-1])
         for epoch, (first, last) in list(self._unsealed.items()):
             sealed = self.book.sealed.get(epoch)
             if sealed is not None:
@@ -63,15 +65,42 @@ class Durable(Checker):
             if whole < len(segment.holders):
                 broken("G1", f"{len(segment.holders)} holders of {segment}, {whole} have it whole")
 
+    def _check_gap(self, before: Shard, gap: Gap) -> None:
+        """A person gave up what is nowhere any more: what a voter that is left has is kept (§4.2).
+
+        Unless a segment was prepared that nobody who is left has begun, and that may have begun
+        unseen: then what lies beyond the known commit may contradict what it acknowledged.
+        """
+        fenced = [before.open, *([before.prepared] if before.prepared is not None else [])]
+        kept = self.book.kept_stores()
+        if before.prepared is not None:
+            prepared = before.prepared
+            left = {self.book.owners[id(store)] for store in kept}
+            begun = any(prepared.epoch in store.state.segments for store in kept)
+            silent = len([voter for voter in prepared.plan.voters if voter not in left])
+            if not begun and silent >= prepared.plan.acks:
+                return
+        for acked in self.book.acked.values():
+            if acked.epoch not in gap.epochs or acked.base < gap.begin:
+                continue
+            voters = next(each.plan.voters for each in fenced if each.epoch == acked.epoch)
+            for store in kept:
+                if self.book.owners[id(store)] in voters:
+                    has = acked.base in store.batches.get(acked.epoch, {})
+                    demand(not has, "G1", f"{acked} is given up, and is on a store that is left")
+
     def _check_inside(
         self, epoch: Epoch, first: Offset, last: Offset, begin: Offset | None, end: Offset | None
     ) -> None:
         if begin is None or end is None or first < begin or end < last:
+            inside = end is not None and begin is not None and begin <= first
+            if inside and end is not None and self.book.is_given_up(epoch, end):
+                return
             broken("G1", f"[{first}, {last}) of {epoch} was acknowledged, kept is [{begin}, {end})")
 
     def _check_alive(self, epoch: Epoch) -> None:
         shard = self.book.map
-        if shard is None:
+        if shard is None or self.book.is_given_up(epoch, self._unsealed[epoch][0]):
             return
         prepared = shard.prepared.epoch if shard.prepared is not None else None
         if epoch not in {shard.open.epoch, prepared}:
@@ -81,6 +110,10 @@ class Durable(Checker):
         """Every acknowledged batch is there, under its epoch."""
         for acked in self.book.acked.values():
             there = log.get(acked.base)
+            if there is None and self.book.is_given_up(acked.epoch, acked.base):
+                continue
+            if there is None and self.book.only_lost_had(acked.epoch, acked.base):
+                continue
             demand(there is not None, "G1", f"{acked} is on no store")
             if there is not None:
                 demand(there[0] == acked.epoch, "G1", f"{acked} is of epoch {there[0]}")

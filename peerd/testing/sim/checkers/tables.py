@@ -14,6 +14,9 @@ class Tables(Checker):
         told = sorted(
             (store.table() for store in self.book.kept_stores()), key=lambda each: each.as_of
         )
+        gaps = self.book.map.gaps if self.book.map is not None else ()
+        # Behind a gap a table is not what the log says: of what was lost it knows nothing.
+        told = [each for each in told if all(each.as_of <= gap.begin for gap in gaps)]
         table, bases = empty_table(), sorted(log)
         at = 0
         for each in told:
