@@ -52,10 +52,6 @@ class Disk:
         while view:
             view = view[os.write(descriptor, view) :]
 
-    def truncate(self, descriptor: int, size_bytes: int) -> None:
-        """Makes an open file shorter; durable after the next sync."""
-        os.ftruncate(descriptor, size_bytes)
-
     def sync(self, descriptor: int) -> None:
         """Makes the content of a file durable; see the module's third invariant."""
         os.fdatasync(descriptor)

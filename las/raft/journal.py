@@ -9,7 +9,7 @@ Invariants, on which the safety of the group rests:
 - Terms never go back and a vote never changes within a term.
 - The file changes by appending, or as a whole by an atomic replacement; a crash at any byte leaves
   a file from which the synced prefix comes back.
-- A torn tail (an unfinished write, which nobody has heard of) is cut off at start. Anything else
+- A torn tail (an unfinished write, which nobody has heard of) is left out at start. Anything else
   that does not check is corruption and refuses to start: a forgotten entry may be an acknowledged
   one.
 
@@ -98,12 +98,13 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._unsynced = False
         self._replacement_due = False
         self._load()
+        self._reconcile(covered)
         self._descriptor = disk.open_to_append(path)
         try:
-            # What an earlier process wrote may be in the page cache only; from here on this member
-            # speaks of it, so it has to be on the disk.
-            self._disk.sync(self._descriptor)
-            self._reconcile(covered)
+            # From here on this member speaks of what it has read, so that has to be on the disk. It
+            # may be in the page cache only, and a sync is no proof: where one failed in an earlier
+            # process, the next says success and writes nothing. So all is written anew.
+            self._replace()
         except BaseException:
             disk.close(self._descriptor)
             raise
@@ -196,20 +197,12 @@ class Journal(LibraryJournal):  # type: ignore[misc]
                         f"{self._path}: damaged at byte {position} of {len(data)}; what follows "
                         "may have been acknowledged, so this node has to rejoin (`las rejoin`)"
                     )
-                self._cut(position, len(data))
+                # Nothing of it is kept: what was taken so far is written anew.
+                size = len(data) - position
+                logger.warning("%s: leaving out %d unfinished bytes", self._path, size)
                 break
             self._take(payload, position)
             position += _HEADER.size + len(payload) + len(END)
-        self.size_bytes = position
-
-    def _cut(self, position: int, size: int) -> None:
-        logger.warning("%s: cutting %d unfinished bytes", self._path, size - position)
-        descriptor = self._disk.open_to_append(self._path)
-        try:
-            self._disk.truncate(descriptor, position)
-            self._disk.sync(descriptor)
-        finally:
-            self._disk.close(descriptor)
 
     def _take(self, payload: bytes, position: int) -> None:
         """Replays one record whose checksum is right."""
@@ -255,14 +248,11 @@ class Journal(LibraryJournal):  # type: ignore[misc]
                 f"{self._path}: begins at entry {first}, the snapshot ends at {last.index}; "
                 "`las rejoin`"
             )
-        if self._entries[:2] == [previous, last]:
-            return
         if self.term_at(last.index) == last.term:
             self._entries = [previous, *self._entries[last.index - first :]]
         else:
             # A snapshot that was received: what was here before is behind it or in conflict.
             self._entries = [previous, last]
-        self._replace()
 
     # ------------------------------------------------------------------ called by the library
 

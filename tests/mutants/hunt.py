@@ -22,6 +22,7 @@ def give_up(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", required=True)
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--seeds", type=int, required=True)
     chosen = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> int:
     seed = chosen.first
     for seed in range(chosen.first, chosen.first + chosen.seeds):
         signal.alarm(SEED_S_MAX)
-        found = run_seed(seed).failure
+        found = run_seed(seed, mode=chosen.mode).failure
         signal.alarm(0)
         if found:
             break

@@ -1,13 +1,14 @@
 """`make mutants`: break one rule at a time, and see after how many seeds the simulator finds it.
 
 Each patch of this folder is applied to a copy of the tree in build/mutants, and the copy's own
-simulator runs there, seed by seed. What is not found within `SEEDS_MAX` seeds is missed, and then
-the exit status is 1.
+simulator runs there, seed by seed, in the mode that the patch names (`mode: alone`). What is not
+found within `SEEDS_MAX` seeds is missed, and then the exit status is 1.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,8 @@ PACKAGES = ("peerd", "las")
 
 SEEDS_MAX = 1_000
 """What is not found in so many runs is missed."""
+MODE = re.compile(r"^mode: (\w+)$", re.MULTILINE)
+"""The line of a patch that names another mode of the simulator than the first."""
 HUNT_S_MAX = 3_600
 """No hunt takes so long: then something is wrong with the hunt itself."""
 
@@ -45,9 +48,16 @@ def patches() -> list[Path]:
 
 
 def rule_of(patch: Path) -> str:
-    """What the mutant breaks: the text before the first file."""
+    """What the mutant breaks: the text before the first file, without the line of its mode."""
     text, _, _ = patch.read_text("utf-8").partition("\n--- ")
-    return " ".join(text.split())
+    return " ".join(MODE.sub("", text).split())
+
+
+def mode_of(patch: Path) -> str:
+    """In which mode of the simulator it is hunted."""
+    text, _, _ = patch.read_text("utf-8").partition("\n--- ")
+    named = MODE.search(text)
+    return named[1] if named else "register"
 
 
 def apply(patch: Path, tree: Path) -> None:
@@ -68,9 +78,10 @@ def mutated(patch: Path) -> Path:
     return tree
 
 
-def hunted(tree: Path, first: int, seeds: int) -> dict[str, object]:
-    """What `tests.mutants.hunt` told of some seeds in `tree`."""
-    command = [sys.executable, str(HERE / "hunt.py"), f"--first={first}", f"--seeds={seeds}"]
+def hunted(tree: Path, mode: str, first: int, seeds: int) -> dict[str, object]:
+    """What `tests.mutants.hunt` told of some seeds of a mode in `tree`."""
+    hunt = [sys.executable, str(HERE / "hunt.py")]
+    command = [*hunt, f"--mode={mode}", f"--first={first}", f"--seeds={seeds}"]
     alone = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command,
@@ -92,11 +103,11 @@ def hunt(patch: Path, first: int, seeds: int) -> Hunt:
 
     Raises `RuntimeError` if the intact tree fails the same seed: then it was not the mutant.
     """
-    tree = mutated(patch)
-    told = hunted(tree, first, seeds)
+    tree, mode = mutated(patch), mode_of(patch)
+    told = hunted(tree, mode, first, seeds)
     shutil.rmtree(tree)
     if told["found"]:
-        intact = hunted(ROOT, int(str(told["seed"])), 1)
+        intact = hunted(ROOT, mode, int(str(told["seed"])), 1)
         if intact["found"]:
             raise RuntimeError(f"seed {told['seed']} fails without a mutant: {intact['found']}")
     return Hunt(mutant=patch.stem, rule=rule_of(patch), **told)  # type: ignore[arg-type]

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from las.raft.codec import command_of
 from las.raft.disk import Disk
+from las.raft.journal import Journal, create_journal
+from las.raft.member import FailStop
 from peerd.testing.sim import BrokenPromise
 from peerd.testing.sim.__main__ import replay
 from peerd.testing.sim.options import Options, drawn_group
@@ -140,23 +143,55 @@ def test_a_process_ends_between_any_two_effects(disk):
     assert disk.read_file(HERE / "file") == b""
 
 
+def opened(disk):
+    def fatal(reason):
+        raise FailStop(reason)
+
+    return Journal(HERE / "journal", covered=None, disk=disk, fatal=fatal)
+
+
+def test_what_a_failed_sync_dropped_is_on_the_disk_before_the_next_process_speaks_of_it(disk):
+    """The process ends when a sync fails; the next one reads the entry all the same."""
+    create_journal(HERE / "journal", disk)
+    journal = opened(disk)
+    journal.add(command_of("client\n1\n{}"), 2, 1)
+    disk.fails_next = "sync"
+    with pytest.raises(FailStop):
+        journal.sync()
+    disk.end_process(power_cut=False)
+    assert opened(disk).last().index == 2
+    disk.end_process(power_cut=True)
+    assert opened(disk).last().index == 2
+
+
 # ------------------------------------------------------------------ the checkers
-def test_a_reordered_command_is_noticed():
+def history_of(*commands):
     history = History(unique=True)
+    for number, command in enumerate(commands, start=1):
+        history.given(command, "client", number)
+    return history
+
+
+def test_a_reordered_command_is_noticed():
+    history = history_of("x", "y")
     history.applied("a", 1, "x", "1", None)
     with pytest.raises(BrokenPromise, match="one order"):
         history.applied("b", 1, "y", "1", None)
 
 
-def test_a_second_application_is_noticed():
-    history = History(unique=True)
+def test_a_second_application_and_a_late_one_are_noticed():
+    history = history_of("w", "x")
     history.applied("a", 1, "x", "1", None)
     with pytest.raises(BrokenPromise, match="exactly once"):
         history.applied("a", 2, "x", "2", None)
+    history = history_of("w", "x")
+    history.applied("a", 1, "x", "1", None)
+    with pytest.raises(BrokenPromise, match="after a later one"):
+        history.applied("a", 2, "w", "2", None)
 
 
 def test_a_stale_read_and_a_lost_answer_are_noticed():
-    history = History(unique=True)
+    history = history_of("x", "y")
     history.applied("a", 1, "x", "1", None)
     history.acknowledged("x", "1", above=0)
     with pytest.raises(BrokenPromise, match="linearizable"):

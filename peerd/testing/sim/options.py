@@ -100,6 +100,8 @@ class Options:
     """A snapshot is due after so many entries of the log."""
     las_power_cuts: float = 0.5
     """Share of the crashes of LAS nodes that take what was not synced."""
+    las_blackouts_per_s: float = 0.0
+    """All LAS nodes lose power at once."""
     las_pauses_per_s: float = 0.0
     las_slow_disks_per_s: float = 0.0
     las_failed_disks_per_s: float = 0.0
@@ -221,6 +223,7 @@ def drawn_raft(seed: int) -> Options:
         las_heartbeat_ms=rng.choice((20, 50, 100)),
         las_compaction_entries=rng.choice((5, 20, 100, 5_000)),
         las_power_cuts=rng.choice((0.0, 0.5, 1.0)),
+        las_blackouts_per_s=rate(0.1),
         las_pauses_per_s=rate(0.3),
         las_slow_disks_per_s=rate(0.3),
         las_failed_disks_per_s=rate(0.2),
@@ -256,6 +259,7 @@ def drawn_group(seed: int) -> Options:
         las_heartbeat_ms=rng.choice((20, 50, 100)),
         las_compaction_entries=rng.choice((5, 20, 100, 5_000)),
         las_power_cuts=rng.choice((0.0, 0.5, 1.0)),
+        las_blackouts_per_s=rate(0.3, 1.0),
         las_pauses_per_s=rate(0.3, 1.0),
         las_slow_disks_per_s=rate(0.3),
         las_failed_disks_per_s=rate(0.2, 0.6),

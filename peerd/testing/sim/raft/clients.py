@@ -20,7 +20,7 @@ PATIENCE_MS = (150, 600, 1_800)
 """How long a client waits for an outcome before it asks again."""
 AGAIN_MS = (1, 20, 100)
 """Pause before it asks again."""
-GIVE_UP = 0.05
+GIVE_UP = 0.2
 """Share of unanswered attempts after which a client goes on with another command."""
 NODES = 5
 """Names of peers that commands speak of: few, so that they meet each other's."""
@@ -49,6 +49,7 @@ class Client:
             return
         self._sequence += 1
         self.waits_for = self._draw()
+        self._group.history.given(self.waits_for, self.name, self._sequence)
         self._above = self._group.history.shown
         self._all_refused = True
         self._world.events += 1

@@ -39,7 +39,7 @@ class _File:
         self.content = bytearray()
         self.durable_bytes = 0
         self.whole: bytes | None = None
-        """The durable content before a truncation that is not synced."""
+        """The durable content before the file was emptied, if that is not synced."""
         self.is_dropped = False
         """A sync has failed: what it should have written is never written by another one."""
 
@@ -173,7 +173,10 @@ class SimDisk(Disk):
             file = _File()
             self._change(None, path, file)
         descriptor = self._opened(file)
-        self._shorten(file, 0)
+        if file.whole is None:
+            file.whole = bytes(file.content[: file.durable_bytes])
+        file.durable_bytes = 0
+        file.content.clear()
         return descriptor
 
     def close(self, descriptor: int) -> None:
@@ -201,19 +204,6 @@ class SimDisk(Disk):
             file.content += data[: self._rng.randint(0, len(data))]
             raise OSError(errno.ENOSPC, "the disk is full")
         file.content += data
-
-    def truncate(self, descriptor: int, size_bytes: int) -> None:
-        """See `Disk`."""
-        self._effect()
-        self._shorten(self._open[descriptor], size_bytes)
-
-    @staticmethod
-    def _shorten(file: _File, size_bytes: int) -> None:
-        if size_bytes < file.durable_bytes:
-            if file.whole is None:
-                file.whole = bytes(file.content[: file.durable_bytes])
-            file.durable_bytes = size_bytes
-        del file.content[size_bytes:]
 
     def sync(self, descriptor: int) -> None:
         """See `Disk`."""

@@ -67,6 +67,11 @@ class RaftFaults:
         else:
             self._group.crash(host, "it is killed", power_cut=power_cut)
 
+    def blackout(self) -> None:
+        """All machines lose power at once."""
+        for host in self._group.hosts.values():
+            self._group.crash(host, "all lose power", power_cut=True)
+
     def pause(self) -> None:
         """A process stops, and goes on later as if nothing had happened."""
         host = self._some_host()
@@ -113,6 +118,7 @@ ALONE: dict[str, Callable[[RaftFaults], None]] = {
 """What else strikes a group that is alone; in a whole cluster `sim.faults` does this."""
 KINDS: dict[str, Callable[[RaftFaults], None]] = {
     "las_crashes_per_s": RaftFaults.crash,
+    "las_blackouts_per_s": RaftFaults.blackout,
     "las_pauses_per_s": RaftFaults.pause,
     "las_slow_disks_per_s": RaftFaults.slow_disk,
     "las_failed_disks_per_s": RaftFaults.failed_disk,

@@ -116,6 +116,8 @@ class RaftGroup:
             self._ended(host, "it is killed while it starts")
             return
         except (OSError, FailStop, RaftError) as error:
+            if self.history.finding is not None:
+                raise self.history.finding from error
             if not host.disk.has_failed:
                 raise BrokenPromise(f"liveness: {host.name} cannot start: {error}") from error
             self._ended(host, f"it cannot start: {error}")
@@ -220,8 +222,8 @@ class RaftGroup:
                 self.history.compare(host.name, machine.position, machine.state)
 
     def refused(self, name: str, error: RaftError) -> None:
-        """A member would not talk to another one: nothing here gives a reason to."""
-        raise BrokenPromise(f"liveness: {name} refuses: {error}")
+        """A member would not talk to another one: a Hello may be of a store that is no more."""
+        self.world.tell(f"{name} refuses: {error}")
 
 
 def timing_of(world: World) -> Timing:

@@ -6,7 +6,7 @@
 | one vote of a member in a term | who sends a vote or asks for one, in any life or directory |
 | who lost his directory does not vote | nobody sends such a frame before his rejoin is done |
 | one order of commands, none lost | the n-th command that any member applies is the same for all |
-| exactly once | no command is applied at two positions |
+| exactly once | no command is applied at two positions, none after a later one of its client |
 | equal states | the result at each position; the state at some, at each restore and in the end |
 | equal logs | the log's index at which a position is reached is the same for all |
 | acknowledged is committed | an answer is that of the command's position |
@@ -48,6 +48,8 @@ class History:
         self.agreed: list[Agreed] = []
         self.shown = 0
         """The highest position that somebody outside has heard of."""
+        self.finding: BaseException | None = None
+        """What a member's own machine tripped over: the member takes it for a defect of its own."""
         self._unique = unique
         self._on_agreed = on_agreed
         self._positions: dict[str, int] = {}
@@ -55,6 +57,8 @@ class History:
         self._leaders: dict[int, str] = {}
         self._votes: dict[tuple[str, int], str] = {}
         self._refused: set[str] = set()
+        self._given: dict[str, tuple[str, int]] = {}
+        self._last: dict[str, int] = {}
 
     # ------------------------------------------------------------------ members
     def applied(
@@ -85,6 +89,10 @@ class History:
             return
         if command in self._positions:
             broken("exactly once", f"{name} applies {command} as number {position} once more")
+        client, sequence = self._given[command]
+        if sequence <= self._last.get(client, 0):
+            broken("exactly once", f"{name} applies {command} of {client} after a later one")
+        self._last[client] = sequence
         if command in self._refused:
             broken("refused is refused", f"{name} applies {command}, which was refused")
         self._positions[command] = position
@@ -130,6 +138,10 @@ class History:
             broken("one vote", f"{name} votes for {first} and for {candidate} in term {term}")
 
     # ------------------------------------------------------------------ clients
+    def given(self, command: str, client: str, sequence: int) -> None:
+        """A client begins to give a command."""
+        self._given[command] = (client, sequence)
+
     def acknowledged(self, command: str, result: str, above: int) -> None:
         """A client has the result of a command that it gave when `above` was shown."""
         position = self._positions.get(command)

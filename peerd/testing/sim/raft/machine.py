@@ -32,7 +32,11 @@ class Machine:
         """Apply a command as `Cluster` does."""
         result = self._cluster.apply(command)
         self.position += 1
-        self._history.applied(self._name, self.position, command, result, self.state)
+        try:
+            self._history.applied(self._name, self.position, command, result, self.state)
+        except Exception as error:
+            self._history.finding = error
+            raise
         return result
 
     def freeze(self) -> Callable[[], bytes]:
@@ -45,4 +49,8 @@ class Machine:
         """Become what `freeze` captured."""
         self._cluster.restore(snapshot[_POSITION_BYTES:])
         self.position = int.from_bytes(snapshot[:_POSITION_BYTES], "big")
-        self._history.restored(self._name, self.position, self.state)
+        try:
+            self._history.restored(self._name, self.position, self.state)
+        except Exception as error:
+            self._history.finding = error
+            raise

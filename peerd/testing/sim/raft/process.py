@@ -149,6 +149,8 @@ class Process:
         except Gone:
             self.group.end(self.host, "it is killed in the middle of a step")
         except FailStop as failure:
+            if self.group.history.finding is not None:
+                raise self.group.history.finding from failure
             if not self.host.disk.has_failed:
                 raise BrokenPromise(f"{self.name} ended itself: {failure}") from failure
             self.group.end(self.host, f"it ends itself: {failure}")
