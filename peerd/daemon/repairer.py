@@ -132,7 +132,8 @@ class Repairer:
         damage.tries += 1
         doublings = min(damage.tries - 1, AGAIN_DOUBLINGS_MAX)
         damage.due_s = self._now_s() + AGAIN_AFTER_S * 2**doublings
-        _log.warning("not repaired yet", shard=shard, epoch=epoch, offset=offset, why=why)
+        if damage.tries in {1, TRIES_UNTIL_LOST}:  # not a line a minute for as long as it takes
+            _log.warning("not repaired yet", shard=shard, epoch=epoch, offset=offset, why=why)
         if damage.tries >= TRIES_UNTIL_LOST and not damage.is_reported:
             damage.is_reported = self._tell_lost(shard, epoch)
 
