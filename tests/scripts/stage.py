@@ -592,6 +592,16 @@ class Cast:
             )
         )
 
+    def do_trim(self, command: Command) -> list[str]:
+        """trim a 1 at=2: trim epoch 1 at 2, or as far as a says that it may be."""
+        name, epoch = command.words[0], Epoch(int(command.words[1]))
+        limit = self.actors[name].replica.trim_limit(epoch)
+        if limit is None:
+            return [f"{name} cannot tell"]
+        at = min(int(command.options.get("at", limit)), limit)
+        trim = c.TrimShard(shard=SHARD, epoch=epoch, trimmed_to=Offset(at))
+        return self.commit(trim)
+
     def do_copy(self, command: Command) -> list[str]:
         """copy b>c 1: c fetches what it lacks of sealed segment 1 from b."""
         one, other = command.words[0].split(">")
@@ -601,6 +611,7 @@ class Cast:
         assert segment.end is not None
         here = target.store.state.segments.get(segment.epoch)
         begin = min(here.end, segment.end) if here is not None else segment.begin
+        begin = max(begin, min(self.shard.trimmed_to, segment.end))
         batches = self.actors[one].store.read(segment.epoch, begin, segment.end)
         target.store.submit(
             FillSealed(
@@ -610,6 +621,7 @@ class Cast:
                 end=segment.end,
                 open_epoch=self.shard.open.epoch,
                 batches=batches,
+                trimmed_to=self.shard.trimmed_to,
             )
         )
         return self.do_fsync(Command(f"fsync {other}"))

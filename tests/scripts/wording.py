@@ -181,7 +181,8 @@ def segment(value: Segment) -> str:
 
 def chain(value: Shard) -> list[str]:
     """The map's entry of a shard."""
-    lines = [f"sealed {segment(each)}" for each in value.sealed]
+    lines = [f"trimmed to {value.trimmed_to}"] if value.trimmed_to else []
+    lines += [f"sealed {segment(each)}" for each in value.sealed]
     lines += [
         f"gap [{gap.begin}, {gap.end}) of {' '.join(map(str, gap.epochs))}: {gap.why}"
         for gap in value.gaps
