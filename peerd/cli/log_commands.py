@@ -145,7 +145,7 @@ def trim(
     where: Annotated[str, typer.Argument(help="LOG, or LOG/SHARD, e.g. orders/3.")],
     before: Annotated[
         str,
-        typer.Option(help="An offset (of one shard), or a time such as 2026-11-28T12:00+00:00."),
+        typer.Option(help="An offset (of one shard), or a time: 2026-11-28T12:00Z, or 2d for ago."),
     ],
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -159,7 +159,7 @@ def trim(
         log, number = where, ""
     elif not number.isdigit():
         fail(f"{where!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
-    limit = _offset_or_time(before)
+    limit = int(before) if before.isdigit() else parsed_moment(before, "--before")
     if isinstance(limit, int) and not number:
         fail("--before OFFSET needs LOG/SHARD: offsets are counted per shard", EXIT_USAGE)
     with connected(config) as client:
@@ -240,18 +240,6 @@ def _retention(log: LogEntry) -> str:
     if log.retention_ms:
         kept.append(f"what is younger than {datetime.timedelta(milliseconds=log.retention_ms)}")
     return f"keeps {', and '.join(kept)}"
-
-
-def _offset_or_time(before: str) -> int | datetime.datetime:
-    if before.isdigit():
-        return int(before)
-    try:
-        time = datetime.datetime.fromisoformat(before)
-    except ValueError:
-        fail(f"--before {before}: an offset, or a time such as 2026-11-28T12:00+00:00", EXIT_USAGE)
-    if time.tzinfo is None:
-        fail(f"--before {before}: name the time zone, e.g. {before}+00:00", EXIT_USAGE)
-    return time
 
 
 def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
@@ -455,8 +443,8 @@ def _start(start: str, shard: int | None, moment: str | None) -> StartAt:
     return int(start)
 
 
-def parsed_moment(text: str) -> datetime.datetime:
-    """The moment that `--time` names; what names none ends the command."""
+def parsed_moment(text: str, option: str = "--time") -> datetime.datetime:
+    """The moment that an option names; what names none ends the command."""
     ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
     if ago is not None:
         duration = datetime.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
@@ -464,9 +452,11 @@ def parsed_moment(text: str) -> datetime.datetime:
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
-        fail(f"--time {text}: 2026-11-29T07:00:00Z, or how long ago: 90s, 15m, 3h, 2d", EXIT_USAGE)
+        fail(
+            f"{option} {text}: 2026-11-29T07:00:00Z, or how long ago: 90s, 15m, 3h, 2d", EXIT_USAGE
+        )
     if moment.tzinfo is None:
-        fail(f"--time {text}: say in which time zone, such as {text}Z for UTC", EXIT_USAGE)
+        fail(f"{option} {text}: say in which time zone, such as {text}Z for UTC", EXIT_USAGE)
     return moment
 
 

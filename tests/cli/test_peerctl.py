@@ -81,7 +81,7 @@ def test_a_log_is_created_listed_and_described(peerctl):
     assert header.split() == ["log", "shards", "copies", "acks"]
     assert ["orders", "2", "3", "2"] in [row.split() for row in rows]
     first, header, *rows = peerctl("log", "describe", "orders").splitlines()
-    assert first == "orders: 3 copies, answered when 2 have it on disk"
+    assert first == "orders: 3 copies, answered when 2 have it on disk; keeps everything"
     assert header.split()[:4] == ["shard", "epoch", "primary", "voters"]
     assert len(rows) == 2
 
@@ -113,9 +113,28 @@ def test_a_shard_is_split(peerctl, refused):
     assert "does not cut the range" in line
 
 
+def test_old_records_are_let_go(peerctl, refused):
+    (shard,) = json.loads(peerctl("log", "create", "old", "--shards", "1", "-o", "json"))["shards"]
+    said = peerctl("log", "retain", "old", "--bytes", "1000000", "--ms", "60000")
+    words = "keeps the newest 1000000 bytes of each shard, and what is younger than 0:01:00"
+    assert said == f"old: {words}\n"
+    assert peerctl("log", "describe", "old").splitlines()[0].endswith(words)
+    assert peerctl("log", "retain", "old", "--bytes", "0", "--ms", "0") == "old: keeps everything\n"
+    assert refused("log", "retain", "old")[0] == 2
+    peerctl("append", "old", "one")
+    for where, before in ((f"old/{shard}", "1"), ("old", "2200-01-01T00:00Z")):
+        (trimmed,) = json.loads(peerctl("log", "trim", where, "--before", before, "-o", "json"))
+        assert trimmed == {"shard": shard, "first_offset": 0}, "no chunk ends there"
+    assert refused("log", "trim", "old", "--before", "1")[0] == 2
+    assert refused("log", "trim", "old/x", "--before", "1")[0] == 2
+    assert refused("log", "trim", f"old/{shard}", "--before", "yesterday")[0] == 2
+    assert refused("log", "trim", "old/9999", "--before", "1")[1].startswith("old has no shard")
+
+
 def test_the_same_as_json(peerctl):
     created = json.loads(peerctl("log", "create", "bills", "--shards", "2", "-o", "json"))
-    assert created.keys() == {"name", "copies", "acks", "shards"}
+    kept = {"retention_bytes", "retention_ms"}
+    assert created.keys() == {"name", "copies", "acks", "shards"} | kept
     assert created in json.loads(peerctl("log", "list", "-o", "json"))
     described = json.loads(peerctl("log", "describe", "bills", "-o", "json"))
     low, high = described["shards"]
