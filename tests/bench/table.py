@@ -37,6 +37,8 @@ BULK_RECORDS = 1000
 READ_RECORDS = 200_000
 FOLLOWED_PER_S = 500.0
 PEERS = 3
+# Before small clients are counted: 64 of them shake hands, and a young Node runs slowly.
+WARM_S = 3.0
 PLAIN, TLS = "plaintext", "mTLS"
 Values = dict[str, float]
 
@@ -222,7 +224,7 @@ def small_clients(seconds: float) -> Run:
     """64 clients of another language, each with one append under way, through one worker."""
     directory = bench_workers.ROOT / "build" / "bench"
     arguments = argparse.Namespace(
-        dir=directory, clients=64, seconds=seconds, warm_s=1.0, size=RECORD_BYTES, stream=False
+        dir=directory, clients=64, seconds=seconds, warm_s=WARM_S, size=RECORD_BYTES, stream=False
     )
     result = bench_workers.run(arguments, 1, bench_workers.grpc_js(directory))
     values = {
