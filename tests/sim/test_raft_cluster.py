@@ -12,7 +12,7 @@ from peerd.testing.sim.runner import run_seed
 from peerd.testing.trace import TraceHash
 
 
-@pytest.mark.parametrize("seed", [*range(5), 40])
+@pytest.mark.parametrize("seed", [*range(5), 40, 1002])
 def test_the_promises_hold(seed):
     assert run_seed(seed, mode="cluster").failure == ""
 

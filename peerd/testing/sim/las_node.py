@@ -259,8 +259,10 @@ class LasNode:
     def _decide(self, key: tuple[ShardId, Epoch]) -> None:
         """Where the segment ended, as soon as the answers allow it and a grace is over."""
         shard, fence = key
+        if not self.leading:
+            return  # a node that began anew may not even have the shard yet
         entry = self.state.shards[shard].shard
-        if entry.fence != fence or not self.leading:
+        if entry.fence != fence:
             return
         answers = self._answers.get(key, {})
         decision = recovery.decide(entry, answers.values())
