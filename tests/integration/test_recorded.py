@@ -72,9 +72,11 @@ def replayed(out: Path) -> dict[str, int]:
         counts["deaths"] += isinstance(record, Died)
         counts["commands"] += isinstance(record, MapCommitted)
     accounts = list(replay.accounts())
-    assert all(account.whole and not account.skipped for account in accounts)
-    assert not [note for account in accounts for note in account.notes]
-    assert replay.has_map
+    partial = [account for account in accounts if not account.whole or account.skipped]
+    assert not partial, f"not recorded whole: {partial}"
+    notes = [note for account in accounts for note in account.notes]
+    assert not notes, f"notes: {notes}"
+    assert replay.has_map, "the map is in no recording"
     assert judge.verdict.accepted, judge.verdict
     counts["processes"] = len(accounts)
     return counts
