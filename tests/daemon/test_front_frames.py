@@ -10,6 +10,7 @@ from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import ProcessId, ReplicaId
 from peerd.daemon.front import frames
 from peerd.daemon.front.frames import FrameMalformed, FrontAppend, Kind, Settings, Splitter
+from peerd.transport.status import one_line
 
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -54,7 +55,8 @@ accepted = st.builds(
 refusals = st.builds(
     Refusal,
     reason=st.sampled_from(Reason),
-    message=names,
+    # On the wire every message is one printable line.
+    message=names.map(one_line),
     taken=st.sampled_from(Taken),
     leader=st.none() | processes,
     epoch=u64,
