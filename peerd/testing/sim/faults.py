@@ -6,7 +6,8 @@ what it holds can be had elsewhere, as §5 promises. But in runs with gaps a quo
 `KINDS` has one entry for each kind of fault: the option that is its rate, and what it does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from peerd.core.ids import ShardId
 from peerd.core.shard_map import Segment
@@ -15,52 +16,33 @@ from peerd.testing.sim.las import Las
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.network_faults import NetworkFaults
 from peerd.testing.sim.process import Peer
+from peerd.testing.sim.striker import Striker
 from peerd.testing.sim.world import World
 
 FUSE_EFFECTS_MAX = 12
 """A boundary crash comes at most so many effects later."""
 
 
-class Faults:
+class Faults(Striker):
     """Strikes at random until the world is not troubled any more."""
 
     def __init__(self, world: World, fleet: Fleet, network: Network, las: Las) -> None:
-        self._world = world
-        self._rng = world.rng
+        super().__init__(world)
         self._fleet = fleet
         self._network = network
         self._las = las
         self.network = NetworkFaults(world, network)
-        self.quiet = False
-        """Nothing strikes for a while (G9 is looked at)."""
 
-    def start(self, kinds: dict[str, Callable[["Faults"], None]]) -> None:
+    def start(self, kinds: Mapping[str, Callable[[Self], None]]) -> None:
         """From now on."""
+        super().start(kinds)
         options = self._world.options
-        for name, strike in kinds.items():
-            rate = getattr(options, name)
-            if rate > 0:
-                self._next((rate, strike))
         for _ in range(options.lost_stores):
             at_ms = self._rng.randint(options.trouble_ms // 4, options.trouble_ms)
             self._world.clock.later(at_ms, self._lose, None)
         for _ in range(options.gaps):
             at_ms = self._rng.randint(options.trouble_ms // 4, options.trouble_ms * 3 // 4)
             self._world.clock.later(at_ms, self._lose_quorum, None)
-
-    def _next(self, kind: tuple[float, Callable[["Faults"], None]]) -> None:
-        delay_ms = int(self._rng.expovariate(kind[0]) * 1_000) + 1
-        self._world.clock.later(delay_ms, self._strike, kind)
-
-    def _strike(self, kind: tuple[float, Callable[["Faults"], None]]) -> None:
-        if self._world.troubled:
-            if not self.quiet:
-                self._world.faults += 1
-                kind[1](self)
-            self._next(kind)
-
-    def _tell(self, text: str) -> None:
-        self._world.tell(f"fault: {text}")
 
     def _some_peer(self) -> Peer:
         return self._rng.choice(list(self._fleet.peers.values()))

@@ -3,51 +3,33 @@
 A directory is lost only while all others vote: a group is promised to survive one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from peerd.testing.sim.network_faults import NetworkFaults
 from peerd.testing.sim.raft.group import Host, RaftGroup
+from peerd.testing.sim.striker import Striker
 from peerd.testing.sim.world import World
 
 FUSE_EFFECTS_MAX = 10
 """A crash in the middle of a step comes at most so many disk operations later."""
 
 
-class RaftFaults:
+class RaftFaults(Striker):
     """Strikes at random until the world is not troubled any more."""
 
     def __init__(self, world: World, group: RaftGroup, network: NetworkFaults) -> None:
         self.network = network
-        self._world = world
-        self._rng = world.rng
+        super().__init__(world)
         self._group = group
-        self.quiet = False
-        """Nothing strikes for a while."""
 
-    def start(self, kinds: dict[str, Callable[["RaftFaults"], None]]) -> None:
+    def start(self, kinds: Mapping[str, Callable[[Self], None]]) -> None:
         """From now on."""
+        super().start(kinds)
         options = self._world.options
-        for name, strike in kinds.items():
-            rate = getattr(options, name)
-            if rate > 0:
-                self._next((rate, strike))
         for _ in range(options.las_lost_directories):
             at_ms = self._rng.randint(options.trouble_ms // 4, options.trouble_ms)
             self._world.clock.later(at_ms, self._lose, None)
-
-    def _next(self, kind: tuple[float, Callable[["RaftFaults"], None]]) -> None:
-        delay_ms = int(self._rng.expovariate(kind[0]) * 1_000) + 1
-        self._world.clock.later(delay_ms, self._strike, kind)
-
-    def _strike(self, kind: tuple[float, Callable[["RaftFaults"], None]]) -> None:
-        if self._world.troubled:
-            if not self.quiet:
-                self._world.faults += 1
-                kind[1](self)
-            self._next(kind)
-
-    def _tell(self, text: str) -> None:
-        self._world.tell(f"fault: {text}")
 
     def _some_host(self) -> Host:
         """Anybody; the leader as often as all others together, since there most is at stake."""
