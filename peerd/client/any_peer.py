@@ -11,7 +11,14 @@ from typing import TypeVar
 import grpc.aio
 
 from peerd.client.directory import ClientChannels, Directory
-from peerd.client.errors import OutcomeUnknown, PeerdError, Unavailable, error_of_call
+from peerd.client.errors import (
+    OutcomeUnknown,
+    PeerdError,
+    Unavailable,
+    UnknownLog,
+    error_of_call,
+)
+from peerd.client.known_logs import KnownLogs
 from peerd.client.las import TRY_TIMEOUT_S
 from peerd.client.options import RETRY_STEP_S
 from peerd.v1 import log_pb2_grpc
@@ -30,6 +37,7 @@ class AnyPeer:
         self,
         directory: Directory,
         channels: ClientChannels,
+        known_logs: KnownLogs,
         timeout_s: float,
         check_open: Callable[[], None],
     ) -> None:
@@ -38,17 +46,20 @@ class AnyPeer:
         """
         self._directory = directory
         self._channels = channels
+        self._known_logs = known_logs
         self._timeout_s = timeout_s
         self._check_open = check_open
 
-    async def ask(self, what: str, call: Call[Answer]) -> Answer:
-        """The answer of the first peer that gives one. `what` names the call in errors.
+    async def ask(self, log: str, what: str, call: Call[Answer]) -> Answer:
+        """The answer of the first peer that gives one about `log`. `what` names the call in errors.
 
         Raises:
+            UnknownLog: there is no such log.
             PeerdError: the refusal of a peer, unless another one may answer; the last one when
                 nobody answered in time.
         """
         deadline = time.monotonic() + self._timeout_s
+        await self._known_logs.require(log)
         last: PeerdError = Unavailable("no peer is up: check the cluster (`peerctl status`)")
         while (left_s := deadline - time.monotonic()) > 0:
             self._check_open()
@@ -58,7 +69,10 @@ class AnyPeer:
                     return await call(stub, min(left_s, TRY_TIMEOUT_S))
                 except grpc.aio.AioRpcError as error:
                     last = error_of_call(error, f"{what} at {address}")
-                    if not isinstance(last, _PASSING):
+                    if isinstance(last, UnknownLog):
+                        # The map here has it, so that peer's map lags, or the one here does.
+                        await self._known_logs.exists(log)
+                    elif not isinstance(last, _PASSING):
                         raise last from error
             await asyncio.sleep(RETRY_STEP_S)
         raise last

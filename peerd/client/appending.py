@@ -12,7 +12,6 @@ Invariants:
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,12 @@ from peerd.client.errors import (
     InvalidRequest,
     KeysSpanShards,
     QueueFull,
-    Unavailable,
     UnknownLog,
     UnknownShard,
     tell_taken,
 )
-from peerd.client.options import RETRY_STEP_S, ProducerOptions
+from peerd.client.known_logs import KnownLogs
+from peerd.client.options import ProducerOptions
 from peerd.client.payload import serialize_record
 from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
 from peerd.client.streams import Streams
@@ -103,7 +102,7 @@ class AppendServices:
     streams: Streams
     room: Room
     statistics: PipelineStatistics
-    call_timeout_s: float
+    known_logs: KnownLogs
 
 
 class Where(NamedTuple):
@@ -151,13 +150,13 @@ class Appender:
     ) -> list[Receipt]:
         """Appends records, each for itself; see `Client.append_many`."""
         futures: list[asyncio.Future[Receipt]] = []
-        await self._known(log)
+        await self._require(log)
         try:
             for given in records:
                 record = NewRecord(value=given) if isinstance(given, bytes) else given
                 serialized = [serialize_record(record)]
                 size = entry_size(serialized)
-                await self._admitted(log, size)
+                await self._until_fits(size)
                 futures.append(self._add(log, [record], serialized, size, where).future)
         finally:
             ended = await asyncio.gather(*futures, return_exceptions=True)
@@ -179,10 +178,17 @@ class Appender:
 
     async def _admitted(self, log: str, size: int) -> None:
         """Returns when `log` is known and `size` bytes fit; mostly that is at once."""
-        if not self._services.directory.cache.shards_of(log):
-            await self._known(log)
+        if not self._services.known_logs.has(log):
+            await self._require(log)
+        await self._until_fits(size)
+
+    async def _until_fits(self, size: int) -> None:
         if not self._services.room.fits(size):
             await self._services.room.wait_for(size)
+
+    async def _require(self, log: str) -> None:
+        self._check_open()
+        await self._services.known_logs.require(log)
 
     def _add(
         self,
@@ -322,23 +328,3 @@ class Appender:
     def _check_open(self) -> None:
         if self._ended is not None:
             raise ClientClosed(self._ended, taken="no")
-
-    async def _known(self, log: str) -> None:
-        """Asks for the map if the log is not on it: it may be younger than the map here.
-
-        Raises:
-            Unavailable: nobody gave the map in time.
-        """
-        self._check_open()
-        if self._services.directory.cache.shards_of(log):
-            return
-        deadline = time.monotonic() + self._services.call_timeout_s
-        while not await asyncio.shield(self._services.directory.refresh()):
-            self._check_open()
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"log {log!r} is not on this client's map, and nobody gives a newer one: "
-                    "check the cluster (`peerctl status`)",
-                    taken="no",
-                )
-            await asyncio.sleep(RETRY_STEP_S)

@@ -18,6 +18,7 @@ from peerd.client.appending import Appender, AppendServices, Room, Where
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
 from peerd.client.errors import ClientClosed
+from peerd.client.known_logs import KnownLogs
 from peerd.client.las import LasCalls
 from peerd.client.options import TICK_S, ClientOptions, ProducerOptions
 from peerd.client.pipeline import PipelineStatistics
@@ -56,12 +57,17 @@ class Client:
         self._channels = make_channels(how)
         self._directory = Directory(how, self._channels)
         self._streams = Streams(self._channels)
+        self.las = LasCalls(how, self._channels, options.call_timeout_s)
+        """Everything that only the LAS can answer: status, forecasts, drains."""
+        self._known_logs = KnownLogs(
+            self._directory, self.las, options.call_timeout_s, self._check_open
+        )
         self._services = AppendServices(
             directory=self._directory,
             streams=self._streams,
             room=Room(options.queue_bytes_max),
             statistics=PipelineStatistics(),
-            call_timeout_s=options.call_timeout_s,
+            known_logs=self._known_logs,
         )
         self._appender = Appender(self._services, options)
         # Its own, and those of the producers that are open.
@@ -70,12 +76,14 @@ class Client:
         self._unsubscribe = self._directory.cache.subscribe(self._map_changed)
         self._closed = False
         self._any_peer = AnyPeer(
-            self._directory, self._channels, options.call_timeout_s, self._check_open
+            self._directory,
+            self._channels,
+            self._known_logs,
+            options.call_timeout_s,
+            self._check_open,
         )
         self.positions = Positions(self._any_peer)
         """Where named consumers go on reading; kept by the cluster."""
-        self.las = LasCalls(how, self._channels, options.call_timeout_s)
-        """Everything that only the LAS can answer: status, forecasts, drains."""
 
     async def __aenter__(self) -> Self:
         """Gets the map.
@@ -284,6 +292,7 @@ class Client:
         return RecordStream(
             self._directory,
             self._channels,
+            self._known_logs,
             log=log,
             shard=shard,
             start=start,
@@ -315,6 +324,7 @@ class Client:
             else log_pb2.TAIL_CONSISTENCY_UNSPECIFIED,
         )
         response = await self._any_peer.ask(
+            log,
             f"the tail of {log!r}",
             lambda stub, timeout_s: stub.GetTail(request, timeout=timeout_s),
         )

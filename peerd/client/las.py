@@ -46,6 +46,8 @@ class LasCalls:
         # A LAS node may be among the addresses that the client was given.
         self._addresses = list(dict.fromkeys(access.las or access.addresses))
         self._leader = self._addresses[0]
+        self.is_configured = bool(access.las)
+        """Whether addresses of LAS nodes were given; else they are looked for among the others."""
 
     # -------------------------------------------------------------------------- logs
 

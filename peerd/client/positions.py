@@ -51,6 +51,7 @@ class Positions:
         )
         request.position.offsets.update(position.offsets)
         await self._peers.ask(
+            log,
             f"the position of {consumer!r} in {log!r}",
             lambda stub, timeout_s: stub.CommitPosition(request, timeout=timeout_s),
         )
@@ -64,6 +65,7 @@ class Positions:
         """
         request = log_pb2.GetPositionRequest(log=log, consumer=consumer)
         response = await self._peers.ask(
+            log,
             f"the position of {consumer!r} in {log!r}",
             lambda stub, timeout_s: stub.GetPosition(request, timeout=timeout_s),
         )

@@ -22,8 +22,10 @@ from peerd.client.errors import (
     PeerdError,
     RecordsMissing,
     Unavailable,
+    UnknownLog,
     error_of_call,
 )
+from peerd.client.known_logs import KnownLogs
 from peerd.client.options import READ_RETRY_S, RETRY_STEP_S, SLOW_RETRY_STEP_S
 from peerd.client.payload import records_of
 from peerd.client.positions import KeptPosition
@@ -48,6 +50,7 @@ class RecordStream:
         self,
         directory: Directory,
         channels: ClientChannels,
+        known_logs: KnownLogs,
         *,
         log: str,
         shard: int | None,
@@ -59,6 +62,7 @@ class RecordStream:
         """`kept` is of the consumer that reads, if it has a name."""
         self._directory = directory
         self._channels = channels
+        self._known_logs = known_logs
         self._log = log
         self._shard = shard
         self._follow = follow
@@ -168,6 +172,8 @@ class RecordStream:
 
     async def _receive(self) -> None:
         """Gets the next message, from another peer if need be; notes the end."""
+        if self._next is None:
+            await self._known_logs.require(self._log)
         if not self._is_loaded and self._kept is not None:
             committed = await self._kept.load()
             self._is_loaded = True
@@ -233,7 +239,13 @@ class RecordStream:
         if self._trouble_began_s is None or now_s - self._failed_s > READ_RETRY_S:
             self._trouble_began_s = now_s
         self._failed_s = now_s
-        if not isinstance(error, _PASSING) or now_s - self._trouble_began_s > READ_RETRY_S:
+        if isinstance(error, UnknownLog):
+            # The map here has it, so the peer's map lags, or the one here does.
+            await self._known_logs.exists(self._log)
+        elif not isinstance(error, _PASSING):
+            self._ended = True
+            raise error
+        if now_s - self._trouble_began_s > READ_RETRY_S:
             self._ended = True
             raise error
         self._turn += 1

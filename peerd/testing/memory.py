@@ -14,7 +14,7 @@ what must hold when machines die is tested against the real parts.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, Self
 
@@ -283,6 +283,9 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
     def __init__(self, cluster: "MemoryCluster") -> None:
         self._cluster = cluster
         self.refuse_next: deque[Refused] = deque()
+        self.descriptions = 0
+        """How often a log was asked about."""
+        self.described = asyncio.Event()
 
     async def CreateLog(
         self,
@@ -322,6 +325,8 @@ class MemoryLas(log_admin_pb2_grpc.LogAdminServiceServicer):
         context: Context,  # noqa: ARG002 - as the contract has it
     ) -> log_admin_pb2.DescribeLogResponse:
         """See the proto."""
+        self.descriptions += 1
+        self.described.set()
         log = self._cluster.logs.get(request.name)
         if log is None:
             raise Refused(refusal(Reason.UNKNOWN_LOG, f"there is no log {request.name!r}"))
@@ -459,7 +464,7 @@ class MemoryCluster:
 
     # -------------------------------------------------------------------------- what happens
 
-    def create_log(self, name: str, *, shards: int = 1) -> LogEntry:
+    def create_log(self, name: str, *, shards: int = 1, publish: bool = True) -> LogEntry:
         """Creates a log; shard i of it is led by peer 1 + i modulo the number of peers."""
         ids = [ShardId(len(self.shards) + 1 + index) for index in range(shards)]
         for index, shard in enumerate(ids):
@@ -476,7 +481,8 @@ class MemoryCluster:
             self.hosts[primary].primary_of.add(shard)
         log = LogEntry(name=name, copies=len(self._names), acks=ACKS, shards=tuple(ids))
         self.logs[name] = log
-        self.publish()
+        if publish:
+            self.publish()
         return log
 
     def hand_over(self, shard: int, peer: str, *, publish: bool = True) -> None:
@@ -558,8 +564,12 @@ class MemoryCluster:
         self.nodes[name] = replace(self.nodes[name], up=False)
         await self._servers.pop(name).stop(None)
 
-    def publish(self) -> None:
-        """Tells everybody the map as it is."""
+    async def stop_las(self) -> None:
+        """Ends the LAS's server at once."""
+        await self._servers.pop("las").stop(None)
+
+    def publish(self, *, to: Collection[str] | None = None) -> None:
+        """Tells everybody the map as it is, or only those named: peers, and "las"."""
         self._version += 1
         update = shard_map_pb2.MapUpdate(
             cluster_id=CLUSTER,
@@ -569,8 +579,10 @@ class MemoryCluster:
             logs=[map_codec.encode_log(log) for log in self.logs.values()],
             shards=[map_codec.encode_shard(known.entry) for known in self.shards.values()],
         )
-        for cache in (self._las_cache, *(host.cache for host in self.hosts.values())):
-            cache.apply(update)
+        caches = {"las": self._las_cache}
+        caches.update({name: host.cache for name, host in self.hosts.items()})
+        for name in caches if to is None else to:
+            caches[name].apply(update)
 
     def _plan(self, primary: NodeName) -> Plan:
         hosts = self.hosts
