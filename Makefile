@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench soak demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -96,6 +96,9 @@ lint: setup  ## ruff, mypy, import layers, buf on the protos, spelling
 format: setup  ## rewrite the sources in the project's form
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+soak: setup  ## a steady load with a stopped shadow and a stuck reader: does anything grow? MINUTES=10 RATE=20
+	@$(BIN)/python -m tests.bench.bench_soak --minutes $(or $(MINUTES),10) --mb-per-s $(or $(RATE),20)
 
 bench: setup  ## measure the project's bars; ONLY=one,many QUICK=1 ARGS="--rounds 9"
 	@$(BIN)/python -m tests.bench.table $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
