@@ -19,7 +19,7 @@ from las.core.index import FleetIndex, indexed
 from las.core.placement import FleetView, Health, Limits, Placement, Wish
 from las.core.recovery import Recovered
 from las.core.state import LOG_SHARDS_MAX, ClusterState, Log, NodeState, ShardEntry
-from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ReplicaId, ShardId, Tick
+from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ReplicaId, ShardId
 from peerd.core.shard_map import Plan, Segment
 
 # limit: nodes among which the shards of one new log are spread; its creation must fit one command.
@@ -551,7 +551,6 @@ def is_expendable(state: ClusterState, node: NodeName, index: FleetIndex | None 
     """Shielded, and each sealed segment that it holds has `copies` other healthy holders."""
     if not is_shielded(state, node, index):
         return False
-    placement = _Round(state, FleetView(now=Tick(0)), Limits(), index).placement
     for shard in state.shards if index is None else index.shards_of(node):
         entry = state.shards[shard].shard
         copies = state.logs[entry.log].copies
@@ -559,9 +558,7 @@ def is_expendable(state: ClusterState, node: NodeName, index: FleetIndex | None 
             if not any(holder.peer == node for holder in segment.holders):
                 continue
             others = [
-                each
-                for each in segment.holders
-                if each.peer != node and placement.health(each) is Health.HEALTHY
+                each for each in segment.holders if each.peer != node and state.is_healthy(each)
             ]
             if len(others) < copies:
                 return False

@@ -7,11 +7,13 @@ group take the same `members` and `policy`. Must not: interpret a setting, which
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from las.core.judgement import Rules
 from peerd.pki import Identity, IdentityError, Role, check_name
 from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
 from peerd.settings import Address, ConfigError, Section, load, reference
@@ -22,6 +24,7 @@ __all__ = ["ConfigError", "LasConfig", "load_config", "verify_identity"]
 
 ENVIRONMENT_PREFIX = "LAS"
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 # A group of two would stop with either of its nodes; more than five only slow each other down.
 GROUP_SIZES = (1, 3, 5)
 
@@ -36,25 +39,66 @@ class Policy(Section):
         default=0.8,
         gt=0.0,
         le=1.0,
-        description="Probability of failing within 10 minutes from which a node is at risk",
+        description="Probability of failing within `horizon_s` from which a node is at risk",
+    )
+    horizon_s: Literal[600, 3_600] = Field(
+        default=600, description="Horizon whose probability is compared with `threshold`"
     )
     consecutive: int = Field(
         default=2,
         ge=1,
         le=60,
-        description="Forecasts in a row that must reach `threshold` before anything is moved",
+        description="Forecasts in a row that must hold before anything is moved",
     )
-    off_threshold: float = Field(
-        default=0.4,
+    off_share: float = Field(
+        default=0.5,
         ge=0.0,
         lt=1.0,
-        description="Probability below which a node at risk begins to count as recovered",
+        description="Share of its line below which a node at risk begins to count as recovered",
     )
     off_after_s: int = Field(
         default=900,
         ge=0,
         le=86_400,
-        description="Time that it has to stay below `off_threshold` to be no longer at risk",
+        description="Time that it has to stay below that to be no longer at risk",
+    )
+    pause_cost_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        le=1024 * GIB,
+        description="What the unforeseen pause of one shard is worth, in bytes of copying. At "
+        "horizons beyond an hour a node is at risk when the probability of its failure × its cost "
+        "(this for each shard that it leads, and `exposure_cost` × what it stores) reaches the "
+        "cost of protecting it (`shadow_cost_bytes` for each vote, and what it stores)",
+    )
+    exposure_cost: float = Field(
+        default=4.0,
+        ge=0.0,
+        le=1e6,
+        description="What it is worth that a byte is never on fewer copies than promised, in times "
+        "that it could be copied. With 1 or less what is stored never makes protection pay",
+    )
+    shadow_cost_bytes: int = Field(
+        default=8 * MIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Cost of one planned change of a shard, in bytes of copying",
+    )
+    slow_factor: float = Field(
+        default=20.0,
+        ge=2.0,
+        le=10_000.0,
+        description="Storage latency (p99), as a multiple of the node's own past, from which it is "
+        "at risk for that alone",
+    )
+    slow_latency_ms: float = Field(
+        default=200.0,
+        ge=1.0,
+        le=600_000.0,
+        description="Storage latency (p99) below which no node counts as slow",
+    )
+    slow_consecutive: int = Field(
+        default=10, ge=1, le=3_600, description="Forecasts in a row in which it must be so slow"
     )
     at_risk_action: Literal["hand_over", "mirror"] = Field(
         default="hand_over",
@@ -66,8 +110,30 @@ class Policy(Section):
         gt=0.0,
         le=1.0,
         description="Share of the fleet that may be at risk at once, but at least one node; the "
-        "riskiest go first. If more than half of it seems to fail the forecast is not believed: "
-        "the map is kept and status says so",
+        "riskiest go first",
+    )
+    shadows_max: int = Field(
+        default=4_096,
+        ge=1,
+        le=1_000_000,
+        description="Votes that may be kept elsewhere for nodes at risk at once; one node may "
+        "always be at risk",
+    )
+    copy_bytes_per_s: int = Field(
+        default=800 * MIB,
+        ge=64 * 1024,
+        description="Copying that the whole fleet can bear: a node is not protected for its cost "
+        "alone if what is to be copied would take longer than the horizon that decided",
+    )
+    breaker_share: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="Share of the fleet above which the forecast is not believed if so many nodes "
+        "seem to fail, at once or within `breaker_window_s`: the map is kept and status says so",
+    )
+    breaker_window_s: int = Field(
+        default=900, ge=1, le=86_400, description="Time over which nodes that cried are counted"
     )
     heartbeat_ms: int = Field(
         default=500, ge=50, le=60_000, description="Time between two heartbeats of a peer"
@@ -96,6 +162,14 @@ class Policy(Section):
         ge=64 * 1024,
         description="Bytes a second of background copying that one node may be given",
     )
+
+    def rules(self) -> Rules:
+        """The numbers of the judgement."""
+        named = {each.name for each in fields(Rules)}
+        given = self.model_dump(include=named)
+        given["off_after_ms"] = self.off_after_s * 1_000
+        given["breaker_window_ms"] = self.breaker_window_s * 1_000
+        return Rules(**given)
 
 
 class LasConfig(Endpoint):
@@ -165,8 +239,6 @@ def _mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
     if 0 < config.flight_recorder_bytes < RING_BYTES_MIN:
         yield "flight_recorder_bytes", f"must be 0 (off) or at least {RING_BYTES_MIN}"
     policy = config.policy
-    if policy.off_threshold >= policy.threshold:
-        yield "policy.off_threshold", f"must be below policy.threshold ({policy.threshold})"
     if policy.lease_ms < 3 * policy.heartbeat_ms:
         yield "policy.lease_ms", f"must be at least three heartbeats ({3 * policy.heartbeat_ms})"
 

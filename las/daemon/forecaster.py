@@ -12,22 +12,25 @@ Bounds: one run at a time; reasons for at most `EXPLAINED_MAX` nodes a run.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from las.core import planner
 from las.core.commands import SetAtRisk
+from las.core.index import FleetIndex
+from las.core.judgement import Judge, Outlook, Stake, Verdict
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.group import Group
-from las.daemon.judgement import Judge, Outlook, Verdict
 from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
 from las.forecast.contract import HORIZONS_S, ModelRefused
-from las.forecast.heuristic import RULE_WINDOW, HeuristicForecaster
+from las.forecast.heuristic import RULE_METRIC, RULE_WINDOW, HeuristicForecaster
 from las.forecast.load import load_forecaster
+from las.forecast.past import slowdowns
 from las.forecast.window import FleetFull, FleetWindows
 from las.v1 import fleet_pb2
 from peerd.core.ids import NodeName
@@ -52,7 +55,21 @@ class NodeOutlook:
     probabilities: tuple[float, ...]
     known: bool
     input_age_ms: int
+    calibrated: bool = True
+    slowdown: float = 0.0
+    latency_ms: float = 0.0
     reasons: tuple[Reason, ...] = ()
+
+    @property
+    def judged(self) -> Outlook:
+        """As the judgement takes it."""
+        return Outlook(
+            horizons=tuple(zip(HORIZONS_S, self.probabilities, strict=True)),
+            known=self.known,
+            calibrated=self.calibrated,
+            slowdown=self.slowdown,
+            latency_ms=self.latency_ms,
+        )
 
     @property
     def p_10_min(self) -> float:
@@ -142,15 +159,24 @@ class Model:
 class FleetForecaster:
     """The forecast of one term. Used on the event loop."""
 
-    def __init__(self, group: Group, policy: Policy, model: Model) -> None:
+    def __init__(
+        self,
+        group: Group,
+        policy: Policy,
+        model: Model,
+        stored_bytes: Callable[[NodeName], int] = lambda _: 0,
+    ) -> None:
+        """`stored_bytes` tells how much a node stores, as far as it is known."""
         self._group = group
         self._policy = policy
         self.model = model
-        self._judge = Judge(policy)
+        self._stored_bytes = stored_bytes
+        self.judge = Judge(policy.rules())
         self._windows = FleetWindows(model.window)
         self._unreadable: set[NodeName] = set()
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
+        self._distrusted = False
         self.decisions = Counter({"at_risk": 0, "recovered": 0})
 
     @property
@@ -203,20 +229,29 @@ class FleetForecaster:
         """One evaluation, and what follows from it."""
         snapshot = self._windows.snapshot(now_ms=now_ms)
         ages_ms = snapshot.age_ms
-        forecast, reasons = await self.model.judge(snapshot.windows.copy())
-        state = self._group.state
+        windows = snapshot.windows.copy()
+        forecast, reasons = await self.model.judge(windows)
+        latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
+        slower, latency_ms = await asyncio.to_thread(slowdowns, latencies)
+        state, index = self._group.indexed()
         nodes = {
             NodeName(name): NodeOutlook(
                 node=NodeName(name),
                 probabilities=tuple(forecast.probabilities[row].tolist()),
                 known=bool(forecast.known[row]),
                 input_age_ms=int(ages_ms[row]),
+                calibrated=forecast.calibrated,
+                slowdown=float(slower[row]),
+                latency_ms=float(latency_ms[row]),
                 reasons=reasons.get(row, ()),
             )
             for row, name in enumerate(snapshot.nodes)
             if is_up(state, NodeName(name))  # of the dead nothing is to be foreseen
         }
-        verdict = self._judge.judge(_judged(state, nodes), _at_risk(state), now_ms)
+        stakes = {name: self._stake(state, index, name) for name in nodes}
+        verdict = self.judge.judge(
+            _judged(state, nodes), at_risk_nodes(state), now_ms, stakes=stakes
+        )
         self.latest = Evaluation(
             number=self.latest.number + 1,
             timestamp_ms=int(time.time() * 1000),
@@ -228,13 +263,24 @@ class FleetForecaster:
         event.set()
         await self._carry_out(verdict)
 
+    def _stake(self, state: ClusterState, index: FleetIndex, name: NodeName) -> Stake:
+        stored = self._stored_bytes(name)
+        spared = state.nodes[name].at_risk and planner.is_expendable(state, name, index)
+        return Stake(
+            led=index.leading[name],
+            voting=index.voting[name],
+            stored_bytes=stored,
+            copy_bytes=0 if spared else stored,
+        )
+
     async def _carry_out(self, verdict: Verdict) -> None:
-        if verdict.crying:
-            _log.error("not believed", crying=verdict.crying)
+        if verdict.distrust and not self._distrusted:
+            _log.error("not believed", why=verdict.distrust, crying=verdict.crying)
+        self._distrusted = bool(verdict.distrust)
         changes = [(node, True) for node in verdict.begin] + [(node, False) for node in verdict.end]
         for node, at_risk in changes:
             judgement = "at_risk" if at_risk else "recovered"
-            _log.warning(judgement, node=node, why=self.words(node))
+            _log.warning(judgement, node=node, why=verdict.why[node], seen=self.words(node))
             try:
                 await self._group.submit(SetAtRisk(node=node, at_risk=at_risk))
             except Refused as refused:
@@ -251,13 +297,9 @@ class FleetForecaster:
 
 def _judged(state: ClusterState, nodes: Mapping[NodeName, NodeOutlook]) -> dict[NodeName, Outlook]:
     """Outlooks of all nodes that are up; one without samples is not known."""
-    unknown = Outlook(probability=0.0, known=False)
+    unknown = Outlook(known=False)
     return {
-        name: (
-            Outlook(probability=nodes[name].p_10_min, known=nodes[name].known)
-            if name in nodes
-            else unknown
-        )
+        name: nodes[name].judged if name in nodes else unknown
         for name, node in state.nodes.items()
         if node.state is NodeState.UP
     }
@@ -269,5 +311,6 @@ def is_up(state: ClusterState, name: NodeName) -> bool:
     return node is not None and node.state is NodeState.UP
 
 
-def _at_risk(state: ClusterState) -> frozenset[NodeName]:
+def at_risk_nodes(state: ClusterState) -> frozenset[NodeName]:
+    """Nodes with the committed flag."""
     return frozenset(name for name, node in state.nodes.items() if node.at_risk)

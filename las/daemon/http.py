@@ -92,8 +92,8 @@ def _fleet(term: Term) -> Iterator[Metric]:
         ),
         las_forecast_evaluations=("Evaluations since this node leads", latest.number),
         las_forecast_breaker_open=(
-            "1 while so many nodes seem to fail that none is moved",
-            int(bool(latest.verdict.crying)),
+            "1 while the forecast is not believed and no node is moved for it",
+            int(bool(latest.verdict.distrust)),
         ),
         las_forecast_held_back=(
             "Nodes that would be at risk if the budget were larger",

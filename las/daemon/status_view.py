@@ -325,11 +325,11 @@ def _damaged(name: NodeName, term: Term | None) -> int:
 
 def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> Iterator[str]:
     verdict = term.forecaster.latest.verdict if term is not None else None
-    if verdict is not None and verdict.crying:
+    if verdict is not None and verdict.distrust:
+        who = f" ({_names(verdict.crying)})" if verdict.crying else ""
         yield (
-            f"the forecast says that {len(verdict.crying)} of {len(state.nodes)} nodes fail within "
-            f"10 minutes ({_names(verdict.crying)}): not believed, nothing is moved; look for what "
-            "they have in common"
+            f"the forecast is not believed: {verdict.distrust}{who}; nothing is moved for it; look "
+            "for what these nodes have in common, and at the model"
         )
     for name in sorted(state.nodes):
         node = state.nodes[name]
@@ -344,9 +344,10 @@ def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> 
             what = "its shards are being moved"
         yield f"{name} is at risk{f', {words}' if words else ''}: {what}"
     if verdict is not None and verdict.held_back:
+        first = verdict.held_back[0]
         yield (
-            f"{_names(verdict.held_back)} would be at risk, too, but the budget is spent: see "
-            "policy.at_risk_share_max"
+            f"{_names(verdict.held_back)} would be at risk, too, but a budget is spent; {first}: "
+            f"{verdict.why[first]}"
         )
 
 

@@ -49,12 +49,12 @@ class Term:
         self, number: int, group: Group, policy: Policy, model: Model, peers: Peers
     ) -> None:
         self.number = number
-        self.forecaster = FleetForecaster(group, policy, model)
         self.limits = Limits(
             repair_delay_ms=policy.repair_delay_s * 1000,
             mirror=policy.at_risk_action == "mirror",
         )
         self.vitals = Vitals(now_ms())
+        self.forecaster = FleetForecaster(group, policy, model, self.vitals.stored_bytes)
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()
         self._group = group

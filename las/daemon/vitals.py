@@ -51,6 +51,11 @@ class Vitals:
         """The last heartbeat; None if there was none in this term."""
         return self._heard.get(node)
 
+    def stored_bytes(self, node: NodeName) -> int:
+        """What a node stored at its last heartbeat; 0 if there was none in this term."""
+        heard = self._heard.get(node)
+        return 0 if heard is None else heard.stored_bytes
+
     def silent_ms(self, node: NodeName, now_ms: int) -> int:
         """Time since the last heartbeat, or since the election if there was none."""
         heard = self._heard.get(node)

@@ -41,6 +41,30 @@ def now(series: Series) -> float:
     return float(np.median(seen[-_NOW_SAMPLES:])) if len(seen) else math.nan
 
 
+def slowdowns(series: Series) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """How far each node's level is above its own past, and the level: [nodes] of [nodes, window].
+
+    Both are 0 where too little was seen.
+    """
+    old, recent = series[:, :-RECENT_SAMPLES], series[:, -_NOW_SAMPLES:]
+    enough = np.isfinite(old).sum(axis=1) >= RECENT_SAMPLES
+    enough &= np.isfinite(recent).any(axis=1)
+    factor = np.zeros(len(series), dtype=np.float32)
+    level = np.zeros(len(series), dtype=np.float32)
+    level[enough] = _medians(recent[enough])
+    past = _medians(old[enough])
+    factor[enough] = np.where(past > 0.0, level[enough] / np.where(past > 0.0, past, 1.0), 0.0)
+    return factor, level
+
+
+def _medians(rows: Series) -> Series:
+    """Medians of what is not NaN, along rows that each have something."""
+    ordered = np.sort(rows, axis=1)  # NaN last
+    seen = np.isfinite(ordered).sum(axis=1)
+    at = np.arange(len(rows))
+    return (ordered[at, (seen - 1) // 2] + ordered[at, seen // 2]) / 2  # type: ignore[no-any-return]
+
+
 def as_before(series: Series) -> Series:
     """The same series, had its recent samples stayed at the level of the own past."""
     calm = series.copy()

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from las.v1 import fleet_pb2, forecast_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
@@ -26,8 +27,22 @@ from peerd.cli.output import (
 )
 from peerd.client.blocking import Client
 
+
+class _Targets(TyperGroup):
+    """`explain peer-3` and `explain orders/3` without the word that says what it is."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["shard" if "/" in args[0] else "node", *args]
+        return super().resolve_command(ctx, args)
+
+
 shard_app = typer.Typer(help="Shards: hand them over.", no_args_is_help=True)
-explain_app = typer.Typer(help="Why the LAS decided what it decided.", no_args_is_help=True)
+explain_app = typer.Typer(
+    cls=_Targets,
+    help="Why the LAS decided what it decided: `explain NODE` or `explain LOG/SHARD`.",
+    no_args_is_help=True,
+)
 
 
 def status(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
@@ -126,11 +141,36 @@ def explain_node(
             print_json(as_dict(answer))
             return
         _print_forecasts([answer.forecast])
+        for line in answer.judgement:
+            typer.echo(f"judged    {line}")
+        _print_plan(answer)
         for event in answer.events:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.timestamp_ms / 1000))
             typer.echo(f"{at}  {event.kind:<11} {event.text}")
         if not answer.events:
             typer.echo("nothing has happened to it")
+
+
+@explain_app.command("shard")
+def explain_shard(
+    shard: Annotated[str, typer.Argument(help="LOG/SHARD, e.g. orders/3.")],
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Why a shard is where it is, who else was considered, and what would be done now."""
+    with connected(config) as client:
+        answer = client.las.explain(shard=shard_number(client, shard))
+        if output is Format.JSON:
+            print_json(as_dict(answer))
+        else:
+            _print_plan(answer)
+
+
+def _print_plan(answer: forecast_pb2.ExplainResponse) -> None:
+    for line in answer.facts:
+        typer.echo(f"seen      {line}")
+    for action in answer.actions:
+        typer.echo(f"{action.kind:<9} {action.log}/{action.shard}: {action.why}")
 
 
 # ---------------------------------------------------------------------------------- shards

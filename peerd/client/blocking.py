@@ -183,9 +183,9 @@ class BlockingLas:
         """The newest forecast of a node, or of all."""
         return self._thread.run(self._las.forecasts(node))
 
-    def explain(self, node: str) -> forecast_pb2.ExplainResponse:
-        """What was seen of a node, and what was decided why."""
-        return self._thread.run(self._las.explain(node))
+    def explain(self, node: str = "", *, shard: int = 0) -> forecast_pb2.ExplainResponse:
+        """What was seen of a node or a shard, and what was decided why."""
+        return self._thread.run(self._las.explain(node, shard=shard))
 
     def watch_forecasts(self) -> Iterator[forecast_pb2.WatchForecastResponse]:
         """Forecasts as they are made; see `peerd.client.las.LasCalls.watch_forecasts`."""

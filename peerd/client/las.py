@@ -248,14 +248,14 @@ class LasCalls:
         )
         return response.forecasts
 
-    async def explain(self, node: str) -> forecast_pb2.ExplainResponse:
-        """What was seen of a node, and what was decided why."""
-        request = forecast_pb2.ExplainRequest(node=node)
+    async def explain(self, node: str = "", *, shard: int = 0) -> forecast_pb2.ExplainResponse:
+        """What was seen of a node or a shard, and what was decided why."""
+        request = forecast_pb2.ExplainRequest(node=node, shard=shard)
         return await self.call(
             lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(channel).Explain(
                 request, timeout=timeout_s
             ),
-            f"explaining {node}",
+            f"explaining {node or f'shard {shard}'}",
         )
 
     async def watch_forecasts(self) -> AsyncGenerator[forecast_pb2.WatchForecastResponse, None]:

@@ -246,6 +246,8 @@ def test_nodes_and_forecasts_have_a_row_each(peerctl):
     )
     explained = json.loads(peerctl("explain", "node", "peer-1", "-o", "json"))
     assert explained["forecast"]["node"] == "peer-1"
+    assert json.loads(peerctl("explain", "peer-1", "-o", "json"))["facts"][0] == "it is healthy"
+    assert "seen      it is healthy" in peerctl("explain", "peer-1").splitlines()
 
 
 def test_a_forecast_that_is_not_known_shows_no_probability(capsys):
@@ -264,6 +266,14 @@ def test_a_switch_names_the_new_epoch(peerctl, log):
     said = json.loads(peerctl("shard", "switch", f"{log}/{shard['shard']}", target, "-o", "json"))
     assert said["node"] == target
     assert said["epoch"] > shard["open"]["epoch"]
+
+
+def test_a_shard_is_explained(peerctl, log):
+    shard = json.loads(peerctl("log", "describe", log, "-o", "json"))["shards"][0]
+    lines = peerctl("explain", f"{log}/{shard['shard']}").splitlines()
+    assert lines == peerctl("explain", "shard", f"{log}/{shard['shard']}").splitlines()
+    assert any(f"{shard['open']['primary']} leads" in line for line in lines)
+    assert any("could vote beside them" in line for line in lines)
 
 
 def test_what_a_stop_would_cost(cluster, log, monkeypatch):
@@ -299,6 +309,8 @@ def test_what_a_stop_would_cost(cluster, log, monkeypatch):
         (("append", "x", "v", "--file", "f"), 2, "not both"),
         (("shard", "switch", "orders", "peer-1"), 2, "write LOG/SHARD"),
         (("explain", "node", "peer-9"), 1, "peer-9"),
+        (("explain", "peer-9"), 1, "peer-9"),
+        (("explain", "nothing/1"), 1, "there is no log 'nothing'"),
         (("node", "drain", "peer-9"), 1, "peer-9"),
         (("node", "remove", "peer-9"), 1, "no node is called peer-9"),
         (("node", "remove", "peer-1"), 1, "peer-1 is up"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from las.forecast.past import as_before, in_words, now, own_past
+from las.forecast.past import as_before, in_words, now, own_past, slowdowns
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 
@@ -44,3 +44,16 @@ def test_as_before_keeps_the_past_and_the_gaps():
     assert np.isnan(calm[-2])
     assert np.nanmax(calm) == 2.0
     assert np.nanmax(values) == 90.0
+
+
+def test_slowdowns_of_a_fleet_are_those_of_each_node():
+    missing, sparse = series(2.0, 62.0), series(2.0, 62.0)
+    missing[:] = np.nan
+    sparse[5:-5] = np.nan  # five samples are no past
+    holes = series(2.0, 62.0)
+    holes[::2] = np.nan
+    factor, level = slowdowns(
+        np.stack([series(2.0, 62.0), missing, sparse, holes, series(0.0, 9.0)])
+    )
+    assert factor.tolist() == [31.0, 0.0, 0.0, 31.0, 0.0]
+    assert level.tolist() == [62.0, 0.0, 0.0, 62.0, 9.0]

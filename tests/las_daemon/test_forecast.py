@@ -48,6 +48,9 @@ async def test_a_sick_node_is_at_risk_left_and_explained(las):
     assert found.horizons[0].probability > 0.8
     assert "×45" in found.reasons[0].text
     story = await explain(las, "peer-1")
+    assert "p(10 min) 0.85 against policy.threshold 0.8" in story.judgement
+    assert any(line.startswith("at risk: not below half") for line in story.judgement)
+    assert story.facts[0] == "it is at risk"
     assert story.events[0].kind == "at_risk"
     assert "p(10 min) 0.85" in story.events[0].text
     assert "×45" in story.events[0].text
@@ -118,8 +121,24 @@ async def test_each_evaluation_is_watched(las):
 async def test_refusals(las):
     assert (await refused(forecast(las, "nobody")))[0] == "UNKNOWN_NODE"
     assert (await refused(explain(las, "nobody")))[0] == "UNKNOWN_NODE"
+    both = pb.ExplainRequest(node="peer-1", shard=1)
+    for request, reason in (
+        (pb.ExplainRequest(shard=99), "UNKNOWN_SHARD"),
+        (both, "INVALID_ARGUMENT"),
+    ):
+        told = las.forecast.Explain(request, metadata=ADMIN, timeout=5)
+        assert (await refused(told))[0] == reason
     call = las.forecast.ReportForecast(pb.ReportForecastRequest(), metadata=ADMIN, timeout=5)
     assert (await refused(call))[0] == "NOT_SERVED_YET"
+
+
+async def test_a_shard_is_explained_by_the_planner(las):
+    first, *_ = await las.add_peers(4)
+    await create(las, shards=1, copies=3)
+    answer = await las.forecast.Explain(pb.ExplainRequest(shard=1), metadata=ADMIN, timeout=5)
+    assert first.name in answer.facts[0]
+    assert answer.facts[-1].startswith("nothing is to be changed")
+    assert not answer.actions
 
 
 class _Broken:

@@ -10,6 +10,7 @@ import pytest
 
 import las.daemon.config as las_config
 import peerd.daemon.config as peerd_config
+from las.core.judgement import Rules
 from peerd.pki import Identity, Role
 from peerd.settings import FILE_BYTES_MAX, ConfigError, check_address, is_loopback, keys_of
 
@@ -151,6 +152,14 @@ def test_settings_do_not_change(tmp_path):
         config.name = "other"
     with pytest.raises(ValueError, match="frozen"):
         config.storage.reserve_bytes = 0
+
+
+def test_the_rules_of_the_judgement_are_the_settings(tmp_path):
+    policy = las_config.Policy(threshold=0.7, off_after_s=60, breaker_window_s=30, shadows_max=9)
+    rules = policy.rules()
+    assert (rules.threshold, rules.off_after_ms, rules.shadows_max) == (0.7, 60_000, 9)
+    assert rules.breaker_window_ms == 30_000
+    assert las_config.Policy().rules() == Rules()
 
 
 # ------------------------------------------------------------------------------ mistakes
@@ -296,7 +305,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path, text, place, words):
         (("10.0.0.3", "10.0.0.2"), "members: gives one address to two nodes"),
         (("las-3 =", '"las 3" ='), "members: name 'las 3' is not usable"),
         (('"10.0.0.3:7500"', "7500"), "members.las-3: must be a valid string"),
-        (("[tls]", "[policy]\nthreshold = 0.3\n[tls]"), "policy.off_threshold: must be below"),
+        (("[tls]", "[policy]\noff_share = 1.0\n[tls]"), "policy.off_share: must be"),
         (("[tls]", "[policy]\nthreshold = 1.5\n[tls]"), "policy.threshold: must be less than"),
         (("[tls]", "[policy]\nlease_ms = 1400\n[tls]"), "policy.lease_ms: must be at least three"),
         (("[tls]", "[polici]\nlease_ms = 1400\n[tls]"), "unknown key polici"),
@@ -369,9 +378,14 @@ WITHOUT_UNIT = {
     "replication.frames_inflight_max",
     "workers",
     "policy.threshold",
-    "policy.off_threshold",
+    "policy.off_share",
     "policy.consecutive",
+    "policy.exposure_cost",
+    "policy.slow_factor",
+    "policy.slow_consecutive",
     "policy.at_risk_share_max",
+    "policy.shadows_max",
+    "policy.breaker_share",
 }
 
 

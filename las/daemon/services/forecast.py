@@ -2,16 +2,20 @@
 
 from collections.abc import AsyncIterator
 
+from las.core.explain import Explanation, explain_node, explain_shard
 from las.core.state import ClusterState
-from las.daemon.forecaster import Evaluation, NodeOutlook
+from las.daemon.forecaster import Evaluation, NodeOutlook, at_risk_nodes
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.services.results import not_served_yet
 from las.forecast.contract import HORIZONS_S
 from las.v1 import forecast_pb2, forecast_pb2_grpc
 from peerd.core.errors import Reason
-from peerd.core.ids import NodeName
+from peerd.core.ids import NodeName, ShardId
 from peerd.transport.status import Context, Refused, refusal
+
+# limit: actions that one explanation lists.
+ACTIONS_TOLD_MAX = 1_000
 
 
 class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
@@ -62,11 +66,26 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
         request: forecast_pb2.ExplainRequest,
         context: Context,
     ) -> forecast_pb2.ExplainResponse:
-        """The story of a node. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        """Why a node or a shard is as it is.
+
+        Raises `Refused`: UNKNOWN_NODE, UNKNOWN_SHARD, INVALID_ARGUMENT, NOT_LAS_LEADER.
+        """
         term = self._leadership.require()
-        state = self._group.state
+        state, index = self._group.indexed()
+        if request.node and request.shard:
+            raise Refused(refusal(Reason.INVALID_ARGUMENT, "ask for a node or for a shard"))
+        if request.shard:
+            shard = ShardId(request.shard)
+            if shard not in state.shards:
+                raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
+            seen = explain_shard(state, term.view(), term.limits, shard, index)
+            return forecast_pb2.ExplainResponse(facts=seen.facts, actions=_actions(state, seen))
         name = known_node(state, request.node)
+        seen = explain_node(state, term.view(), term.limits, name, index)
         return forecast_pb2.ExplainResponse(
+            facts=seen.facts,
+            actions=_actions(state, seen),
+            judgement=term.forecaster.judge.explain(name, at_risk_nodes(state)),
             forecast=forecast_of(state, name, term.forecaster.latest),
             events=[
                 forecast_pb2.ForecastEvent(
@@ -85,6 +104,18 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
     ) -> forecast_pb2.ReportForecastResponse:
         """Not served yet."""
         raise not_served_yet("ReportForecast")
+
+
+def _actions(state: ClusterState, seen: Explanation) -> list[forecast_pb2.PlannedAction]:
+    return [
+        forecast_pb2.PlannedAction(
+            kind=type(action).__name__.lower(),
+            shard=action.shard,
+            log=state.shards[action.shard].shard.log,
+            why=action.why,
+        )
+        for action in seen.actions[:ACTIONS_TOLD_MAX]
+    ]
 
 
 def known_node(state: ClusterState, name: str) -> NodeName:
