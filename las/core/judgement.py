@@ -32,7 +32,7 @@ JUMP = 0.5
 # Nothing is so cheap that one chance in a thousand would be worth a change.
 COST_LINE_MIN = 1e-3
 # Share of the fleet whose forecasts may jump in one round, but at least one node.
-JUMPING_SHARE_MAX = 0.1
+JUMPING_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,7 +315,7 @@ class Judge:
         most = max(1.0, rules.breaker_share * count)
         if len(crying) > most:
             return f"it says that {len(crying)} of {count} nodes fail"
-        if jumping > max(1.0, JUMPING_SHARE_MAX * count):
+        if jumping > max(1.0, JUMPING_SHARE * count):
             return f"it jumps for {jumping} of {count} nodes from one round to the next"
         since_ms = now_ms - rules.breaker_window_ms
         self._alarmed_ms = {
