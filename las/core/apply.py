@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
+from las.core import audit, membership, retention, segments, trim
 from las.core import commands as c
-from las.core import membership, retention, segments, trim
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
 from las.core.state import (
@@ -43,6 +43,8 @@ EVENT_TEXT_MAX = 500
 
 def apply(state: ClusterState, command: Command) -> Applied:
     """The state after `command`, and its result. Never raises for what a command says."""
+    if isinstance(command, c.Audited):
+        return audit.audited(state, command, apply)
     return _HANDLERS[type(command)](state, command)
 
 
@@ -189,6 +191,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
             state=known.state if same else NodeState.UP,
             at_risk=known.at_risk,
             draining=known.draining,
+            drain_until_ms=known.drain_until_ms,
             dead_boots=known.dead_boots if same else known.boots_dead_with_it,
         )
     halted = [
@@ -238,12 +241,19 @@ def set_at_risk(state: ClusterState, command: c.SetAtRisk) -> Applied:
 def set_draining(state: ClusterState, command: c.SetDraining) -> Applied:
     """An operator starts or ends a drain.
 
-    | `SetDraining(node, flag)` | the node is known | treated as at risk until it ends. |
+    | `SetDraining(node, flag, until)` | the node is known; a drain with an end ends later than the
+    committed clock stands | treated as at risk until somebody ends it, or the committed clock has
+    come to its end. |
     """
     node = state.nodes.get(command.node)
     if node is None:
         return refuse(state, Reason.UNKNOWN_NODE, f"no node is called {command.node}")
-    return _put_node(state, node, replace(node, draining=command.draining))
+    until_ms = command.until_ms if command.draining else 0
+    if until_ms and until_ms <= state.clock_ms:
+        text = f"the drain would end at {until_ms} ms, and the clock stands at {state.clock_ms} ms"
+        return refuse(state, Reason.INVALID_ARGUMENT, text)
+    after = replace(node, draining=command.draining, drain_until_ms=until_ms)
+    return _put_node(state, node, after)
 
 
 def _put_node(state: ClusterState, before: Node, after: Node) -> Applied:
@@ -299,5 +309,6 @@ _HANDLERS = cast(
         c.RemoveNode: membership.remove_node,
         c.ReplaceNode: membership.replace_node,
         c.RecordEvent: record_event,
+        c.RecordRefusal: audit.record_refusal,
     },
 )

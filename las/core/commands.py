@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
-from las.core.state import NodeState
+from las.core.state import NO_NODE, NO_SHARD, NodeState
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import (
     NO_EPOCH,
@@ -250,10 +250,11 @@ class SetAtRisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDraining:
-    """An operator's wish for a node."""
+    """An operator's wish for a node. `until_ms`: where the committed clock ends it; 0: nowhere."""
 
     node: NodeName
     draining: bool
+    until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +286,49 @@ class RecordEvent:
     timestamp_ms: int
 
 
+# ---------------------------------------------------------------------------------- audit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks for `what`, by the certificate, and when.
+
+    `clock_ms` is the leader's reading of the committed clock, `timestamp_ms` its wall clock, for
+    people.
+    """
+
+    who: str
+    role: str
+    what: str
+    clock_ms: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a call is about; what does not apply is empty or 0."""
+
+    node: NodeName = NO_NODE
+    log: str = ""
+    shard: ShardId = NO_SHARD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """A command that somebody asked for; never one that is audited already."""
+
+    caller: Caller
+    command: "Command"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRefusal:
+    """What somebody asked for was refused before it became a command."""
+
+    caller: Caller
+    target: Target
+    reason: str
+    text: str
+
+
 Command = (
     CreateLog
     | PrepareSegment
@@ -309,6 +353,8 @@ Command = (
     | RemoveNode
     | ReplaceNode
     | RecordEvent
+    | Audited
+    | RecordRefusal
 )
 
 COMMANDS: Mapping[str, type[Command]] = {
@@ -335,10 +381,13 @@ COMMANDS: Mapping[str, type[Command]] = {
     "remove_node": RemoveNode,
     "replace_node": ReplaceNode,
     "record_event": RecordEvent,
+    "audited": Audited,
+    "record_refusal": RecordRefusal,
 }
 """Names of the commands in the consensus log. A name is never used again for something else."""
 
 _NAMES = {kind: name for name, kind in COMMANDS.items()}
+_AUDITED = _NAMES[Audited]
 
 
 # ---------------------------------------------------------------------------------- results
@@ -385,12 +434,22 @@ class Result:
 # ---------------------------------------------------------------------------------- JSON
 def command_to_json(command: Command) -> str:
     """The command as it stands in the consensus log."""
-    return to_json({"command": _NAMES[type(command)], **_fields(command)})
+    return to_json(_command_value(command))
+
+
+def _command_value(command: Command) -> JsonValue:
+    if isinstance(command, Audited):
+        inner = _command_value(command.command)
+        return {"command": _AUDITED, "caller": encode(command.caller), "of": inner}
+    return {"command": _NAMES[type(command)], **_fields(command)}
 
 
 def command_from_json(text: str) -> Command:
     """The command of `text`. Raises `CodecError` for anything that is none."""
-    value = from_json(text)
+    return _command_of(from_json(text))
+
+
+def _command_of(value: JsonValue) -> Command:
     if not isinstance(value, dict):
         raise CodecError("a command is a JSON object")
     name = value.pop("command", None)
@@ -398,9 +457,20 @@ def command_from_json(text: str) -> Command:
     if kind is None:
         raise CodecError(f"no command is called {name!r}")
     try:
+        if kind is Audited:
+            return _audited_of(value)
         return decode(kind, value)
     except InvariantViolation as violation:
         raise CodecError(f"{name}: {violation}") from violation
+
+
+def _audited_of(value: dict[str, JsonValue]) -> Audited:
+    inner = value.get("of")
+    if value.keys() != {"caller", "of"} or not isinstance(inner, dict):
+        raise CodecError("Audited: expected a caller and the command that it is of")
+    if inner.get("command") == _AUDITED:
+        raise CodecError("Audited: the command is audited already")
+    return Audited(caller=decode(Caller, value["caller"]), command=_command_of(inner))
 
 
 def result_to_json(result: Result) -> str:

@@ -2,7 +2,8 @@
 
 Age is counted by `ClusterState.clock_ms`, which is committed and which only a leader moves, by the
 time that it has itself seen pass. So no wall clock has a part in it, and what passed while nobody
-led, or since the last commit of a leader that is gone, makes records seem younger, never older.
+led, or since the last commit of a leader that is gone, makes records seem younger, never older. By
+the same clock a drain with a deadline ends: never too early, and by whichever leader comes by.
 
 A mark of a shard says: when the clock stood there, everything below this offset was committed. So
 it is at least as old as the mark. An idle shard gets none; a mark more only where the committed
@@ -50,12 +51,23 @@ def mark_ages(state: ClusterState, command: MarkAges) -> Applied:
             marked = _marked(state, entry, AgeMark(clock_ms=command.clock_ms, offset=offset))
             if marked != entry:
                 entries.append((shard, marked))
-    after = replace(
-        state,
-        clock_ms=command.clock_ms,
-        shards=state.shards.with_items(entries) if entries else state.shards,
-    )
-    return after, Result(ok=True)
+    after = replace(state, shards=state.shards.with_items(entries) if entries else state.shards)
+    return advanced(after, command.clock_ms), Result(ok=True)
+
+
+def advanced(state: ClusterState, clock_ms: int) -> ClusterState:
+    """The state when the committed clock has come to `clock_ms`, never back; what was to end by
+    then has ended.
+    """
+    if clock_ms <= state.clock_ms:
+        return state
+    over = [
+        replace(node, draining=False)
+        for node in state.nodes.values()
+        if node.draining and 0 < node.drain_until_ms <= clock_ms
+    ]
+    after = replace(state, clock_ms=clock_ms)
+    return after.changed(nodes=sorted(over, key=lambda node: node.name)) if over else after
 
 
 def _marked(state: ClusterState, entry: ShardEntry, mark: AgeMark) -> ShardEntry:

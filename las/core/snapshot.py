@@ -1,9 +1,9 @@
 """The committed state as bytes and back.
 
 Lines of JSON: a header with tables of the replicas and processes that occur, then one line per
-node, log, history and shard, sorted. Shards name replicas by index into the tables, which keeps a
-map of 100,000 shards small and quick to write. Equal states make equal bytes. The raft layer adds
-length and checksum around it.
+node, log, history, audit record and shard, sorted. Shards name replicas by index into the tables,
+which keeps a map of 100,000 shards small and quick to write. Equal states make equal bytes. The
+raft layer adds length and checksum around it.
 """
 
 import json
@@ -13,13 +13,17 @@ from typing import cast
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.persistent import PersistentMap
-from las.core.state import AgeMark, ClusterState, Event, Log, Node, ShardEntry
+from las.core.state import AgeMark, AuditRecord, ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
 
-FORMAT = 1
-"""Version of this format. A reader refuses any other: an older program must not guess."""
+FORMAT = 2
+"""Version of this format. A reader refuses what it does not know: an older program must not guess.
+
+1 had neither audit records nor ends of drains, and is still read.
+"""
+_FORMATS_READ = frozenset({1, FORMAT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class _Header:
     replicas: tuple[tuple[str, str], ...]
     processes: tuple[tuple[str, str, str], ...]
     clock_ms: int = 0
+    audits: int = 0
+    audited: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +116,7 @@ def snapshot(state: ClusterState) -> bytes:
         to_json(encode(_History(node=name, events=state.events[name])))
         for name in sorted(state.events)
     ]
+    lines += [to_json(encode(state.audit[number])) for number in sorted(state.audit)]
     lines += [
         json.dumps(writer.entry(state.shards[shard]), separators=(",", ":"))
         for shard in sorted(state.shards)
@@ -126,6 +133,8 @@ def snapshot(state: ClusterState) -> bytes:
         replicas=tuple((each.peer, each.store) for each in writer.replicas),
         processes=tuple((each.peer, each.store, each.boot) for each in writer.processes),
         clock_ms=state.clock_ms,
+        audits=len(state.audit),
+        audited=state.audited,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -200,8 +209,10 @@ def restore(data: bytes) -> ClusterState:
 
 def _restore(lines: Iterator[bytes]) -> ClusterState:
     found = from_json(next(lines))
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise CodecError(f"the snapshot is not of format {FORMAT}; use the program that wrote it")
+    if not isinstance(found, dict) or found.get("format") not in _FORMATS_READ:
+        raise CodecError(
+            f"the snapshot is not of format {FORMAT} or older; use the program that wrote it"
+        )
     header = decode(_Header, found)
     reader = _Reader(
         replicas=[ReplicaId(NodeName(peer), StoreId(store)) for peer, store in header.replicas],
@@ -213,6 +224,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
     nodes = [decode(Node, from_json(next(lines))) for _ in range(header.nodes)]
     logs = [decode(Log, from_json(next(lines))) for _ in range(header.logs)]
     histories = [decode(_History, from_json(next(lines))) for _ in range(header.histories)]
+    audit = [decode(AuditRecord, from_json(next(lines))) for _ in range(header.audits)]
     entries = [reader.entry(_row(from_json(next(lines)))) for _ in range(header.shards)]
     if (extra := next(lines, None)) is not None:
         raise CodecError(f"the snapshot goes on after its end: {extra[:40]!r}")
@@ -225,6 +237,8 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         logs=PersistentMap((log.name, log) for log in logs),
         shards=PersistentMap((entry.shard.shard, entry) for entry in entries),
         events=PersistentMap((history.node, history.events) for history in histories),
+        audit=PersistentMap((record.number, record) for record in audit),
+        audited=header.audited,
     )
 
 

@@ -21,6 +21,8 @@ from peerd.core.shard_map import Shard
 
 # limit: newest events kept per node; the story of a node fits a screen or five.
 EVENTS_MAX = 256
+# limit: newest records of what somebody changed; a busy year of operators' work.
+AUDIT_MAX = 4_096
 # limit: map versions whose changes are remembered; a peer that missed more gets the whole map.
 CHANGES_MAX = 4_096
 # limit: proven dead boot ids kept per node, so that a late Register of a dead process is refused.
@@ -53,6 +55,8 @@ CLOSED_SEGMENTS_LEVEL = 2
 batches there.
 """
 FIRST_SHARD = ShardId(1)
+NO_SHARD = ShardId(0)
+NO_NODE = NodeName("")
 KEY_HASHES = 1 << 64
 """Key hashes are uint64; the shards of a log tile them."""
 
@@ -71,6 +75,8 @@ class Node:
     """A peer of the fleet: the process that registered last, and what is thought of it.
 
     `feature_level` is what its software can do; 2: it knows closed segments (§4.3).
+    `drain_until_ms` is where the committed clock ends the drain, or ended it; 0: nothing but an
+    operator does.
     `dead_boots` are boot ids of which a newer one proves that their process is gone, oldest first.
     """
 
@@ -84,6 +90,7 @@ class Node:
     state: NodeState = NodeState.UP
     at_risk: bool = False
     draining: bool = False
+    drain_until_ms: int = 0
     dead_boots: tuple[BootId, ...] = ()
 
     @property
@@ -167,6 +174,30 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One change that somebody asked for, or its refusal; see `las.core.audit`.
+
+    `number` counts from 1. `clock_ms` is the committed clock, `timestamp_ms` a wall clock for
+    people. `node`, `log` and `shard` say what it was about: what does not apply is empty or 0.
+    """
+
+    number: int
+    clock_ms: int
+    timestamp_ms: int
+    who: str
+    role: str
+    what: str
+    node: NodeName = NO_NODE
+    log: str = ""
+    shard: ShardId = NO_SHARD
+    before: str = ""
+    after: str = ""
+    ok: bool
+    reason: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What one map version changed. A name that the state has no more is of what was removed."""
 
@@ -203,6 +234,10 @@ def _empty_events() -> PersistentMap[NodeName, tuple[Event, ...]]:
     return PersistentMap()
 
 
+def _empty_audit() -> PersistentMap[int, AuditRecord]:
+    return PersistentMap()
+
+
 def _empty_changes() -> PersistentMap[int, Change]:
     return PersistentMap()
 
@@ -218,12 +253,15 @@ class ClusterState:
     cluster_id: str
     version: int = 0
     clock_ms: int = 0
-    """Time by which the age of records is counted; see `las.core.retention`."""
+    """Time that leaders have seen pass; see `las.core.retention`."""
     next_shard: ShardId = FIRST_SHARD
     nodes: PersistentMap[NodeName, Node] = field(default_factory=_empty_nodes)
     logs: PersistentMap[str, Log] = field(default_factory=_empty_logs)
     shards: PersistentMap[ShardId, ShardEntry] = field(default_factory=_empty_shards)
     events: PersistentMap[NodeName, tuple[Event, ...]] = field(default_factory=_empty_events)
+    audit: PersistentMap[int, AuditRecord] = field(default_factory=_empty_audit)
+    audited: int = 0
+    """Audit records that were ever made: the number of the newest one."""
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(

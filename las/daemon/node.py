@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from las.core.cluster import Cluster
+from las.daemon.audit import Auditor
 from las.daemon.config import LasConfig, verify_identity
 from las.daemon.forecaster import Model
 from las.daemon.group import Group
@@ -225,12 +226,14 @@ class LasNode:
             lambda number: Term(number, group, policy, model, calls),
         )
         self.status = StatusView(group, model)
+        auditor = Auditor(group, leadership, self._callers)
         fleet = FleetServicer(
             group=group,
             leadership=leadership,
             feed=feed,
             policy=policy,
             callers=self._callers,
+            auditor=auditor,
             status=self.status,
         )
         server = self._server
@@ -239,7 +242,7 @@ class LasNode:
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
         log_admin_pb2_grpc.add_LogAdminServiceServicer_to_server(
-            LogAdminServicer(group, leadership, self._callers), server
+            LogAdminServicer(group, leadership, self._callers, auditor), server
         )
         shard_map_pb2_grpc.add_ShardMapServiceServicer_to_server(
             ShardMapServicer(group, feed), server

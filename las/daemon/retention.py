@@ -5,8 +5,8 @@ Invariants:
   younger than `retention_ms` by the committed clock; with both, what either allows may go.
 - Bytes are counted by the stores that have them, segment by segment from the newest; a segment that
   nobody can be asked about ends the look at that shard.
-- The clock goes on from where it was committed, by this leader's monotonic clock. It is committed
-  with each mark, and at least once in `CLOCK_COMMIT_MS` while there are marks.
+- The clock (`las.daemon.clock`) is committed with each mark, and at least once in
+  `CLOCK_COMMIT_MS` while there are marks.
 
 Bounds: one call in `period_ms` to each primary for each `CUTS_PER_CALL_MAX` shards with a policy,
 one trim a shard and look.
@@ -16,11 +16,12 @@ Must not: decide where a shard may be cut; `las.daemon.trimmer` asks for that.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from las.core.commands import MarkAges
 from las.core.retention import expired
 from las.core.state import AGE_MARKS_MAX, Log, ShardEntry
+from las.daemon.clock import CommittedClock
 from las.daemon.reconcile import Consensus
 from las.daemon.trimmer import CannotTell, CutCalls, CutOrder, FoundCut, Trimmer, sources_of
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
@@ -50,16 +51,13 @@ class Retention:
         trimmer: Trimmer,
         *,
         period_ms: int,
-        now_ms: Callable[[], int],
+        clock: CommittedClock,
     ) -> None:
-        """`now_ms` is a monotonic clock in milliseconds."""
         self._consensus = consensus
         self._calls = calls
         self._trimmer = trimmer
         self._period_ms = period_ms
-        self._now_ms = now_ms
-        state, _ = consensus.indexed()
-        self._clock_base_ms = state.clock_ms - now_ms()
+        self._clock = clock
         # Bytes of sealed segments behind what is trimmed: they do not change.
         self._sealed_bytes: dict[tuple[ShardId, Epoch, Offset], int] = {}
         # What has expired of sealed segments and was looked for: they do not change.
@@ -68,7 +66,7 @@ class Retention:
     @property
     def clock_ms(self) -> int:
         """The clock of retention, now."""
-        return self._clock_base_ms + self._now_ms()
+        return self._clock.clock_ms
 
     async def run(self) -> None:
         """Look again and again, for ever."""

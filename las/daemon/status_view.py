@@ -272,7 +272,14 @@ def _node_status(
         damaged_batches=heard.damaged_batches if heard is not None else 0,
         repaired_batches=heard.repaired_batches if heard is not None else 0,
         scrub_age_s=heard.scrub_age_s if heard is not None else None,
+        drain_ends_in_ms=_drain_ends_in_ms(node, term),
     )
+
+
+def _drain_ends_in_ms(node: Node, term: Term | None) -> int | None:
+    if term is None or not node.draining or not node.drain_until_ms:
+        return None
+    return max(0, node.drain_until_ms - term.clock.clock_ms)
 
 
 # ---------------------------------------------------------------------------------- in words

@@ -82,9 +82,12 @@ def _judged(node: Node, history: Sequence[Event], why: str) -> Iterator[Line]:
         yield Line(kind=RECOVERED, text=why or "the forecast is calm")
     was_draining = _last(history, DRAINING, DRAIN_ENDED) == DRAINING
     if node.draining and not was_draining:
-        yield Line(kind=DRAINING, text="asked for by an operator")
+        for_a_time = ", for a time" if node.drain_until_ms else ""
+        yield Line(kind=DRAINING, text=f"asked for by an operator{for_a_time}")
     elif was_draining and not node.draining:
-        yield Line(kind=DRAIN_ENDED, text="asked for by an operator")
+        # Where an operator ends a drain its end is forgotten.
+        by = "its time was over" if node.drain_until_ms else "asked for by an operator"
+        yield Line(kind=DRAIN_ENDED, text=by)
 
 
 def _protected(

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node
+from las.daemon.clock import CommittedClock, Deadlines
 from las.daemon.config import Policy
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor
@@ -67,13 +68,15 @@ class Term:
             now=lambda: Tick(now_ms()),
             wall_ms=wall_ms,
         )
+        self.clock = CommittedClock(group, now_ms)
+        self._deadlines = Deadlines(group, self.clock)
         self.trimmer = Trimmer(group, peers)
         self._retention = Retention(
             group,
             peers,
             self.trimmer,
             period_ms=policy.retention_period_ms,
-            now_ms=now_ms,
+            clock=self.clock,
         )
         self._story = Story(group, self.forecaster.words, wall_ms)
 
@@ -84,6 +87,7 @@ class Term:
         yield "forecast", self.forecaster.run()
         yield "story", self._story.run()
         yield "retention", self._retention.run()
+        yield "deadlines", self._deadlines.run()
 
     async def _wake_executor(self) -> None:
         with self._group.watch() as changed:

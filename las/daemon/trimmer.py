@@ -9,11 +9,11 @@ Invariants:
 Must not: decide how long records are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from las.core.commands import Result, TrimShard
+from las.core.commands import Command, Result, TrimShard
 from las.core.state import ClusterState
 from las.daemon.reconcile import Consensus
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
@@ -51,6 +51,9 @@ class CutCalls(Protocol):
         ...
 
 
+Submit = Callable[[Command], Awaitable[Result]]
+
+
 class CannotTell(Exception):
     """Nobody who could tell where to cut can be asked now; the message says of what."""
 
@@ -62,8 +65,12 @@ class Trimmer:
         self._consensus = consensus
         self._calls = calls
 
-    async def trim(self, shard: ShardId, before: Offset) -> Result | None:
+    async def trim(
+        self, shard: ShardId, before: Offset, submit: Submit | None = None
+    ) -> Result | None:
         """Trim a shard to the last cut at or below `before`; None: nothing more lies there.
+
+        `submit` commits in somebody's name.
 
         Raises:
             CannotTell: the segment that `before` lies in can be asked of nobody.
@@ -77,17 +84,20 @@ class Trimmer:
             if segment.end is not None and before >= segment.end == stable_end(
                 segment, FIRST_OFFSET
             ):
-                return await self.commit(entry, segment.epoch, segment.end)
+                return await self.commit(entry, segment.epoch, segment.end, submit)
             found = await self.ask(entry, segment, before=before)
-            return await self.commit(entry, segment.epoch, max(begin, found.offset))
+            offset = max(begin, found.offset)
+            return await self.commit(entry, segment.epoch, offset, submit)
         return None
 
-    async def commit(self, entry: Shard, epoch: Epoch, offset: Offset) -> Result | None:
+    async def commit(
+        self, entry: Shard, epoch: Epoch, offset: Offset, submit: Submit | None = None
+    ) -> Result | None:
         """Commit a trim; None if it would change nothing."""
         if offset <= entry.trimmed_to:
             return None
         command = TrimShard(shard=entry.shard, epoch=epoch, trimmed_to=offset)
-        return await self._consensus.submit(command)
+        return await (submit or self._consensus.submit)(command)
 
     async def ask(
         self, entry: Shard, segment: Segment, *, before: Offset, keep_bytes: int = 0

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from las.v1 import fleet_pb2, forecast_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
+from peerd.cli.node_commands import drain_end_text
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -94,7 +95,8 @@ def _risk_text(entry: fleet_pb2.NodeStatus) -> str:
     )
     zone = entry.node.labels.get("zone", "")
     place = f" ({zone})" if zone else ""
-    return f"{entry.node.name}{place}   p(10 min) {probability_text(entry.p_10_min)}   {where}"
+    risk = f"p(10 min) {probability_text(entry.p_10_min)}"
+    return f"{entry.node.name}{place}   {risk}   {where}{drain_end_text(entry)}"
 
 
 # ---------------------------------------------------------------------------------- forecast

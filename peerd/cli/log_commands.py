@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from peerd.cli.output import (
     Format,
     FormatOption,
     connected,
+    duration_s,
     fail,
     print_json,
     print_table,
@@ -31,7 +31,6 @@ log_app = typer.Typer(help="Create, split and look at logs.", no_args_is_help=Tr
 
 # limit: appends of stdin that are joined and waited for together; bounds what is held in memory
 LINES_PER_ROUND_MAX = 10_000
-_UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 LogName = Annotated[str, typer.Argument(help="Name of the log.")]
 
@@ -445,10 +444,9 @@ def _start(start: str, shard: int | None, moment: str | None) -> StartAt:
 
 def parsed_moment(text: str, option: str = "--time") -> datetime.datetime:
     """The moment that an option names; what names none ends the command."""
-    ago = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if ago is not None:
-        duration = datetime.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
-        return datetime.datetime.now(datetime.UTC) - duration
+    ago_s = duration_s(text)
+    if ago_s is not None:
+        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago_s)
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:

@@ -9,12 +9,14 @@ from las.v1 import fleet_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.cli.output import (
     EXIT_REFUSED,
+    EXIT_USAGE,
     ConfigOption,
     Format,
     FormatOption,
     NodeName,
     as_dict,
     connected,
+    duration_s,
     duration_text,
     fail,
     print_json,
@@ -46,7 +48,7 @@ def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
     node = entry.node
     state = "up" if node.state == NODE_STATE_UP else f"down {duration_text(entry.silent_ms)}"
     if node.draining:
-        state += ", draining"
+        state += ", draining" + drain_end_text(entry)
     elif node.at_risk:
         state += ", at risk"
     return [
@@ -73,22 +75,42 @@ def _scrub_text(entry: fleet_pb2.NodeStatus) -> str:
     return f"{age}, {entry.repaired_batches} repaired" if entry.repaired_batches else age
 
 
+def drain_end_text(entry: fleet_pb2.NodeStatus) -> str:
+    """When a drain ends by itself, in words; empty if it does not."""
+    if not entry.HasField("drain_ends_in_ms"):
+        return ""
+    return f", ends in {duration_text(entry.drain_ends_in_ms)}"
+
+
 @node_app.command("drain")
 def drain(
     node: NodeName,
+    for_: Annotated[
+        str | None,
+        typer.Option("--for", help="It ends by itself after so long: 90s, 15m, 2h, 1d."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Return when it is safe to pull the plug.")] = True,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Move everything off a node, and say when it is safe to pull the plug."""
+    """Move everything off a node, and say when it is safe to pull the plug.
+
+    With --for it is maintenance with a deadline: the node is used again when the time is over.
+    Asked again, the new time counts; `peerctl node undrain` ends it at once.
+    """
+    for_s = None if for_ is None else duration_s(for_)
+    if for_ is not None and for_s is None:
+        fail(f"--for {for_}: how long, such as 90s, 15m, 2h or 1d", EXIT_USAGE)
     with connected(config) as client:
-        client.las.drain(node)
+        client.las.drain(node, for_s=for_s)
         told = ""
         while wait:
             found = [each for each in client.las.status().nodes if each.node.name == node]
             if not found:
                 fail(f"{node} is gone", EXIT_REFUSED)
             entry = found[0]
+            if not entry.node.draining:
+                fail(f"the drain of {node} ended before it was safe", EXIT_REFUSED)
             text = (
                 f"{node}: {entry.primaries} primaries, votes in {entry.voting}, "
                 f"holds {entry.holding} sealed segments"

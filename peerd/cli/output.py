@@ -7,6 +7,7 @@ Exit statuses are stable: 0 done; 1 the cluster refused or failed; 2 used or con
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 CONFIG_VARIABLE = "PEERCTL_CONFIG"
+_UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 CONFIG_PLACES = (Path("peerctl.toml"), Path("build/dev/peerctl.toml"))
 
 
@@ -162,6 +164,12 @@ def duration_text(milliseconds: int) -> str:
         return f"{seconds:.1f} s"
     minutes = seconds / 60.0
     return f"{minutes:.0f} min" if minutes < 120.0 else f"{minutes / 60.0:.0f} h"
+
+
+def duration_s(text: str) -> int | None:
+    """The seconds of "90s", "15m", "3h" or "2d"; None if `text` is no such time span."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    return None if found is None else int(found[1]) * _UNIT_S[found[2]]
 
 
 def probability_text(value: float | None) -> str:

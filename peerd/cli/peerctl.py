@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from peerd.cli import (
+    audit_commands,
     bench_commands,
     fleet_commands,
     incident_commands,
@@ -38,6 +39,7 @@ app.command()(fleet_commands.forecast)
 app.command()(log_commands.append)
 app.command()(log_commands.read)
 app.command()(log_commands.tail)
+app.command()(audit_commands.audit)
 app.command("safe-to-stop")(node_commands.safe_to_stop)
 app.add_typer(log_commands.log_app, name="log")
 app.add_typer(position_commands.position_app, name="position")

@@ -201,9 +201,15 @@ class BlockingLas:
             with contextlib.suppress(ClientClosed):
                 self._thread.run(_closed(answers))
 
-    def drain(self, node: str) -> None:
-        """Moves everything off a node and keeps it off, until `undrain`."""
-        self._thread.run(self._las.drain(node))
+    def drain(self, node: str, *, for_s: float | None = None) -> None:
+        """Moves everything off a node and keeps it off, until `undrain` or for `for_s` seconds."""
+        self._thread.run(self._las.drain(node, for_s=for_s))
+
+    def audit(
+        self, *, since_ms: int = 0, node: str = "", log: str = "", limit: int = 0
+    ) -> fleet_pb2.ListAuditResponse:
+        """Who changed what; see `peerd.client.las.LasCalls.audit`."""
+        return self._thread.run(self._las.audit(since_ms=since_ms, node=node, log=log, limit=limit))
 
     def remove_node(self, node: str) -> None:
         """Takes a node that is down out of the fleet, once nothing needs what it has."""

@@ -180,9 +180,10 @@ class LasCalls:
             "asking for the status",
         )
 
-    async def drain(self, node: str) -> None:
-        """Moves everything off a node and keeps it off, until `undrain`."""
-        request = fleet_pb2.DrainRequest(node=node)
+    async def drain(self, node: str, *, for_s: float | None = None) -> None:
+        """Moves everything off a node and keeps it off, until `undrain` or for `for_s` seconds."""
+        for_ms = None if for_s is None else int(for_s * 1000)
+        request = fleet_pb2.DrainRequest(node=node, for_ms=for_ms)
         await self.call(
             lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).Drain(
                 request, timeout=timeout_s
@@ -233,6 +234,18 @@ class LasCalls:
                 request, timeout=timeout_s
             ),
             f"ending the drain of {node}",
+        )
+
+    async def audit(
+        self, *, since_ms: int = 0, node: str = "", log: str = "", limit: int = 0
+    ) -> fleet_pb2.ListAuditResponse:
+        """Who changed what: the newest `limit` records (0: 1,000) that fit, oldest first."""
+        request = fleet_pb2.ListAuditRequest(since_ms=since_ms, node=node, log=log, limit=limit)
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).ListAudit(
+                request, timeout=timeout_s
+            ),
+            "asking who changed what",
         )
 
     # -------------------------------------------------------------------------- forecasts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from las.core import snapshot
 from las.core.apply import apply
 from las.core.codec import CodecError
-from las.core.commands import command_from_json
+from las.core.commands import Audited, command_from_json
 from las.core.state import ClusterState
 from peerd.core.ids import ShardId
 from peerd.testing.trace import MapCommitted
@@ -45,8 +45,9 @@ class MapReplay:
             return None  # every node answered it `malformed`, and nothing changed
         after, result = apply(before, command)
         self.state = after
+        told = command.command if isinstance(command, Audited) else command
         changed = tuple(
-            MapCommitted(at_ms, after.shards[shard].shard, command, result)
+            MapCommitted(at_ms, after.shards[shard].shard, told, result)
             for shard in _changed(before, after)
         )
         return MapChanged(after.version, changed) if changed else None

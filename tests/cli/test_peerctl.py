@@ -291,6 +291,29 @@ def test_what_a_stop_would_cost(cluster, log, monkeypatch):
     assert log in {cost["log"] for cost in told["costs"]}
 
 
+def test_who_changed_what_is_told(peerctl, refused, log):
+    refused("log", "create", log)
+    told = json.loads(peerctl("audit", "--log", log, "-o", "json"))
+    assert [(each["what"], each["ok"]) for each in told["records"]] == [
+        ("log create", True),
+        ("log create", False),
+    ]
+    assert told["records"][0]["role"] == "admin"
+    table = peerctl("audit", "--log", log, "--since", "1h")
+    assert "refused (LOG_EXISTS): there is a log" in table
+    assert "1 older ones fit" in peerctl("audit", "--log", log, "-n", "1")
+    assert peerctl("audit", "--log", "none") == "nothing fits\n"
+
+
+def test_a_drain_for_a_time_counts_down_and_can_be_ended(peerctl):
+    peerctl("node", "drain", "peer-3", "--for", "1h", "--no-wait")
+    assert "peer-3" in peerctl("status")
+    assert "draining, ends in 60 min" in peerctl("node", "list")
+    assert "ends in 60 min" in peerctl("status")
+    peerctl("node", "undrain", "peer-3")
+    assert "draining" not in peerctl("node", "list")
+
+
 # ---------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
@@ -312,6 +335,10 @@ def test_what_a_stop_would_cost(cluster, log, monkeypatch):
         (("explain", "peer-9"), 1, "peer-9"),
         (("explain", "nothing/1"), 1, "there is no log 'nothing'"),
         (("node", "drain", "peer-9"), 1, "peer-9"),
+        (("node", "drain", "peer-1", "--for", "soon"), 2, "such as 90s, 15m, 2h or 1d"),
+        (("node", "drain", "peer-1", "--for", "31d"), 1, "for_ms"),
+        (("audit", "-n", "0"), 2, "1 to 1000"),
+        (("audit", "--since", "soon"), 2, "or how long ago"),
         (("node", "remove", "peer-9"), 1, "no node is called peer-9"),
         (("node", "remove", "peer-1"), 1, "peer-1 is up"),
         (("node", "replace", "peer-1", "--store", "new"), 1, "32 hexadecimal digits"),

@@ -13,6 +13,8 @@ from las.core.codec import CodecError
 from las.core.commands import (
     COMMANDS,
     AddHolder,
+    Audited,
+    Caller,
     CreateLog,
     DropHolder,
     FenceSegment,
@@ -23,6 +25,7 @@ from las.core.commands import (
     PrepareSplit,
     Reason,
     RecordEvent,
+    RecordRefusal,
     RecoveredSegment,
     RecoverWithGap,
     RemoveNode,
@@ -34,6 +37,7 @@ from las.core.commands import (
     SetDraining,
     SetNodeState,
     SetRetention,
+    Target,
     TrimShard,
     WantHolders,
     WithdrawSegment,
@@ -58,6 +62,7 @@ from tests.las_core.builders import (
 )
 
 ENDED = RecoveredSegment(end=Offset(9), known_commit=Offset(7), holders=(replica(2),))
+ANN = Caller(who="ann", role="admin", what="node drain", clock_ms=7, timestamp_ms=1)
 EXAMPLES = [
     CreateLog(name="orders", copies=2, acks=2, nodes=(name(1), name(2)), rows=((0, 1), (1, 0))),
     PrepareSegment(
@@ -99,6 +104,8 @@ EXAMPLES = [
     RemoveNode(node=name(1)),
     ReplaceNode(node=name(1), store=StoreId("f" * 32), accept_loss=True),
     RecordEvent(node=name(1), kind="at_risk", text="fsync p99 ×31", timestamp_ms=1),
+    Audited(caller=ANN, command=SetDraining(node=name(1), draining=True, until_ms=9)),
+    RecordRefusal(caller=ANN, target=Target(log="orders"), reason="log_exists", text="it is there"),
 ]
 
 
@@ -149,6 +156,7 @@ def test_a_result_survives_its_json():
         assert result_from_json(result_to_json(result)) == result
 
 
+AUDITED = command_to_json(EXAMPLES[-2])
 PREPARE = json.loads(command_to_json(EXAMPLES[1]))
 TORN_LABEL = command_to_json(register(1)).replace('["host","host-1"]', '["host"]')
 
@@ -160,6 +168,10 @@ TORN_LABEL = command_to_json(register(1)).replace('["host","host-1"]', '["host"]
         ("[]", "a command is a JSON object"),
         ('{"command":"drop_all"}', "no command is called 'drop_all'"),
         ('{"command":["x"]}', "no command is called"),
+        ('{"command":"audited","of":{}}', "expected a caller and the command"),
+        (AUDITED.replace("set_draining", "audited"), "audited already"),
+        (AUDITED.replace("set_draining", "drop_all"), "no command is called 'drop_all'"),
+        (AUDITED.replace('"ann"', "7"), "Caller.who: expected str"),
         (json.dumps({**PREPARE, "shard": "1"}), "PrepareSegment.shard: expected int, got str"),
         (json.dumps({**PREPARE, "shard": True}), "expected int, got bool"),
         (json.dumps({**PREPARE, "force": True}), "no field is called 'force'"),
@@ -199,8 +211,8 @@ def rich_cluster() -> Cluster:
         FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
         HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)),
         register(3, boot=2),
-        *EXAMPLES[-6:-3],
-        EXAMPLES[-1],
+        *EXAMPLES[-8:-5],
+        *EXAMPLES[-3:],
     )
     cluster.restore(snapshot.snapshot(state))
     return cluster
@@ -260,8 +272,8 @@ def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
             Cluster("cluster-1").restore(data[:cut])
     with pytest.raises(CodecError, match="goes on after its end"):
         Cluster("cluster-1").restore(data + b"\n[]")
-    with pytest.raises(CodecError, match="format 1"):
-        Cluster("cluster-1").restore(data.replace(b'"format":1', b'"format":2'))
+    with pytest.raises(CodecError, match="format 2 or older"):
+        Cluster("cluster-1").restore(data.replace(b'"format":2', b'"format":3'))
 
 
 def test_equal_states_make_equal_bytes_whatever_their_history():

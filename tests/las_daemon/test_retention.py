@@ -15,6 +15,7 @@ from las.core.commands import (
     TrimShard,
 )
 from las.core.state import AGE_MARKS_MAX, ClusterState
+from las.daemon.clock import CommittedClock
 from las.daemon.retention import CLOCK_COMMIT_MS, Retention
 from las.daemon.trimmer import CannotTell, FoundCut, Trimmer
 from peerd.core.chunks import Chunk, find_cut
@@ -68,7 +69,8 @@ class World:
         return FoundCut(offset=cut.offset, kept_bytes=cut.kept_bytes, limit=Offset(end))
 
     def retention(self) -> Retention:
-        return Retention(self, self, Trimmer(self, self), period_ms=1, now_ms=lambda: self.now_ms)
+        clock = CommittedClock(self, lambda: self.now_ms)
+        return Retention(self, self, Trimmer(self, self), period_ms=1, clock=clock)
 
     def trimmer(self) -> Trimmer:
         return Trimmer(self, self)

@@ -2,6 +2,7 @@
 
 from las.core.commands import (
     AddHolder,
+    MarkAges,
     PrepareSegment,
     RecordEvent,
     SegmentOpened,
@@ -106,6 +107,17 @@ def test_a_drain_is_a_story_too():
     assert kinds(state, 5) == ["draining", "shielded", "expendable"]
     state = told(done(state, SetDraining(node=name(5), draining=False)), 5)
     assert kinds(state, 5)[-1] == "drain_ended"
+
+
+def test_a_drain_that_ends_by_itself_says_so():
+    drain = SetDraining(node=name(5), draining=True, until_ms=60_000)
+    state = told(done(with_log(), drain), 5)
+    state = told(done(state, MarkAges(clock_ms=59_999)), 5)
+    assert kinds(state, 5)[-1] != "drain_ended"
+    state = told(done(state, MarkAges(clock_ms=60_000)), 5)
+    ended = state.events[name(5)][-1]
+    assert (ended.kind, ended.text) == ("drain_ended", "its time was over")
+    assert due(state, 5) == []
 
 
 def test_the_lead_of_an_earlier_episode_does_not_count():

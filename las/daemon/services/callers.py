@@ -1,7 +1,7 @@
-"""Who calls: the name in the caller's certificate."""
+"""Who calls: name and role in the caller's certificate."""
 
 from peerd.transport.status import Context
-from peerd.transport.tls import identity_of
+from peerd.transport.tls import Identity, identity_of
 
 
 class Callers:
@@ -13,4 +13,8 @@ class Callers:
 
     def name_of(self, context: Context) -> str:
         """The caller's name. Raises `IdentityError` where the interceptor would have refused."""
-        return identity_of(context, self._cluster, plaintext=self._plaintext).name
+        return self.identity_of(context).name
+
+    def identity_of(self, context: Context) -> Identity:
+        """The caller's identity. Raises `IdentityError` as above."""
+        return identity_of(context, self._cluster, plaintext=self._plaintext)

@@ -15,6 +15,8 @@ import grpc.aio
 from las.core.apply import suspicious_epochs
 from las.core.commands import RegisterNode, RemoveNode, ReplaceNode, SetDraining
 from las.core.state import ClusterState, Node
+from las.daemon.audit import Auditor
+from las.daemon.audit_view import audit_view
 from las.daemon.config import Policy
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
@@ -38,6 +40,10 @@ SAMPLES_PER_HEARTBEAT_MAX = 120
 # limit: suspicious epochs of a store that one registration tells; one is enough to halt a shard,
 # and a store with more has to be looked at anyway.
 SUSPICIOUS_EPOCHS_MAX = 1_000
+DRAIN_MS_MIN = 1_000
+"""Shortest time for which a drain may be asked for."""
+# limit: longest time for which a drain may be asked for, in milliseconds; beyond, nobody remembers.
+DRAIN_MS_MAX = 30 * 24 * 3_600_000
 
 _log = get_logger("fleet")
 
@@ -53,6 +59,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         feed: MapFeed,
         policy: Policy,
         callers: Callers,
+        auditor: Auditor,
         status: StatusView,
     ) -> None:
         self._group = group
@@ -60,6 +67,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self._feed = feed
         self._policy = policy
         self._callers = callers
+        self._auditor = auditor
         self._status = status
         self._newest: dict[NodeName, _Session] = {}
 
@@ -224,12 +232,23 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         request: fleet_pb2.DrainRequest,
         context: Context,
     ) -> fleet_pb2.DrainResponse:
-        """Treat a node as at risk until `Undrain`.
+        """Treat a node as at risk until `Undrain`, or for the time that is asked for.
 
         Raises:
-            Refused: UNKNOWN_NODE, NOT_LAS_LEADER.
+            Refused: UNKNOWN_NODE, INVALID_ARGUMENT, NOT_LAS_LEADER.
         """
-        await self._set_draining(request.node, draining=True)
+        async with self._auditor.call(context, "node drain", node=request.node) as call:
+            until_ms = 0
+            if request.HasField("for_ms"):
+                if not DRAIN_MS_MIN <= request.for_ms <= DRAIN_MS_MAX:
+                    raise invalid(
+                        f"for_ms = {request.for_ms}: a drain with an end takes "
+                        f"{DRAIN_MS_MIN} to {DRAIN_MS_MAX} ms"
+                    )
+                until_ms = self._leadership.require().clock.clock_ms + request.for_ms
+            node = known_node(self._group.state, request.node)
+            command = SetDraining(node=node, draining=True, until_ms=until_ms)
+            require_ok(await call.submit(command))
         return fleet_pb2.DrainResponse()
 
     async def Undrain(
@@ -238,13 +257,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         context: Context,
     ) -> fleet_pb2.UndrainResponse:
         """End a drain. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
-        await self._set_draining(request.node, draining=False)
+        async with self._auditor.call(context, "node undrain", node=request.node) as call:
+            command = SetDraining(node=NodeName(request.node), draining=False)
+            require_ok(await call.submit(command))
         return fleet_pb2.UndrainResponse()
-
-    async def _set_draining(self, node: str, *, draining: bool) -> None:
-        self._leadership.require()
-        command = SetDraining(node=NodeName(node), draining=draining)
-        require_ok(await self._group.submit(command))
 
     async def RemoveNode(
         self, request: fleet_pb2.RemoveNodeRequest, context: Context
@@ -254,9 +270,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         Raises:
             Refused: UNKNOWN_NODE, STATE_CHANGED (it is up, or still needed), NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        require_ok(await self._group.submit(RemoveNode(node=NodeName(request.node))))
-        _log.warning("node removed", node=request.node, by=self._callers.name_of(context))
+        async with self._auditor.call(context, "node remove", node=request.node) as call:
+            require_ok(await call.submit(RemoveNode(node=NodeName(request.node))))
         return fleet_pb2.RemoveNodeResponse()
 
     async def ReplaceNode(
@@ -268,23 +283,28 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             Refused: UNKNOWN_NODE, INVALID_ARGUMENT, STATE_CHANGED (it is up, or records would be
                 left on no store), NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        if not is_id(request.store_id):
-            raise invalid(f"store_id: expected 32 hexadecimal digits, not {request.store_id!r}")
-        command = ReplaceNode(
-            node=NodeName(request.node),
-            store=StoreId(request.store_id),
-            accept_loss=request.accept_loss,
-        )
-        require_ok(await self._group.submit(command))
-        _log.warning(
-            "store replaced",
-            node=request.node,
-            store=request.store_id,
-            accept_loss=request.accept_loss,
-            by=self._callers.name_of(context),
-        )
+        async with self._auditor.call(context, "node replace", node=request.node) as call:
+            if not is_id(request.store_id):
+                raise invalid(f"store_id: expected 32 hexadecimal digits, not {request.store_id!r}")
+            command = ReplaceNode(
+                node=NodeName(request.node),
+                store=StoreId(request.store_id),
+                accept_loss=request.accept_loss,
+            )
+            require_ok(await call.submit(command))
         return fleet_pb2.ReplaceNodeResponse()
+
+    async def ListAudit(
+        self, request: fleet_pb2.ListAuditRequest, context: Context
+    ) -> fleet_pb2.ListAuditResponse:
+        """Who changed what, the newest records that fit, from what is committed.
+
+        Raises:
+            Refused: INVALID_ARGUMENT, NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        self._leadership.require()
+        await self._group.barrier()
+        return audit_view(self._group.state, request)
 
     async def CheckStop(
         self, request: fleet_pb2.CheckStopRequest, context: Context

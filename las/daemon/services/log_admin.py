@@ -7,7 +7,9 @@ import asyncio
 
 from las.core import planner
 from las.core.commands import CreateLog, PrepareSegment, PrepareSplit, SetCopies, SetRetention
-from las.core.state import LOG_SHARDS_MAX
+from las.core.state import LOG_SHARDS_MAX, Log
+from las.daemon.audit import AuditedCall, Auditor
+from las.daemon.gap_recovery import Proposal
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
@@ -36,10 +38,13 @@ _log = get_logger("logs")
 class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     """Serves on the leader; others name it."""
 
-    def __init__(self, group: Group, leadership: Leadership, callers: Callers) -> None:
+    def __init__(
+        self, group: Group, leadership: Leadership, callers: Callers, auditor: Auditor
+    ) -> None:
         self._group = group
         self._leadership = leadership
         self._callers = callers
+        self._auditor = auditor
 
     async def CreateLog(
         self,
@@ -51,27 +56,27 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: LOG_EXISTS, NOT_ENOUGH_PEERS, LIMIT_REACHED, INVALID_ARGUMENT, NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        # A node may have registered elsewhere a moment ago; and the name may be taken.
-        await self._group.barrier()
-        state = self._group.state
-        if is_internal(request.name):
-            raise invalid(f"log name {request.name!r}: names that begin with '_' are internal")
-        if not 1 <= request.shards <= LOG_SHARDS_MAX:
-            raise invalid(f"shards = {request.shards}: a log has 1 to {LOG_SHARDS_MAX}")
-        if request.name in state.logs:
-            text = f"there is a log {request.name!r} already"
-            raise Refused(refusal(Reason.LOG_EXISTS, text))
-        copies_most = request.copies or planner.COPIES_DEFAULT
-        if request.acks > copies_most:
-            raise invalid(f"acks = {request.acks} is more than copies = {copies_most}")
-        policy = planner.resolve_policy(state, request.copies, request.acks)
-        if isinstance(policy, str):
-            raise _not_enough(policy)
-        copies, acks = policy
-        return log_admin_pb2.CreateLogResponse(
-            log=await self._create(request.name, request.shards, copies, acks)
-        )
+        async with self._auditor.call(context, "log create", log=request.name) as call:
+            # A node may have registered elsewhere a moment ago; and the name may be taken.
+            await self._group.barrier()
+            state = self._group.state
+            if is_internal(request.name):
+                raise invalid(f"log name {request.name!r}: names that begin with '_' are internal")
+            if not 1 <= request.shards <= LOG_SHARDS_MAX:
+                raise invalid(f"shards = {request.shards}: a log has 1 to {LOG_SHARDS_MAX}")
+            if request.name in state.logs:
+                text = f"there is a log {request.name!r} already"
+                raise Refused(refusal(Reason.LOG_EXISTS, text))
+            copies_most = request.copies or planner.COPIES_DEFAULT
+            if request.acks > copies_most:
+                raise invalid(f"acks = {request.acks} is more than copies = {copies_most}")
+            policy = planner.resolve_policy(state, request.copies, request.acks)
+            if isinstance(policy, str):
+                raise _not_enough(policy)
+            copies, acks = policy
+            return log_admin_pb2.CreateLogResponse(
+                log=await self._create(call, request.name, request.shards, copies, acks)
+            )
 
     async def CreateInternalLog(
         self,
@@ -83,30 +88,35 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: NOT_ENOUGH_PEERS, LIMIT_REACHED, INVALID_ARGUMENT, NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        await self._group.barrier()
-        if request.name not in INTERNAL_LOGS:
-            raise invalid(f"log name {request.name!r}: this version has no such internal log")
-        state = self._group.state
-        log = state.logs.get(request.name)
-        if log is not None:
-            return log_admin_pb2.CreateInternalLogResponse(log=encode_las_log(log))
-        # One copy only where the whole fleet is one host: a log keeps its policy when others come.
-        single = len({node.host for node in state.nodes.values()}) == 1
-        policy = planner.resolve_policy(state, 1 if single else 0, 0)
-        if isinstance(policy, str):
-            raise _not_enough(policy)
-        copies, acks = policy
-        try:
-            created = await self._create(request.name, 1, copies, acks)
-        except Refused as error:
-            # Two peers needed it at the same time, and the other's command was committed first.
-            if reason_of(error.refusal) is not Reason.LOG_EXISTS:
-                raise
-            created = encode_las_log(self._group.state.logs[request.name])
-        return log_admin_pb2.CreateInternalLogResponse(log=created)
+        async with self._auditor.call(
+            context, "log create", log=request.name, refusals=False
+        ) as call:
+            await self._group.barrier()
+            if request.name not in INTERNAL_LOGS:
+                raise invalid(f"log name {request.name!r}: this version has no such internal log")
+            state = self._group.state
+            log = state.logs.get(request.name)
+            if log is not None:
+                return log_admin_pb2.CreateInternalLogResponse(log=encode_las_log(log))
+            # One copy only where the whole fleet is one host: a log keeps its policy when others
+            # come.
+            single = len({node.host for node in state.nodes.values()}) == 1
+            policy = planner.resolve_policy(state, 1 if single else 0, 0)
+            if isinstance(policy, str):
+                raise _not_enough(policy)
+            copies, acks = policy
+            try:
+                created = await self._create(call, request.name, 1, copies, acks)
+            except Refused as error:
+                # Two peers needed it at the same time; the other's command was committed first.
+                if reason_of(error.refusal) is not Reason.LOG_EXISTS:
+                    raise
+                created = encode_las_log(self._group.state.logs[request.name])
+            return log_admin_pb2.CreateInternalLogResponse(log=created)
 
-    async def _create(self, name: str, shards: int, copies: int, acks: int) -> shard_map_pb2.Log:
+    async def _create(
+        self, call: AuditedCall, name: str, shards: int, copies: int, acks: int
+    ) -> shard_map_pb2.Log:
         """Place a log and commit it. Raises `Refused`."""
         term = self._leadership.require()
         state, index = self._group.indexed()
@@ -118,7 +128,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         command = CreateLog(
             name=name, copies=copies, acks=acks, nodes=placed.nodes, rows=placed.rows
         )
-        require_ok(await self._group.submit(command))
+        require_ok(await call.submit(command))
         return encode_las_log(self._group.state.logs[name])
 
     async def ListLogs(
@@ -162,23 +172,24 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: UNKNOWN_SHARD, UNKNOWN_NODE, STATE_CHANGED, NOT_LAS_LEADER.
         """
-        term = self._leadership.require()
-        await self._group.barrier()
-        state, index = self._group.indexed()
-        shard, node = ShardId(request.shard), NodeName(request.node)
-        entry = state.shards.get(shard)
-        if entry is None:
-            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
-        if node not in state.nodes:
-            raise Refused(refusal(Reason.UNKNOWN_NODE, f"no node is called {node!r}"))
-        plan = planner.switch_plan(state, term.view(), term.limits, shard, node, index=index)
-        if isinstance(plan, str):
-            raise Refused(refusal(Reason.STATE_CHANGED, plan))
-        command = PrepareSegment(
-            shard=shard, epoch=entry.shard.open.epoch, plan=plan, why="asked for by an operator"
-        )
-        result = require_ok(await self._group.submit(command))
-        return log_admin_pb2.SwitchPrimaryResponse(epoch=result.epoch)
+        async with self._auditor.call(context, "shard switch", shard=request.shard) as call:
+            term = self._leadership.require()
+            await self._group.barrier()
+            state, index = self._group.indexed()
+            shard, node = ShardId(request.shard), NodeName(request.node)
+            entry = state.shards.get(shard)
+            if entry is None:
+                raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
+            if node not in state.nodes:
+                raise Refused(refusal(Reason.UNKNOWN_NODE, f"no node is called {node!r}"))
+            plan = planner.switch_plan(state, term.view(), term.limits, shard, node, index=index)
+            if isinstance(plan, str):
+                raise Refused(refusal(Reason.STATE_CHANGED, plan))
+            command = PrepareSegment(
+                shard=shard, epoch=entry.shard.open.epoch, plan=plan, why="asked for by an operator"
+            )
+            result = require_ok(await call.submit(command))
+            return log_admin_pb2.SwitchPrimaryResponse(epoch=result.epoch)
 
     async def RecoverShard(
         self, request: log_admin_pb2.RecoverShardRequest, context: Context
@@ -189,21 +200,17 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             Refused: UNKNOWN_SHARD, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, STATE_CHANGED (nothing
                 needs to be given up, or not yet), LIMIT_REACHED, NOT_LAS_LEADER.
         """
-        term = self._leadership.require()
-        await self._group.barrier()
-        shard = ShardId(request.shard)
-        if shard not in self._group.state.shards:
-            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
-        why = request.why.strip()
-        if request.accept_loss and not why:
-            raise invalid("why: empty; readers of the gap need one line that says what happened")
-        if len(why) > WHY_CHARACTERS_MAX or not why.isprintable():
-            raise invalid(f"why: one line of at most {WHY_CHARACTERS_MAX} printable characters")
-        proposal = await term.propose_gap(shard, f"{why} ({self._callers.name_of(context)})")
-        command = proposal.command
-        if request.accept_loss:
-            result = require_ok(await self._group.submit(command))
-            _log.critical("records given up", shard=shard, why=command.why, result=result.text)
+        async with self._auditor.call(
+            context, "recover shard", shard=request.shard, refusals=request.accept_loss
+        ) as call:
+            await self._group.barrier()
+            proposal = await self._propose_gap(request, self._callers.name_of(context))
+            command = proposal.command
+            if request.accept_loss:
+                result = require_ok(await call.submit(command))
+                _log.critical(
+                    "records given up", shard=command.shard, why=command.why, result=result.text
+                )
         return log_admin_pb2.RecoverShardResponse(
             recovered=request.accept_loss,
             given_up=sorted(each.peer for each in command.given_up),
@@ -214,6 +221,20 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             primary=command.plan.primary.peer,
         )
 
+    async def _propose_gap(
+        self, request: log_admin_pb2.RecoverShardRequest, asker: str
+    ) -> Proposal:
+        """What would be given up. Raises `Refused` as `RecoverShard`."""
+        shard = ShardId(request.shard)
+        if shard not in self._group.state.shards:
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
+        why = request.why.strip()
+        if request.accept_loss and not why:
+            raise invalid("why: empty; readers of the gap need one line that says what happened")
+        if len(why) > WHY_CHARACTERS_MAX or not why.isprintable():
+            raise invalid(f"why: one line of at most {WHY_CHARACTERS_MAX} printable characters")
+        return await self._leadership.require().propose_gap(shard, f"{why} ({asker})")
+
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
     ) -> log_admin_pb2.AlterLogResponse:
@@ -222,33 +243,28 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        await self._group.barrier()
-        log = self._group.state.logs.get(request.name)
-        if log is None:
-            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
-        if is_internal(request.name):
-            raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
-        copies, acks = request.copies or log.copies, request.acks or log.acks
-        if acks > copies:
-            raise invalid(f"acks = {acks} is more than copies = {copies}")
-        if copies > log.copies:
-            policy = planner.resolve_policy(self._group.state, copies, acks)
-            if isinstance(policy, str):
-                raise _not_enough(policy)
-        kept_bytes, kept_ms = log.retention_bytes, log.retention_ms
-        if request.HasField("retention_bytes"):
-            kept_bytes = request.retention_bytes
-        if request.HasField("retention_ms"):
-            kept_ms = request.retention_ms
-        for command in (
-            SetCopies(log=log.name, copies=copies, acks=acks),
-            SetRetention(log=log.name, retention_bytes=kept_bytes, retention_ms=kept_ms),
-        ):
-            require_ok(await self._group.submit(command))
-        return log_admin_pb2.AlterLogResponse(
-            log=encode_las_log(self._group.state.logs[request.name])
-        )
+        what = "log retain" if _changes_retention(request) else "log alter"
+        async with self._auditor.call(context, what, log=request.name) as call:
+            await self._group.barrier()
+            log = self._group.state.logs.get(request.name)
+            if log is None:
+                raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
+            if is_internal(request.name):
+                raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
+            copies, acks = request.copies or log.copies, request.acks or log.acks
+            if acks > copies:
+                raise invalid(f"acks = {acks} is more than copies = {copies}")
+            if copies > log.copies:
+                policy = planner.resolve_policy(self._group.state, copies, acks)
+                if isinstance(policy, str):
+                    raise _not_enough(policy)
+            if request.copies or request.acks:
+                require_ok(await call.submit(SetCopies(log=log.name, copies=copies, acks=acks)))
+            if _changes_retention(request):
+                require_ok(await call.submit(_retention(request, log)))
+            return log_admin_pb2.AlterLogResponse(
+                log=encode_las_log(self._group.state.logs[request.name])
+            )
 
     async def DeleteLog(
         self, request: log_admin_pb2.DeleteLogRequest, context: Context
@@ -265,34 +281,37 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             Refused: UNKNOWN_SHARD, INVALID_ARGUMENT, LIMIT_REACHED, STATE_CHANGED,
                 LAS_UNAVAILABLE, NOT_LAS_LEADER.
         """
-        self._leadership.require()
-        await self._group.barrier()
-        number = ShardId(request.shard)
-        entry = self._group.state.shards.get(number)
-        if entry is None:
-            raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {number}"))
-        shard = entry.shard
-        if is_internal(shard.log):
-            raise invalid(f"shard {number} is of {shard.log!r}, an internal log: it is not split")
-        key_hash = (shard.key_hash_low + shard.key_hash_high + 1) // 2
-        if request.HasField("at_key_hash"):
-            key_hash = request.at_key_hash
-        if _is_split_at(shard, key_hash):
-            # Asked again.
-            epoch = _newest(shard)
-        else:
-            command = PrepareSplit(
-                shard=number,
-                epoch=shard.open.epoch,
-                key_hash=key_hash,
-                plan=shard.open.plan,
-                why="asked for by an operator",
-            )
-            result = await self._group.submit(command)
-            shard = self._group.state.shards[number].shard
-            # Somebody may have asked for the same a moment earlier.
-            epoch = _newest(shard) if _is_split_at(shard, key_hash) else require_ok(result).epoch
-        return log_admin_pb2.SplitShardResponse(children=await self._split(number, epoch))
+        async with self._auditor.call(context, "shard split", shard=request.shard) as call:
+            await self._group.barrier()
+            number = ShardId(request.shard)
+            entry = self._group.state.shards.get(number)
+            if entry is None:
+                raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {number}"))
+            shard = entry.shard
+            if is_internal(shard.log):
+                raise invalid(f"shard {number} is of {shard.log!r}, an internal log: not split")
+            key_hash = (shard.key_hash_low + shard.key_hash_high + 1) // 2
+            if request.HasField("at_key_hash"):
+                key_hash = request.at_key_hash
+            if _is_split_at(shard, key_hash):
+                # Asked again.
+                epoch = _newest(shard)
+            else:
+                command = PrepareSplit(
+                    shard=number,
+                    epoch=shard.open.epoch,
+                    key_hash=key_hash,
+                    plan=shard.open.plan,
+                    why="asked for by an operator",
+                )
+                result = await call.submit(command)
+                shard = self._group.state.shards[number].shard
+                if not _is_split_at(shard, key_hash):
+                    epoch = require_ok(result).epoch
+                else:
+                    # Somebody may have asked for the same a moment earlier.
+                    epoch = _newest(shard)
+            return log_admin_pb2.SplitShardResponse(children=await self._split(number, epoch))
 
     async def TrimShard(
         self, request: log_admin_pb2.TrimShardRequest, context: Context
@@ -303,28 +322,32 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, STATE_CHANGED, RANGE_UNAVAILABLE,
                 NOT_LAS_LEADER.
         """
-        term = self._leadership.require()
-        await self._group.barrier()
-        state, number = self._group.state, ShardId(request.shard)
-        if request.log not in state.logs:
-            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
-        entry = state.shards.get(number)
-        if entry is None or entry.shard.log != request.log:
-            text = f"log {request.log!r} has no shard {number}"
-            raise Refused(refusal(Reason.UNKNOWN_SHARD, text))
-        if is_internal(request.log):
-            raise invalid(f"{request.log!r} is an internal log: it is not trimmed by hand")
-        try:
-            result = await term.trimmer.trim(number, Offset(request.before_offset))
-        except CannotTell as error:
-            text = f"{error}: trim again when its primary or a holder is up"
-            raise Refused(
-                refusal(Reason.RANGE_UNAVAILABLE, text, retry_after_ms=RETRY_AFTER_MS)
-            ) from error
-        if result is not None:
-            require_ok(result)
-        first = self._group.state.shards[number].shard.trimmed_to
-        return log_admin_pb2.TrimShardResponse(first_offset=first)
+        async with self._auditor.call(
+            context, "log trim", log=request.log, shard=request.shard
+        ) as call:
+            term = self._leadership.require()
+            await self._group.barrier()
+            state, number = self._group.state, ShardId(request.shard)
+            if request.log not in state.logs:
+                raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
+            entry = state.shards.get(number)
+            if entry is None or entry.shard.log != request.log:
+                text = f"log {request.log!r} has no shard {number}"
+                raise Refused(refusal(Reason.UNKNOWN_SHARD, text))
+            if is_internal(request.log):
+                raise invalid(f"{request.log!r} is an internal log: it is not trimmed by hand")
+            try:
+                before = Offset(request.before_offset)
+                result = await term.trimmer.trim(number, before, call.submit)
+            except CannotTell as error:
+                text = f"{error}: trim again when its primary or a holder is up"
+                raise Refused(
+                    refusal(Reason.RANGE_UNAVAILABLE, text, retry_after_ms=RETRY_AFTER_MS)
+                ) from error
+            if result is not None:
+                require_ok(result)
+            first = self._group.state.shards[number].shard.trimmed_to
+            return log_admin_pb2.TrimShardResponse(first_offset=first)
 
     async def _split(self, number: ShardId, epoch: Epoch) -> tuple[ShardId, ...]:
         """The children, as soon as they exist. `epoch` is that of the closed segment.
@@ -352,6 +375,20 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                     f"{SPLIT_WAIT_S:.0f} s: look with `peerctl log describe`, or ask again"
                 )
                 raise Refused(refusal(Reason.LAS_UNAVAILABLE, text, taken=Taken.UNKNOWN)) from None
+
+
+def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:
+    return request.HasField("retention_bytes") or request.HasField("retention_ms")
+
+
+def _retention(request: log_admin_pb2.AlterLogRequest, log: Log) -> SetRetention:
+    """What is asked for; the rest as it is."""
+    kept_bytes, kept_ms = log.retention_bytes, log.retention_ms
+    if request.HasField("retention_bytes"):
+        kept_bytes = request.retention_bytes
+    if request.HasField("retention_ms"):
+        kept_ms = request.retention_ms
+    return SetRetention(log=log.name, retention_bytes=kept_bytes, retention_ms=kept_ms)
 
 
 def _is_split_at(shard: Shard, key_hash: int) -> bool:

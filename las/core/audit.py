@@ -1,0 +1,166 @@
+"""Who changed what: a record of every change that somebody asked for, and of every refusal.
+
+A command of a person travels inside an `Audited`, which says who sent it. Both are applied as one
+step, so there is no change of a person's without its record and no record of a change that never
+was; a retry that consensus recognizes leaves no second record. What is refused before it became a
+command leaves a `RecordRefusal`. What the LAS does by itself (failovers, copies, forecasts) is told
+in the history of the nodes and is not here.
+
+Records are numbered from 1 without a hole; the newest `AUDIT_MAX` are kept, so the number of the
+newest one tells how many have fallen off. The words of *before* and *after* are made from the
+committed state, and so are the same on every LAS node.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from las.core import retention
+from las.core.commands import (
+    Audited,
+    Caller,
+    Command,
+    CreateLog,
+    RecordRefusal,
+    Result,
+    Target,
+)
+from las.core.state import AUDIT_MAX, AuditRecord, ClusterState, Log, Node, ShardEntry
+from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+
+# limit: characters of each text of an audit record.
+AUDIT_TEXT_MAX = 300
+
+Apply = Callable[[ClusterState, Command], tuple[ClusterState, Result]]
+
+
+def audited(state: ClusterState, command: Audited, apply: Apply) -> tuple[ClusterState, Result]:
+    """A command that somebody asked for.
+
+    | `Audited(who, command)` | as the command | as the command, and a record of who asked, of what
+    was before and after, or of the refusal; the committed clock moves on, never back. |
+    """
+    after, result = apply(state, command.command)
+    target = target_of(state, command.command)
+    record = AuditRecord(
+        number=state.audited + 1,
+        clock_ms=max(state.clock_ms, command.caller.clock_ms),
+        timestamp_ms=command.caller.timestamp_ms,
+        who=_clipped(command.caller.who),
+        role=_clipped(command.caller.role),
+        what=_clipped(command.caller.what),
+        node=target.node,
+        log=target.log,
+        shard=target.shard,
+        before=words_of(state, target),
+        after=words_of(after, target),
+        ok=result.ok,
+        reason="" if result.ok else result.reason.value,
+        text=_clipped(result.text),
+    )
+    return _kept(after, record, command.caller), result
+
+
+def record_refusal(state: ClusterState, command: RecordRefusal) -> tuple[ClusterState, Result]:
+    """A call that was refused before it became a command.
+
+    | `RecordRefusal(who, target, reason)` | – | a record of it; nothing else changes, but for the
+    committed clock, which moves on. |
+    """
+    target = Target(
+        node=NodeName(_clipped(command.target.node)),
+        log=_clipped(command.target.log),
+        shard=command.target.shard,
+    )
+    there = words_of(state, target)
+    record = AuditRecord(
+        number=state.audited + 1,
+        clock_ms=max(state.clock_ms, command.caller.clock_ms),
+        timestamp_ms=command.caller.timestamp_ms,
+        who=_clipped(command.caller.who),
+        role=_clipped(command.caller.role),
+        what=_clipped(command.caller.what),
+        node=target.node,
+        log=target.log,
+        shard=target.shard,
+        before=there,
+        after=there,
+        ok=False,
+        reason=_clipped(command.reason),
+        text=_clipped(command.text),
+    )
+    return _kept(state, record, command.caller), Result(ok=True)
+
+
+def _kept(state: ClusterState, record: AuditRecord, caller: Caller) -> ClusterState:
+    """The state with a record more, the oldest one gone if there are too many."""
+    records = state.audit.without(record.number - AUDIT_MAX).with_item(record.number, record)
+    return retention.advanced(replace(state, audit=records, audited=record.number), caller.clock_ms)
+
+
+# ---------------------------------------------------------------------------------- targets
+def target_of(state: ClusterState, command: Command) -> Target:
+    """What a command is about: a node, or a log, or a shard with its log."""
+    node = getattr(command, "node", None)
+    if node is not None:
+        return Target(node=NodeName(_clipped(node)))
+    shard = getattr(command, "shard", None)
+    if shard is not None:
+        entry = state.shards.get(shard)
+        return Target(shard=shard, log="" if entry is None else entry.shard.log)
+    name = command.name if isinstance(command, CreateLog) else getattr(command, "log", "")
+    return Target(log=_clipped(name))
+
+
+def words_of(state: ClusterState, target: Target) -> str:
+    """What is committed of a target, in one line; empty if there is none."""
+    if target.node:
+        node = state.nodes.get(target.node)
+        return "" if node is None else _node_words(node)
+    if target.shard:
+        entry = state.shards.get(ShardId(target.shard))
+        return "" if entry is None else _shard_words(entry)
+    log = state.logs.get(target.log)
+    return "" if log is None else _log_words(log)
+
+
+def _node_words(node: Node) -> str:
+    parts = [node.state.value, f"store {node.store}"]
+    if node.draining and node.drain_until_ms:
+        parts.append(f"draining until {node.drain_until_ms} ms")
+    elif node.draining:
+        parts.append("draining")
+    if node.at_risk:
+        parts.append("at risk")
+    return ", ".join(parts)
+
+
+def _shard_words(entry: ShardEntry) -> str:
+    shard = entry.shard
+    parts = [f"epoch {shard.open.epoch} open at {shard.open.plan.primary.peer}"]
+    if shard.prepared is not None:
+        primary = shard.prepared.plan.primary.peer
+        parts.append(f"epoch {shard.prepared.epoch} prepared at {primary}")
+    if shard.fence != NO_EPOCH:
+        parts.append(f"fence {shard.fence} stands")
+    if shard.split is not None:
+        parts.append("split" if shard.split.is_committed else "split pending")
+    if shard.gaps:
+        parts.append(f"gaps: {len(shard.gaps)}")
+    if shard.trimmed_to:
+        parts.append(f"trimmed to {shard.trimmed_to}")
+    if entry.halted:
+        parts.append("halted")
+    return ", ".join(parts)
+
+
+def _log_words(log: Log) -> str:
+    parts = [f"shards: {len(log.shards)}", f"copies: {log.copies}", f"acks: {log.acks}"]
+    if log.retention_bytes:
+        parts.append(f"keeps {log.retention_bytes} bytes a shard")
+    if log.retention_ms:
+        parts.append(f"keeps {log.retention_ms} ms")
+    return ", ".join(parts)
+
+
+def _clipped(text: str) -> str:
+    return text[:AUDIT_TEXT_MAX]
