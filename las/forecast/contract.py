@@ -35,6 +35,13 @@ INPUT_NAME = "windows"
 OUTPUT_NAME = "probabilities"
 # The horizons that the policy asks for: ten minutes decide, the hour informs. Seconds.
 HORIZONS_S = (600, 3600)
+# What each kind of head foresees. Seconds: ten minutes, an hour, a day, a week, thirty days.
+INCIDENT, HARDWARE, HISTORY = "incident", "hardware", "history"
+HEAD_HORIZONS_S: Mapping[str, tuple[int, ...]] = {
+    INCIDENT: HORIZONS_S,
+    HARDWARE: (86_400, 604_800, 2_592_000),
+    HISTORY: (3600, 86_400, 604_800, 2_592_000),
+}
 
 # limit: bytes of a model file; a hundred times the shipped one.
 MODEL_BYTES_MAX = 16 << 20
@@ -68,8 +75,9 @@ class SelfTest:
 class ModelContract:
     """A model's own description.
 
-    `features` are metrics of the telemetry schema in the order of the input's last axis; `window`
-    counts samples, `period_ms` apart; `base_rates` answer, by horizon, for a node of which too
+    `head` is the kind of it, a key of `HEAD_HORIZONS_S`. `features` are metrics of the telemetry
+    schema, or of the head's own table, in the order of the input's last axis; `window` counts
+    samples, `period_ms` apart; `base_rates` answer, by horizon, for a node of which too
     little was seen (`samples_min` samples); `training_data` is the SHA-256 of the recordings, and
     `figures` what was measured on held-out runs (name to value, see the model's card).
     """
@@ -85,15 +93,19 @@ class ModelContract:
     training_data: str
     figures: Mapping[str, float]
     self_test: SelfTest
+    head: str = INCIDENT
 
     def __post_init__(self) -> None:
         if not self.model_id:
             raise ModelRefused("the model has no id")
+        if self.head not in HEAD_HORIZONS_S:
+            raise ModelRefused(f"a head {self.head!r} is not known to this program")
         if not 1 <= self.samples_min <= self.window <= MODEL_WINDOW_MAX:
             raise ModelRefused(f"window of {self.window} samples, at least {self.samples_min}")
-        if self.horizons_s != HORIZONS_S:
-            raise ModelRefused(f"horizons {self.horizons_s} s, wanted {HORIZONS_S} s")
-        if len(self.base_rates) != len(HORIZONS_S):
+        horizons_s = HEAD_HORIZONS_S[self.head]
+        if self.horizons_s != horizons_s:
+            raise ModelRefused(f"horizons {self.horizons_s} s, wanted {horizons_s} s")
+        if len(self.base_rates) != len(horizons_s):
             raise ModelRefused("one base rate per horizon is wanted")
         check_probabilities(np.array([self.base_rates]))
         test = self.self_test
@@ -104,6 +116,7 @@ class ModelContract:
 
     def check_schema(self, schema: TelemetrySchema) -> None:
         """Raise `ModelRefused` unless the model was made for this telemetry."""
+        self.check_head(INCIDENT)
         unknown = [name for name in self.features if name not in schema.positions]
         if unknown:
             raise ModelRefused(f"reads metrics that are not collected: {', '.join(unknown)}")
@@ -112,6 +125,22 @@ class ModelContract:
                 f"made for telemetry schema {self.schema_version}, this program has"
                 f" {schema.version}; train the model anew or use the release it came with"
             )
+
+    def check_table(self, head: str, names: tuple[str, ...], version: int) -> None:
+        """Raise `ModelRefused` unless made for that head, with exactly these features in order."""
+        self.check_head(head)
+        if self.schema_version != version:
+            raise ModelRefused(
+                f"made for {head} inputs {self.schema_version}, this program has {version};"
+                " train the model anew or use the release it came with"
+            )
+        if self.features != names:
+            raise ModelRefused(f"reads other {head} inputs, or in another order")
+
+    def check_head(self, head: str) -> None:
+        """Raise `ModelRefused` unless it is of that kind."""
+        if self.head != head:
+            raise ModelRefused(f"is a {self.head} head, wanted is a {head} head")
 
 
 def check_probabilities(answer: npt.NDArray[np.floating]) -> None:
@@ -131,6 +160,7 @@ def to_metadata(contract: ModelContract) -> dict[str, str]:
     content: dict[str, object] = {
         "format": FORMAT,
         "model_id": contract.model_id,
+        "head": contract.head,
         "schema_version": contract.schema_version,
         "features": contract.features,
         "window": contract.window,
@@ -160,6 +190,7 @@ def from_metadata(metadata: Mapping[str, str]) -> ModelContract:
         raise ModelRefused(f"window of {window} samples")
     return ModelContract(
         model_id=reader.one("model_id", str),
+        head=reader.one("head", str),
         schema_version=reader.one("schema_version", int),
         features=features,
         window=window,

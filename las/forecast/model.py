@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from las.forecast.answer import (
     REASONS_MAX,
@@ -24,16 +22,8 @@ from las.forecast.answer import (
     Windows,
     check_windows,
 )
-from las.forecast.contract import (
-    INPUT_NAME,
-    MODEL_BYTES_MAX,
-    OUTPUT_NAME,
-    SELF_TEST_TOLERANCE,
-    ModelContract,
-    ModelRefused,
-    check_probabilities,
-    from_metadata,
-)
+from las.forecast.contract import ModelContract, ModelRefused
+from las.forecast.graph import Graph, read_bounded
 from las.forecast.past import as_before, in_words
 from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA, Kind
 
@@ -41,15 +31,6 @@ from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA, Kind
 # for their mean, and few enough that explaining stays a matter of milliseconds.
 COMPANIONS_MAX = 8
 
-_ONNX_ERRORS = (
-    onnx_errors.Fail,
-    onnx_errors.InvalidArgument,
-    onnx_errors.InvalidGraph,
-    onnx_errors.InvalidProtobuf,
-    onnx_errors.NoSuchFile,
-    onnx_errors.NotImplemented,
-    onnx_errors.RuntimeException,
-)
 # A machine identity no real one can have: it has more than 24 bits.
 _VARIANT_IDENTITY_MIN = 1 << 24
 # Weights below this are noise of the model, not a reason.
@@ -59,9 +40,9 @@ _WEIGHT_MIN = 0.02
 class ForecastModel:
     """A loaded model. Made by `load`; immutable; may be used from one thread at a time."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, contract: ModelContract) -> None:
-        self._session = session
-        self.contract = contract
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.contract = contract = graph.contract
         schema = TELEMETRY_SCHEMA
         self._columns = np.array([schema.positions[name] for name in contract.features])
         self._metrics = [schema.metric(name) for name in contract.features]
@@ -71,30 +52,10 @@ class ForecastModel:
     @classmethod
     def load(cls, path: Path) -> ForecastModel:
         """Read, check and try a model file. Raises `ModelRefused`; `OSError` if unreadable."""
-        if path.stat().st_size > MODEL_BYTES_MAX:
-            raise ModelRefused(f"{path}: larger than {MODEL_BYTES_MAX >> 20} MiB")
         try:
-            return cls._from_bytes(path.read_bytes())
+            return cls(Graph(read_bounded(path), _check_schema))
         except ModelRefused as error:
             raise ModelRefused(f"{path}: {error}") from error
-
-    @classmethod
-    def _from_bytes(cls, content: bytes) -> ForecastModel:
-        try:
-            session = onnxruntime.InferenceSession(
-                content, sess_options=_session_options(), providers=["CPUExecutionProvider"]
-            )
-        except _ONNX_ERRORS as error:
-            raise ModelRefused(f"no ONNX model that can be run: {_first_line(error)}") from error
-        contract = from_metadata(session.get_modelmeta().custom_metadata_map)
-        contract.check_schema(TELEMETRY_SCHEMA)
-        _check_signature(session, contract)
-        model = cls(session, contract)
-        answer = model._run(contract.self_test.windows)
-        off_by = float(np.abs(answer - contract.self_test.expected).max())
-        if not off_by <= SELF_TEST_TOLERANCE:
-            raise ModelRefused(f"fails its self-test: off by {off_by:.2g}")
-        return model
 
     @property
     def model_id(self) -> str:
@@ -117,7 +78,7 @@ class ForecastModel:
         features = np.take(windows, self._columns, axis=2)
         known = self._known(windows)
         if len(windows):
-            answer = self._run(features)
+            answer = self._graph.run(features)
             answer[~known] = self.contract.base_rates
         else:
             answer = np.zeros((0, len(self.contract.horizons_s)), dtype=np.float32)
@@ -182,42 +143,11 @@ class ForecastModel:
             identities = _VARIANT_IDENTITY_MIN + 2.0 * np.arange(len(variants))
             groups[:, :, :, self._identity] = identities[:, None, None]
         flat = groups.reshape(-1, *variants.shape[1:])
-        chosen = self._run(flat)[:: groups.shape[1], 0].astype(np.float64)
+        chosen = self._graph.run(flat)[:: groups.shape[1], 0].astype(np.float64)
         clipped = np.clip(chosen, 1e-6, 1.0 - 1e-6)
         odds: npt.NDArray[np.float64] = np.log(clipped / (1.0 - clipped))
         return odds
 
-    def _run(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        try:
-            answer = self._session.run([OUTPUT_NAME], {INPUT_NAME: features})[0]
-        except _ONNX_ERRORS as error:
-            raise ModelRefused(f"the graph cannot be run: {_first_line(error)}") from error
-        if answer.shape != (len(features), len(self.contract.horizons_s)):
-            raise ModelRefused(f"answers with shape {answer.shape}")
-        check_probabilities(answer)
-        probabilities: npt.NDArray[np.float32] = answer
-        return probabilities
 
-
-def _session_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    # One thread: the LAS shares its cores with consensus, and a sum keeps its order.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what matters comes back as an error
-    return options
-
-
-def _check_signature(session: onnxruntime.InferenceSession, contract: ModelContract) -> None:
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [i.name for i in inputs] != [INPUT_NAME] or [o.name for o in outputs] != [OUTPUT_NAME]:
-        raise ModelRefused(f"wanted one input {INPUT_NAME} and one output {OUTPUT_NAME}")
-    if inputs[0].type != "tensor(float)":
-        raise ModelRefused(f"reads {inputs[0].type}, wanted tensor(float)")
-    if list(inputs[0].shape[1:]) != [contract.window, len(contract.features)]:
-        raise ModelRefused(f"the graph reads shape {inputs[0].shape}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _check_schema(contract: ModelContract) -> None:
+    contract.check_schema(TELEMETRY_SCHEMA)
