@@ -30,8 +30,8 @@ from peerd.client.errors import (
 )
 from peerd.client.known_logs import KnownLogs
 from peerd.client.options import ProducerOptions
-from peerd.client.payload import serialize_record
-from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, entry_size
+from peerd.client.payload import serialize_record, serialize_records
+from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline
 from peerd.client.streams import Streams
 from peerd.client.values import NewRecord, Receipt
 from peerd.core.ids import ShardId
@@ -127,10 +127,10 @@ class Appender:
 
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
-        serialized = [serialize_record(record) for record in records]
-        size = entry_size(serialized)
-        await self._admitted(log, size)
-        entry = self._add(log, records, serialized, size, where)
+        serialized = serialize_records(records)
+        if not self._is_admitted(log, len(serialized)):
+            await self._admitted(log, len(serialized))
+        entry = self._add(log, records, serialized, where)
         try:
             return await entry.future
         except asyncio.CancelledError as error:
@@ -139,11 +139,10 @@ class Appender:
 
     def append_nowait(self, log: str, record: NewRecord, where: Where) -> "asyncio.Future[Receipt]":
         """Queues one record; see `Client.append_nowait`."""
-        serialized = [serialize_record(record)]
-        size = entry_size(serialized)
-        if not self._services.room.fits(size):
+        serialized = serialize_record(record)
+        if not self._services.room.fits(len(serialized)):
             raise self._services.room.full()
-        return self._add(log, [record], serialized, size, where).future
+        return self._add(log, (record,), serialized, where).future
 
     async def append_many(
         self, log: str, records: Iterable[NewRecord | bytes], where: Where
@@ -154,10 +153,9 @@ class Appender:
         try:
             for given in records:
                 record = NewRecord(value=given) if isinstance(given, bytes) else given
-                serialized = [serialize_record(record)]
-                size = entry_size(serialized)
-                await self._until_fits(size)
-                futures.append(self._add(log, [record], serialized, size, where).future)
+                serialized = serialize_record(record)
+                await self._until_fits(len(serialized))
+                futures.append(self._add(log, (record,), serialized, where).future)
         finally:
             ended = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in ended:
@@ -176,8 +174,12 @@ class Appender:
         """Nothing waits and nothing is under way."""
         return all(pipeline.is_idle for pipeline in self._pipelines.values())
 
+    def _is_admitted(self, log: str, size: int) -> bool:
+        """Whether `log` is known and `size` bytes fit: mostly so, and then nothing is awaited."""
+        return self._services.room.fits(size) and self._services.known_logs.has(log)
+
     async def _admitted(self, log: str, size: int) -> None:
-        """Returns when `log` is known and `size` bytes fit; mostly that is at once."""
+        """Returns when `log` is known and `size` bytes fit."""
         if not self._services.known_logs.has(log):
             await self._require(log)
         await self._until_fits(size)
@@ -191,34 +193,32 @@ class Appender:
         await self._services.known_logs.require(log)
 
     def _add(
-        self,
-        log: str,
-        records: Sequence[NewRecord],
-        serialized: list[bytes],
-        size: int,
-        where: Where,
+        self, log: str, records: Sequence[NewRecord], serialized: bytes, where: Where
     ) -> Entry:
         self._check_open()
         if not records:
             raise InvalidRequest("an append carries at least one record")
+        size = len(serialized)
         if size > ENTRY_BYTES_MAX:
             raise BatchTooLarge(
                 f"{size} bytes of records in one append, at most {ENTRY_BYTES_MAX} travel in one "
                 "message: cut them",
                 taken="no",
             )
-        hashes = [key_hash(record.key) for record in records if record.key is not None]
+        hashes = _key_hashes(records)
         pipeline = self._pipeline(log, self._choose(log, hashes, where.shard))
-        loop = asyncio.get_running_loop()
+        # Kept there: to ask for the running loop asks the kernel which process this is.
+        loop = pipeline.loop
         timeout_s = self._options.append_timeout_s if where.timeout_s is None else where.timeout_s
+        # In the order of the fields: named ones would take longer.
         entry = Entry(
-            records=serialized,
-            size=size,
-            deadline=loop.time() + timeout_s,
-            future=loop.create_future(),
-            expected_offset=where.expected_offset,
-            key_hashes=tuple(hashes),
-            is_named=where.shard is not None,
+            serialized,
+            len(records),
+            loop.time() + timeout_s,
+            loop.create_future(),
+            where.expected_offset,
+            hashes,
+            where.shard is not None,
         )
         self._services.room.take(size)
         pipeline.add(entry)
@@ -328,3 +328,10 @@ class Appender:
     def _check_open(self) -> None:
         if self._ended is not None:
             raise ClientClosed(self._ended, taken="no")
+
+
+def _key_hashes(records: Sequence[NewRecord]) -> tuple[int, ...]:
+    """Of the keys that there are."""
+    if len(records) == 1 and records[0].key is None:
+        return ()
+    return tuple([key_hash(record.key) for record in records if record.key is not None])

@@ -170,7 +170,7 @@ class Client:
         Raises:
             KeysSpanShards: the keys belong to several shards. Else as `append`.
         """
-        where = Where(shard=shard, expected_offset=expected_offset, timeout_s=timeout_s)
+        where = Where(shard, expected_offset, timeout_s)
         return await self._appender.append_batch(log, records, where)
 
     def append_nowait(

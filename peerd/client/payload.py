@@ -18,12 +18,12 @@ from peerd.client.options import Compression
 from peerd.client.values import Headers, NewRecord, Record
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.limits import DECOMPRESSED_BYTES_MAX, HEADER_NAME_BYTES_MAX
+from peerd.transport.wire_form import sized_tag, varint
 from peerd.v1 import batch_pb2
 
-# Tags of fields whose length follows: number << 3 | 2, in one byte.
-_RECORD_TAG = bytes((batch_pb2.Records.RECORDS_FIELD_NUMBER << 3 | 2,))
-_VALUE_TAG = bytes((batch_pb2.Record.VALUE_FIELD_NUMBER << 3 | 2,))
-_RECORDS_TAG = bytes((batch_pb2.Batch.RECORDS_FIELD_NUMBER << 3 | 2,))
+_RECORD_TAG = sized_tag(batch_pb2.Records.RECORDS_FIELD_NUMBER)
+_VALUE_TAG = sized_tag(batch_pb2.Record.VALUE_FIELD_NUMBER)
+_RECORDS_TAG = sized_tag(batch_pb2.Batch.RECORDS_FIELD_NUMBER)
 # limit: lengths of values whose prefix is kept
 PREFIXES_MAX = 4_096
 # What a batch costs beyond its records: two tags, two lengths.
@@ -39,6 +39,32 @@ class BuiltBatch:
     payload: bytes
     crc: int
     record_count: int
+
+
+def serialize_records(records: Sequence[NewRecord]) -> bytes:
+    """Records as `serialize_record` makes them, side by side.
+
+    Raises:
+        InvalidRequest: as `serialize_record`.
+    """
+    if len(records) == 1:
+        return serialize_record(records[0])
+    parts: list[bytes] = []
+    add, prefix = parts.append, _value_prefix
+    for record in records:
+        value = record.value
+        # Most are like this; a call for each would take twice as long.
+        if (
+            record.key is None
+            and value.__class__ is bytes
+            and record.timestamp_ms is None
+            and not record.headers
+        ):
+            add(prefix(len(value)))
+            add(value)
+        else:
+            add(serialize_record(record))
+    return b"".join(parts)
 
 
 def serialize_record(record: NewRecord) -> bytes:
@@ -81,42 +107,37 @@ def _value_prefix(value_bytes: int) -> bytes:
     """
     if not value_bytes:
         return _element(batch_pb2.Record())
-    field = _VALUE_TAG + _varint(value_bytes)
-    return _RECORD_TAG + _varint(len(field) + value_bytes) + field
+    field = _VALUE_TAG + varint(value_bytes)
+    return _RECORD_TAG + varint(len(field) + value_bytes) + field
 
 
 def _element(message: batch_pb2.Record) -> bytes:
     serialized = message.SerializeToString()
-    return _RECORD_TAG + _varint(len(serialized)) + serialized
-
-
-def _varint(number: int) -> bytes:
-    """The wire form of a length: seven bits a byte, the lowest first."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return _RECORD_TAG + varint(len(serialized)) + serialized
 
 
 def _pairs(headers: Headers) -> Sequence[tuple[str, bytes]]:
     return list(headers.items()) if isinstance(headers, Mapping) else headers
 
 
-def build_batch(records: Sequence[bytes], compression: Compression = "none") -> BuiltBatch:
-    """One batch of serialized records, in order; packed if that makes it smaller."""
+def build_batch(
+    records: Sequence[bytes], record_count: int, compression: Compression = "none"
+) -> BuiltBatch:
+    """One batch of `record_count` serialized records, in order; packed if that makes it smaller.
+
+    Each of `records` is one of them, or several side by side.
+    """
     packed = _compressed(b"".join(records)) if compression == "zstd" else None
     if packed is None:
         # Put together here: message objects would copy all of it three times.
-        head = log_bytes_pb2.BatchBytes(record_count=len(records)).SerializeToString()
-        length = _varint(sum(map(len, records)))
+        head = log_bytes_pb2.BatchBytes(record_count=record_count).SerializeToString()
+        length = varint(sum(map(len, records)))
         payload = b"".join((head, _RECORDS_TAG, length, *records))
     else:
         payload = log_bytes_pb2.BatchBytes(
-            codec=batch_pb2.CODEC_ZSTD, record_count=len(records), compressed=packed
+            codec=batch_pb2.CODEC_ZSTD, record_count=record_count, compressed=packed
         ).SerializeToString()
-    return BuiltBatch(payload=payload, crc=crc32c.crc32c(payload), record_count=len(records))
+    return BuiltBatch(payload=payload, crc=crc32c.crc32c(payload), record_count=record_count)
 
 
 def _compressed(data: bytes) -> bytes | None:

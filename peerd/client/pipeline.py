@@ -20,6 +20,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -50,6 +51,9 @@ from peerd.v1 import batch_pb2, errors_pb2, log_pb2
 
 PRODUCER_ID_BYTES = 16
 
+# `Receipt._make` without a call of Python's for each.
+_RECEIPT: Callable[[Iterable[object]], Receipt] = partial(tuple.__new__, Receipt)
+
 # Another primary, or the same one later, may take the batch.
 _LOOK_FOR_PRIMARY = frozenset(
     {
@@ -73,12 +77,13 @@ _STREAM_REFUSED = frozenset(
 )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Entry:
     """Records that become part of one batch together. `deadline` is of the loop's clock."""
 
-    records: list[bytes]
-    size: int
+    serialized: bytes
+    """The records as elements of a `peerd.v1.Records`, side by side."""
+    record_count: int
     deadline: float
     future: "asyncio.Future[Receipt]"
     expected_offset: int | None = None
@@ -101,6 +106,8 @@ class Batch:
 
     entries: list[Entry]
     append: log_bytes_pb2.AppendRequestBytes
+    """What is said of it to the primary; without its bytes."""
+    payload: bytes
     record_count: int
     earliest_deadline: float
     sending: Sent | None = None
@@ -178,7 +185,7 @@ class ShardPipeline:
         self._released = released
         self._reroute = reroute
         self._statistics = statistics
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._waiting: deque[Entry] = deque()
         self._inflight: deque[Batch] = deque()
         self._formed = 0
@@ -193,7 +200,7 @@ class ShardPipeline:
         # A sequence that will never be sent again is missing before the batches in flight.
         self._hole = False
         self._next_scan = 0.0
-        self._progress_at = self._loop.time()
+        self._progress_at = self.loop.time()
 
     @property
     def is_idle(self) -> bool:
@@ -210,14 +217,14 @@ class ShardPipeline:
     def add(self, entry: Entry) -> None:
         """Takes records; they leave when this turn of the loop is over, with what else came in."""
         if self.is_idle:
-            self._progress_at = self._loop.time()
+            self._progress_at = self.loop.time()
         self._waiting.append(entry)
         self._pump_soon()
 
     def _pump_soon(self) -> None:
         if not self._pump_is_due:
             self._pump_is_due = True
-            self._loop.call_soon(self._pump)
+            self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Forms and sends batches while there is room in the window."""
@@ -250,7 +257,7 @@ class ShardPipeline:
     def _form(self) -> Batch | None:
         """The next batch; None if nobody wants what waits any more."""
         entries: list[Entry] = []
-        records: list[bytes] = []
+        record_count = 0
         size = BATCH_OVERHEAD_BYTES
         while self._waiting:
             entry = self._waiting[0]
@@ -258,24 +265,25 @@ class ShardPipeline:
                 # Whoever appended it was told that it was not sent.
                 self._end(self._waiting.popleft(), NotAppended("cancelled", taken="no"))
                 continue
-            size += entry.size
+            size += len(entry.serialized)
             if entries and (
                 size > self._options.batch_bytes_max
-                or len(records) + len(entry.records) > self._options.batch_records_max
+                or record_count + entry.record_count > self._options.batch_records_max
                 or entry.expected_offset is not None
                 or entries[0].expected_offset is not None
             ):
                 break
-            records += entry.records
+            record_count += entry.record_count
             entry.is_formed = True
             entries.append(self._waiting.popleft())
         if not entries:
             return None
-        built = build_batch(records, self._options.compression)
+        built = build_batch(
+            [entry.serialized for entry in entries], record_count, self._options.compression
+        )
         append = log_bytes_pb2.AppendRequestBytes(
             log=self.log,
             shard=self.shard,
-            batch=built.payload,
             payload_crc=built.crc,
             producer_id=self._producer,
             first_sequence=self._next_sequence,
@@ -287,6 +295,7 @@ class ShardPipeline:
             number=self._formed - 1,
             entries=entries,
             append=append,
+            payload=built.payload,
             record_count=built.record_count,
             earliest_deadline=min(entry.deadline for entry in entries),
         )
@@ -305,7 +314,8 @@ class ShardPipeline:
         if batch.was_sent:
             self._statistics.batches_sent_again += 1
         batch.was_sent = True
-        sent = Sent(self._streams.next_request_id(), batch, self, batch.append)
+        request_id = self._streams.next_request_id()
+        sent = Sent(request_id, batch, self, batch.append, batch.payload)
         batch.sending = sent
         self._streams.to(target.address).send(sent)
         return True
@@ -322,13 +332,13 @@ class ShardPipeline:
 
     def _retry_in(self, delay_s: float) -> None:
         """Sends everything unanswered again after `delay_s`, unless that happens sooner anyway."""
-        at_s = self._loop.time() + delay_s
+        at_s = self.loop.time() + delay_s
         if self._retry is not None:
             if self._retry_at_s <= at_s:
                 return
             self._retry.cancel()
         self._retry_at_s = at_s
-        self._retry = self._loop.call_later(delay_s, self._resend)
+        self._retry = self.loop.call_later(delay_s, self._resend)
 
     def _resend(self) -> None:
         if self._retry is not None:
@@ -432,16 +442,21 @@ class ShardPipeline:
     def _acknowledge(self, batch: Batch, receipt: batch_pb2.Receipt) -> None:
         self._statistics.batches_acknowledged += 1
         self._statistics.records_acknowledged += batch.record_count
-        self._progress_at = self._loop.time()
+        self._progress_at = self.loop.time()
         log, shard, epoch, duplicate = self.log, self.shard, receipt.epoch, receipt.duplicate
         durable_on, timestamp_ms = tuple(receipt.durable_on), receipt.timestamp_ms
         offset = receipt.base_offset
+        released = 0
         for entry in batch.entries:
-            count = len(entry.records)
-            # In the order of the fields: named ones would take three times as long.
-            told = Receipt(log, shard, epoch, offset, count, durable_on, duplicate, timestamp_ms)
-            self._end(entry, told)
+            count = entry.record_count
+            if not entry.ended:
+                entry.ended = True
+                released += len(entry.serialized)
+                if not entry.future.done():
+                    fields = (log, shard, epoch, offset, count, durable_on, duplicate, timestamp_ms)
+                    entry.future.set_result(_RECEIPT(fields))
             offset += count
+        self._released(released)
         self._remove(batch)
 
     def _refused(self, batch: Batch, refusal: errors_pb2.Refusal) -> None:
@@ -576,18 +591,15 @@ class ShardPipeline:
         if self._waiting or self._inflight:
             self._pump_soon()
 
-    def _end(self, entry: Entry, outcome: Receipt | PeerdError) -> None:
+    def _end(self, entry: Entry, error: PeerdError) -> None:
+        """Ends an entry without a receipt."""
         if entry.ended:
             return
         entry.ended = True
-        self._released(entry.size)
-        if entry.future.done():
-            # Whoever appended does not wait any more.
-            return
-        if isinstance(outcome, Receipt):
-            entry.future.set_result(outcome)
-        else:
-            entry.future.set_exception(outcome)
+        self._released(len(entry.serialized))
+        # Else whoever appended does not wait any more.
+        if not entry.future.done():
+            entry.future.set_exception(error)
 
     def _too_late(self, batch: Batch) -> PeerdError:
         if batch.in_doubt:
@@ -612,8 +624,3 @@ def _unknown(batch: Batch) -> OutcomeUnknown:
         reason="OUTCOME_UNKNOWN",
         taken="unknown",
     )
-
-
-def entry_size(records: Iterable[bytes]) -> int:
-    """Bytes that serialized records take in a batch and in the client's queue."""
-    return sum(map(len, records))

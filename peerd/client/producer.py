@@ -65,7 +65,7 @@ class Producer:
         timeout_s: float | None = None,
     ) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
-        where = Where(shard=shard, expected_offset=expected_offset, timeout_s=timeout_s)
+        where = Where(shard, expected_offset, timeout_s)
         return await self._appender.append_batch(self.log, records, where)
 
     def append_nowait(

@@ -24,9 +24,15 @@ from peerd.client.directory import ClientChannels
 from peerd.client.options import APPENDS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, RETRY_STEP_S
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.status import refusal_of_error
+from peerd.transport.wire_form import sized_tag, varint
 from peerd.v1 import errors_pb2, log_pb2
 
 _METHOD = "/peerd.v1.LogService/AppendStream"
+_APPENDS_TAG = sized_tag(log_bytes_pb2.AppendStreamRequestBytes.APPENDS_FIELD_NUMBER)
+_APPEND_TAG = sized_tag(log_bytes_pb2.StreamAppendBytes.APPEND_FIELD_NUMBER)
+_BATCH_TAG = sized_tag(log_bytes_pb2.AppendRequestBytes.BATCH_FIELD_NUMBER)
+
+AppendCall = grpc.aio.StreamStreamCall[bytes, log_pb2.AppendStreamResponse]
 
 
 class Sender(Protocol):
@@ -50,8 +56,25 @@ class Sent:
     batch: object
     sender: Sender
     append: log_bytes_pb2.AppendRequestBytes
+    """What is said of the batch; its bytes stand apart."""
+    payload: bytes
     has_left: bool = False
     """It was given to the connection: from here on it may arrive."""
+
+
+def _serialized(sent: Sent) -> tuple[bytes, ...]:
+    """An append as an element of a serialized `AppendStreamRequest`: what comes before the batch,
+    and the batch.
+    """
+    append = sent.append.SerializeToString() + _BATCH_TAG + varint(len(sent.payload))
+    stream_append = (
+        log_bytes_pb2.StreamAppendBytes(request_id=sent.request_id).SerializeToString()
+        + _APPEND_TAG
+        + varint(len(append) + len(sent.payload))
+        + append
+    )
+    length = varint(len(stream_append) + len(sent.payload))
+    return _APPENDS_TAG, length, stream_append, sent.payload
 
 
 class PeerStream:
@@ -101,9 +124,9 @@ class PeerStream:
         Raises:
             grpc.aio.AioRpcError: how it ended.
         """
-        call = self._channel.stream_stream(
+        call: AppendCall = self._channel.stream_stream(
             _METHOD,
-            log_bytes_pb2.AppendStreamRequestBytes.SerializeToString,
+            None,
             log_pb2.AppendStreamResponse.FromString,
         )()
         writing = asyncio.create_task(self._write_all(call))
@@ -119,35 +142,34 @@ class PeerStream:
             # Its failure is the stream's, which the reading side reports.
             await asyncio.gather(writing, return_exceptions=True)
 
-    async def _write_all(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _write_all(self, call: AppendCall) -> None:
         while True:
             await self._news.wait()
             self._news.clear()
             while self._outbox:
                 message = self._take()
-                if message.appends:
+                if message:
                     await call.write(message)
 
-    def _take(self) -> log_bytes_pb2.AppendStreamRequestBytes:
-        """The next message; its appends count as sent from here on."""
-        message = log_bytes_pb2.AppendStreamRequestBytes()
-        appends = message.appends
-        size = 0
-        while self._outbox and len(appends) < APPENDS_PER_MESSAGE_MAX:
+    def _take(self) -> bytes:
+        """The next message, serialized; its appends count as sent from here on. Empty if nothing of
+        the outbox is worth sending any more.
+        """
+        parts: list[bytes] = []
+        appends = size = 0
+        while self._outbox and appends < APPENDS_PER_MESSAGE_MAX:
             sent = self._outbox[0]
-            # Each look at the bytes of a message copies them.
-            batch_bytes = len(sent.append.batch)
-            if appends and size + batch_bytes > MESSAGE_BYTES_MAX:
+            if appends and size + len(sent.payload) > MESSAGE_BYTES_MAX:
                 break
             self._outbox.popleft()
             if not sent.sender.is_current(sent):
                 continue
-            size += batch_bytes
+            appends += 1
+            size += len(sent.payload)
             sent.has_left = True
             self._unanswered[sent.request_id] = sent
-            # In place: a message that is made apart and then put into another is copied once more.
-            appends.add(request_id=sent.request_id, append=sent.append)
-        return message
+            parts += _serialized(sent)
+        return b"".join(parts)
 
     def _lose_all(self, why: errors_pb2.Refusal | None) -> None:
         unanswered, self._unanswered = self._unanswered, {}

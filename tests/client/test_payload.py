@@ -3,7 +3,7 @@
 import pytest
 
 import peerd
-from peerd.client.payload import build_batch, serialize_record
+from peerd.client.payload import build_batch, serialize_record, serialize_records
 from peerd.v1 import batch_pb2
 
 LENGTHS = (0, 1, 100, 123, 124, 125, 126, 127, 128, 16_380, 16_383, 16_384, 70_000)
@@ -26,7 +26,7 @@ def of_protobuf(records):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_value_of_any_length(length):
     record = peerd.NewRecord(value=b"v" * length)
-    assert build_batch([serialize_record(record)]).payload == of_protobuf([record])
+    assert build_batch([serialize_record(record)], 1).payload == of_protobuf([record])
 
 
 def test_records_of_all_kinds_side_by_side():
@@ -37,9 +37,12 @@ def test_records_of_all_kinds_side_by_side():
         peerd.NewRecord(value=b"2", headers=(("name", b"value"),)),
         peerd.NewRecord(value=b"3", timestamp_ms=0),
     ]
-    built = build_batch([serialize_record(record) for record in records])
-    assert built.payload == of_protobuf(records)
-    assert built.record_count == len(records)
+    one_by_one = [serialize_record(record) for record in records]
+    together = [serialize_records(records[:3]), serialize_records(records[3:])]
+    for elements in (one_by_one, together):
+        built = build_batch(elements, len(records))
+        assert built.payload == of_protobuf(records)
+        assert built.record_count == len(records)
 
 
 @pytest.mark.parametrize("value", ["text", None, 7, bytearray(b"bytes")])
@@ -51,4 +54,4 @@ def test_a_value_that_is_not_bytes_is_refused_or_taken_as_protobuf_does(value):
         with pytest.raises(peerd.InvalidRequest):
             serialize_record(record)
     else:
-        assert build_batch([serialize_record(record)]).payload == expected
+        assert build_batch([serialize_record(record)], 1).payload == expected

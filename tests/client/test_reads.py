@@ -153,7 +153,7 @@ async def test_what_came_while_the_stream_was_broken_is_not_skipped(cluster, cli
     await cluster.stop("peer-1")
     await cluster.stop("peer-2")
     cluster.hand_over(1, "peer-3", publish=False)
-    built = build_batch([serialize_record(peerd.NewRecord(value=b"3"))])
+    built = build_batch([serialize_record(peerd.NewRecord(value=b"3"))], 1)
     header = BatchHeader(record_count=1, payload_crc=built.crc, payload_bytes=len(built.payload))
     cluster.hosts["peer-3"].append(ShardId(1), header, built.payload, None, lambda _: None)
     cluster.publish()
@@ -224,7 +224,7 @@ def read_batch(payload, **fields):
 
 def test_a_built_batch_is_the_one_that_protobuf_would_build():
     records = [peerd.NewRecord(value=b"%d" % number, key=b"k") for number in range(3)]
-    built = build_batch([serialize_record(record) for record in records])
+    built = build_batch([serialize_record(record) for record in records], len(records))
     same = batch_pb2.Batch(
         record_count=3,
         records={"records": [{"key": record.key, "value": record.value} for record in records]},
@@ -241,7 +241,7 @@ def test_each_record_keeps_what_it_has():
         peerd.NewRecord(value=b"", key=b""),
         peerd.NewRecord(value=b"3", headers=[("a", b"1"), ("a", b"2")], timestamp_ms=0),
     ]
-    built = build_batch([serialize_record(record) for record in given])
+    built = build_batch([serialize_record(record) for record in given], len(given))
     got = records_of("orders", read_batch(built.payload, epoch=4, timestamp_ms=9), 0)
     same = {"log": "orders", "shard": 1, "epoch": 4, "appended_ms": 9}
     assert got == [

@@ -7,7 +7,14 @@ from peerd.internal.v1 import log_bytes_pb2
 
 def batch(number: int) -> Batch:
     append = log_bytes_pb2.AppendRequestBytes()
-    return Batch(entries=[], append=append, record_count=1, earliest_deadline=0.0, number=number)
+    return Batch(
+        entries=[],
+        append=append,
+        payload=b"",
+        record_count=1,
+        earliest_deadline=0.0,
+        number=number,
+    )
 
 
 def test_the_oldest_batch_without_an_answer_stays_within_the_window():
