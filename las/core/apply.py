@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
-from las.core import audit, membership, retention, segments, trim
+from las.core import audit, membership, outages, retention, segments, trim
 from las.core import commands as c
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
@@ -183,6 +183,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         labels=tuple(sorted(command.labels)),
         may_lead=command.may_lead,
         feature_level=command.feature_level,
+        in_service_s=command.at_s,
     )
     if known is not None:
         same = known.boot == command.boot
@@ -193,6 +194,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
             draining=known.draining,
             drain_until_ms=known.drain_until_ms,
             dead_boots=known.dead_boots if same else known.boots_dead_with_it,
+            in_service_s=known.in_service_s,
         )
     halted = [
         replace(
@@ -206,6 +208,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
     if node == known and not halted:
         return state, Result(ok=True, text="registered already")
     after = state.changed(nodes=(node,), shards=halted)
+    after = outages.registered(after, known, node, command)
     return after, Result(ok=True, text="registered", shards=shards)
 
 
@@ -223,7 +226,9 @@ def set_node_state(state: ClusterState, command: c.SetNodeState) -> Applied:
     if node.state is NodeState.FAILED and command.state is not NodeState.FAILED:
         text = f"the storage of {command.node} failed: only a new process ends this"
         return refuse(state, Reason.STATE_CHANGED, text)
-    return _put_node(state, node, replace(node, state=command.state))
+    judged = replace(node, state=command.state)
+    after, result = _put_node(state, node, judged)
+    return outages.judged(after, node, judged, command), result
 
 
 def set_at_risk(state: ClusterState, command: c.SetAtRisk) -> Applied:
@@ -310,5 +315,6 @@ _HANDLERS = cast(
         c.ReplaceNode: membership.replace_node,
         c.RecordEvent: record_event,
         c.RecordRefusal: audit.record_refusal,
+        c.RecordOutages: outages.record_outages,
     },
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
+from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
 from las.core.state import NO_NODE, NO_SHARD, NodeState
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import (
@@ -218,7 +219,11 @@ class MarkAges:
 # ---------------------------------------------------------------------------------- nodes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterNode:
-    """A process announces itself. `stored` are epochs of its store that look too high (§4.4)."""
+    """A process announces itself. `stored` are epochs of its store that look too high (§4.4).
+
+    `at_s` is the leader's wall time for the history of failures, 0: nothing is written there; and
+    `ended_by` why the process before this one ended, if nobody has said so yet.
+    """
 
     name: NodeName
     store: StoreId
@@ -228,16 +233,24 @@ class RegisterNode:
     may_lead: bool = True
     feature_level: int = 1
     stored: tuple[tuple[ShardId, Epoch], ...] = ()
+    at_s: int = 0
+    ended_by: Cause = Cause.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetNodeState:
-    """What is thought of the process `boot` of a node."""
+    """What is thought of the process `boot` of a node.
+
+    `at_s` is the leader's wall time for the history of failures, 0: nothing is written there; and
+    `cause` why the node is down, or was.
+    """
 
     node: NodeName
     boot: BootId
     state: NodeState
     why: str = ""
+    at_s: int = 0
+    cause: Cause = Cause.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +342,13 @@ class RecordRefusal:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOutages:
+    """Outages that somebody else has seen, for the history of failures."""
+
+    outages: tuple[Outage, ...]
+
+
 Command = (
     CreateLog
     | PrepareSegment
@@ -355,6 +375,7 @@ Command = (
     | RecordEvent
     | Audited
     | RecordRefusal
+    | RecordOutages
 )
 
 COMMANDS: Mapping[str, type[Command]] = {
@@ -383,6 +404,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "record_event": RecordEvent,
     "audited": Audited,
     "record_refusal": RecordRefusal,
+    "record_outages": RecordOutages,
 }
 """Names of the commands in the consensus log. A name is never used again for something else."""
 
@@ -421,7 +443,7 @@ class Result:
     """The outcome of a command. `ok`: the state is now as the command wants it.
 
     `epoch` is the epoch that was drawn, or the one that stands in the way. `shards` are those of a
-    new log, or those that a registration halted.
+    new log, or those that a registration halted. `taken` is what became of outages.
     """
 
     ok: bool
@@ -429,6 +451,7 @@ class Result:
     text: str = ""
     epoch: Epoch = NO_EPOCH
     shards: tuple[ShardId, ...] = ()
+    taken: Taken = NOTHING_TAKEN
 
 
 # ---------------------------------------------------------------------------------- JSON
@@ -460,7 +483,7 @@ def _command_of(value: JsonValue) -> Command:
         if kind is Audited:
             return _audited_of(value)
         return decode(kind, value)
-    except InvariantViolation as violation:
+    except (InvariantViolation, ValueError) as violation:
         raise CodecError(f"{name}: {violation}") from violation
 
 

@@ -1,9 +1,9 @@
 """The committed state as bytes and back.
 
 Lines of JSON: a header with tables of the replicas and processes that occur, then one line per
-node, log, history, audit record and shard, sorted. Shards name replicas by index into the tables,
-which keeps a map of 100,000 shards small and quick to write. Equal states make equal bytes. The
-raft layer adds length and checksum around it.
+node, log, history, audit record, shard and outage, sorted. Shards name replicas by index into the
+tables, which keeps a map of 100,000 shards small and quick to write. Equal states make equal bytes.
+The raft layer adds length and checksum around it.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
+from las.core.history import FailureHistory, Outage
 from las.core.persistent import PersistentMap
 from las.core.state import AgeMark, AuditRecord, ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
@@ -41,6 +42,8 @@ class _Header:
     clock_ms: int = 0
     audits: int = 0
     audited: int = 0
+    outages: int = 0
+    outages_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,7 @@ def snapshot(state: ClusterState) -> bytes:
         json.dumps(writer.entry(state.shards[shard]), separators=(",", ":"))
         for shard in sorted(state.shards)
     ]
+    lines += [to_json(encode(outage)) for outage in state.history.outages]
     header = _Header(
         format=FORMAT,
         cluster_id=state.cluster_id,
@@ -135,6 +139,8 @@ def snapshot(state: ClusterState) -> bytes:
         clock_ms=state.clock_ms,
         audits=len(state.audit),
         audited=state.audited,
+        outages=len(state.history),
+        outages_dropped=state.history.dropped,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -226,6 +232,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
     histories = [decode(_History, from_json(next(lines))) for _ in range(header.histories)]
     audit = [decode(AuditRecord, from_json(next(lines))) for _ in range(header.audits)]
     entries = [reader.entry(_row(from_json(next(lines)))) for _ in range(header.shards)]
+    outages = [decode(Outage, from_json(next(lines))) for _ in range(header.outages)]
     if (extra := next(lines, None)) is not None:
         raise CodecError(f"the snapshot goes on after its end: {extra[:40]!r}")
     return ClusterState(
@@ -239,6 +246,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         events=PersistentMap((history.node, history.events) for history in histories),
         audit=PersistentMap((record.number, record) for record in audit),
         audited=header.audited,
+        history=FailureHistory(tuple(outages), header.outages_dropped),
     )
 
 

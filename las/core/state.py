@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from las.core.history import NO_HISTORY, FailureHistory
 from las.core.persistent import PersistentMap
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Shard
@@ -77,6 +78,7 @@ class Node:
     `feature_level` is what its software can do; 2: it knows closed segments (§4.3).
     `drain_until_ms` is where the committed clock ends the drain, or ended it; 0: nothing but an
     operator does.
+    `in_service_s` is when it first registered, in seconds since 1970 UTC; 0: nobody wrote it down.
     `dead_boots` are boot ids of which a newer one proves that their process is gone, oldest first.
     """
 
@@ -92,6 +94,7 @@ class Node:
     draining: bool = False
     drain_until_ms: int = 0
     dead_boots: tuple[BootId, ...] = ()
+    in_service_s: int = 0
 
     @property
     def replica(self) -> ReplicaId:
@@ -262,6 +265,7 @@ class ClusterState:
     audit: PersistentMap[int, AuditRecord] = field(default_factory=_empty_audit)
     audited: int = 0
     """Audit records that were ever made: the number of the newest one."""
+    history: FailureHistory = NO_HISTORY
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(

@@ -69,12 +69,17 @@ class DetectorTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The state of the process `boot` of a node should be committed as `state`."""
+    """The state of the process `boot` of a node should be committed as `state`.
+
+    `refused`: its port is closed. `silent_ms` is for how long it was down, if it is up again.
+    """
 
     node: NodeName
     boot: BootId
     state: NodeState
     why: str
+    refused: bool = False
+    silent_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +261,7 @@ class Detector:
                 boot=node.boot,
                 state=NodeState.DOWN,
                 why=f"connections refused, say {_listed(accusers)}",
+                refused=True,
             )
         if evidence is _Evidence.NONE or watched.asking:
             return None
@@ -279,7 +285,11 @@ class Detector:
         if node.state is not NodeState.DOWN or not again or watched.accusations:
             return None
         return Judged(
-            node=node.name, boot=node.boot, state=NodeState.UP, why="heartbeats come again"
+            node=node.name,
+            boot=node.boot,
+            state=NodeState.UP,
+            why="heartbeats come again",
+            silent_ms=self._judged_at - self._down_since[node.name],
         )
 
     def _evidence(
@@ -335,6 +345,7 @@ class Detector:
             boot=ask.boot,
             state=NodeState.DOWN,
             why=f"{told}, and {_listed(witnesses)} cannot hear it",
+            refused=refused,
         )
 
     def _may_act_for(self, accuser: NodeName, node: NodeName, now: Tick) -> bool:

@@ -27,6 +27,7 @@ from las.core.commands import (
     SetNodeState,
     WantHolders,
 )
+from las.core.history import Cause
 from las.core.index import FleetIndex
 from las.core.placement import Limits, Placement
 from las.core.planner import Action, Prepare, Recover, Shortage, Want, plan
@@ -95,15 +96,21 @@ class Executor:
         limits: Limits,
         now: Callable[[], Tick],
         wall_ms: Callable[[], int],
+        cause: Callable[[Judged], Cause] = lambda _: Cause.UNKNOWN,
         timing: ExecutorTiming | None = None,
         recovery_timing: RecoveryTiming | None = None,
     ) -> None:
-        """`now` is a monotonic clock; `wall_ms` is for people who read the history."""
+        """`now` is a monotonic clock; `wall_ms` is for people who read the history.
+
+        `cause` says why a node is down, or was.
+        """
         self._consensus = consensus
         self._peers = peers
         self._detector = detector
         self._limits = limits
         self._now = now
+        self._wall_ms = wall_ms
+        self._cause = cause
         self._timing = timing or ExecutorTiming()
         self._recovery_timing = recovery_timing or RecoveryTiming()
         self._story = _Story(wall_ms)
@@ -307,7 +314,14 @@ class Executor:
 
     async def _judge(self, verdict: Judged) -> None:
         result = await self._consensus.submit(
-            SetNodeState(node=verdict.node, boot=verdict.boot, state=verdict.state, why=verdict.why)
+            SetNodeState(
+                node=verdict.node,
+                boot=verdict.boot,
+                state=verdict.state,
+                why=verdict.why,
+                at_s=self._wall_ms() // 1000,
+                cause=self._cause(verdict),
+            )
         )
         if result.ok:
             _log.info("node judged", node=verdict.node, state=verdict.state, why=verdict.why)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from las.core import planner
 from las.core.commands import SetAtRisk
@@ -288,6 +289,10 @@ class FleetForecaster:
                 _log.warning("judgement not committed", node=node, why=str(refused))
             else:
                 self.decisions[judgement] += 1
+
+    def recent(self, node: NodeName, *, now_ms: int, count: int) -> npt.NDArray[np.float32]:
+        """What a node's samples said in the last `count` seconds, as `FleetWindows.recent`."""
+        return self._windows.recent(node, now_ms=now_ms, count=count)
 
     def words(self, node: NodeName) -> str:
         """Why a node's forecast is what it is; empty if it has none."""

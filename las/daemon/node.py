@@ -36,6 +36,7 @@ from las.daemon.recorder import RecordedMachine
 from las.daemon.services.callers import Callers
 from las.daemon.services.fleet import FleetServicer
 from las.daemon.services.forecast import ForecastServicer
+from las.daemon.services.history import HistoryServicer
 from las.daemon.services.log_admin import LogAdminServicer
 from las.daemon.services.shard_map import ShardMapServicer
 from las.daemon.status_view import StatusView
@@ -55,6 +56,8 @@ from las.v1 import (
     fleet_pb2_grpc,
     forecast_pb2,
     forecast_pb2_grpc,
+    history_pb2,
+    history_pb2_grpc,
     log_admin_pb2,
     log_admin_pb2_grpc,
     shard_map_pb2,
@@ -88,6 +91,7 @@ PUBLIC_SERVICES = tuple(
         (log_admin_pb2.DESCRIPTOR, "LogAdminService"),
         (shard_map_pb2.DESCRIPTOR, "ShardMapService"),
         (forecast_pb2.DESCRIPTOR, "ForecastService"),
+        (history_pb2.DESCRIPTOR, "HistoryService"),
         (incident_pb2.DESCRIPTOR, "IncidentService"),
     )
 )
@@ -249,6 +253,9 @@ class LasNode:
         )
         forecast_pb2_grpc.add_ForecastServiceServicer_to_server(
             ForecastServicer(group, leadership), server
+        )
+        history_pb2_grpc.add_HistoryServiceServicer_to_server(
+            HistoryServicer(group, leadership, auditor), server
         )
         raft_pb2_grpc.add_RaftServiceServicer_to_server(raft.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Coroutine, Iterator
 from typing import Protocol
 
+from las.core.history import Cause
 from las.core.placement import FleetView, Limits, Placement
-from las.core.state import Node
+from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
 from las.daemon.config import Policy
-from las.daemon.detector import Detector, DetectorTiming
+from las.daemon.detector import Detector, DetectorTiming, Judged
+from las.daemon.evidence import LAST_SAMPLES, cause_of_end, cause_of_silence
 from las.daemon.executor import Executor
 from las.daemon.forecaster import FleetForecaster, Model
 from las.daemon.gap_recovery import Proposal, propose
@@ -67,9 +69,11 @@ class Term:
             limits=self.limits,
             now=lambda: Tick(now_ms()),
             wall_ms=wall_ms,
+            cause=self._cause,
         )
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
+        self._leaving: dict[NodeName, BootId] = {}
         self.trimmer = Trimmer(group, peers)
         self._retention = Retention(
             group,
@@ -127,6 +131,27 @@ class Term:
         """A process registered."""
         self.detector.heard(node, boot, Tick(now_ms()))
         self.forecaster.registered(node, schema_version)
+
+    def leaving(self, node: NodeName, boot: BootId) -> None:
+        """A process said that it stops because somebody wants it to."""
+        self._leaving[node] = boot
+
+    def cause_of_end(self, node: NodeName, boot: BootId, *, refused: bool) -> Cause:
+        """Why the process `boot` of a node ended, as far as it is known."""
+        if self._leaving.get(node) == boot:
+            return Cause.OPERATOR
+        # A silent node is judged some seconds after its last sample.
+        seconds = LAST_SAMPLES + self.vitals.silent_ms(node, now_ms()) // 1000
+        recent = self.forecaster.recent(node, now_ms=now_ms(), count=seconds)
+        return cause_of_end(recent, refused=refused)
+
+    def _cause(self, verdict: Judged) -> Cause:
+        if verdict.state is not NodeState.UP:
+            return self.cause_of_end(verdict.node, verdict.boot, refused=verdict.refused)
+        seconds = verdict.silent_ms // 1000
+        return cause_of_silence(
+            self.forecaster.recent(verdict.node, now_ms=now_ms(), count=seconds)
+        )
 
     def stream_broken(self, node: NodeName, boot: BootId) -> None:
         """The heartbeat stream of a process ended, and not by this node's will."""

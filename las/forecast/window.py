@@ -88,6 +88,14 @@ class FleetWindows:
             self._values[row, self._column - (self._head_slot - slot)] = values
             self._newest_slot[row] = max(self._newest_slot[row], slot)
 
+    def recent(self, node: str, *, now_ms: int, count: int) -> npt.NDArray[np.float32]:
+        """The last `count` whole seconds of a node, [at most `count`, metrics]; none if unknown."""
+        self._advance(now_ms // SLOT_MS)
+        row = self._rows.get(node)
+        if row is None:
+            return np.empty((0, self._values.shape[2]), dtype=np.float32)
+        return self._values[row, self._column - min(count, self._window) : self._column].copy()
+
     def forget(self, node: str) -> None:
         """A node left the fleet; its row is given to the last one."""
         row = self._rows.pop(node, None)

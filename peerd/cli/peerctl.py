@@ -18,6 +18,7 @@ from peerd.cli import (
     audit_commands,
     bench_commands,
     fleet_commands,
+    history_commands,
     incident_commands,
     log_commands,
     node_commands,
@@ -46,6 +47,7 @@ app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.explain_app, name="explain")
+app.add_typer(history_commands.history_app, name="history")
 app.add_typer(recover_commands.recover_app, name="recover")
 app.add_typer(incident_commands.incident_app, name="incident")
 app.add_typer(bench_commands.bench_app, name="bench")

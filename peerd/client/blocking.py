@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from las.v1 import fleet_pb2, forecast_pb2, log_admin_pb2
+from las.v1 import fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2
 from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
@@ -210,6 +210,20 @@ class BlockingLas:
     ) -> fleet_pb2.ListAuditResponse:
         """Who changed what; see `peerd.client.las.LasCalls.audit`."""
         return self._thread.run(self._las.audit(since_ms=since_ms, node=node, log=log, limit=limit))
+
+    def list_outages(self, node: str = "", *, count_max: int = 0) -> Sequence[history_pb2.Outage]:
+        """Outages, the newest first; see `peerd.client.las.LasCalls.list_outages`."""
+        return self._thread.run(self._las.list_outages(node, count_max=count_max))
+
+    def import_outages(
+        self, outages: Sequence[history_pb2.Outage]
+    ) -> history_pb2.ImportOutagesResponse:
+        """Adds outages that were seen elsewhere; see `peerd.client.las.LasCalls.import_outages`."""
+        return self._thread.run(self._las.import_outages(outages))
+
+    def failure_patterns(self) -> history_pb2.GetPatternsResponse:
+        """What the history of failures shows."""
+        return self._thread.run(self._las.failure_patterns())
 
     def remove_node(self, node: str) -> None:
         """Takes a node that is down out of the fleet, once nothing needs what it has."""

@@ -16,6 +16,8 @@ from las.v1 import (
     fleet_pb2_grpc,
     forecast_pb2,
     forecast_pb2_grpc,
+    history_pb2,
+    history_pb2_grpc,
     log_admin_pb2,
     log_admin_pb2_grpc,
 )
@@ -269,6 +271,43 @@ class LasCalls:
                 request, timeout=timeout_s
             ),
             f"explaining {node or f'shard {shard}'}",
+        )
+
+    # -------------------------------------------------------------------------- history
+
+    async def list_outages(
+        self, node: str = "", *, count_max: int = 0
+    ) -> Sequence[history_pb2.Outage]:
+        """Outages of a node, or of all, the newest first; at most `count_max`, 0: all."""
+        request = history_pb2.ListOutagesRequest(node=node, count_max=count_max)
+
+        async def listed(channel: grpc.aio.Channel, timeout_s: float) -> list[history_pb2.Outage]:
+            stub = history_pb2_grpc.HistoryServiceStub(channel)
+            answers = stub.ListOutages(request, timeout=timeout_s)
+            return [outage async for answer in answers for outage in answer.outages]
+
+        return await self.call(listed, "listing outages")
+
+    async def import_outages(
+        self, outages: Sequence[history_pb2.Outage]
+    ) -> history_pb2.ImportOutagesResponse:
+        """Adds at most 1,000 outages that were seen elsewhere, each of which counts once."""
+        request = history_pb2.ImportOutagesRequest(outages=outages)
+        return await self.call(
+            lambda channel, timeout_s: history_pb2_grpc.HistoryServiceStub(channel).ImportOutages(
+                request, timeout=timeout_s
+            ),
+            "importing outages",
+        )
+
+    async def failure_patterns(self) -> history_pb2.GetPatternsResponse:
+        """What the history of failures shows."""
+        request = history_pb2.GetPatternsRequest()
+        return await self.call(
+            lambda channel, timeout_s: history_pb2_grpc.HistoryServiceStub(channel).GetPatterns(
+                request, timeout=timeout_s
+            ),
+            "asking for patterns of failures",
         )
 
     async def watch_forecasts(self) -> AsyncGenerator[forecast_pb2.WatchForecastResponse, None]:

@@ -73,6 +73,8 @@ from peerd.v1 import incident_pb2, incident_pb2_grpc
 INCIDENT_SERVICE = incident_pb2.DESCRIPTOR.services_by_name["IncidentService"].full_name
 # How long the last report of a failed store is tried. Seconds.
 LAST_REPORT_TIMEOUT_S = 1.0
+# The same for the word that it stops on purpose.
+LEAVING_TIMEOUT_S = 0.3
 # How long calls under way may take to end when the peer stops; no append is among them. Seconds.
 CALLS_TIMEOUT_S = 0.5
 # How long the end of tasks is waited for. Seconds.
@@ -454,7 +456,11 @@ class Peer:
             going = Refusal(
                 reason=Reason.SHUTTING_DOWN, message=f"{self.me.peer} is stopping: go elsewhere"
             )
+            if not self._ended.done():
+                self.session.report(fleet_pb2.PeerReport(leaving=fleet_pb2.Leaving()))
             await self.host.drain(going, timeout_s=self.config.shutdown_timeout_ms / 1000)
+            # That this is no failure is worth a moment, not a wait for a LAS that is away.
+            await self.session.flush(timeout_s=LEAVING_TIMEOUT_S)
             self._replication.close()
             self._log_service.close()
         if self._fronts is not None:

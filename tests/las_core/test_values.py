@@ -25,6 +25,7 @@ from las.core.commands import (
     PrepareSplit,
     Reason,
     RecordEvent,
+    RecordOutages,
     RecordRefusal,
     RecoveredSegment,
     RecoverWithGap,
@@ -46,6 +47,7 @@ from las.core.commands import (
     result_from_json,
     result_to_json,
 )
+from las.core.history import Cause, Outage
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
 from peerd.core.ids import Epoch, Offset, StoreId
@@ -106,6 +108,12 @@ EXAMPLES = [
     RecordEvent(node=name(1), kind="at_risk", text="fsync p99 ×31", timestamp_ms=1),
     Audited(caller=ANN, command=SetDraining(node=name(1), draining=True, until_ms=9)),
     RecordRefusal(caller=ANN, target=Target(log="orders"), reason="log_exists", text="it is there"),
+    RecordOutages(
+        outages=(
+            Outage("p1", "h1", "r1", 1_000, 1_060, Cause.DISK),
+            Outage("p2", "", "", 1_000, None, Cause.UNKNOWN, in_service_s=1),
+        )
+    ),
 ]
 
 
@@ -156,7 +164,7 @@ def test_a_result_survives_its_json():
         assert result_from_json(result_to_json(result)) == result
 
 
-AUDITED = command_to_json(EXAMPLES[-2])
+AUDITED = command_to_json(EXAMPLES[-3])
 PREPARE = json.loads(command_to_json(EXAMPLES[1]))
 TORN_LABEL = command_to_json(register(1)).replace('["host","host-1"]', '["host"]')
 
@@ -211,8 +219,8 @@ def rich_cluster() -> Cluster:
         FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
         HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)),
         register(3, boot=2),
-        *EXAMPLES[-8:-5],
-        *EXAMPLES[-3:],
+        *EXAMPLES[-9:-6],
+        *EXAMPLES[-4:],
     )
     cluster.restore(snapshot.snapshot(state))
     return cluster

@@ -14,6 +14,7 @@ import grpc.aio
 
 from las.core.apply import suspicious_epochs
 from las.core.commands import RegisterNode, RemoveNode, ReplaceNode, SetDraining
+from las.core.history import Cause
 from las.core.state import ClusterState, Node
 from las.daemon.audit import Auditor
 from las.daemon.audit_view import audit_view
@@ -28,7 +29,7 @@ from las.daemon.services.reports import Reports
 from las.daemon.services.results import invalid, require_ok
 from las.daemon.status_view import StatusView
 from las.daemon.stop_view import stop_view
-from las.daemon.term import Term
+from las.daemon.term import Term, wall_ms
 from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import BootId, NodeName, StoreId
@@ -99,6 +100,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             may_lead=request.may_lead,
             feature_level=max(1, request.feature_level),
             stored=stored[:SUSPICIOUS_EPOCHS_MAX],
+            at_s=wall_ms() // 1000,
+            ended_by=self._why_replaced(term, name),
         )
         result = await self._group.submit(command)
         if not result.ok:
@@ -111,6 +114,13 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             heartbeat_period_ms=self._policy.heartbeat_ms,
             lease_ms=self._policy.lease_ms,
         )
+
+    def _why_replaced(self, term: Term, name: NodeName) -> Cause:
+        """Why the process that is registered now ended, should another take its place."""
+        node = self._group.state.nodes.get(name)
+        if node is None:
+            return Cause.UNKNOWN
+        return term.cause_of_end(name, node.boot, refused=True)
 
     def _check_cluster(self, cluster_id: str, name: NodeName) -> None:
         own = self._group.state.cluster_id

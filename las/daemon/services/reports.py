@@ -16,10 +16,11 @@ from las.core.commands import (
     SetNodeState,
     WithdrawSegment,
 )
+from las.core.history import Cause
 from las.core.state import Node, NodeState
 from las.daemon.group import Group
 from las.daemon.services.results import invalid
-from las.daemon.term import Term
+from las.daemon.term import Term, wall_ms
 from las.v1 import fleet_pb2
 from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.daemon.logging import get_logger
@@ -101,7 +102,17 @@ class Reports:
             case "storage_failed":
                 why = report.storage_failed.why
                 _log.error("storage failed", node=me.name, why=why)
-                return SetNodeState(node=me.name, boot=me.boot, state=NodeState.FAILED, why=why)
+                return SetNodeState(
+                    node=me.name,
+                    boot=me.boot,
+                    state=NodeState.FAILED,
+                    why=why,
+                    at_s=wall_ms() // 1000,
+                    cause=Cause.DISK,
+                )
+            case "leaving":
+                _log.info("leaving", node=me.name)
+                self._term.leaving(me.name, me.boot)
             case "stall":
                 self._term.stall(me, report.stall)
             case "suspect":
