@@ -26,9 +26,13 @@ class ProducerOptions:
     batch_records_max: int = 1024
     """Records joined into one batch at most."""
 
-    batches_inflight_max: int = 4
+    batches_inflight_max: int = 8
     """Unanswered batches per shard. Fewer cost throughput; more only wait elsewhere. At most 64,
     what the servers remember of a producer."""
+
+    small_batches_inflight_max: int = 4
+    """With so many unanswered batches, one that is not half of `batch_bytes_max` yet waits and
+    grows: it would cost as much as a large one on its way, and what is large gains nothing."""
 
     compression: Compression = "none"
     """Packs each batch whose records get smaller by it. Worth it where network or disk is what

@@ -100,6 +100,30 @@ class Entry:
         return "unknown" if self.is_formed else "no"
 
 
+class Waiting:
+    """Entries that are not part of a batch yet, in order, and how large they are together."""
+
+    def __init__(self) -> None:
+        self.entries: deque[Entry] = deque()
+        self.size_bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        """Behind all others."""
+        self.entries.append(entry)
+        self.size_bytes += len(entry.serialized)
+
+    def take(self) -> Entry:
+        """The first one."""
+        entry = self.entries.popleft()
+        self.size_bytes -= len(entry.serialized)
+        return entry
+
+    def drop_ended(self) -> None:
+        """Forget those that have ended."""
+        self.entries = deque(entry for entry in self.entries if not entry.ended)
+        self.size_bytes = sum(len(entry.serialized) for entry in self.entries)
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """What is sent as one. `sending` is the newest one, while it is unanswered."""
@@ -186,7 +210,7 @@ class ShardPipeline:
         self._reroute = reroute
         self._statistics = statistics
         self.loop = asyncio.get_running_loop()
-        self._waiting: deque[Entry] = deque()
+        self._waiting = Waiting()
         self._inflight: deque[Batch] = deque()
         self._formed = 0
         self._producer = secrets.token_bytes(PRODUCER_ID_BYTES)
@@ -205,12 +229,12 @@ class ShardPipeline:
     @property
     def is_idle(self) -> bool:
         """Nothing waits and nothing is under way."""
-        return not self._waiting and not self._inflight
+        return not self._waiting.entries and not self._inflight
 
     @property
     def has_waiting(self) -> bool:
         """Records wait for room in the window."""
-        return bool(self._waiting)
+        return bool(self._waiting.entries)
 
     # -------------------------------------------------------------------------- records come in
 
@@ -218,7 +242,7 @@ class ShardPipeline:
         """Takes records; they leave when this turn of the loop is over, with what else came in."""
         if self.is_idle:
             self._progress_at = self.loop.time()
-        self._waiting.append(entry)
+        self._waiting.add(entry)
         self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -234,13 +258,10 @@ class ShardPipeline:
             return
         if self._retry is not None or self._hole:
             return
-        while (
-            self._waiting
-            and len(self._inflight) < self._options.batches_inflight_max
-            and keeps_window(self._formed, self._inflight)
-        ):
+        waiting = self._waiting.entries
+        while waiting and self._has_room() and keeps_window(self._formed, self._inflight):
             # What depends on the end of the shard must know what stands before it.
-            conditional = self._waiting[0].expected_offset is not None
+            conditional = waiting[0].expected_offset is not None
             behind_conditional = bool(self._inflight) and self._inflight[-1].append.HasField(
                 "expected_offset"
             )
@@ -254,16 +275,24 @@ class ShardPipeline:
                 self._retry_in(RETRY_STEP_S)
                 return
 
+    def _has_room(self) -> bool:
+        """Whether what waits may leave now."""
+        options, under_way = self._options, len(self._inflight)
+        if under_way < min(options.small_batches_inflight_max, options.batches_inflight_max):
+            return True
+        is_large = 2 * self._waiting.size_bytes >= options.batch_bytes_max
+        return is_large and under_way < options.batches_inflight_max
+
     def _form(self) -> Batch | None:
         """The next batch; None if nobody wants what waits any more."""
         entries: list[Entry] = []
         record_count = 0
         size = BATCH_OVERHEAD_BYTES
-        while self._waiting:
-            entry = self._waiting[0]
+        while self._waiting.entries:
+            entry = self._waiting.entries[0]
             if entry.future.cancelled():
                 # Whoever appended it was told that it was not sent.
-                self._end(self._waiting.popleft(), NotAppended("cancelled", taken="no"))
+                self._end(self._waiting.take(), NotAppended("cancelled", taken="no"))
                 continue
             size += len(entry.serialized)
             if entries and (
@@ -275,7 +304,7 @@ class ShardPipeline:
                 break
             record_count += entry.record_count
             entry.is_formed = True
-            entries.append(self._waiting.popleft())
+            entries.append(self._waiting.take())
         if not entries:
             return None
         built = build_batch(
@@ -385,11 +414,11 @@ class ShardPipeline:
             self._directory.refresh()
             return
         left = [entry for batch in self._inflight for entry in batch.entries]
-        left += self._waiting
+        left += self._waiting.entries
         for batch in self._inflight:
             batch.done = True
         self._inflight.clear()
-        self._waiting.clear()
+        self._waiting = Waiting()
         for each in left:
             if not each.ended:
                 self._route_anew(each)
@@ -532,17 +561,17 @@ class ShardPipeline:
         """Ends what is past its deadline, and asks for the map if nothing moves."""
         for batch in [batch for batch in self._inflight if batch.earliest_deadline <= now]:
             self._end_late(batch, now)
-        if self._waiting and now >= self._next_scan:
+        if self._waiting.entries and now >= self._next_scan:
             self._next_scan = now + SCAN_S
             late = [
                 entry
-                for entry in self._waiting
+                for entry in self._waiting.entries
                 if entry.deadline <= now or entry.future.cancelled()
             ]
             for entry in late:
                 self._end(entry, NotAppended(self._never_sent(), taken="no"))
             if late:
-                self._waiting = deque(entry for entry in self._waiting if not entry.ended)
+                self._waiting.drop_ended()
         if self._inflight and now - self._progress_at > STUCK_S:
             self._progress_at = now
             self._directory.refresh()
@@ -568,8 +597,8 @@ class ShardPipeline:
         for batch in tuple(self._inflight):
             taken = "unknown" if batch.in_doubt else "no"
             self._fail(batch, ClientClosed(message, taken=taken))
-        while self._waiting:
-            self._end(self._waiting.popleft(), ClientClosed(message, taken="no"))
+        while self._waiting.entries:
+            self._end(self._waiting.take(), ClientClosed(message, taken="no"))
 
     def _fail(self, batch: Batch, error: PeerdError) -> None:
         """Ends a batch without a receipt; those behind it will be refused for the gap it leaves."""
@@ -588,7 +617,7 @@ class ShardPipeline:
     def _remove(self, batch: Batch) -> None:
         batch.done = True
         self._inflight.remove(batch)
-        if self._waiting or self._inflight:
+        if self._waiting.entries or self._inflight:
             self._pump_soon()
 
     def _end(self, entry: Entry, error: PeerdError) -> None:

@@ -257,6 +257,30 @@ async def test_what_is_larger_than_the_queue_goes_alone(cluster, connect):
     assert len(stored(cluster)) == 3
 
 
+async def test_beyond_a_few_batches_small_ones_wait_and_grow_and_large_ones_leave(cluster, connect):
+    cluster.create_log("orders")
+    client = await connect(
+        small_batches_inflight_max=1, batches_inflight_max=3, batch_bytes_max=2000
+    )
+    primary = host(cluster, 1)
+    primary.holding = []
+    values = [b"0", b"1", b"2", b"x" * 1000, b"y" * 1900, b"z" * 1900]
+    futures = [client.append_nowait("orders", values[0])]
+    await primary.until_held(1)
+    futures += [client.append_nowait("orders", value) for value in values[1:3]]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert client.statistics().batches_sent == 1, "a small one waits"
+    futures += [client.append_nowait("orders", value) for value in values[3:]]
+    await primary.until_held(3)
+    assert client.statistics().batches_sent == 3, "a large one leaves with what waited, up to three"
+    primary.release()
+    receipts = await asyncio.gather(*futures)
+    assert [receipt.offset for receipt in receipts] == list(range(6))
+    assert stored(cluster) == values
+    assert client.statistics().batches_sent == 4
+
+
 async def test_a_cancelled_append_that_was_not_sent_never_is(cluster, connect):
     cluster.create_log("orders")
     client = await connect(batches_inflight_max=1)
