@@ -12,7 +12,7 @@ Bounds: one run at a time; reasons for at most `EXPLAINED_MAX` nodes a run.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ from peerd.transport.status import Refused
 EXPLAINED_MAX = 16
 # From this probability on a node is worth an explanation.
 EXPLAINED_FROM = 0.2
+
+NAN = float("nan")
 
 _log = get_logger("forecast")
 
@@ -175,6 +177,7 @@ class FleetForecaster:
         self.judge = Judge(policy.rules())
         self._windows = FleetWindows(model.window)
         self._unreadable: set[NodeName] = set()
+        self._metrics: dict[NodeName, int] = {}
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
         self._distrusted = False
@@ -187,13 +190,15 @@ class FleetForecaster:
 
     @property
     def unreadable(self) -> frozenset[NodeName]:
-        """Nodes whose samples follow another telemetry schema: they have no forecast."""
+        """Nodes whose samples follow a telemetry schema that this program does not know."""
         return frozenset(self._unreadable)
 
     def registered(self, node: NodeName, schema_version: int) -> None:
-        """A node says which telemetry schema its samples follow."""
-        if schema_version == TELEMETRY_SCHEMA.version:
+        """A node says which telemetry schema its samples follow; an earlier one will do."""
+        metrics = TELEMETRY_SCHEMA.metrics_of(schema_version)
+        if metrics is not None:
             self._unreadable.discard(node)
+            self._metrics[node] = metrics
         else:
             self._unreadable.add(node)
             _log.warning("other telemetry schema", node=node, version=schema_version)
@@ -208,13 +213,18 @@ class FleetForecaster:
                     node,
                     sequence=sample.sequence,
                     age_ms=sample.age_ms,
-                    values=sample.values,
+                    values=self._whole(node, sample.values),
                     now_ms=now_ms,
                 )
             except (FleetFull, ValueError) as error:
                 self._unreadable.add(node)
                 _log.warning("samples not read", node=node, why=str(error))
                 return
+
+    def _whole(self, node: NodeName, values: Sequence[float]) -> Sequence[float]:
+        """Values of an earlier schema with those missing that it did not have."""
+        lacking = len(TELEMETRY_SCHEMA) - self._metrics.get(node, len(TELEMETRY_SCHEMA))
+        return values if lacking == 0 else [*values, *[NAN] * lacking]
 
     async def run(self) -> None:
         """Evaluate each `interval_ms`, for ever."""

@@ -115,16 +115,21 @@ class ModelContract:
             raise ModelRefused(f"self-test answer has shape {test.expected.shape}")
 
     def check_schema(self, schema: TelemetrySchema) -> None:
-        """Raise `ModelRefused` unless the model was made for this telemetry."""
+        """Raise `ModelRefused` unless the model was made for this telemetry, or its beginning.
+
+        A table grows at its end alone, so metrics of an earlier one mean today what they meant.
+        """
         self.check_head(INCIDENT)
-        unknown = [name for name in self.features if name not in schema.positions]
-        if unknown:
-            raise ModelRefused(f"reads metrics that are not collected: {', '.join(unknown)}")
-        if self.schema_version != schema.version:
+        known = schema.metrics_of(self.schema_version)
+        if known is None:
             raise ModelRefused(
                 f"made for telemetry schema {self.schema_version}, this program has"
                 f" {schema.version}; train the model anew or use the release it came with"
             )
+        collected = frozenset(schema.names[:known])
+        unknown = [name for name in self.features if name not in collected]
+        if unknown:
+            raise ModelRefused(f"reads metrics that are not collected: {', '.join(unknown)}")
 
     def check_table(self, head: str, names: tuple[str, ...], version: int) -> None:
         """Raise `ModelRefused` unless made for that head, with exactly these features in order."""

@@ -42,6 +42,7 @@ CAUSES = (
     Cause.NETWORK,
     Cause.POWER,
     Cause.SOFTWARE,
+    Cause.CRASH,
 )
 _WORN = frozenset((Cause.HARDWARE, Cause.DISK, Cause.MEMORY))
 

@@ -20,7 +20,7 @@ from las.forecast.contract import (
 from las.forecast.heuristic import HeuristicForecaster
 from las.forecast.load import SHIPPED_MODEL, load_forecaster
 from las.forecast.model import ForecastModel
-from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, TelemetrySchema
 
 WINDOW = 40
 FEATURES = ("commit_latency_ms_p99", "commit_stalls_per_s", "machine_identity")
@@ -74,6 +74,19 @@ def test_metadata_reads_back_as_written():
     assert replace(told, self_test=wanted.self_test) == wanted
     assert np.array_equal(told.self_test.windows, wanted.self_test.windows)
     assert np.array_equal(told.self_test.expected, wanted.self_test.expected)
+
+
+def test_a_model_of_an_earlier_telemetry_is_taken_by_its_names(tmp_path):
+    last = max(TELEMETRY_SCHEMA.positions[name] for name in FEATURES)
+    earlier = TelemetrySchema(TELEMETRY_SCHEMA.metrics[: last + 1]).version
+    made = to_metadata(contract(schema_version=earlier))
+    ForecastModel.load(write(tmp_path / "m.onnx", metadata=made))
+    # A metric that the earlier telemetry did not have cannot be what the model was trained on.
+    older = TelemetrySchema(TELEMETRY_SCHEMA.metrics[:last]).version
+    with pytest.raises(ModelRefused, match="not collected"):
+        ForecastModel.load(
+            write(tmp_path / "n.onnx", metadata=to_metadata(contract(schema_version=older)))
+        )
 
 
 def test_a_good_file_answers_by_its_graph_from_schema_columns(model):

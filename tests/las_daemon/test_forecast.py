@@ -1,6 +1,7 @@
 """From samples in heartbeats to committed flags and a history, and what clients see of it."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from las.forecast.answer import Forecast
 from las.forecast.contract import ModelRefused
 from las.v1 import fleet_pb2
 from las.v1 import forecast_pb2 as pb
-from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, TelemetrySchema
 from tests.las_daemon.stand_in import ADMIN, refused, until
 from tests.las_daemon.test_fleet import status
 from tests.las_daemon.test_logs import create
@@ -90,6 +91,21 @@ async def test_samples_of_another_schema_are_not_read(las):
     (found,) = (await forecast(las)).forecasts
     assert (found.known, found.at_risk, list(found.horizons)) == (False, False, [])
     assert any("no forecast for peer-1" in line for line in (await status(las)).warnings)
+
+
+async def test_samples_of_an_earlier_schema_are_the_beginning_of_a_row(las):
+    (peer,) = await las.add_peers(1)
+    await peer.register(telemetry_schema=TelemetrySchema(TELEMETRY_SCHEMA.metrics[:14]).version)
+    samples = peer.samples(20, commit_ms=2.0)
+    for sample in samples:
+        del sample.values[14:]
+    await peer.heartbeats(peer.beat(samples=samples))
+    await until(lambda: bool(las.term.forecaster.latest.nodes))
+    now_ms = int(time.monotonic() * 1000)
+    recent = las.term.forecaster.recent("peer-1", now_ms=now_ms, count=30)
+    seen = recent[~np.isnan(recent).all(axis=1)]
+    assert not np.isnan(seen[:, :14]).any()
+    assert np.isnan(seen[:, 14:]).all()
 
 
 async def test_of_the_dead_nothing_is_foreseen(las):

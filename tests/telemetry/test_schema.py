@@ -40,6 +40,19 @@ def test_a_changed_row_changes_the_version():
     assert len(versions) == 6
 
 
+def test_an_earlier_table_is_the_beginning_of_todays():
+    assert TELEMETRY_SCHEMA.metrics_of(TELEMETRY_SCHEMA.version) == len(TELEMETRY_SCHEMA)
+    earlier = TelemetrySchema(TELEMETRY_SCHEMA.metrics[:7])
+    assert TELEMETRY_SCHEMA.metrics_of(earlier.version) == 7
+    assert earlier.metrics_of(TELEMETRY_SCHEMA.version) is None, "what comes later is not known"
+    assert TELEMETRY_SCHEMA.metrics_of(7) is None
+
+
+def test_what_was_released_is_never_changed():
+    """Peers and models of these versions are about: their rows stay what and where they are."""
+    assert TELEMETRY_SCHEMA.metrics_of(3_949_886_346) == 44
+
+
 def test_wording_does_not_change_the_version():
     rows = TELEMETRY_SCHEMA.metrics
     reworded = TelemetrySchema((replace(rows[0], meaning="other words", label="x"), *rows[1:]))

@@ -7,6 +7,8 @@ Nothing else may define a metric that the forecast reads.
 Invariants:
 - The order and the names are part of the version: two ends whose `version` is equal mean the same
   number by the same place. Changing a row, its unit or its scope changes the version.
+- The table grows at its end alone: the version of an earlier table is that of its first rows, so
+  that its vectors are the beginning of today's, and a model made for it reads what it was made for.
 - A metric that cannot be had (an old kernel, no such device, no event in the interval that would
   define a latency) is NaN, never 0: "nothing measured" and "measured nothing" differ.
 - `scope` says whom trouble concerns: `process` this peer alone, `disk` every peer on the device
@@ -88,7 +90,18 @@ class TelemetrySchema:
     @cached_property
     def version(self) -> int:
         """A 32-bit number, equal exactly where names, units, scopes and kinds are equal."""
-        rows = (f"{m.name}|{m.unit}|{m.scope}|{m.kind}\n" for m in self.metrics)
+        return self._version_of(len(self.metrics))
+
+    def metrics_of(self, version: int) -> int | None:
+        """How many of the first metrics a table of `version` had; None if this never was one."""
+        return self._lengths.get(version)
+
+    @cached_property
+    def _lengths(self) -> dict[int, int]:
+        return {self._version_of(count): count for count in range(1, len(self.metrics) + 1)}
+
+    def _version_of(self, count: int) -> int:
+        rows = (f"{m.name}|{m.unit}|{m.scope}|{m.kind}\n" for m in self.metrics[:count])
         digest = hashlib.sha256("".join(rows).encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
