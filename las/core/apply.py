@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
-from las.core import audit, membership, outages, retention, segments, trim
+from las.core import audit, casebook, membership, outages, retention, segments, trim
 from las.core import commands as c
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
@@ -314,6 +314,8 @@ _HANDLERS = cast(
         c.RemoveNode: membership.remove_node,
         c.ReplaceNode: membership.replace_node,
         c.RecordEvent: record_event,
+        c.OpenCase: casebook.open_case,
+        c.CloseCase: casebook.close_case,
         c.RecordRefusal: audit.record_refusal,
         c.RecordOutages: outages.record_outages,
     },

@@ -9,6 +9,7 @@ tuples of fixed shape, dataclasses, and `X | None`.
 """
 
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Hashable
@@ -56,7 +57,7 @@ def _encoder(kind: object) -> Encoder:
     kind = _plain(kind)
     if isinstance(kind, type) and is_dataclass(kind):
         return _dataclass_encoder(kind)
-    if isinstance(kind, type) and issubclass(kind, str | int):
+    if isinstance(kind, type) and issubclass(kind, str | int | float):
         return lambda value: value.value if isinstance(value, StrEnum) else cast(JsonValue, value)
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
@@ -95,6 +96,8 @@ def _decoder(kind: object) -> Decoder:
         return _enum_decoder(kind)
     if isinstance(kind, type) and issubclass(kind, str | int):
         return _scalar_decoder(kind)
+    if kind is float:
+        return _decode_float
     if typing.get_origin(kind) is tuple:
         return _tuple_decoder(typing.get_args(kind))
     inner = _decoder(_without_none(kind))
@@ -137,6 +140,12 @@ def _scalar_decoder(kind: type) -> Decoder:
         return value
 
     return decode_scalar
+
+
+def _decode_float(value: JsonValue, at: str) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CodecError(f"{at}: expected a finite number, got {value!r}")
+    return float(value)
 
 
 def _tuple_decoder(arguments: tuple[object, ...]) -> Decoder:

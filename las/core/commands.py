@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
+from las.core.ledger import Case, Outcome
 from las.core.state import NO_NODE, NO_SHARD, NodeState
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import (
@@ -349,6 +350,27 @@ class RecordOutages:
     outages: tuple[Outage, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenCase:
+    """An alarm for the ledger. Number and outcome of `case` are given when it is applied."""
+
+    case: Case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseCase:
+    """How the case `number` ended; see `las.core.ledger.Case` for the rest."""
+
+    number: int
+    outcome: Outcome
+    closed_ms: int
+    lead_ms: int = 0
+    shielded_ms: int = -1
+    expendable_ms: int = -1
+    pause_ms: int = -1
+    told: str = ""
+
+
 Command = (
     CreateLog
     | PrepareSegment
@@ -373,6 +395,8 @@ Command = (
     | RemoveNode
     | ReplaceNode
     | RecordEvent
+    | OpenCase
+    | CloseCase
     | Audited
     | RecordRefusal
     | RecordOutages
@@ -402,6 +426,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "remove_node": RemoveNode,
     "replace_node": ReplaceNode,
     "record_event": RecordEvent,
+    "open_case": OpenCase,
+    "close_case": CloseCase,
     "audited": Audited,
     "record_refusal": RecordRefusal,
     "record_outages": RecordOutages,

@@ -13,6 +13,7 @@ from typing import cast
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.history import FailureHistory, Outage
+from las.core.ledger import Case
 from las.core.persistent import PersistentMap
 from las.core.state import AgeMark, AuditRecord, ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
@@ -44,6 +45,8 @@ class _Header:
     audited: int = 0
     outages: int = 0
     outages_dropped: int = 0
+    cases: int = 0
+    next_case: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,7 @@ def snapshot(state: ClusterState) -> bytes:
         for name in sorted(state.events)
     ]
     lines += [to_json(encode(state.audit[number])) for number in sorted(state.audit)]
+    lines += [to_json(encode(state.cases[number])) for number in sorted(state.cases)]
     lines += [
         json.dumps(writer.entry(state.shards[shard]), separators=(",", ":"))
         for shard in sorted(state.shards)
@@ -141,6 +145,8 @@ def snapshot(state: ClusterState) -> bytes:
         audited=state.audited,
         outages=len(state.history),
         outages_dropped=state.history.dropped,
+        cases=len(state.cases),
+        next_case=state.next_case,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -231,6 +237,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
     logs = [decode(Log, from_json(next(lines))) for _ in range(header.logs)]
     histories = [decode(_History, from_json(next(lines))) for _ in range(header.histories)]
     audit = [decode(AuditRecord, from_json(next(lines))) for _ in range(header.audits)]
+    cases = [decode(Case, from_json(next(lines))) for _ in range(header.cases)]
     entries = [reader.entry(_row(from_json(next(lines)))) for _ in range(header.shards)]
     outages = [decode(Outage, from_json(next(lines))) for _ in range(header.outages)]
     if (extra := next(lines, None)) is not None:
@@ -247,6 +254,8 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         audit=PersistentMap((record.number, record) for record in audit),
         audited=header.audited,
         history=FailureHistory(tuple(outages), header.outages_dropped),
+        next_case=header.next_case,
+        cases=PersistentMap((case.number, case) for case in cases),
     )
 
 

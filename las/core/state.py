@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from las.core.history import NO_HISTORY, FailureHistory
+from las.core.ledger import Case
 from las.core.persistent import PersistentMap
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Shard
@@ -241,6 +242,10 @@ def _empty_audit() -> PersistentMap[int, AuditRecord]:
     return PersistentMap()
 
 
+def _empty_cases() -> PersistentMap[int, Case]:
+    return PersistentMap()
+
+
 def _empty_changes() -> PersistentMap[int, Change]:
     return PersistentMap()
 
@@ -266,6 +271,8 @@ class ClusterState:
     audited: int = 0
     """Audit records that were ever made: the number of the newest one."""
     history: FailureHistory = NO_HISTORY
+    next_case: int = 1
+    cases: PersistentMap[int, Case] = field(default_factory=_empty_cases)
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(

@@ -135,6 +135,14 @@ class Policy(Section):
     breaker_window_s: int = Field(
         default=900, ge=1, le=86_400, description="Time over which nodes that cried are counted"
     )
+    holdout: float = Field(
+        default=0.05,
+        ge=0.0,
+        le=0.5,
+        description="Share of the alarms that is left alone, drawn by chance, so that `peerctl "
+        "forecast effect` can tell what protection saves. Only alarms whose miss costs a pause at "
+        "most: each record stays on two healthy nodes without the node. 0 leaves none alone",
+    )
     heartbeat_ms: int = Field(
         default=500, ge=50, le=60_000, description="Time between two heartbeats of a peer"
     )

@@ -31,7 +31,7 @@ from las.core.history import Cause
 from las.core.index import FleetIndex
 from las.core.placement import Limits, Placement
 from las.core.planner import Action, Prepare, Recover, Shortage, Want, plan
-from las.core.state import ClusterState
+from las.core.state import ClusterState, NodeState
 from las.daemon.detector import Ask, Detector, Judged, Verdict
 from las.daemon.reconcile import (
     Consensus,
@@ -124,6 +124,8 @@ class Executor:
         self._recovering = 0
         self._prepared_since: dict[tuple[ShardId, Epoch], Tick] = {}
         self._shortages: dict[ShardId, str] = {}
+        self._pauses_ms: dict[NodeName, tuple[int, int]] = {}
+        self._silent_ms: dict[NodeName, int] = {}
         self._placement: tuple[Tick, Placement] | None = None
 
     @property
@@ -135,6 +137,14 @@ class Executor:
     def recovering(self) -> int:
         """Shards that are being recovered now."""
         return self._recovering
+
+    def take_pause_ms(self, node: NodeName) -> int:
+        """Shard-milliseconds without appends that a node's last failure cost; told once.
+
+        The time of its failovers, and for each how long the node had been silent before.
+        """
+        shards, took_ms = self._pauses_ms.pop(node, (0, 0))
+        return took_ms + shards * self._silent_ms.pop(node, 0)
 
     def wake(self) -> None:
         """Something was heard or committed: look now and not only at the next turn."""
@@ -313,6 +323,9 @@ class Executor:
             await self._judge(verdict)
 
     async def _judge(self, verdict: Judged) -> None:
+        if verdict.state is not NodeState.UP:
+            self._pauses_ms.pop(verdict.node, None)
+            self._silent_ms[verdict.node] = self._detector.silent_ms(verdict.node, self._now())
         result = await self._consensus.submit(
             SetNodeState(
                 node=verdict.node,
@@ -355,6 +368,8 @@ class Executor:
         _log.info("shard recovered", shard=shard, why=why, outcome=outcome.text)
         if outcome.opened is not None:
             took_ms = self._now() - began
+            shards, before_ms = self._pauses_ms.get(primary.peer, (0, 0))
+            self._pauses_ms[primary.peer] = shards + 1, before_ms + took_ms
             self._story.add("failover", primary.peer, why, self._now(), led=True, took_ms=took_ms)
 
     async def _tell(self, command: RecordEvent) -> None:

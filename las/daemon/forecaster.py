@@ -27,6 +27,7 @@ from las.core.judgement import Judge, Outlook, Stake, Verdict
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.group import Group
+from las.daemon.ledger import Ledger
 from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
 from las.forecast.contract import HORIZONS_S, ModelRefused
 from las.forecast.heuristic import RULE_METRIC, RULE_WINDOW, HeuristicForecaster
@@ -167,12 +168,14 @@ class FleetForecaster:
         group: Group,
         policy: Policy,
         model: Model,
-        stored_bytes: Callable[[NodeName], int] = lambda _: 0,
+        ledger: Ledger,
+        stored_bytes: Callable[[NodeName], int],
     ) -> None:
         """`stored_bytes` tells how much a node stores, as far as it is known."""
         self._group = group
         self._policy = policy
         self.model = model
+        self._ledger = ledger
         self._stored_bytes = stored_bytes
         self.judge = Judge(policy.rules())
         self._windows = FleetWindows(model.window)
@@ -181,6 +184,7 @@ class FleetForecaster:
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
         self._distrusted = False
+        self._held_back: set[NodeName] = set()
         self.decisions = Counter({"at_risk": 0, "recovered": 0})
 
     @property
@@ -261,7 +265,11 @@ class FleetForecaster:
         }
         stakes = {name: self._stake(state, index, name) for name in nodes}
         verdict = self.judge.judge(
-            _judged(state, nodes), at_risk_nodes(state), now_ms, stakes=stakes
+            _judged(state, nodes),
+            at_risk_nodes(state) | self._ledger.left_alone(),
+            now_ms,
+            stakes=stakes,
+            drift=self._ledger.drift(forecast.model_id),
         )
         self.latest = Evaluation(
             number=self.latest.number + 1,
@@ -272,7 +280,7 @@ class FleetForecaster:
         )
         event, self._evaluated = self._evaluated, asyncio.Event()
         event.set()
-        await self._carry_out(verdict)
+        await self._carry_out(verdict, stakes)
 
     def _stake(self, state: ClusterState, index: FleetIndex, name: NodeName) -> Stake:
         stored = self._stored_bytes(name)
@@ -284,21 +292,43 @@ class FleetForecaster:
             copy_bytes=0 if spared else stored,
         )
 
-    async def _carry_out(self, verdict: Verdict) -> None:
+    async def _carry_out(self, verdict: Verdict, stakes: Mapping[NodeName, Stake]) -> None:
         if verdict.distrust and not self._distrusted:
             _log.error("not believed", why=verdict.distrust, crying=verdict.crying)
         self._distrusted = bool(verdict.distrust)
-        changes = [(node, True) for node in verdict.begin] + [(node, False) for node in verdict.end]
-        for node, at_risk in changes:
-            judgement = "at_risk" if at_risk else "recovered"
-            _log.warning(judgement, node=node, why=verdict.why[node], seen=self.words(node))
+        held_back = set(verdict.held_back)
+        told = [node for node in verdict.held_back if node not in self._held_back]
+        self._held_back &= held_back
+        for node in (*verdict.begin, *told, *verdict.end):
+            _log.warning("judged", node=node, why=verdict.why[node], seen=self.words(node))
             try:
-                await self._group.submit(SetAtRisk(node=node, at_risk=at_risk))
+                await self._carry_out_one(node, verdict, stakes.get(node, Stake()))
             except Refused as refused:
                 # The next evaluation finds it still to be done.
                 _log.warning("judgement not committed", node=node, why=str(refused))
-            else:
-                self.decisions[judgement] += 1
+
+    async def _carry_out_one(self, node: NodeName, verdict: Verdict, stake: Stake) -> None:
+        """The ledger first: what is done is never without its case. Raises `Refused`."""
+        if node in verdict.end:
+            await self._ledger.calm(node)
+            if node in at_risk_nodes(self._group.state):
+                await self._group.submit(SetAtRisk(node=node, at_risk=False))
+                self.decisions["recovered"] += 1
+            return
+        is_held_back = node in verdict.held_back
+        protect = await self._ledger.alarm(
+            node,
+            verdict.findings[node],
+            stake,
+            model_id=self.latest.model_id,
+            why=f"{verdict.why[node]}: {self.words(node)}",
+            held_back=is_held_back,
+        )
+        if is_held_back:
+            self._held_back.add(node)
+        elif protect:
+            await self._group.submit(SetAtRisk(node=node, at_risk=True))
+            self.decisions["at_risk"] += 1
 
     def recent(self, node: NodeName, *, now_ms: int, count: int) -> npt.NDArray[np.float32]:
         """What a node's samples said in the last `count` seconds, as `FleetWindows.recent`."""

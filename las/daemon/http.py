@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from las.core.ledger import Outcome
 from las.core.state import NodeState
 from las.daemon.group import Group
 from las.daemon.status_view import StatusView
@@ -64,6 +65,13 @@ class LasExporter(Collector):
             count = sum(node.state is each for node in state.nodes.values())
             nodes.add_metric([each.value], count)
         yield nodes
+        cases = GaugeMetricFamily(
+            "las_ledger_cases", "Cases in the ledger by outcome", labels=["outcome"]
+        )
+        for outcome in Outcome:
+            count = sum(case.outcome is outcome for case in state.cases.values())
+            cases.add_metric([outcome.value], count)
+        yield cases
         flags = (("at_risk", "at risk"), ("draining", "being drained"))
         for flag, words in flags:
             count = sum(getattr(node, flag) for node in state.nodes.values())

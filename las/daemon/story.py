@@ -94,7 +94,7 @@ def _protected(
     state: ClusterState, index: FleetIndex, name: NodeName, history: Sequence[Event]
 ) -> Iterator[Line]:
     """The node is endangered: what of it is safe already, once an episode."""
-    told = {event.kind for event in _episode(history)}
+    told = {event.kind for event in episode(history)}
     if SHIELDED not in told and planner.is_shielded(state, name, index):
         yield Line(kind=SHIELDED, text="no open segment needs it: neither vote nor primary")
         told.add(SHIELDED)
@@ -109,7 +109,9 @@ def _protected(
 def lead_words(state: ClusterState, index: FleetIndex, node: Node, now_ms: int) -> str:
     """What the death of `node` meets: how long it was protected, or what it still had to do."""
     if node.at_risk or node.draining:
-        since = {event.kind: event.timestamp_ms for event in _episode(state.events[node.name])}
+        since = {
+            event.kind: event.timestamp_ms for event in episode(state.events.get(node.name, ()))
+        }
         told = [
             f"{kind} for {max(0, now_ms - since[kind]) / 1000:.1f} s"
             for kind in (EXPENDABLE, SHIELDED)
@@ -122,8 +124,13 @@ def lead_words(state: ClusterState, index: FleetIndex, node: Node, now_ms: int) 
     return f"{foreseen}: it voted in {voted} shards and led {led} of them"
 
 
-def _episode(history: Sequence[Event]) -> Sequence[Event]:
-    """Events since the node became at risk, or its drain began, the last time."""
+def episode(history: Sequence[Event], until_ms: int | None = None) -> Sequence[Event]:
+    """Events since the node became at risk, or its drain began, the last time.
+
+    With `until_ms`: as it was told then.
+    """
+    if until_ms is not None:
+        history = [event for event in history if event.timestamp_ms <= until_ms]
     for at in range(len(history) - 1, -1, -1):
         if history[at].kind in {AT_RISK, DRAINING}:
             return history[at:]

@@ -19,6 +19,7 @@ from las.daemon.executor import Executor
 from las.daemon.forecaster import FleetForecaster, Model
 from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
+from las.daemon.ledger import Ledger
 from las.daemon.reconcile import PeerCalls
 from las.daemon.retention import Retention
 from las.daemon.story import Story
@@ -57,7 +58,6 @@ class Term:
             mirror=policy.at_risk_action == "mirror",
         )
         self.vitals = Vitals(now_ms())
-        self.forecaster = FleetForecaster(group, policy, model, self.vitals.stored_bytes)
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()
         self._group = group
@@ -74,6 +74,10 @@ class Term:
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
         self._leaving: dict[NodeName, BootId] = {}
+        self.ledger = Ledger(group, policy, wall_ms=wall_ms, pause_of=self.executor.take_pause_ms)
+        self.forecaster = FleetForecaster(
+            group, policy, model, self.ledger, self.vitals.stored_bytes
+        )
         self.trimmer = Trimmer(group, peers)
         self._retention = Retention(
             group,
@@ -90,6 +94,7 @@ class Term:
         yield "watch of the map", self._wake_executor()
         yield "forecast", self.forecaster.run()
         yield "story", self._story.run()
+        yield "ledger", self.ledger.run()
         yield "retention", self._retention.run()
         yield "deadlines", self._deadlines.run()
 

@@ -1,5 +1,6 @@
 """`peerctl status|forecast|explain|shard`: what operators look at, and hand over."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -38,7 +39,20 @@ class _Targets(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class _Forecasts(TyperGroup):
+    """`forecast` and `forecast peer-3` beside `forecast ledger` and `forecast effect`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if args[:1] != ["--help"] and (not args or args[0] not in self.commands):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
 shard_app = typer.Typer(help="Shards: hand them over.", no_args_is_help=True)
+forecast_app = typer.Typer(
+    cls=_Forecasts,
+    help="How probable it is that each node fails soon, and what came of such forecasts.",
+)
 explain_app = typer.Typer(
     cls=_Targets,
     help="Why the LAS decided what it decided: `explain NODE` or `explain LOG/SHARD`.",
@@ -100,6 +114,7 @@ def _risk_text(entry: fleet_pb2.NodeStatus) -> str:
 
 
 # ---------------------------------------------------------------------------------- forecast
+@forecast_app.command("show")
 def forecast(
     node: Annotated[str, typer.Argument(help="Only this node.")] = "",
     config: ConfigOption = None,
@@ -130,6 +145,67 @@ def _print_forecasts(forecasts: Sequence[forecast_pb2.NodeForecast]) -> None:
     ]
     names = [f"p({duration_text(horizon * 1000)})" for horizon in horizons]
     print_table(["node", *names, "judged", "because", "model"], rows)
+
+
+@forecast_app.command("ledger")
+def ledger(
+    node: Annotated[str, typer.Argument(help="Only this node.")] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=4_096, help="So many cases, the newest.")
+    ] = 100,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Each alarm: what was done about it, how it ended, what it cost or saved."""
+    with connected(config) as client:
+        cases = client.las.ledger(node, limit)
+        if output is Format.JSON:
+            print_json([as_dict(each) for each in cases])
+        elif not cases:
+            typer.echo("no forecast has crossed a line yet, and no node has failed")
+        else:
+            header = ["case", "alarm", "node", "because", "done", "ended", "lead", "spent", "told"]
+            print_table(header, [_case_row(each) for each in cases])
+
+
+def _case_row(case: forecast_pb2.LedgerCase) -> list[str]:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(case.opened_ms / 1000))
+    because = case.rule or "-"
+    if case.horizon_s:
+        horizon = duration_text(case.horizon_s * 1000)
+        because = f"p({horizon}) {case.probability:.2f}, line {case.line:.2f}"
+    spent = f"{case.copies_spent} copies, {size_text(case.bytes_spent)}"
+    return [
+        str(case.number),
+        at,
+        case.node,
+        because,
+        case.response.replace("_", " "),
+        case.outcome.replace("_", " "),
+        duration_text(case.lead_ms) if case.outcome in {"hit", "miss"} and case.rule else "-",
+        spent if case.response == "protect" else "-",
+        case.told or "-",
+    ]
+
+
+@forecast_app.command("effect")
+def effect(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> None:
+    """What anticipation saves on this fleet: a random part of the alarms is left alone."""
+    with connected(config) as client:
+        found = client.las.effect()
+        if output is Format.JSON:
+            print_json(as_dict(found))
+            return
+        typer.echo(f"alarms    {found.protected} protected, {found.held_out} left alone by chance")
+        typer.echo(f"saved     {_interval(found.saved_s, ' s')} of a shard's pause, an alarm")
+        typer.echo(f"in all    {_interval(found.saved_total_s, ' s')} by all protected alarms")
+        typer.echo(f"precision {_interval(found.precision, '')} of the alarms left alone came true")
+
+
+def _interval(found: forecast_pb2.Estimate, unit: str) -> str:
+    if math.isnan(found.value):
+        return "not known yet (too few alarms were left alone)"
+    return f"{found.value:.3g}{unit} (95 %: {found.low:.3g} to {found.high:.3g}{unit})"
 
 
 @explain_app.command("node")

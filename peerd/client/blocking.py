@@ -187,6 +187,14 @@ class BlockingLas:
         """What was seen of a node or a shard, and what was decided why."""
         return self._thread.run(self._las.explain(node, shard=shard))
 
+    def ledger(self, node: str = "", limit: int = 0) -> Sequence[forecast_pb2.LedgerCase]:
+        """The newest alarms with what became of them; the newest last."""
+        return self._thread.run(self._las.ledger(node, limit))
+
+    def effect(self) -> forecast_pb2.GetEffectResponse:
+        """What anticipation saves, by the built-in experiment."""
+        return self._thread.run(self._las.effect())
+
     def watch_forecasts(self) -> Iterator[forecast_pb2.WatchForecastResponse]:
         """Forecasts as they are made; see `peerd.client.las.LasCalls.watch_forecasts`."""
         answers = self._las.watch_forecasts()

@@ -273,6 +273,27 @@ class LasCalls:
             f"explaining {node or f'shard {shard}'}",
         )
 
+    async def ledger(self, node: str = "", limit: int = 0) -> Sequence[forecast_pb2.LedgerCase]:
+        """The newest alarms of a node, or of all, with what became of them; the newest last."""
+        request = forecast_pb2.GetLedgerRequest(node=node, limit=limit)
+        response = await self.call(
+            lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(channel).GetLedger(
+                request, timeout=timeout_s
+            ),
+            "reading the ledger",
+        )
+        return response.cases
+
+    async def effect(self) -> forecast_pb2.GetEffectResponse:
+        """What anticipation saves, by the built-in experiment."""
+        request = forecast_pb2.GetEffectRequest()
+        return await self.call(
+            lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(channel).GetEffect(
+                request, timeout=timeout_s
+            ),
+            "asking for the effect",
+        )
+
     # -------------------------------------------------------------------------- history
 
     async def list_outages(

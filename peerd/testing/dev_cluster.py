@@ -429,6 +429,7 @@ class DevCluster:
             settings["insecure_loopback"] = True
         if member.role is Role.LAS:
             settings |= {f"members.{node.id}": node.address for node in self.las}
+            settings["policy.holdout"] = 0.0  # a demonstration leaves nothing to chance
         else:
             index = self.peers.index(member)
             settings |= {

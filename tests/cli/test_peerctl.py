@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from las.v1 import forecast_pb2
-from peerd.cli.fleet_commands import _print_forecasts
+from peerd.cli.fleet_commands import _case_row, _print_forecasts
 from peerd.cli.peerctl import app
 from peerd.client.blocking import connect
 
@@ -266,6 +266,36 @@ def test_a_switch_names_the_new_epoch(peerctl, log):
     said = json.loads(peerctl("shard", "switch", f"{log}/{shard['shard']}", target, "-o", "json"))
     assert said["node"] == target
     assert said["epoch"] > shard["open"]["epoch"]
+
+
+def test_the_ledger_and_what_it_tells(peerctl):
+    assert json.loads(peerctl("forecast", "ledger", "-o", "json")) == []
+    assert "no forecast has crossed a line yet" in peerctl("forecast", "ledger")
+    assert "not known yet" in peerctl("forecast", "effect")
+    assert json.loads(peerctl("forecast", "effect", "-o", "json"))["saved_s"]["value"] is None
+
+
+def test_a_case_is_one_row():
+    case = forecast_pb2.LedgerCase(
+        number=7,
+        node="peer-1",
+        response="protect",
+        rule="threshold",
+        probability=0.91,
+        horizon_s=600,
+        line=0.8,
+        outcome="hit",
+        lead_ms=41_500,
+        copies_spent=3,
+        bytes_spent=2_100_000,
+        told="41.5 s ahead",
+    )
+    number, _, *rest = _case_row(case)
+    assert number == "7"
+    assert rest == [
+        *("peer-1", "p(10 min) 0.91, line 0.80", "protect", "hit", "41.5 s"),
+        *("3 copies, 2.1 MB", "41.5 s ahead"),
+    ]
 
 
 def test_a_shard_is_explained(peerctl, log):

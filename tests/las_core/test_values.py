@@ -15,11 +15,13 @@ from las.core.commands import (
     AddHolder,
     Audited,
     Caller,
+    CloseCase,
     CreateLog,
     DropHolder,
     FenceSegment,
     HaltShard,
     MarkAges,
+    OpenCase,
     OpenSegment,
     PrepareSegment,
     PrepareSplit,
@@ -48,6 +50,7 @@ from las.core.commands import (
     result_to_json,
 )
 from las.core.history import Cause, Outage
+from las.core.ledger import Case, Outcome, Response
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
 from peerd.core.ids import Epoch, Offset, StoreId
@@ -98,6 +101,8 @@ EXAMPLES = [
     SetCopies(log="orders", copies=3, acks=1),
     SetRetention(log="orders", retention_bytes=1 << 30, retention_ms=0),
     MarkAges(clock_ms=60_000, marks=((SHARD, Offset(7)),)),
+    OpenCase(case=Case(node=name(1), opened_ms=7, response=Response.PROTECT, probability=0.25)),
+    CloseCase(number=1, outcome=Outcome.MISS, closed_ms=9, told="no signal"),
     HaltShard(shard=SHARD, epoch=Epoch(9), node=name(1), why="it promised 9"),
     register(1, stored=((SHARD, Epoch(1)),)),
     SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why="silent"),
@@ -219,6 +224,7 @@ def rich_cluster() -> Cluster:
         FenceSegment(shard=SHARD, epoch=Epoch(2), prepared=Epoch(4)),
         HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)),
         register(3, boot=2),
+        *[each for each in EXAMPLES if isinstance(each, OpenCase | CloseCase)],
         *EXAMPLES[-9:-6],
         *EXAMPLES[-4:],
     )

@@ -44,7 +44,13 @@ def las_config(
             "data_dir": str(directory),
             "members": members,
             "insecure_loopback": True,
-            "policy": {"heartbeat_ms": 50, "lease_ms": 2_000, "interval_ms": 100, **policy},
+            "policy": {
+                "heartbeat_ms": 50,
+                "lease_ms": 2_000,
+                "interval_ms": 100,
+                "holdout": 0.0,  # nothing by chance
+                **policy,
+            },
         },
         environment={},
     )

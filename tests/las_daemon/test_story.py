@@ -131,3 +131,13 @@ def test_the_lead_of_an_earlier_episode_does_not_count():
 
 def test_registering_a_node_is_no_event():
     assert due(done(with_log(), register(6)), 6) == []
+
+
+def test_a_death_that_comes_before_the_first_line_is_told():
+    state = done(
+        with_log(),
+        SetAtRisk(node=name(1), at_risk=True),
+        SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why=""),
+    )
+    assert [kind for kind, _ in due(state)] == ["at_risk", "died"]
+    assert "foreseen too late" in due(state)[-1][1]

@@ -386,6 +386,7 @@ WITHOUT_UNIT = {
     "policy.at_risk_share_max",
     "policy.shadows_max",
     "policy.breaker_share",
+    "policy.holdout",
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 from las.core.explain import Explanation, explain_node, explain_shard
+from las.core.ledger import CASES_MAX, Case, Estimate, effect
 from las.core.state import ClusterState
 from las.daemon.forecaster import Evaluation, NodeOutlook, at_risk_nodes
 from las.daemon.group import Group
@@ -14,6 +15,8 @@ from peerd.core.errors import Reason
 from peerd.core.ids import NodeName, ShardId
 from peerd.transport.status import Context, Refused, refusal
 
+# Cases that are told if nobody says how many.
+CASES_TOLD = 100
 # limit: actions that one explanation lists.
 ACTIONS_TOLD_MAX = 1_000
 
@@ -99,11 +102,69 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
             ],
         )
 
+    async def GetLedger(
+        self, request: forecast_pb2.GetLedgerRequest, context: Context
+    ) -> forecast_pb2.GetLedgerResponse:
+        """Alarms and their ends. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        self._leadership.require()
+        state = self._group.state
+        node = known_node(state, request.node) if request.node else None
+        numbers = sorted(
+            number for number, case in state.cases.items() if node is None or case.node == node
+        )
+        newest = numbers[-min(request.limit or CASES_TOLD, CASES_MAX) :]
+        return forecast_pb2.GetLedgerResponse(
+            cases=[_ledger_case(state.cases[number]) for number in newest]
+        )
+
+    async def GetEffect(
+        self, request: forecast_pb2.GetEffectRequest, context: Context
+    ) -> forecast_pb2.GetEffectResponse:
+        """What protection saved. Raises `Refused`: NOT_LAS_LEADER."""
+        self._leadership.require()
+        found = effect(self._group.state.cases.values())
+        return forecast_pb2.GetEffectResponse(
+            protected=found.protected,
+            held_out=found.held_out,
+            saved_s=_estimate(found.saved_s),
+            saved_total_s=_estimate(found.saved_total_s),
+            precision=_estimate(found.precision),
+        )
+
     async def ReportForecast(
         self, request: forecast_pb2.ReportForecastRequest, context: Context
     ) -> forecast_pb2.ReportForecastResponse:
         """Not served yet."""
         raise not_served_yet("ReportForecast")
+
+
+def _estimate(found: Estimate) -> forecast_pb2.Estimate:
+    return forecast_pb2.Estimate(value=found.value, low=found.low, high=found.high)
+
+
+def _ledger_case(case: Case) -> forecast_pb2.LedgerCase:
+    return forecast_pb2.LedgerCase(
+        number=case.number,
+        node=case.node,
+        opened_ms=case.opened_ms,
+        response=case.response.value,
+        rule=case.rule,
+        probability=case.probability,
+        horizon_s=case.horizon_s,
+        line=case.line,
+        model_id=case.model_id,
+        eligible=case.eligible,
+        copies_spent=case.copies_spent,
+        bytes_spent=case.bytes_spent,
+        why=case.why,
+        outcome=case.outcome.value,
+        closed_ms=case.closed_ms,
+        lead_ms=case.lead_ms,
+        shielded_ms=case.shielded_ms,
+        expendable_ms=case.expendable_ms,
+        pause_ms=case.pause_ms,
+        told=case.told,
+    )
 
 
 def _actions(state: ClusterState, seen: Explanation) -> list[forecast_pb2.PlannedAction]:
