@@ -30,6 +30,7 @@ from peerd.core.limits import Limits
 from peerd.daemon.channels import Channels
 from peerd.daemon.config import PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
+from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
 from peerd.daemon.exporter import PeerExporter, PeerStatistics
 from peerd.daemon.front.fronts import Fronts
@@ -315,6 +316,7 @@ class Peer:
             edge_limits(self.config),
             LasDoor(self.config.las, self._channels),
             budget=self._append_budget,
+            cores_are_scarce=CoreWatch().are_scarce,
         )
         recorded = None if self._recorder is None else self._recorder.path
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(

@@ -5,6 +5,13 @@ one record each. While `UNDER_WAY_MAX` batches of this process wait for their re
 for the same shard gathers, and leaves as one batch when one of them is answered. A lone append
 waits for nothing.
 
+Where cores are scarce, most appends are not here yet when a batch is answered: they wait for a core
+to be sent or taken in. Each batch then carries few, and batches take the cores that appends need.
+So what gathers is held back further there: until as many wait as were lately in flight at one time,
+as they do when clients that were answered together come back, or until `HOLD_ROUNDS` times as long
+as the last batch took have passed. Where cores are idle nothing is held back: it would save what
+nobody needs.
+
 Correctness. Joined are only appends of which nothing but their records was said: no producer, no
 expected offset, no checksum of the client's own, not compressed, and no field that this version
 does not know. For these:
@@ -15,11 +22,14 @@ does not know. For these:
   receipt when the whole batch is durable, or a refusal with what it says of *taken*.
 - No append overtakes another one to the same shard: what cannot be joined first sends what waits.
 - What waits is bounded, by `JOINED_RECORDS_MAX` and `JOINED_BYTES_MAX` a shard, and always leaves:
-  nothing waits unless batches are under way, and each of those is answered (the seam's own rule).
+  nothing waits unless batches are under way, each of which is answered (the seam's own rule), or a
+  timer runs that sends it.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import crc32c
 
@@ -38,8 +48,31 @@ UNDER_WAY_MAX = 1
 JOINED_RECORDS_MAX = 256
 # limit: bytes of a joined batch, for the same reason
 JOINED_BYTES_MAX = 256 * 1024
+# How long appends are held back where cores are scarce, in times of the last batch.
+HOLD_ROUNDS = 2.0
+# limit: seconds of the same; a batch that took longer met a fault, not a lack of cores
+HOLD_S_MAX = 0.02
+# limit: appends for which nothing is held back further: a batch's cost is spread over them
+HELD_APPENDS_MAX = 32
 
 Done = Callable[[AppendOutcome], None]
+
+
+class Timer(Protocol):
+    """A call that is due."""
+
+    def cancel(self) -> None:
+        """Do not make it."""
+
+
+class Timers(Protocol):
+    """What is used of an event loop."""
+
+    def time(self) -> float:
+        """Monotonic, in seconds."""
+
+    def call_later(self, delay: float, callback: Callable[["_Line"], None], line: "_Line") -> Timer:
+        """Call `callback` with `line` after so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +94,33 @@ class _Line:
     payload_bytes: int = 0
     key_hash_low: int = 0
     key_hash_high: int = 0
+    in_flight: int = 1
+    """Appends that were lately under way or waiting at one time."""
+    hold: Timer | None = None
+    """While what waits is held back, though nothing is under way."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more is to be expected soon."""
+        return self.in_flight == 1 or len(self.waiting) >= min(self.in_flight, HELD_APPENDS_MAX)
 
 
 class AppendJoiner:
     """Gives checked appends to a host, joined where that is possible and worth it."""
 
-    def __init__(self, host: AppendHost, batch_bytes_max: int) -> None:
-        """`batch_bytes_max` bounds any batch."""
+    def __init__(
+        self,
+        host: AppendHost,
+        batch_bytes_max: int,
+        *,
+        cores_are_scarce: Callable[[], bool] = lambda: False,
+        timers: Callable[[], Timers] = asyncio.get_running_loop,
+    ) -> None:
+        """`batch_bytes_max` bounds any batch; `timers` are asked for at each of them."""
         self._host = host
         self._bytes_max = min(batch_bytes_max, JOINED_BYTES_MAX)
+        self._cores_are_scarce = cores_are_scarce
+        self._timers = timers
         self._lines: dict[ShardId, _Line] = {}
 
     def append(self, append: CheckedAppend, done: Done) -> None:
@@ -84,14 +135,17 @@ class AppendJoiner:
             return
         if line is None:
             line = self._lines[append.shard] = _Line(append.shard)
-        records = None if line.under_way < UNDER_WAY_MAX else _records_of(append.payload)
+        gathers = line.under_way >= UNDER_WAY_MAX or line.hold is not None
+        records = _records_of(append.payload) if gathers else None
         if records is not None:
             if not self._fits(line, append.header):
                 self._send(line)
             self._add(line, append.header, _Member(records, done))
+            if line.hold is not None and line.is_complete:
+                self._send(line)
             return
         self._send(line)
-        self._give(line, append.header, append.payload, done)
+        self._give(line, append.header, append.payload, 1, done)
 
     def _fits(self, line: _Line, header: BatchHeader) -> bool:
         return (
@@ -115,6 +169,9 @@ class AppendJoiner:
 
     def _send(self, line: _Line) -> None:
         """Give the host what waits, as one batch."""
+        if line.hold is not None:
+            line.hold.cancel()
+            line.hold = None
         members = line.waiting
         if not members:
             return
@@ -135,20 +192,39 @@ class AppendJoiner:
         def done(outcome: AppendOutcome) -> None:
             _answer(members, outcome)
 
-        self._give(line, header, payload, done)
+        self._give(line, header, payload, len(members), done)
 
-    def _give(self, line: _Line, header: BatchHeader, payload: bytes, done: Done) -> None:
+    def _give(
+        self, line: _Line, header: BatchHeader, payload: bytes, appends: int, done: Done
+    ) -> None:
         line.under_way += 1
+        timers = self._timers()
+        given_s = timers.time()
 
         def ended(outcome: AppendOutcome) -> None:
             done(outcome)
             line.under_way -= 1
+            line.in_flight = max(appends + len(line.waiting), line.in_flight - 1)
             if line.under_way < UNDER_WAY_MAX:
-                self._send(line)
-            if not line.under_way and self._lines.get(line.shard) is line:
-                del self._lines[line.shard]
+                if line.is_complete or not self._cores_are_scarce():
+                    self._send(line)
+                elif line.hold is None:
+                    round_s = timers.time() - given_s
+                    hold_s = min(HOLD_ROUNDS * round_s, HOLD_S_MAX)
+                    line.hold = timers.call_later(hold_s, self._held_back, line)
+            self._forget_idle(line)
 
         self._host.append(line.shard, header, payload, None, ended)
+
+    def _held_back(self, line: _Line) -> None:
+        """Long enough."""
+        self._send(line)
+        self._forget_idle(line)
+
+    def _forget_idle(self, line: _Line) -> None:
+        is_idle = not line.under_way and line.hold is None
+        if is_idle and self._lines.get(line.shard) is line:
+            del self._lines[line.shard]
 
 
 def _records_of(payload: bytes) -> list[bytes] | None:

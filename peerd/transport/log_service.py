@@ -52,6 +52,7 @@ class LogService:
         *,
         append_host: AppendHost | None = None,
         budget: ByteBudget | None = None,
+        cores_are_scarce: Callable[[], bool] = lambda: False,
     ) -> None:
         """Serves over `host`.
 
@@ -63,12 +64,15 @@ class LogService:
             las: Asks the LAS for what clients want.
             append_host: Takes the appends in place of `host`: in a front worker, the sequencer.
             budget: Of unanswered bytes, if it is shared; one of the limits' size otherwise.
+            cores_are_scarce: Whether work waits for a core here; asked for each batch.
         """
         self._append_host: AppendHost = append_host or host
         self._cache = cache
         self._limits = limits
         self._router = Router(host, cache, channels)
-        self._joiner = AppendJoiner(self._append_host, limits.batch_bytes_max)
+        self._joiner = AppendJoiner(
+            self._append_host, limits.batch_bytes_max, cores_are_scarce=cores_are_scarce
+        )
         self._edge = AppendEdge(cache, limits, self._append_host.is_primary)
         self._appends = AppendRouter(self._append_host, self._joiner, cache, self._router)
         self._tails = TailService(host, cache, self._router)

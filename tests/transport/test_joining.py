@@ -1,6 +1,7 @@
 """Joining appends: what is stored and answered is what each of them alone would have got."""
 
 from collections import deque
+from types import SimpleNamespace
 
 import crc32c
 import pytest
@@ -13,7 +14,13 @@ from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ReplicaId, ShardId, StoreId
 from peerd.transport.append_edge import CheckedAppend, parse_records
-from peerd.transport.joining import JOINED_RECORDS_MAX, AppendJoiner
+from peerd.transport.joining import (
+    HELD_APPENDS_MAX,
+    HOLD_ROUNDS,
+    HOLD_S_MAX,
+    JOINED_RECORDS_MAX,
+    AppendJoiner,
+)
 from peerd.v1 import batch_pb2
 
 SHARD = ShardId(3)
@@ -67,12 +74,45 @@ class QueueHost:
         return [record.value for _, payload, _ in self.batches for record in parse_records(payload)]
 
 
+class Clock:
+    """An event loop's time, which stands still but for `advance`."""
+
+    def __init__(self):
+        self.now_s = 0.0
+        self._due = []
+        self._cancelled = []
+
+    def time(self):
+        return self.now_s
+
+    def call_later(self, delay, callback, *arguments):
+        timer = SimpleNamespace(at_s=self.now_s + delay)
+        timer.call = lambda: callback(*arguments)
+        timer.cancel = lambda: self._cancelled.append(timer)
+        self._due.append(timer)
+        return timer
+
+    def advance(self, seconds):
+        self.now_s += seconds
+        for timer in [timer for timer in self._due if timer.at_s <= self.now_s]:
+            self._due.remove(timer)
+            if timer not in self._cancelled:
+                timer.call()
+
+
 class Client:
     """Appends through a joiner, and keeps the outcomes by value of the first record."""
 
     def __init__(self):
         self.host = QueueHost()
-        self.joiner = AppendJoiner(self.host, BYTES_MAX)
+        self.clock = Clock()
+        self.cores_are_scarce = False
+        self.joiner = AppendJoiner(
+            self.host,
+            BYTES_MAX,
+            cores_are_scarce=lambda: self.cores_are_scarce,
+            timers=lambda: self.clock,
+        )
         self.outcomes = {}
 
     def append(self, *values, joinable=True, hashes=(0, 0), payload=None):
@@ -99,6 +139,18 @@ class Client:
 
         self.joiner.append(append, done)
 
+    def answer(self, after_s=0.001):
+        """The oldest batch under way is answered, so many seconds later."""
+        self.clock.advance(after_s)
+        self.host.answer()
+
+    def finish(self):
+        """Everything under way is answered, and no time is left to wait for."""
+        self.clock.advance(HOLD_S_MAX)
+        while self.host.unanswered:
+            self.host.answer()
+            self.clock.advance(HOLD_S_MAX)
+
 
 def batch_of(*values):
     records = [batch_pb2.Record(value=value) for value in values]
@@ -109,8 +161,7 @@ def batch_of(*values):
 def client():
     client = Client()
     yield client
-    while client.host.unanswered:
-        client.host.answer()
+    client.finish()
     assert client.joiner._lines == {}
 
 
@@ -223,6 +274,110 @@ def test_nothing_is_left_waiting_when_what_it_sent_was_refused_at_once(client):
     assert client.outcomes[b"c"] == client.outcomes[b"keyed"] == REFUSED
 
 
+def values_of(client):
+    """What each batch that left holds, as the first letters of its values."""
+    return [
+        b"".join(record.value[:1] for record in parse_records(payload)).decode()
+        for _, payload, _ in client.host.batches
+    ]
+
+
+@pytest.fixture
+def crowded(client):
+    """A client whose cores are scarce; "a" was answered, and "bcd", which came meanwhile."""
+    client.cores_are_scarce = True
+    for value in (b"a", b"b", b"c", b"d"):
+        client.append(value)
+    client.answer()
+    client.clock.advance(HOLD_S_MAX)
+    client.answer(after_s=0.004)
+    assert values_of(client) == ["a", "bcd"]
+    return client
+
+
+def test_where_cores_are_scarce_a_batch_waits_until_as_many_have_come_back(crowded):
+    for value in (b"e", b"f"):
+        crowded.append(value)
+    assert values_of(crowded)[2:] == []
+    crowded.append(b"g")
+    assert values_of(crowded)[2:] == ["efg"]
+    crowded.answer()
+    assert crowded.outcomes[b"g"].base == 6
+
+
+def test_it_waits_so_many_times_as_long_as_the_last_batch_took_and_no_longer(crowded):
+    crowded.append(b"e")
+    crowded.clock.advance(HOLD_ROUNDS * 0.004 - 0.0001)
+    assert values_of(crowded)[2:] == []
+    crowded.clock.advance(0.0002)
+    assert values_of(crowded)[2:] == ["e"]
+
+
+def test_an_earlier_wait_does_not_end_a_later_one(crowded):
+    for value in (b"e", b"f", b"g"):
+        crowded.append(value)
+    crowded.answer(after_s=HOLD_ROUNDS * 0.004 - 0.001)
+    crowded.append(b"h")
+    crowded.clock.advance(0.0015)
+    assert values_of(crowded)[2:] == ["efg"]
+
+
+def test_a_batch_that_took_long_holds_back_only_up_to_the_bound(client):
+    client.cores_are_scarce = True
+    for value in (b"a", b"b", b"c"):
+        client.append(value)
+    client.answer(after_s=60.0)
+    client.clock.advance(HOLD_S_MAX)
+    assert values_of(client) == ["a", "bc"]
+
+
+def test_nothing_is_held_back_where_cores_are_idle(crowded):
+    crowded.clock.advance(HOLD_S_MAX)
+    crowded.cores_are_scarce = False
+    for value in (b"e", b"f"):
+        crowded.append(value)
+    crowded.answer()
+    assert values_of(crowded)[2:] == ["e", "f"]
+
+
+def test_enough_is_not_held_back(client):
+    client.cores_are_scarce = True
+    client.append(b"a")
+    for _ in range(2):
+        for number in range(HELD_APPENDS_MAX):
+            client.append(b"%d-%d" % (number, len(client.outcomes)))
+        client.answer()
+    assert [header.record_count for header, *_ in client.host.batches] == [
+        1,
+        HELD_APPENDS_MAX,
+        HELD_APPENDS_MAX,
+    ]
+
+
+def test_a_lone_append_waits_for_nothing_where_cores_are_scarce(client):
+    client.cores_are_scarce = True
+    for number in range(3):
+        client.append(b"%d" % number)
+        assert len(client.host.batches) == number + 1
+        client.answer()
+    assert client.joiner._lines == {}
+
+
+def test_what_cannot_be_joined_ends_the_wait(crowded):
+    crowded.append(b"e")
+    crowded.append(b"named", joinable=False)
+    assert values_of(crowded)[2:] == ["e", "n"]
+    crowded.clock.advance(HOLD_S_MAX)
+    assert values_of(crowded)[2:] == ["e", "n"]
+
+
+def test_clients_that_left_are_not_waited_for(crowded):
+    crowded.clock.advance(HOLD_S_MAX)
+    assert crowded.joiner._lines == {}
+    crowded.append(b"e")
+    assert values_of(crowded)[2:] == ["e"]
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(
@@ -232,7 +387,8 @@ steps = st.lists(
             st.sampled_from([(0, 0), (1, 9), (4, 5)]),
         ),
         st.tuples(st.just("answer")),
-        st.tuples(st.sampled_from(["refuse", "accept"])),
+        st.tuples(st.sampled_from(["refuse", "accept", "crowd", "leave"])),
+        st.tuples(st.just("wait"), st.sampled_from([0.0, 0.001, HOLD_S_MAX])),
     ),
     max_size=60,
 )
@@ -251,8 +407,11 @@ def test_every_append_is_answered_once_with_where_its_records_are(plan):
             client.host.answer()
         elif what in {"refuse", "accept"}:
             client.host.refusing = what == "refuse"
-    while client.host.unanswered:
-        client.host.answer()
+        elif what in {"crowd", "leave"}:
+            client.cores_are_scarce = what == "crowd"
+        elif what == "wait":
+            client.clock.advance(*how)
+    client.finish()
     refused = {value for value, out in client.outcomes.items() if isinstance(out, Refusal)}
     stored = client.host.values()
     assert set(client.outcomes) == {values[0] for values in sent}

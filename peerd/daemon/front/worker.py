@@ -40,6 +40,7 @@ from peerd.allocator import keep_freed_memory
 from peerd.core.check import InvariantViolation
 from peerd.daemon.channels import Channels
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
+from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import (
     EXIT_BUG,
     EXIT_CANNOT_START,
@@ -111,6 +112,7 @@ class Worker:
             edge_limits(config, processes=config.workers),
             LasDoor(config.las, channels),
             append_host=self._appends,
+            cores_are_scarce=CoreWatch().are_scarce,
         )
         health_servicer = health.HealthServicer()
         server = _server(config)
