@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from las.core.judgement import Rules
 from peerd.pki import Identity, IdentityError, Role, check_name
 from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
-from peerd.settings import Address, ConfigError, Section, load, reference
+from peerd.settings import Address, ConfigError, Section, is_loopback, load, reference
 from peerd.transport import endpoint
 from peerd.transport.endpoint import Endpoint
 
@@ -25,6 +26,7 @@ __all__ = ["ConfigError", "LasConfig", "load_config", "verify_identity"]
 ENVIRONMENT_PREFIX = "LAS"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$"
 # A group of two would stop with either of its nodes; more than five only slow each other down.
 GROUP_SIZES = (1, 3, 5)
 
@@ -180,6 +182,70 @@ class Policy(Section):
         return Rules(**given)
 
 
+class Telemetry(Section):
+    """Where the health of the peers comes from."""
+
+    source: Literal["heartbeat", "prometheus"] = Field(
+        default="heartbeat",
+        description="The peers' own heartbeats, or a Prometheus server that scrapes them",
+    )
+    url: str = Field(
+        default="",
+        description="Of the Prometheus server, e.g. `https://prometheus:9090`; plain http on "
+        "loopback alone",
+    )
+    interval_ms: int = Field(
+        default=5_000, ge=500, le=300_000, description="Time between two scrapes of a peer"
+    )
+    query_ms: int = Field(
+        default=1_000,
+        ge=500,
+        le=300_000,
+        description="Time between two rounds of queries. The shorter, the sooner a scrape is seen",
+    )
+    timeout_ms: int = Field(
+        default=3_000, ge=100, le=60_000, description="What all queries of a round may take"
+    )
+    staleness_ms: int = Field(
+        default=15_000,
+        ge=1_000,
+        le=600_000,
+        description="Age from which a sample is missing; at least two intervals",
+    )
+    node_label: str = Field(
+        default="node",
+        pattern=LABEL,
+        description="Label of the scraped series that has the node's name: set it on each target",
+    )
+    host_label: str = Field(
+        default="host",
+        pattern=LABEL,
+        description="Label with the host's name, where node_exporter serves several peers",
+    )
+    matchers: str = Field(
+        default="",
+        max_length=500,
+        pattern=r"^[^{}]*$",
+        description='Further matchers of the series, e.g. `cluster="shop"`',
+    )
+    bearer_token_file: Path | None = Field(
+        default=None, description="File with the token to show; read anew for each round"
+    )
+    ca_file: Path | None = Field(
+        default=None, description="Certificates that the server's must come from; else the system's"
+    )
+    certificate_file: Path | None = Field(
+        default=None, description="Certificate to show to the server, with `key_file`"
+    )
+    key_file: Path | None = Field(default=None, description="Its key")
+    answer_bytes_max: int = Field(
+        default=64 * MIB,
+        ge=64 * 1024,
+        le=GIB,
+        description="Size from which an answer is not read on, some 15 KB a node",
+    )
+
+
 class LasConfig(Endpoint):
     """All settings of a LAS node."""
 
@@ -212,6 +278,7 @@ class LasConfig(Endpoint):
         "commands, for `peerctl incident save`. 0 records nothing",
     )
     policy: Policy = Field(default_factory=Policy)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
 
 
 def load_config(
@@ -249,6 +316,28 @@ def _mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
     policy = config.policy
     if policy.lease_ms < 3 * policy.heartbeat_ms:
         yield "policy.lease_ms", f"must be at least three heartbeats ({3 * policy.heartbeat_ms})"
+    if config.telemetry.source == "prometheus":
+        yield from _telemetry_mistakes(config.telemetry)
+
+
+def _telemetry_mistakes(telemetry: Telemetry) -> Iterator[tuple[str, str]]:
+    url = urlsplit(telemetry.url)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        yield "telemetry.url", "must be the server's address, e.g. https://prometheus:9090"
+    elif url.query or url.fragment or url.username or url.password:
+        yield "telemetry.url", "must have no query and no credentials; use `bearer_token_file`"
+    elif url.scheme == "http" and not is_loopback(f"{url.hostname}:0"):
+        yield (
+            "telemetry.url",
+            "must be https: who can change what is measured can have nodes emptied",
+        )
+    if (telemetry.certificate_file is None) != (telemetry.key_file is None):
+        yield "telemetry.certificate_file", "and `key_file` belong together"
+    if telemetry.staleness_ms < 2 * telemetry.interval_ms:
+        yield (
+            "telemetry.staleness_ms",
+            f"must be at least two intervals ({2 * telemetry.interval_ms})",
+        )
 
 
 def _member_mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:

@@ -212,18 +212,33 @@ class FleetForecaster:
         if node in self._unreadable:
             return
         for sample in samples:
-            try:
-                self._windows.add(
-                    node,
-                    sequence=sample.sequence,
-                    age_ms=sample.age_ms,
-                    values=self._whole(node, sample.values),
-                    now_ms=now_ms,
-                )
-            except (FleetFull, ValueError) as error:
-                self._unreadable.add(node)
-                _log.warning("samples not read", node=node, why=str(error))
+            values = self._whole(node, sample.values)
+            if not self.take_row(
+                node,
+                sequence=sample.sequence,
+                age_ms=sample.age_ms,
+                values=values,
+                now_ms=now_ms,
+            ):
                 return
+
+    def take_row(
+        self,
+        node: NodeName,
+        *,
+        sequence: int,
+        age_ms: int,
+        values: Sequence[float],
+        now_ms: int,
+    ) -> bool:
+        """One sample, as `FleetWindows.add`; False if it cannot be read, which is told."""
+        try:
+            self._windows.add(node, sequence=sequence, age_ms=age_ms, values=values, now_ms=now_ms)
+        except (FleetFull, ValueError) as error:
+            self._unreadable.add(node)
+            _log.warning("samples not read", node=node, why=str(error))
+            return False
+        return True
 
     def _whole(self, node: NodeName, values: Sequence[float]) -> Sequence[float]:
         """Values of an earlier schema with those missing that it did not have."""

@@ -9,6 +9,8 @@ from prometheus_client.registry import Collector
 from las.core.ledger import Outcome
 from las.core.state import NodeState
 from las.daemon.group import Group
+from las.daemon.prometheus import Kind as PrometheusFailure
+from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
 
@@ -31,6 +33,8 @@ class LasExporter(Collector):
         term = self._leading()
         if term is not None:
             yield from _fleet(term)
+            if term.scraped is not None:
+                yield from _scrapes(term.scraped)
 
     def _consensus(self) -> Iterator[Metric]:
         status = self._group.status
@@ -114,6 +118,23 @@ def _fleet(term: Term) -> Iterator[Metric]:
     for judgement, count in term.forecaster.decisions.items():
         decisions.add_metric([judgement], count)
     yield decisions
+
+
+def _scrapes(scraped: ScrapedTelemetry) -> Iterator[Metric]:
+    rounds = CounterMetricFamily(
+        "las_prometheus_rounds",
+        "Rounds of queries to Prometheus since this node leads, by how they ended",
+        labels=["outcome"],
+    )
+    for outcome in ("ok", *PrometheusFailure):
+        rounds.add_metric([outcome], scraped.rounds[outcome])
+    yield rounds
+    yield from _gauges(
+        las_nodes_without_telemetry=(
+            "Nodes that are up and of which Prometheus has no fresh sample",
+            len(scraped.unseen()),
+        )
+    )
 
 
 def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:

@@ -227,7 +227,7 @@ class LasNode:
         self._leadership = leadership = Leadership(
             group,
             self.supervisor,
-            lambda number: Term(number, group, policy, model, calls),
+            lambda number: Term(number, group, self.config, model, calls),
         )
         self.status = StatusView(group, model)
         auditor = Auditor(group, leadership, self._callers)

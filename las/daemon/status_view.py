@@ -18,6 +18,7 @@ from las.core.state import ClusterState, Node, NodeState, ShardEntry
 from las.daemon.forecaster import Model
 from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
+from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
@@ -158,7 +159,9 @@ class StatusView:
     def _about_model(self, term: Term | None) -> Iterator[str]:
         if self._model.note:
             yield f"{self._model.note}: set model_path to a model of this version"
-        if term is not None and term.forecaster.unreadable:
+        if term is not None and term.scraped is not None:
+            yield from _about_scrapes(term.scraped)
+        elif term is not None and term.forecaster.unreadable:
             names = _names(sorted(term.forecaster.unreadable))
             yield f"no forecast for {names}: another telemetry schema, update the older software"
 
@@ -355,6 +358,16 @@ def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> 
         yield (
             f"{_names(verdict.held_back)} would be at risk, too, but a budget is spent; {first}: "
             f"{verdict.why[first]}"
+        )
+
+
+def _about_scrapes(scraped: ScrapedTelemetry) -> Iterator[str]:
+    if scraped.failing:
+        yield f"no telemetry, so no forecast soon: {scraped.failing}"
+    elif unseen := scraped.unseen():
+        yield (
+            f"no fresh telemetry of {_names(unseen)}: look whether Prometheus scrapes it, with the "
+            f"label {scraped.node_label!r}, and whether its clock is that of this host"
         )
 
 

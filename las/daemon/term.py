@@ -5,14 +5,14 @@ Made at election, thrown away at its end; nothing survives it but what was commi
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Protocol
 
 from las.core.history import Cause
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
-from las.daemon.config import Policy
+from las.daemon.config import LasConfig, Telemetry
 from las.daemon.detector import Detector, DetectorTiming, Judged
 from las.daemon.evidence import LAST_SAMPLES, cause_of_end, cause_of_silence
 from las.daemon.executor import Executor
@@ -22,6 +22,7 @@ from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.reconcile import PeerCalls
 from las.daemon.retention import Retention
+from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.story import Story
 from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
@@ -50,8 +51,14 @@ class Term:
     """Used on the event loop."""
 
     def __init__(
-        self, number: int, group: Group, policy: Policy, model: Model, peers: Peers
+        self,
+        number: int,
+        group: Group,
+        config: LasConfig,
+        model: Model,
+        peers: Peers,
     ) -> None:
+        policy = config.policy
         self.number = number
         self.limits = Limits(
             repair_delay_ms=policy.repair_delay_s * 1000,
@@ -73,6 +80,7 @@ class Term:
         )
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
+        self.scraped = self._scraped(config.telemetry)
         self._leaving: dict[NodeName, BootId] = {}
         self.ledger = Ledger(group, policy, wall_ms=wall_ms, pause_of=self.executor.take_pause_ms)
         self.forecaster = FleetForecaster(
@@ -93,6 +101,8 @@ class Term:
         yield "executor", self.executor.run()
         yield "watch of the map", self._wake_executor()
         yield "forecast", self.forecaster.run()
+        if self.scraped is not None:
+            yield "Prometheus", self.scraped.run()
         yield "story", self._story.run()
         yield "ledger", self.ledger.run()
         yield "retention", self._retention.run()
@@ -104,6 +114,23 @@ class Term:
                 await changed.wait()
                 changed.clear()
                 self.executor.wake()
+
+    def _scraped(self, telemetry: Telemetry) -> ScrapedTelemetry | None:
+        if telemetry.source != "prometheus":
+            return None
+
+        def take(node: NodeName, second: int, age_ms: int, values: Sequence[float]) -> None:
+            self.forecaster.take_row(
+                node, sequence=second, age_ms=age_ms, values=values, now_ms=now_ms()
+            )
+
+        return ScrapedTelemetry(
+            telemetry,
+            state=lambda: self._group.state,
+            take=take,
+            window_s=self.forecaster.model.window,
+            wall_ms=wall_ms,
+        )
 
     def end(self) -> None:
         """The leadership is lost: streams end, works are cancelled by who started them."""
@@ -130,7 +157,8 @@ class Term:
         now = now_ms()
         self.vitals.heard(node, boot, heartbeat, now)
         self.detector.heard(node, boot, Tick(now), heartbeat.free_bytes)
-        self.forecaster.take(node, heartbeat.samples, now)
+        if self.scraped is None:
+            self.forecaster.take(node, heartbeat.samples, now)
 
     def registered(self, node: NodeName, boot: BootId, schema_version: int) -> None:
         """A process registered."""

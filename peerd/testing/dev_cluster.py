@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +187,7 @@ class DevCluster:
         port_base: int | None = PORT_BASE,
         record_samples: bool = False,
         tls: bool = True,
+        las_settings: Mapping[str, object] | None = None,
     ) -> None:
         """Prepare the directory; nothing runs yet.
 
@@ -196,6 +197,7 @@ class DevCluster:
             port_base: First port; None takes free ones (tests).
             record_samples: Each peer keeps its health samples in DIR/<id>/samples.jsonl, too.
             tls: False: plaintext, to measure what TLS costs.
+            las_settings: Further settings of each LAS node, by dotted key.
 
         Raises:
             DevClusterError: the directory is another cluster's, or its processes still live.
@@ -204,6 +206,7 @@ class DevCluster:
         self.shape = shape or Shape()
         self._record_samples = record_samples
         self._tls = tls
+        self._las_settings = dict(las_settings or {})
         earlier = self._read_earlier()
         self.cluster_id = earlier["cluster_id"] if earlier else str(uuid.uuid4())
         self.las, self.peers = self._members(earlier, port_base)
@@ -430,6 +433,7 @@ class DevCluster:
         if member.role is Role.LAS:
             settings |= {f"members.{node.id}": node.address for node in self.las}
             settings["policy.holdout"] = 0.0  # a demonstration leaves nothing to chance
+            settings |= self._las_settings
         else:
             index = self.peers.index(member)
             settings |= {

@@ -97,4 +97,6 @@ def test_the_exporter_offers_the_newest_sample_and_leaves_out_what_is_missing():
     text = generate_latest(registry).decode()
     assert "\npeerd_commit_latency_ms_p99 1.0\n" in text
     assert "peerd_swap_used_share" not in text
-    assert text.count("# HELP") == len(TELEMETRY_SCHEMA) - 1
+    assert "\npeerd_sample_age_seconds " in text
+    # All but the missing one, and the sample's age.
+    assert text.count("# HELP") == len(TELEMETRY_SCHEMA)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from peerd.grpc_core import EXPERIMENTS
@@ -29,7 +29,13 @@ from peerd.cli.demo import load, transactions
 from peerd.cli.demo.account import Account, compare, pauses_ms
 from peerd.cli.demo.disk_probe import DiskProbe
 from peerd.cli.demo.report import Result, write
-from peerd.cli.demo.scenario import Fault, Scenario, ScenarioError, from_environment
+from peerd.cli.demo.scenario import (
+    Fault,
+    Scenario,
+    ScenarioError,
+    from_environment,
+    telemetry_of,
+)
 from peerd.cli.demo.trouble import DELAY_MS_FIRST, DELAY_MS_WORST, Kill, Trouble, disks
 from peerd.cli.demo.watch import Watcher
 from peerd.client.asynchronous import Client
@@ -37,6 +43,13 @@ from peerd.client.errors import PeerdError
 from peerd.client.options import ClientOptions
 from peerd.client.values import Record
 from peerd.testing.dev_cluster import DevCluster, DevClusterError, Shape
+from peerd.testing.prometheus_server import (
+    PrometheusServer,
+    PrometheusServerError,
+    free_address,
+    prometheus_settings,
+    targets_of,
+)
 from peerd.testing.slow_disk import SlowDiskError
 
 EXIT_LOST = 1
@@ -47,6 +60,7 @@ SPIKE_FACTOR = 2.0
 SPIKE_S = 15.0
 # The whole of what an append may wait; far beyond any pause that is acceptable.
 APPEND_TIMEOUT_S = 60.0
+SCRAPE_MS = 5_000
 
 
 class Telling:
@@ -227,6 +241,25 @@ def _print_account(result: Result, directory: Path, tell: Telling) -> None:
     tell.line(f"  the story with pictures: {directory / 'report.html'}")
 
 
+def _cluster(
+    directory: Path, telemetry: str, tell: Telling
+) -> tuple[DevCluster, AbstractContextManager[object]]:
+    """The cluster, and the Prometheus server that scrapes it, if it is to have one."""
+    if telemetry != "prometheus":
+        return DevCluster(directory, Shape(), port_base=None), nullcontext()
+    address = free_address()
+    settings = prometheus_settings(address, interval_ms=SCRAPE_MS)
+    cluster = DevCluster(directory, Shape(), port_base=None, las_settings=settings)
+    tell.line(f"  telemetry from Prometheus alone, a scrape each {SCRAPE_MS / 1000:.0f} s")
+    server = PrometheusServer(
+        directory / "prometheus",
+        targets_of(cluster),
+        address=address,
+        interval_ms=SCRAPE_MS,
+    )
+    return cluster, server
+
+
 def main() -> int:
     """Run the demo that the environment asks for; returns the exit status."""
     tell = Telling()
@@ -237,9 +270,9 @@ def main() -> int:
         if cluster_directory.exists():
             DevCluster.refuse_living(cluster_directory)
             shutil.rmtree(cluster_directory)
-        cluster = DevCluster(cluster_directory, Shape(), port_base=None)
+        cluster, scraping = _cluster(cluster_directory, telemetry_of(os.environ), tell)
         on_disks = disks(cluster) if scenario.fault is Fault.SLOW_DISK else nullcontext()
-        with on_disks, cluster:
+        with on_disks, scraping, cluster:
             tell.line("  3 LAS and 5 peers on loopback, mTLS on" + _announcement(scenario))
             tell.line(
                 f"  appending {scenario.transactions:,} retail transactions "
@@ -249,6 +282,9 @@ def main() -> int:
                 result = runner.run(run(scenario, cluster, directory, tell))
     except (ScenarioError, transactions.TransactionsMissing, DevClusterError, PeerdError) as error:
         tell.line(f"demo: {error}")
+        return EXIT_CANNOT_RUN
+    except PrometheusServerError as error:
+        tell.line(f"demo: DEMO_TELEMETRY=prometheus: {error}")
         return EXIT_CANNOT_RUN
     except SlowDiskError as error:
         tell.line(f"demo: DEMO_FAULT={Fault.SLOW_DISK}: {error}")

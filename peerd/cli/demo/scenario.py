@@ -20,6 +20,7 @@ APPENDS_PER_S_PER_SHARD = 20.0
 SHARDS_MAX = 12
 TRANSACTIONS_DEFAULT = 100_000
 TRANSACTIONS_MIN = 1_500
+TELEMETRIES = ("heartbeat", "prometheus")
 # limit: seeds drawn when none is given; six digits are easily typed again
 SEED_MAX = 1_000_000
 
@@ -91,7 +92,8 @@ def from_environment(environment: Mapping[str, str], available: int) -> tuple[Sc
     """The scenario and the output directory that DEMO_… variables ask for.
 
     Args:
-        environment: DEMO_TRANSACTIONS=N|all, DEMO_SEED=N, DEMO_FAULT=…, DEMO_DIR=….
+        environment: DEMO_TRANSACTIONS=N|all, DEMO_SEED=N, DEMO_FAULT=…, DEMO_DIR=…;
+            DEMO_TELEMETRY is read by `telemetry_of`.
         available: Number of transactions that there are.
 
     Raises:
@@ -110,6 +112,18 @@ def from_environment(environment: Mapping[str, str], available: int) -> tuple[Sc
         raise ScenarioError(f"DEMO_FAULT={fault}: choose one of {', '.join(Fault)}")
     directory = Path(environment.get("DEMO_DIR") or "build/demo")
     return draw(seed, Fault(fault), transactions), directory
+
+
+def telemetry_of(environment: Mapping[str, str]) -> str:
+    """Where the LAS has its telemetry from: DEMO_TELEMETRY=heartbeat|prometheus.
+
+    Raises:
+        ScenarioError: it has another value.
+    """
+    wanted = environment.get("DEMO_TELEMETRY") or TELEMETRIES[0]
+    if wanted not in TELEMETRIES:
+        raise ScenarioError(f"DEMO_TELEMETRY={wanted}: choose one of {', '.join(TELEMETRIES)}")
+    return wanted
 
 
 def _number(name: str, text: str) -> int:

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+EXPORTED_PREFIX = "peerd_"
+
 
 class Scope(StrEnum):
     """Whom a metric's trouble concerns."""
@@ -49,7 +51,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One row: `name` carries the unit last, `label` is what a person reads in a reason."""
+    """One row: `name` carries the unit last, `label` is what a person reads in a reason.
+
+    A Prometheus that scrapes the peer has it as `exported_name`; one that scrapes node_exporter on
+    the peer's machine has it as the PromQL `node_exporter`, empty where there is nothing like it.
+    """
 
     name: str
     label: str
@@ -58,6 +64,12 @@ class Metric:
     kind: Kind
     source: str
     meaning: str
+    node_exporter: str = ""
+
+    @property
+    def exported_name(self) -> str:
+        """Its name at a peer's `/metrics`."""
+        return EXPORTED_PREFIX + self.name
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,42 @@ class TelemetrySchema:
         return self.metrics[self.positions[name]]
 
 
+# What node_exporter has of the same, for a Prometheus that scrapes it, too. `$by` groups by the
+# labels that name node and host, `$range` is some scrapes. Of disks there is nothing: which one
+# holds a peer's data, the peer alone knows.
+_CPU = "sum $by (rate(node_cpu_seconds_total$range))"
+_NODE_EXPORTER = {
+    "cpu_busy_share": (
+        '1 - sum $by (rate(node_cpu_seconds_total{mode=~"idle|iowait"}$range)) / ' + _CPU
+    ),
+    "cpu_iowait_share": ('sum $by (rate(node_cpu_seconds_total{mode="iowait"}$range)) / ' + _CPU),
+    "cpu_steal_share": 'sum $by (rate(node_cpu_seconds_total{mode="steal"}$range)) / ' + _CPU,
+    "load_per_core": ('sum $by (node_load1) / count $by (node_cpu_seconds_total{mode="idle"})'),
+    "pressure_cpu_some_share": "sum $by (rate(node_pressure_cpu_waiting_seconds_total$range))",
+    "pressure_memory_some_share": (
+        "sum $by (rate(node_pressure_memory_waiting_seconds_total$range))"
+    ),
+    "pressure_memory_full_share": (
+        "sum $by (rate(node_pressure_memory_stalled_seconds_total$range))"
+    ),
+    "pressure_io_some_share": "sum $by (rate(node_pressure_io_waiting_seconds_total$range))",
+    "pressure_io_full_share": "sum $by (rate(node_pressure_io_stalled_seconds_total$range))",
+    "memory_available_share": (
+        "sum $by (node_memory_MemAvailable_bytes) / sum $by (node_memory_MemTotal_bytes)"
+    ),
+    "swap_used_share": (
+        "1 - sum $by (node_memory_SwapFree_bytes) / sum $by (node_memory_SwapTotal_bytes > 0)"
+    ),
+    "major_faults_per_s": "sum $by (rate(node_vmstat_pgmajfault$range))",
+    "oom_kills_per_s": "sum $by (rate(node_vmstat_oom_kill$range))",
+    "tcp_retransmits_per_s": "sum $by (rate(node_netstat_Tcp_RetransSegs$range))",
+    "network_errors_per_s": " + ".join(
+        f'sum $by (rate(node_network_{what}_total{{device!="lo"}}$range))'
+        for what in ("receive_errs", "receive_drop", "transmit_errs", "transmit_drop")
+    ),
+}
+
+
 def _rows(scope: Scope, table: str) -> tuple[Metric, ...]:
     """Read rows of two lines: `name | label | unit | kind | source`, then the meaning."""
     lines = table.strip().splitlines()
@@ -125,6 +173,7 @@ def _rows(scope: Scope, table: str) -> tuple[Metric, ...]:
                 kind=Kind(kind),
                 source=source,
                 meaning=meaning.strip(),
+                node_exporter=_NODE_EXPORTER.get(name, ""),
             )
         )
     return tuple(rows)
@@ -253,6 +302,10 @@ def reference() -> str:
         "A metric that cannot be had is missing (NaN), never zero. Printed from",
         "`peerd/daemon/telemetry/schema.py` by `python -m peerd.daemon.telemetry.schema`.",
         "",
+        "A Prometheus server can stand in for the heartbeats (`telemetry.source` of the LAS): it",
+        "scrapes the peers' `/metrics`, and what it lacks there is taken from node_exporter where",
+        "there is something like it: see the last table.",
+        "",
         "`process` concerns this peer alone, `disk` every peer on the device of its data",
         "directory, `host` every peer of the machine.",
         "",
@@ -266,6 +319,12 @@ def reference() -> str:
             for m in TELEMETRY_SCHEMA
             if m.scope is scope
         ]
+    lines += ["", "## From node_exporter", "", "| metric | PromQL |", "| --- | --- |"]
+    lines += [
+        f"| `{m.name}` | `{m.node_exporter.replace('|', chr(92) + '|')}` |"
+        for m in TELEMETRY_SCHEMA
+        if m.node_exporter
+    ]
     return "\n".join(lines) + "\n"
 
 
