@@ -12,7 +12,6 @@ Must not: decide who is primary, or wait for anything.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import crc32c
 import zstandard
@@ -22,6 +21,7 @@ from peerd.core.batch import NO_PRODUCER, BatchHeader
 from peerd.core.errors import Reason
 from peerd.core.ids import ProducerId, ShardId
 from peerd.core.shard_map import Shard
+from peerd.core.value import value
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.internal_logs import is_internal
 from peerd.transport.limits import (
@@ -41,7 +41,7 @@ SEQUENCE_END = 1 << 64
 LOG_NAME = re.compile(rf"[a-z0-9._-]{{1,{LOG_NAME_CHARACTERS_MAX}}}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class CheckedAppend:
     """An append that passed: `payload` is the serialized batch, `header` says what is in it.
 

@@ -13,6 +13,7 @@ Invariants:
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -80,26 +81,40 @@ class AppendRouter:
         self._router = router
 
     async def append(
-        self, append: CheckedAppend, *, timeout_s: float, may_forward: bool
+        self, append: CheckedAppend, *, timeout_s: float, is_forwarded: Callable[[], bool]
     ) -> batch_pb2.Receipt:
         """Returns the receipt.
 
         Args:
             append: What to append.
             timeout_s: How long to try; what is under way then is answered OUTCOME_UNKNOWN.
-            may_forward: False for a call that was forwarded: one try, here.
+            is_forwarded: Whether the call was forwarded: one try, here. Asked only where it
+                makes a difference.
 
         Raises:
             Refused: with what is known of the outcome in `taken`.
         """
-        attempts = _Attempts(deadline=time.monotonic() + timeout_s)
-        while True:
-            changed = self._cache.changed
-            answer = await self._attempt(append, attempts, may_forward=may_forward)
+        begun_s = time.monotonic()
+        changed = self._cache.changed
+        refused: errors_pb2.Refusal | None = None
+        if self._host.is_primary(append.shard):
+            # Nearly every append: nothing is made for it that only another try needs.
+            answer = await self._here(append, timeout_s)
             if isinstance(answer, batch_pb2.Receipt):
                 return answer
-            attempts.last = answer
-            attempts.maybe_taken |= answer.taken != errors_pb2.TAKEN_NO
+            refused = answer
+        attempts = _Attempts(deadline=begun_s + timeout_s)
+        may_forward = not is_forwarded()
+        while True:
+            if refused is None:
+                changed = self._cache.changed
+                answer = await self._attempt(append, attempts, may_forward=may_forward)
+                if isinstance(answer, batch_pb2.Receipt):
+                    return answer
+                refused = answer
+            attempts.last = refused
+            attempts.maybe_taken |= refused.taken != errors_pb2.TAKEN_NO
+            refused = None
             if not may_forward or not self._is_worth_another(append, attempts):
                 raise Refused(_told(attempts))
             if not self._learn_leader(append, attempts):

@@ -140,8 +140,11 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _guarded_coroutine(self, inner: Behaviour, method: str) -> Behaviour:
+        roles = allowed_roles(method)
+
         async def guarded(request: object, context: Context) -> object:
-            await self._authorize(context, method)
+            if not self._is_known(context, roles):
+                await self._authorize(context, method)
             return await inner(request, context)
 
         return guarded
@@ -154,6 +157,13 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
                     yield answer
 
         return guarded
+
+    def _is_known(self, context: Context, roles: Roles) -> bool:
+        """Whether the caller has one of `roles`; if not, `_authorize` says what is wrong."""
+        try:
+            return identity_of(context, self._cluster, plaintext=self._plaintext).role in roles
+        except IdentityError:
+            return False
 
     async def _authorize(self, context: Context, method: str) -> None:
         """Returns if the caller may go on, else ends the call (by raising grpcio's abort)."""

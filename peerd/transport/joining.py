@@ -36,6 +36,7 @@ import crc32c
 from peerd.core.batch import BatchHeader
 from peerd.core.effects import AppendAccepted
 from peerd.core.ids import Offset, ShardId
+from peerd.core.value import value
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import CheckedAppend
 from peerd.transport.host_api import AppendHost, AppendOutcome
@@ -75,7 +76,7 @@ class Timers(Protocol):
         """Call `callback` with `line` after so many seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Member:
     """An append that waits to be joined: its serialized records, and who is to hear."""
 

@@ -6,6 +6,7 @@ where it is checked, and travels as the bytes that it came in. Errors leave thro
 """
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -110,7 +111,7 @@ class LogService:
             receipt = await self._appends.append(
                 append,
                 timeout_s=self._timeout_s(context),
-                may_forward=not _is_forwarded(context),
+                is_forwarded=partial(_is_forwarded, context),
             )
         finally:
             self._budget.give(len(append.payload))

@@ -24,6 +24,7 @@ from peerd.core.batch import HEADER_BYTES, BatchHeader
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, RequestId, ShardId
+from peerd.core.value import value
 from peerd.internal.v1.front_pb2 import FrontRefusal, FrontSettings, FrontVoters
 from peerd.transport.map_codec import (
     decode_process,
@@ -117,7 +118,7 @@ _KINDS = {int(kind): kind for kind in Kind}
 # ------------------------------------------------------------------------------ appends
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class FrontAppend:
     """An append that a worker has checked. `request` is the worker's own number."""
 

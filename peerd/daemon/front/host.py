@@ -10,11 +10,11 @@ Correctness. A worker decides nothing about an append:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from peerd.core.batch import BatchHeader
 from peerd.core.errors import Reason
 from peerd.core.ids import ProcessId, ShardId
+from peerd.core.value import value
 from peerd.daemon.front.connection import Connection
 from peerd.daemon.front.frames import (
     FrameMalformed,
@@ -34,7 +34,7 @@ _NOT_HERE = frozenset({Reason.NOT_PRIMARY, Reason.FENCED, Reason.MOVED})
 Done = Callable[[AppendOutcome], None]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Waiting:
     shard: ShardId
     done: Done
