@@ -145,7 +145,7 @@ class ModelContract:
     def check_head(self, head: str) -> None:
         """Raise `ModelRefused` unless it is of that kind."""
         if self.head != head:
-            raise ModelRefused(f"is a {self.head} head, wanted is a {head} head")
+            raise ModelRefused(f"is for the {self.head} head, wanted is one for the {head} head")
 
 
 def check_probabilities(answer: npt.NDArray[np.floating]) -> None:

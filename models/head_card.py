@@ -1,0 +1,124 @@
+"""Writes the cards of the hardware and the history head, and their pictures under build/.
+
+The words stand here; every number comes from the model file or from the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from las.forecast.heads import Head
+from models.rank import reliability
+
+if TYPE_CHECKING:
+    from models.history_head import Judged as HistoryJudged
+
+PICTURES = Path(__file__).parents[1] / "build" / "models"
+
+_HISTORY = """\
+Says how probable it is that a failure of a node begins within an hour, a day, a week or thirty
+days, from what has become of it and its neighbours so far (`las/forecast/history_inputs.py`). It
+knows nothing of the node's health. It informs, and enters `peerctl forecast` through the join; it
+never acts on the 0.8 line by itself.
+"""
+
+_HISTORY_DATA = """\
+Trained on `lanl-failures` (LA-UR-05-7318, Los Alamos National Laboratory): nodes that are not held
+out, before the split; calibrated on the last year before it, by members that never saw the node.
+Judged on the held-out nodes (SHA-256 of the name mod 5 = 0) after the split, once a day. Systems
+that began after the split are among them and were never trained on. Grid'5000 is judged with the
+same head, untouched: its downs are mostly reinstallations by users.
+"""
+
+_HISTORY_LIMITS = """\
+- Failures of the past tell little of the next: the head orders nodes hardly better than a decayed
+  count does, and no better than boosted trees on the same input. What it adds is calibration.
+- The record is from supercomputers of 1996 to 2004, with outages entered by operators. A fleet of
+  today has other rates; until the ledger of a fleet confirms it, take its level as a guess.
+- LANL names no racks, so a whole system stands for one.
+- A cause is taken as known from the outage's beginning on, as the record has it.
+"""
+
+
+def write_history_card(head: Head, path: Path, report: str, judged: HistoryJudged) -> Path:
+    """Write the history head's card beside its file, and its picture."""
+    draw_reliability(judged.labels, judged.scores, PICTURES / "history-reliability.svg", "7 d")
+    return _write(head, path, (_HISTORY, _HISTORY_DATA, _HISTORY_LIMITS), report)
+
+
+def _write(head: Head, path: Path, words: tuple[str, str, str], report: str) -> Path:
+    """`words`: what it is for, what it was made from, what it cannot do."""
+    intended, data, limits = words
+    contract = head.contract
+    lines = [
+        f"# Model card: {contract.model_id}",
+        "",
+        intended,
+        "## What it is",
+        "",
+        f"ONNX, {path.stat().st_size / 1000:.0f} kB. Reads {len(contract.features)} values",
+        f"× {contract.window}, raw, gaps as NaN; missing values, scales, the chain of horizons and",
+        "calibration are inside the graph (`models/describe.py`, `models/chain.py`).",
+        f"Input table `{contract.schema_version}`, training data (SHA-256)",
+        f"`{contract.training_data}`.",
+        "",
+        "## Data and split",
+        "",
+        data,
+        "## Figures on held-out machines and later times",
+        "",
+        "95 % bootstrap intervals over machines in parentheses.",
+        "",
+        report,
+        "## Limits",
+        "",
+        limits,
+    ]
+    card = path.with_suffix(".md")
+    card.write_text("\n".join(lines))
+    return card
+
+
+def draw_reliability(
+    labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], path: Path, what: str
+) -> None:
+    """Said against true, in bins of equal mass, the top 1 % apart."""
+    axes, figure = _axes()
+    for bins, name in zip(reliability(labels, scores), ("lower 99 %", "top 1 %"), strict=True):
+        said = [max(each.said, 1e-7) for each in bins]
+        true = [max(each.true, 1e-7) for each in bins]
+        axes.plot(said, true, "o-", label=name)
+    axes.plot([1e-6, 1.0], [1e-6, 1.0], color="grey", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel=f"p({what}) said", ylabel="came true")
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_leads(leads_days: Sequence[float], path: Path) -> None:
+    """The share of called machines by how many days ahead they were called."""
+    axes, figure = _axes()
+    ordered = np.sort(np.asarray(leads_days))
+    axes.step(ordered, 1.0 - np.arange(len(ordered)) / max(len(ordered), 1))
+    axes.set(xlabel="days between the call and the failure", ylabel="share called so early")
+    _save(figure, path)
+
+
+def _axes():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 4))
+    return axes, figure
+
+
+def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path)
