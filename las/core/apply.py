@@ -144,6 +144,30 @@ def set_copies(state: ClusterState, command: c.SetCopies) -> Applied:
     return state.changed(logs=(after,), shards=touched), Result(ok=True)
 
 
+def delete_log(state: ClusterState, command: c.DeleteLog) -> Applied:
+    """A log goes, with its records (docs/protocol.md §8.2).
+
+    | `DeleteLog(log, shards)` | the log is known and these are its shards | it and all its shards,
+    those that were split too, are gone from the map. Their ids are never drawn again: that is what
+    tells every store, also one that slept, that they were deleted. |
+    """
+    log = state.logs.get(command.log)
+    if log is None or log.shards != command.shards:
+        gone = (each < state.next_shard and each not in state.shards for each in command.shards)
+        if command.shards and all(gone):
+            return state, Result(ok=True, text="deleted already", shards=command.shards)
+        if log is None:
+            return refuse(state, Reason.UNKNOWN_LOG, f"there is no log {command.log}")
+        text = f"{command.log} has other shards by now: look at it again"
+        return refuse(state, Reason.STATE_CHANGED, text)
+    shards = tuple(
+        sorted(
+            entry.shard.shard for entry in state.shards.values() if entry.shard.log == command.log
+        )
+    )
+    return state.without_log(command.log, shards), Result(ok=True, text="deleted", shards=shards)
+
+
 def _copies_error(copies: int, acks: int) -> str:
     if not 1 <= acks <= copies <= COPIES_MAX:
         return f"acks and copies: 1 <= acks <= copies <= {COPIES_MAX}"
@@ -173,7 +197,10 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
     for shard, _ in command.stored:
         if shard >= state.next_shard:
-            text = f"the store has shard {shard}, which this LAS never created: it lost its past"
+            text = (
+                f"the store has shard {shard}, which this LAS never created: it lost its past. "
+                "Keep the store, and give the LAS nodes their newest data back"
+            )
             return refuse(state, Reason.LAS_LOST_ITS_PAST, text)
     node = Node(
         name=command.name,
@@ -305,6 +332,7 @@ _HANDLERS = cast(
         c.TrimShard: trim.trim_shard,
         c.HaltShard: segments.halt_shard,
         c.SetCopies: set_copies,
+        c.DeleteLog: delete_log,
         c.SetRetention: retention.set_retention,
         c.MarkAges: retention.mark_ages,
         c.RegisterNode: register_node,

@@ -199,6 +199,16 @@ class SetCopies:
     acks: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteLog:
+    """A log goes, with its records. `shards` are those that it has: a log of the same name that was
+    made later has others.
+    """
+
+    log: str
+    shards: tuple[ShardId, ...]
+
+
 # ---------------------------------------------------------------------------------- retention
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetRetention:
@@ -386,6 +396,7 @@ Command = (
     | TrimShard
     | HaltShard
     | SetCopies
+    | DeleteLog
     | SetRetention
     | MarkAges
     | RegisterNode
@@ -417,6 +428,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "trim_shard": TrimShard,
     "halt_shard": HaltShard,
     "set_copies": SetCopies,
+    "delete_log": DeleteLog,
     "set_retention": SetRetention,
     "mark_ages": MarkAges,
     "register_node": RegisterNode,

@@ -55,7 +55,9 @@ class FleetIndex:
             before = self._seen.get(shard)
             if before is not None:
                 self._count(before, -1)
-            self._count(state.shards[shard], +1)
+            entry = state.shards.get(shard)
+            if entry is not None:
+                self._count(entry, +1)
         self._seen = state.shards
         self.version = state.version
         return change

@@ -70,6 +70,18 @@ class PersistentMap(Mapping[Key, Value]):
         bucket = {other: value for other, value in self._buckets[at].items() if other != key}
         return self._of((*self._buckets[:at], bucket, *self._buckets[at + 1 :]), self._size - 1)
 
+    def without_keys(self, keys: Iterable[Key]) -> "PersistentMap[Key, Value]":
+        """The successor without any of `keys`."""
+        buckets, size = list(self._buckets), self._size
+        copied: set[int] = set()
+        for key in keys:
+            at = _bucket_of(key)
+            if at not in copied:
+                buckets[at] = dict(buckets[at])
+                copied.add(at)
+            size -= buckets[at].pop(key, None) is not None
+        return self._of(tuple(buckets), size)
+
     def __getitem__(self, key: Key) -> Value:
         return self._buckets[_bucket_of(key)][key]
 

@@ -220,6 +220,10 @@ class MapDelta:
     logs: tuple[Log, ...]
     shards: tuple[ShardEntry, ...]
     removed_nodes: tuple[NodeName, ...] = ()
+    removed_logs: tuple[str, ...] = ()
+    removed_shards: tuple[ShardId, ...] = ()
+    next_shard: ShardId = NO_SHARD
+    """Of all of the map; 0 if this is a part of it that must not be taken for all."""
 
 
 def _empty_nodes() -> PersistentMap[NodeName, Node]:
@@ -328,6 +332,18 @@ class ClusterState:
             changes=changes.with_item(version, Change(nodes=(name,))),
         )
 
+    def without_log(self, name: str, shards: tuple[ShardId, ...]) -> "ClusterState":
+        """The next version, in which the log is gone, and these shards, which are all of it."""
+        version = self.version + 1
+        changes = self.changes.without(version - CHANGES_MAX)
+        return replace(
+            self,
+            version=version,
+            logs=self.logs.without(name),
+            shards=self.shards.without_keys(shards),
+            changes=changes.with_item(version, Change(logs=(name,), shards=shards)),
+        )
+
     def changed_ids(self, version: int) -> Change | None:
         """Names and ids that changed after `version`, sorted; None if that is not remembered."""
         if version == self.version:
@@ -361,8 +377,11 @@ class ClusterState:
             full=full,
             nodes=tuple(self.nodes[name] for name in ids.nodes if name in self.nodes),
             removed_nodes=tuple(name for name in ids.nodes if name not in self.nodes),
-            logs=tuple(self.logs[name] for name in ids.logs),
-            shards=tuple(self.shards[shard] for shard in ids.shards),
+            logs=tuple(self.logs[name] for name in ids.logs if name in self.logs),
+            removed_logs=tuple(name for name in ids.logs if name not in self.logs),
+            shards=tuple(self.shards[shard] for shard in ids.shards if shard in self.shards),
+            removed_shards=tuple(shard for shard in ids.shards if shard not in self.shards),
+            next_shard=self.next_shard,
         )
 
 

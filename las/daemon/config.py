@@ -146,13 +146,18 @@ class Policy(Section):
         "most: each record stays on two healthy nodes without the node. 0 leaves none alone",
     )
     heartbeat_ms: int = Field(
-        default=500, ge=50, le=60_000, description="Time between two heartbeats of a peer"
+        default=500,
+        ge=50,
+        le=60_000,
+        description="Time between two heartbeats of a peer; longer where more than 2,000 a second "
+        "would come",
     )
     lease_ms: int = Field(
         default=1_500,
         ge=150,
         le=600_000,
-        description="Silence after which a peer counts as dead, at least three heartbeats",
+        description="Silence after which a peer counts as dead, at least three heartbeats; longer "
+        "where these are",
     )
     repair_delay_s: int = Field(
         default=600,

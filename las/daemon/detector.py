@@ -43,7 +43,8 @@ class DetectorTiming:
     """All in milliseconds.
 
     Attributes:
-        lease_ms: silence towards the LAS that makes a suspect; three heartbeats.
+        lease_ms: silence towards the LAS that makes a suspect; three heartbeats. Longer in a large
+            fleet, see `fleet_lease_ms`.
         silence_ms: silence towards a neighbour that counts; four frames of 250 ms.
         refused_silence_ms: the same when a connection was refused: one frame and a little.
         accusation_ms: how long an accusation or a stall is believed without being repeated.
@@ -122,12 +123,30 @@ class _Watched:
     ask_after: Tick | None = None
 
 
+# limit: heartbeats a second that all peers together send the leader; half of one core.
+HEARTBEATS_PER_S_MAX = 2_000
+
+
+def fleet_heartbeat_ms(heartbeat_ms: int, nodes: int) -> int:
+    """Time between two heartbeats of a peer in a fleet of `nodes`; `heartbeat_ms` in a small one.
+
+    In a large one they come less often, so that the leader bears them.
+    """
+    return max(heartbeat_ms, 1000 * nodes // HEARTBEATS_PER_S_MAX)
+
+
+def fleet_lease_ms(lease_ms: int, nodes: int) -> int:
+    """The lease in a fleet of `nodes`: three such heartbeats at least."""
+    return max(lease_ms, 3 * fleet_heartbeat_ms(0, nodes))
+
+
 class Detector:
     """Collects what is heard of nodes; `judge` says what follows."""
 
     def __init__(self, timing: DetectorTiming, now: Tick) -> None:
         """A new leader believes everybody alive for one lease from `now` on."""
         self._timing = timing
+        self._lease_ms = timing.lease_ms
         self._judged_at = now
         self._nodes: dict[NodeName, _Watched] = {}
         self._down_since: dict[NodeName, Tick] = {}
@@ -202,6 +221,7 @@ class Detector:
     # ------------------------------------------------------------------ what follows
     def judge(self, state: ClusterState, index: FleetIndex, now: Tick) -> list[Verdict]:
         """What should be committed or asked now. A verdict is repeated until the state has it."""
+        self._lease_ms = fleet_lease_ms(self._timing.lease_ms, len(state.nodes))
         self._give_back_own_pause(now)
         self._forget(state, now)
         verdicts: list[Verdict] = []
@@ -271,7 +291,7 @@ class Detector:
         silent_ms = now - watched.heard_at
         leases = self._timing.unanswered_leases if witnesses else 1
         leases = self._timing.isolated_leases if isolated else leases
-        if silent_ms > leases * self._timing.lease_ms:
+        if silent_ms > leases * self._lease_ms:
             why = f"silent for {silent_ms} ms, and nobody answers who could hear it"
             return Judged(node=node.name, boot=node.boot, state=NodeState.DOWN, why=why)
         if not witnesses:
@@ -361,7 +381,7 @@ class Detector:
         return 2 * silent > len(up)
 
     def _lease_over(self, watched: _Watched, now: Tick) -> bool:
-        return now - watched.heard_at > self._timing.lease_ms
+        return now - watched.heard_at > self._lease_ms
 
     # ------------------------------------------------------------------ upkeep
     def _watched(self, node: NodeName, boot: BootId, now: Tick) -> _Watched:

@@ -39,6 +39,8 @@ from las.daemon.reconcile import (
     PromiseBatcher,
     Recovery,
     RecoveryTiming,
+    ShardGone,
+    entry_of,
     is_running,
 )
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
@@ -212,6 +214,8 @@ class Executor:
         if now >= self._again_at:
             self._look_at |= self._again
             self._look_at.update(self._shortages)
+            for shard in [each for each in self._shortages if each not in state.shards]:
+                del self._shortages[shard]
             self._again = set()
             self._again_at = Tick(now + self._timing.again_ms)
             if not self._sweep:
@@ -305,6 +309,8 @@ class Executor:
         except Refused as refused:
             # Not the leader any more, or in doubt: what is committed says how to go on.
             _log.info("put off", work=str(key), why=str(refused))
+        except ShardGone as gone:
+            _log.info("dropped", work=str(key), why=str(gone))
         finally:
             self._busy.discard(key)
         self.wake()
@@ -359,8 +365,8 @@ class Executor:
     async def _recover(self, recovery: Recovery, shard: ShardId, why: str) -> None:
         began = self._now()
         state, _ = self._consensus.indexed()
-        primary = state.shards[shard].shard.open.plan.primary
         try:
+            primary = entry_of(state, shard).shard.open.plan.primary
             outcome = await recovery.recover(shard, why)
         finally:
             self._recovering -= 1

@@ -77,7 +77,7 @@ async def propose(
         )
     answers = await _ask(peers, entry.shard)
     now = state()
-    if now.shards[shard] != entry:
+    if now.shards.get(shard) != entry:
         raise _not_now(f"shard {shard} changed meanwhile: look with `peerctl status`")
     decision = decide(entry.shard, answers)
     if not isinstance(decision, Wait):

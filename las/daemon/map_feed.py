@@ -65,6 +65,9 @@ def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
         logs=map(encode_las_log, delta.logs),
         shards=map(encode_entry, delta.shards),
         removed_nodes=delta.removed_nodes,
+        removed_logs=delta.removed_logs,
+        removed_shards=delta.removed_shards,
+        next_shard=delta.next_shard,
     )
 
 

@@ -35,7 +35,7 @@ from las.core.recovery import (
     decide,
     voters_to_ask,
 )
-from las.core.state import ClusterState, NodeState
+from las.core.state import ClusterState, NodeState, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Shard
 
@@ -204,6 +204,18 @@ class Outcome:
     opened: ProcessId | None = None
 
 
+class ShardGone(Exception):
+    """The shard's log was deleted meanwhile: there is nothing to be done for it any more."""
+
+
+def entry_of(state: ClusterState, shard: ShardId) -> ShardEntry:
+    """The entry of a shard that was there a moment ago. Raises `ShardGone`."""
+    entry = state.shards.get(shard)
+    if entry is None:
+        raise ShardGone(f"shard {shard} was deleted with its log")
+    return entry
+
+
 class Recovery:
     """Finishes prepared and fenced segments whose primary is gone. Used on the event loop."""
 
@@ -228,6 +240,7 @@ class Recovery:
 
         Raises:
             peerd.transport.status.Refused: the leadership is lost or in doubt; a leader goes on.
+            ShardGone: its log was deleted.
         """
         entry = self._shard(shard)
         if entry.fence == NO_EPOCH:
@@ -253,7 +266,7 @@ class Recovery:
         it begun, the fence finds what it acknowledged.
         """
         state, _ = self._consensus.indexed()
-        prepared = state.shards[shard].shard.prepared
+        prepared = entry_of(state, shard).shard.prepared
         if prepared is None or not is_running(state, prepared.plan.primary):
             return False
         answer = await self._peers.has_begun(prepared.plan.primary, shard, prepared.epoch)
@@ -274,7 +287,7 @@ class Recovery:
             if isinstance(recovered, Outcome):
                 return recovered
             state, _ = self._consensus.indexed()
-            entry = state.shards[shard]
+            entry = entry_of(state, shard)
             if entry.halted or entry.shard.fence != fence:
                 return Outcome(text="finished elsewhere")
             plan = recovery_plan(
@@ -311,8 +324,9 @@ class Recovery:
         retry_s = self._timing.retry_ms / 1000
         while True:
             state, _ = self._consensus.indexed()
-            entry = state.shards[shard].shard
-            if state.shards[shard].halted or entry.fence != fence:
+            found = entry_of(state, shard)
+            entry = found.shard
+            if found.halted or entry.fence != fence:
                 return Outcome(text="finished elsewhere")
             for voter in voters_to_ask(entry):
                 if voter in answers or voter in asking:
@@ -358,7 +372,7 @@ class Recovery:
 
     def _shard(self, shard: ShardId) -> Shard:
         state, _ = self._consensus.indexed()
-        return state.shards[shard].shard
+        return entry_of(state, shard).shard
 
 
 def is_running(state: ClusterState, process: ProcessId) -> bool:

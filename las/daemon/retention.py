@@ -98,6 +98,8 @@ class Retention:
         )
         await self._mark(kept, by_bytes)
         state, _ = self._consensus.indexed()
+        # A log may have been deleted meanwhile.
+        kept = [(log, entry) for log, entry in kept if entry.shard.shard in state.shards]
         old = {
             entry.shard.shard: before
             for log, entry in kept

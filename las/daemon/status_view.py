@@ -128,6 +128,7 @@ class StatusView:
             *self._about_leader(),
             *_about_shards(facts),
             *_about_shortages(state, term),
+            *_about_refused(term),
             *_about_nodes(state, term),
             *self._about_members(),
             *_about_forecast(state, facts, term),
@@ -187,7 +188,8 @@ class MapWatch:
             for node in change.nodes:
                 affected.update(index.shards_of(node))
         for shard in affected:
-            facts = shard_facts(state, state.shards[shard])
+            entry = state.shards.get(shard)
+            facts = None if entry is None else shard_facts(state, entry)
             if facts is None:
                 self._troubled.pop(shard, None)
             else:
@@ -306,7 +308,8 @@ def _about_shortages(state: ClusterState, term: Term | None) -> Iterator[str]:
     shortages = term.executor.shortages if term is not None else {}
     by_reason: dict[str, list[str]] = {}
     for shard, why in sorted(shortages.items()):
-        by_reason.setdefault(why, []).append(shard_name(state.shards[shard]))
+        if (entry := state.shards.get(shard)) is not None:
+            by_reason.setdefault(why, []).append(shard_name(entry))
     for why, names in by_reason.items():
         yield f"no better place for {_names(names)}: {why}; add peers, or bring some back"
 
@@ -326,6 +329,12 @@ def _about_nodes(state: ClusterState, term: Term | None) -> Iterator[str]:
             )
     if not state.nodes and term is not None:
         yield "no peer has registered yet: start peers with this LAS in their `las` setting"
+
+
+def _about_refused(term: Term | None) -> Iterator[str]:
+    """Peers that would join and may not: they serve what they did, and hear of no change."""
+    for name, why in sorted(term.refused.items()) if term is not None else ():
+        yield f"{name} is not let in: {why}"
 
 
 def _damaged(name: NodeName, term: Term | None) -> int:

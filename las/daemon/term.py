@@ -30,6 +30,9 @@ from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
 from peerd.transport.map_codec import decode_replica
 
+# limit: refused registrations remembered for the status; as many lines as a person reads, and more.
+REFUSED_KEPT_MAX = 100
+
 Work = Coroutine[None, None, None]
 
 
@@ -67,6 +70,8 @@ class Term:
         self.vitals = Vitals(now_ms())
         self.detector = Detector(DetectorTiming(lease_ms=policy.lease_ms), Tick(now_ms()))
         self.over = asyncio.Event()
+        self.refused: dict[NodeName, str] = {}
+        """Nodes whose last registration in this term was refused, and why."""
         self._group = group
         self._peers = peers
         self.executor = Executor(
@@ -160,8 +165,14 @@ class Term:
         if self.scraped is None:
             self.forecaster.take(node, heartbeat.samples, now)
 
+    def turned_away(self, node: NodeName, why: str) -> None:
+        """The registration of a node was refused; told to operators until one is taken."""
+        if len(self.refused) < REFUSED_KEPT_MAX or node in self.refused:
+            self.refused[node] = why
+
     def registered(self, node: NodeName, boot: BootId, schema_version: int) -> None:
         """A process registered."""
+        self.refused.pop(node, None)
         self.detector.heard(node, boot, Tick(now_ms()))
         self.forecaster.registered(node, schema_version)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from las.core.commands import Command, Result, TrimShard
 from las.core.state import ClusterState
-from las.daemon.reconcile import Consensus
+from las.daemon.reconcile import Consensus, entry_of
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard, stable_end
 
@@ -74,9 +74,10 @@ class Trimmer:
 
         Raises:
             CannotTell: the segment that `before` lies in can be asked of nobody.
+            ShardGone: its log was deleted.
         """
         state, _ = self._consensus.indexed()
-        entry = state.shards[shard].shard
+        entry = entry_of(state, shard).shard
         for segment in reversed((*entry.sealed, entry.open)):
             begin = segment.begin or FIRST_OFFSET
             if before <= max(begin, entry.trimmed_to):

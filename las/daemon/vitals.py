@@ -23,6 +23,7 @@ class Heard:
     damaged_batches: int
     repaired_batches: int
     scrub_age_s: int | None
+    map_version: int
 
 
 class Vitals:
@@ -45,6 +46,7 @@ class Vitals:
             damaged_batches=heartbeat.damaged_batches,
             repaired_batches=heartbeat.repaired_batches,
             scrub_age_s=heartbeat.scrub_age_s if heartbeat.HasField("scrub_age_s") else None,
+            map_version=heartbeat.map_version,
         )
 
     def of(self, node: NodeName) -> Heard | None:

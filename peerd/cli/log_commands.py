@@ -16,12 +16,15 @@ from peerd.cli.output import (
     ConfigOption,
     Format,
     FormatOption,
+    as_dict,
     connected,
     duration_s,
     fail,
     print_json,
     print_table,
 )
+from peerd.client.blocking import Client
+from peerd.client.errors import PeerdError
 from peerd.client.reading import StartAt
 from peerd.client.values import NewRecord, Receipt, Record, Tail
 from peerd.core.shard_map import Segment, Shard
@@ -105,6 +108,52 @@ def describe(
             "",
         ]
         print_table(columns, [_shard_row(log.name, shard, tails) for shard in shards])
+
+
+def _records_in(client: Client, name: str) -> int | None:
+    """How many records a log holds; None if it cannot be asked, as when its peers are gone."""
+    try:
+        return sum(tail.committed - tail.first_offset for tail in client.tail(name))
+    except PeerdError:
+        return None
+
+
+@log_app.command("delete")
+def delete(
+    name: LogName,
+    accept_data_loss: Annotated[
+        bool,
+        typer.Option("--accept-data-loss", help="Delete it; without this, say what would go."),
+    ] = False,
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Delete a log with all its records, for good.
+
+    Without --accept-data-loss it tells what would go and changes nothing. Example: peerctl log
+    delete orders --accept-data-loss
+    """
+    with connected(config) as client:
+        ahead = client.las.delete_log(name)
+        records = _records_in(client, name)
+        done = ahead
+        if accept_data_loss:
+            shards = client.describe_log(name)[0].shards
+            done = client.las.delete_log(name, accept_loss=True, shards=shards)
+        if output is Format.JSON:
+            told = as_dict(done) | {"records": records, "shards": [s.shard for s in ahead.shards]}
+            print_json(told)
+            return
+        count = "nobody can tell how many" if records is None else str(records)
+        what = f"{len(ahead.shards)} shards with {count} records, on {', '.join(ahead.nodes)}"
+        if not accept_data_loss:
+            typer.echo(f"{name} would be deleted for good: {what}")
+            typer.echo("nothing was changed; --accept-data-loss deletes it")
+            return
+        typer.echo(f"{name} is deleted: {what}; the space comes back by and by")
+        if done.unheard:
+            listed = ", ".join(done.unheard)
+            typer.echo(f"not heard of it yet: {listed}; what they have goes when they do")
 
 
 @log_app.command("split")

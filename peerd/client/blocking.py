@@ -11,7 +11,15 @@ import concurrent.futures
 import contextlib
 import datetime
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -183,6 +191,12 @@ class BlockingLas:
         """The newest forecast of a node, or of all."""
         return self._thread.run(self._las.forecasts(node))
 
+    def report_forecast(
+        self, node: str, probabilities: Mapping[int, float], *, source: str = "", age_s: float = 0.0
+    ) -> None:
+        """Says what is expected of a node; see `peerd.client.las.LasCalls.report_forecast`."""
+        self._thread.run(self._las.report_forecast(node, probabilities, source=source, age_s=age_s))
+
     def explain(self, node: str = "", *, shard: int = 0) -> forecast_pb2.ExplainResponse:
         """What was seen of a node or a shard, and what was decided why."""
         return self._thread.run(self._las.explain(node, shard=shard))
@@ -212,6 +226,12 @@ class BlockingLas:
     def drain(self, node: str, *, for_s: float | None = None) -> None:
         """Moves everything off a node and keeps it off, until `undrain` or for `for_s` seconds."""
         self._thread.run(self._las.drain(node, for_s=for_s))
+
+    def delete_log(
+        self, name: str, *, accept_loss: bool = False, shards: Sequence[int] = ()
+    ) -> log_admin_pb2.DeleteLogResponse:
+        """Deletes a log for good; see `peerd.client.las.LasCalls.delete_log`."""
+        return self._thread.run(self._las.delete_log(name, accept_loss=accept_loss, shards=shards))
 
     def audit(
         self, *, since_ms: int = 0, node: str = "", log: str = "", limit: int = 0

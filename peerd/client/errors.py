@@ -237,6 +237,7 @@ CLASSES: Mapping[str, type[PeerdError]] = {
     "UNKNOWN_NODE": UnknownNode,
     "STORE_ID_CHANGED": StateConflict,
     "PROCESS_SUPERSEDED": StateConflict,
+    "LAS_LOST_ITS_PAST": StateConflict,
     "SHUTTING_DOWN": Unavailable,
     "MAP_UNKNOWN": Unavailable,
     "STATE_CHANGED": StateConflict,

@@ -5,7 +5,7 @@ Only people and set-up need it; appends and reads never wait for it.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -23,7 +23,13 @@ from las.v1 import (
 )
 from peerd.client.credentials import Access
 from peerd.client.directory import ClientChannels
-from peerd.client.errors import LasUnavailable, LogExists, PeerdError, error_of_call
+from peerd.client.errors import (
+    LasUnavailable,
+    LogExists,
+    PeerdError,
+    UnknownLog,
+    error_of_call,
+)
 from peerd.client.options import SLOW_RETRY_STEP_S
 from peerd.core.errors import Reason
 from peerd.core.shard_map import Shard
@@ -170,6 +176,30 @@ class LasCalls:
         )
         return response.first_offset
 
+    async def delete_log(
+        self, name: str, *, accept_loss: bool = False, shards: Sequence[int] = ()
+    ) -> log_admin_pb2.DeleteLogResponse:
+        """Deletes a log with its records, for good.
+
+        Without `accept_loss` it says what would go and changes nothing. `shards` are those that a
+        look ahead told: a log of that name with others is left alone.
+        """
+        request = log_admin_pb2.DeleteLogRequest(name=name, accept_loss=accept_loss, shards=shards)
+        in_doubt: list[PeerdError] = []
+        try:
+            return await self.call(
+                lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(
+                    channel
+                ).DeleteLog(request, timeout=timeout_s),
+                f"deleting log {name!r}",
+                in_doubt,
+            )
+        except UnknownLog:
+            # An earlier try whose answer was lost may have deleted it.
+            if in_doubt and accept_loss:
+                return log_admin_pb2.DeleteLogResponse(deleted=True)
+            raise
+
     # -------------------------------------------------------------------------- nodes
 
     async def status(self) -> fleet_pb2.GetStatusResponse:
@@ -262,6 +292,30 @@ class LasCalls:
             "asking for the forecast",
         )
         return response.forecasts
+
+    async def report_forecast(
+        self, node: str, probabilities: Mapping[int, float], *, source: str = "", age_s: float = 0.0
+    ) -> None:
+        """Says what an outside forecaster expects of a node; counts for a minute from when made.
+
+        `probabilities` of failing are by horizon in seconds and never fall with it; `source` names
+        the model, `age_s` is how long ago it answered. Needs a certificate of role `forecaster`.
+        """
+        request = forecast_pb2.ReportForecastRequest(
+            node=node,
+            source=source,
+            horizons=[
+                forecast_pb2.Horizon(horizon_s=horizon_s, probability=probabilities[horizon_s])
+                for horizon_s in sorted(probabilities)
+            ],
+            age_ms=int(age_s * 1000),
+        )
+        await self.call(
+            lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(
+                channel
+            ).ReportForecast(request, timeout=timeout_s),
+            f"reporting a forecast of {node}",
+        )
 
     async def explain(self, node: str = "", *, shard: int = 0) -> forecast_pb2.ExplainResponse:
         """What was seen of a node or a shard, and what was decided why."""

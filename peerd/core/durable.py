@@ -10,6 +10,7 @@ Invariants:
 - Per segment begin <= commit <= end, and end <= seal once the seal X is known. The end shrinks only
   to an X of the committed map; nothing below a known commit offset is ever dropped, but for what
   the map says is lost (a gap) or trimmed.
+- Of a shard whose log was deleted there is nothing but a promise above every epoch, for ever.
 - What is trimmed is committed and lies in front: batches fill [first, end) and
   begin <= first <= end. The begin stays, since it names where the epoch began.
 - The durable producer table is exact as of `table_as_of` and moves only over batches that are
@@ -24,7 +25,7 @@ from dataclasses import field, replace
 from peerd.core.batch import PlacedBatch
 from peerd.core.check import invariant
 from peerd.core.chunks import CHUNK_BYTES, uncut_after
-from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
+from peerd.core.ids import DELETED_EPOCH, FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ShardId
 from peerd.core.producer import TableSnapshot
 from peerd.core.value import value
 
@@ -169,8 +170,24 @@ class InstallTable:
     table: TableSnapshot
 
 
+@value(frozen=True, slots=True, kw_only=True)
+class DropShard:
+    """The committed map says that the shard's log was deleted (§8.2): drop all that is here, and
+    promise above every epoch, so that nothing of it is ever taken again.
+    """
+
+    shard: ShardId
+
+
 StoreOperation = (
-    AdoptEpoch | AppendBatches | PromiseEpoch | LearnMap | DropTrimmed | FillSealed | InstallTable
+    AdoptEpoch
+    | AppendBatches
+    | PromiseEpoch
+    | LearnMap
+    | DropTrimmed
+    | FillSealed
+    | InstallTable
+    | DropShard
 )
 
 
@@ -210,7 +227,11 @@ def apply(
     """
     invariant(operation.shard == state.shard, "operation of this shard", operation=operation)
     changed: StoredShard | str
-    if isinstance(operation, AppendBatches):
+    if isinstance(operation, DropShard):
+        changed = _drop_shard(state)
+    elif state.promised == DELETED_EPOCH:
+        changed = f"the log of shard {state.shard} was deleted"
+    elif isinstance(operation, AppendBatches):
         changed = _append(state, operation, chunk_bytes)
     elif isinstance(operation, AdoptEpoch):
         changed = _adopt(state, operation)
@@ -339,6 +360,15 @@ def _drop_trimmed(state: StoredShard, operation: DropTrimmed) -> StoredShard:
         if segment.seal is not None or epoch == operation.open_epoch:
             segments[epoch] = _trimmed(segment, operation.trimmed_to)
     return replace(state, segments=segments)
+
+
+def _drop_shard(state: StoredShard) -> StoredShard:
+    """§8.2: "a store drops all of it and promises the last epoch of all". The promise outlives the
+    data, as every promise: whatever comes late finds it.
+    """
+    if state.promised == DELETED_EPOCH and not state.segments:
+        return state
+    return StoredShard(shard=state.shard, promised=DELETED_EPOCH, adopted=state.adopted)
 
 
 def _trimmed(segment: StoredSegment, trimmed_to: Offset) -> StoredSegment:

@@ -57,6 +57,7 @@ class Reason(IntEnum):
     INTERNAL = 42
     LOST = 43
     PROCESS_SUPERSEDED = 44
+    LAS_LOST_ITS_PAST = 45
 
 
 class Taken(IntEnum):

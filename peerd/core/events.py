@@ -22,6 +22,13 @@ class MapLearned:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class ShardDeleted:
+    """The committed map says that the shard's log was deleted; it is never on a map again."""
+
+    now: Tick
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class AppendRequested:
     """A client's batch. `header.timestamp_ms` is ignored: the primary gives the time.
 
@@ -257,4 +264,5 @@ Event = (
     | ConfirmReceived
     | EpochConfirmed
     | Ticked
+    | ShardDeleted
 )

@@ -36,6 +36,8 @@ RequestId = NewType("RequestId", int)
 """Drawn by the host for each call that waits for a reply; unique while the process lives."""
 
 NO_EPOCH = Epoch(0)
+DELETED_EPOCH = Epoch((1 << 64) - 1)
+"""What a store promises for a shard whose log was deleted: above every epoch that is ever drawn."""
 FIRST_OFFSET = Offset(0)
 
 

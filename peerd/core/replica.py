@@ -21,6 +21,7 @@ from peerd.core import events as ev
 from peerd.core import handover, refusals
 from peerd.core.durable import (
     AdoptEpoch,
+    DropShard,
     FillSealed,
     InstallTable,
     Outcome,
@@ -47,6 +48,7 @@ from peerd.core.effects import (
 from peerd.core.errors import Refusal, Taken
 from peerd.core.events import Event
 from peerd.core.ids import (
+    DELETED_EPOCH,
     FIRST_OFFSET,
     NO_EPOCH,
     Epoch,
@@ -93,6 +95,7 @@ class Replica:
             ev.StreamUp: self._stream_up,
             ev.StreamDown: self._stream_down,
             ev.MapLearned: self._map_learned,
+            ev.ShardDeleted: self._deleted,
             ev.PromiseReceived: self._promise,
             ev.ReadyReceived: self._ready,
             ev.BeginReceived: self._begin,
@@ -481,6 +484,18 @@ class Replica:
         if self._primary is not None:
             self._primary.map_learned(out)
         self._prepared_learned(shard, out)
+
+    def _deleted(self, event: ev.ShardDeleted, out: Effects) -> None:
+        """§8.2: "A primary that hears of it stops", and the store drops all of it. What waits is
+        answered as when a fence ends an epoch: nobody here knows what of it was taken.
+        """
+        self._s.now = event.now
+        self._s.promise_queued = DELETED_EPOCH
+        self._s.forget_map()
+        self._stop(DELETED_EPOCH, out)
+        self._candidate = self._handed = self._ready_early = None
+        self._reports = Reports(self._s)
+        self._s.submit(DropShard(shard=self._s.shard), _ignore, out)
 
     def _learn(self, shard: Shard, out: Effects) -> None:
         """Tell the store what the map says of its segments (§3: only the map lets it drop)."""

@@ -103,6 +103,11 @@ class Situation:
         self.map = shard
         self._sealed = {segment.epoch: segment for segment in shard.sealed}
 
+    def forget_map(self) -> None:
+        """The shard is on the map no more, and never will be again."""
+        self.map = None
+        self._sealed = {}
+
     def sealed(self, epoch: Epoch) -> Segment | None:
         """The map's sealed segment of `epoch`."""
         return self._sealed.get(epoch)

@@ -31,6 +31,7 @@ from peerd.core.chunks import Cut
 from peerd.core.durable import Outcome, StoredShard, StoreOperation
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import (
+    DELETED_EPOCH,
     NO_EPOCH,
     Epoch,
     NodeName,
@@ -190,10 +191,8 @@ class ShardHost:
         return None
 
     def _not_here(self, shard: ShardId) -> Refusal:
-        return Refusal(
-            reason=Reason.NOT_PRIMARY,
-            message=f"{self.me.peer} stores nothing of shard {shard}: refresh the map",
-        )
+        message = f"{self.me.peer} stores nothing of shard {shard}: refresh the map"
+        return Refusal(reason=Reason.NOT_PRIMARY, message=message)
 
     @property
     def space_in_reserve(self) -> bool:
@@ -253,9 +252,8 @@ class ShardHost:
         self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
     ) -> Cut | None:
         """See `ReplicationHost`."""
-        return await self._tell_outside().find_cut(
-            shard, epoch, before=before, keep_bytes=keep_bytes
-        )
+        outside = self._tell_outside()
+        return await outside.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
 
     def commit_changed(self, shard: ShardId) -> asyncio.Event:
         """See `peerd.transport.host_api.ShardHost`."""
@@ -277,9 +275,8 @@ class ShardHost:
         bytes_max: int,
     ) -> list[PlacedBatch]:
         """See `peerd.transport.host_api.ShardHost`."""
-        return await self._tell_outside().fetch(
-            holder, shard, epoch, from_offset, to_offset, bytes_max
-        )
+        outside = self._tell_outside()
+        return await outside.fetch(holder, shard, epoch, from_offset, to_offset, bytes_max)
 
     async def find_time(self, shard: ShardId, epoch: Epoch, timestamp_ms: int) -> Offset:
         """See `peerd.transport.host_api.ShardHost`."""
@@ -459,16 +456,23 @@ class ShardHost:
     # ------------------------------------------------------------------ map
 
     def _map_changed(self, change: MapChange) -> None:
+        for shard in tuple(self._replicas) if change.is_whole else change.removed_shards:
+            if shard in self._replicas:
+                self._delete_if_told(shard)
         for shard in change.shards:
             entry = self._map.shards.get(shard)
-            if entry is not None and (shard in self._replicas or self._concerns_me(entry)):
-                # A new replica learns the map as it is created.
-                if shard in self._replicas:
-                    self._handle(shard, events.MapLearned(shard=entry, now=self._timetable.now()))
-                else:
-                    self._replica(shard)
+            if entry is not None and shard in self._replicas:
+                self._handle(shard, events.MapLearned(shard=entry, now=self._timetable.now()))
+            elif entry is not None and self._concerns_me(entry):
+                self._replica(shard)  # learns the map as it is created
             self._notify(shard)
         self._tell_outside().neighbours_changed()
+
+    def _delete_if_told(self, shard: ShardId) -> None:
+        """Whether or not it was ever here: what comes late must not bring it to life."""
+        if self._map.is_deleted(shard) and self.stored(shard).promised != DELETED_EPOCH:
+            self._handle(shard, events.ShardDeleted(now=self._timetable.now()))
+        self._notify(shard)
 
     def map_entries(self) -> list[Shard]:
         """The map's entries of all shards that concern this peer."""
@@ -552,6 +556,7 @@ class ShardHost:
         entry = self._map.shards.get(shard)
         if entry is not None:
             self._handle(shard, events.MapLearned(shard=entry, now=self._timetable.now()))
+        self._delete_if_told(shard)
         return replica
 
     def _handle(self, shard: ShardId, event: events.Event) -> None:

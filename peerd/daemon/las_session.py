@@ -87,6 +87,10 @@ class SessionBroken(Exception):
     """The session with one LAS node is over: try the next one."""
 
 
+class PastLost(SessionBroken):
+    """The LAS knows less than this store: it was set back. A person must look."""
+
+
 class NotLeader(SessionBroken):
     """The node does not lead; `leader` is the address of the one that does, "" if unknown."""
 
@@ -129,6 +133,7 @@ class LasSession:
         self._evidence = ReportQueue()
         self._period_s = 0.5
         self._connected = False
+        self._past_lost_told_at_s = -COMPLAIN_AGAIN_S
 
     def report(self, report: fleet_pb2.PeerReport) -> None:
         """Tell the LAS, as soon as it can be reached and until it answers."""
@@ -173,11 +178,22 @@ class LasSession:
             await self._session(address)
         except NotLeader as error:
             return error.leader if error.leader != address else ""
+        except PastLost as error:
+            self._tell_past_lost(address, str(error))
         except SessionBroken as error:
             # Once a session: while there is no leader, each node would be told of each round.
             if self._connected:
                 _log.warning("session with the LAS broke", address=address, why=str(error))
         return ""
+
+    def _tell_past_lost(self, address: str, why: str) -> None:
+        """Loudly, once a minute. What this peer serves goes on: nothing here is wrong, and it is
+        asked for again, since the LAS may be given its newest data back.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._past_lost_told_at_s + COMPLAIN_AGAIN_S:
+            self._past_lost_told_at_s = now_s
+            _log.critical("the LAS lost its past; the data path goes on", address=address, why=why)
 
     async def _complain(self) -> None:
         """Tell the operator what is wrong with each address, in words."""
@@ -286,6 +302,8 @@ def _refused(error: grpc.aio.AioRpcError) -> DaemonError | SessionBroken:
     reason = reason_of(refusal) if refusal is not None else None
     if refusal is not None and reason is Reason.PROCESS_SUPERSEDED:
         return Superseded(f"{refusal.message}: this process ends, start it again")
+    if refusal is not None and reason is Reason.LAS_LOST_ITS_PAST:
+        return PastLost(refusal.message)
     if refusal is not None and reason in _FINAL_REASONS:
         return RegistrationRefused(f"the LAS refuses this peer: {refusal.message}")
     return _broken(error)

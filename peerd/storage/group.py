@@ -21,6 +21,7 @@ from peerd.core.check import invariant
 from peerd.core.chunks import cut
 from peerd.core.durable import (
     AppendBatches,
+    DropShard,
     DropTrimmed,
     FillSealed,
     InstallTable,
@@ -101,6 +102,8 @@ class WriteGroup:
             self._drop_what_is_gone(before, after)
             if isinstance(operation, FillSealed):
                 self._store_batches(before, after, operation.epoch, operation.batches)
+        if isinstance(operation, DropShard) and after != before:
+            self._table(shard).forget()
         table_from = before.table_as_of
         if isinstance(operation, InstallTable) and after.table_as_of > table_from:
             self._table(shard).install(operation.table)

@@ -50,6 +50,8 @@ class MapChange:
     removed_nodes: tuple[NodeName, ...] = ()
     logs: tuple[str, ...] = ()
     removed_logs: tuple[str, ...] = ()
+    is_whole: bool = False
+    """Everything was replaced: shards may be known to be deleted that were never on this map."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -77,6 +79,7 @@ class MapCache:
         """Starts empty, with version 0. `clock_ms` is monotonic, in milliseconds."""
         self.cluster_id = ""
         self.version = 0
+        self.next_shard = 0
         self.nodes: dict[NodeName, NodeEntry] = {}
         self.logs: dict[str, LogEntry] = {}
         self.shards: dict[ShardId, Shard] = {}
@@ -126,6 +129,10 @@ class MapCache:
         if at < 0 or key_hash > self.shards[routes.shards[at]].key_hash_high:
             return None
         return routes.shards[at]
+
+    def is_deleted(self, shard: ShardId) -> bool:
+        """Whether the shard's log was deleted: ids are drawn in order and never again."""
+        return shard < self.next_shard and shard not in self.shards
 
     def is_part(self, log: str, shard: int) -> bool:
         """Whether `shard` is one of the log's, or was until it was split."""
@@ -193,6 +200,7 @@ class MapCache:
             change = self._replace_some(nodes, logs, shards, update)
         self.cluster_id = update.cluster_id or self.cluster_id
         self.version = update.version
+        self.next_shard = max(self.next_shard, update.next_shard)
         self.heard_current()
         self._remember(update)
         self._tell(change)
@@ -213,6 +221,7 @@ class MapCache:
             removed_nodes=tuple(self.nodes.keys() - nodes.keys()),
             logs=tuple(name for name, entry in logs.items() if self.logs.get(name) != entry),
             removed_logs=tuple(self.logs.keys() - logs.keys()),
+            is_whole=True,
         )
         self.nodes, self.logs, self.shards = nodes, logs, shards
         self._routes.clear()
@@ -226,19 +235,20 @@ class MapCache:
         update: shard_map_pb2.MapUpdate,
     ) -> MapChange:
         removed_logs = tuple(name for name in update.removed_logs if name in self.logs)
-        removed_shards = tuple(shard for name in removed_logs for shard in self.family_of(name))
+        gone = {shard for name in removed_logs for shard in self.family_of(name)}
+        gone.update(map(ShardId, update.removed_shards))
+        removed_shards = tuple(sorted(gone & self.shards.keys()))
         removed_nodes = tuple(
             NodeName(name) for name in update.removed_nodes if NodeName(name) in self.nodes
         )
         for name in removed_logs:
             del self.logs[name]
-        for shard in removed_shards:
-            del self.shards[shard]
+        emptied = {self.shards.pop(shard).log for shard in removed_shards}
         for node in removed_nodes:
             del self.nodes[node]
         # Only what routes keys is built anew: a shard's entry moves often, its range never does.
         touched = {entry.log for number, entry in shards.items() if number not in self.shards}
-        for name in touched | logs.keys() | set(removed_logs):
+        for name in touched | emptied | logs.keys() | set(removed_logs):
             self._routes.pop(name, None)
         self.nodes.update(nodes)
         self.logs.update(logs)
@@ -291,4 +301,5 @@ class MapCache:
             nodes=[encode_node(node) for node in self.nodes.values()],
             logs=[encode_log(entry) for entry in logs],
             shards=[encode_shard(shard) for shard in shards],
+            next_shard=0 if log else self.next_shard,
         )

@@ -40,6 +40,7 @@ from peerd.transport.limits import (
     RETRY_STEP_MS,
 )
 from peerd.transport.map_cache import MapCache
+from peerd.transport.map_service import unknown_log
 from peerd.transport.read_source import ReadSource, unavailable
 from peerd.transport.router import Router, Target
 from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
@@ -104,7 +105,8 @@ class ShardRead:
         """The answer: first a message that tells where it starts, then batches.
 
         Raises:
-            Refused: OFFSET_BEYOND_TAIL, TRIMMED, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT.
+            Refused: OFFSET_BEYOND_TAIL, TRIMMED, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT,
+                UNKNOWN_LOG (it was deleted meanwhile).
         """
         while not self._is_done():
             changed = self.services.host.commit_changed(self.shard)
@@ -340,11 +342,13 @@ class ShardRead:
         await wait_for(changed, RETRY_STEP_MS / 1000)
 
     def _check_replica(self) -> None:
-        """A local read needs a store that goes on getting the shard's batches.
+        """A local read needs a store that goes on getting the shard's batches, and any a log.
 
         Raises:
-            Refused: NOT_PRIMARY, if this one does not.
+            Refused: NOT_PRIMARY, if this one does not; UNKNOWN_LOG, if the log was deleted.
         """
+        if self.services.cache.is_deleted(self.shard):
+            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(self.log)))
         entry = self.services.cache.shards.get(self.shard)
         me = self.services.host.me.replica
         if self.local and (entry is None or me not in entry.open.plan.replicas):

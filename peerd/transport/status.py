@@ -75,6 +75,7 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     Reason.LOST: grpc.StatusCode.DATA_LOSS,
     Reason.PROCESS_SUPERSEDED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.LAS_LOST_ITS_PAST: grpc.StatusCode.FAILED_PRECONDITION,
 }
 """Reason -> gRPC code."""
 

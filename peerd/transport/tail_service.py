@@ -15,6 +15,7 @@ import grpc.aio
 
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import NodeName, ShardId
+from peerd.core.shard_map import Shard
 from peerd.transport.append_edge import unknown_shard
 from peerd.transport.host_api import ShardHost
 from peerd.transport.limits import (
@@ -119,7 +120,7 @@ class TailService:
             tail = await self._ask(log, shard, target)
             if tail is not None:
                 return tail
-        return self._own_tail(shard)
+        return self._own_tail(log, shard)
 
     async def _ask(self, log: str, shard: ShardId, target: Target) -> log_pb2.ShardTail | None:
         """The primary's answer; None if it does not come soon."""
@@ -138,8 +139,15 @@ class TailService:
             return None
         return response.tails[0] if response.tails else None
 
-    def _own_tail(self, shard: ShardId) -> log_pb2.ShardTail:
-        entry = self._cache.shards[shard]
+    def _entry(self, log: str, shard: ShardId) -> Shard:
+        """The shard's entry of the map. Raises `Refused`: UNKNOWN_LOG, deleted meanwhile."""
+        entry = self._cache.shards.get(shard)
+        if entry is None:
+            raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(log)))
+        return entry
+
+    def _own_tail(self, log: str, shard: ShardId) -> log_pb2.ShardTail:
+        entry = self._entry(log, shard)
         known = self._host.committed(shard)
         # What lies below the open segment is committed, whether this store has it or not.
         epoch, committed = entry.open.epoch, entry.open.begin or 0
@@ -149,7 +157,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=self._cache.shards[shard].trimmed_to,
+            first_offset=entry.trimmed_to,
             peer=self._host.me.peer,
         )
 
@@ -164,7 +172,7 @@ class TailService:
             left_s = max(0.0, deadline - time.monotonic())
             target = self._router.primary_of(shard)
             if not may_forward or target is None or self._host.is_primary(shard):
-                answer = await self._confirmed_here(shard, left_s)
+                answer = await self._confirmed_here(log, shard, left_s)
             else:
                 answer = await self._confirmed_there(log, shard, target, left_s)
             if isinstance(answer, log_pb2.ShardTail):
@@ -175,7 +183,7 @@ class TailService:
             await wait_for(changed, min(left_s, RETRY_STEP_MS / 1000))
 
     async def _confirmed_here(
-        self, shard: ShardId, timeout_s: float
+        self, log: str, shard: ShardId, timeout_s: float
     ) -> log_pb2.ShardTail | errors_pb2.Refusal:
         try:
             async with asyncio.timeout(timeout_s):
@@ -189,7 +197,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=self._cache.shards[shard].trimmed_to,
+            first_offset=self._entry(log, shard).trimmed_to,
             peer=self._host.me.peer,
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import structlog.testing
 
 from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.errors import Reason
@@ -174,6 +175,23 @@ async def test_a_process_that_another_one_has_displaced_ends_and_may_be_started_
     with pytest.raises(Superseded, match="start it again") as ended:
         await asyncio.wait_for(task, 20)
     assert ended.value.exit_status == EXIT_FAILED
+
+
+async def test_an_las_that_lost_its_past_is_told_once_a_minute_and_asked_again(
+    las: StandInLas, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    las.refuse_with = Refused(refusal(Reason.LAS_LOST_ITS_PAST, "the store has shard 9"))
+    client, asked = Client(), []
+    registration = client.registration
+    monkeypatch.setattr(client, "registration", lambda: asked.append(1) or registration())
+    with structlog.testing.capture_logs() as logs:
+        task = await running(session_of([las.address], channels, client))
+        await until(lambda: len(asked) >= 3, "it asks again")
+        las.refuse_with = None
+        await until(lambda: client.current, "a session")
+        await cancelled(task)
+    told = [line for line in logs if line["log_level"] == "critical"]
+    assert [line["why"] for line in told] == ["the store has shard 9"]
 
 
 async def test_anything_else_is_tried_again(las: StandInLas, channels: Channels) -> None:

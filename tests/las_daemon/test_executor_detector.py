@@ -5,13 +5,17 @@ import pytest
 from las.core.commands import PrepareSegment, SetNodeState
 from las.core.index import indexed
 from las.core.state import ClusterState, NodeState
+from las.daemon import detector as detector_module
 from las.daemon.detector import (
     ACCUSERS_MAX,
+    HEARTBEATS_PER_S_MAX,
     Ask,
     Detector,
     DetectorTiming,
     Judged,
     Verdict,
+    fleet_heartbeat_ms,
+    fleet_lease_ms,
 )
 from peerd.core.ids import Epoch, NodeName, ShardId, Tick
 from tests.las_core.builders import (
@@ -383,3 +387,22 @@ def test_neighbours_are_found_in_prepared_segments_too():
     watch.alive.discard(4)
     ask = the_ask(watch.after(1_600))
     assert set(ask.witnesses) == {name(2), name(5)}
+
+
+# ---------------------------------------------------------------------------------- large fleets
+@pytest.mark.parametrize(
+    ("nodes", "heartbeat_ms", "lease_ms"),
+    [(5, 500, 1_500), (1_000, 500, 1_500), (4_000, 2_000, 6_000), (10_000, 5_000, 15_000)],
+)
+def test_a_large_fleet_beats_less_often_and_has_longer_leases(nodes, heartbeat_ms, lease_ms):
+    assert fleet_heartbeat_ms(500, nodes) == heartbeat_ms
+    assert fleet_lease_ms(1_500, nodes) == lease_ms
+    assert nodes * 1_000 / fleet_heartbeat_ms(500, nodes) <= HEARTBEATS_PER_S_MAX
+
+
+def test_the_lease_follows_the_fleet(monkeypatch):
+    monkeypatch.setattr(detector_module, "HEARTBEATS_PER_S_MAX", 1)
+    watch = Watch(with_log())
+    watch.alive.discard(5)
+    assert watch.after(3 * 5_000) == []
+    assert watch.after(300)

@@ -52,7 +52,7 @@ async def test_a_peer_gets_the_cluster_and_the_whole_map(las):
         ({"address": "nowhere"}, "INVALID_ARGUMENT"),
         ({"labels": {"colour": "red"}}, "INVALID_ARGUMENT"),
         ({"labels": {"host": ""}}, "INVALID_ARGUMENT"),
-        ({"shards": [pb.StoredShard(shard=7, promised=1)]}, "STATE_CHANGED"),
+        ({"shards": [pb.StoredShard(shard=7, promised=1)]}, "LAS_LOST_ITS_PAST"),
     ],
 )
 async def test_a_registration_that_does_not_fit_is_refused(las, changes, reason):
@@ -62,6 +62,16 @@ async def test_a_registration_that_does_not_fit_is_refused(las, changes, reason)
     assert found == reason
     assert "peer-1" in refusal.message or "store" in refusal.message
     assert las.state.nodes is before
+
+
+async def test_a_store_from_a_lost_past_is_told_until_it_is_let_in(las):
+    (peer,) = await las.add_peers(1)
+    await refused(peer.register(shards=[pb.StoredShard(shard=7, promised=1)]))
+    (line,) = [each for each in (await status(las)).warnings if "not let in" in each]
+    assert line.startswith("peer-1 is not let in: the store has shard 7, which this LAS never")
+    assert "Keep the store" in line
+    await peer.register()
+    assert not any("not let in" in each for each in (await status(las)).warnings)
 
 
 async def test_only_peers_register_and_under_their_own_name(las):

@@ -169,17 +169,69 @@ async def test_the_map_is_watched_as_it_changes(las):
     assert len(part.map.nodes) == 2
 
 
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("DeleteLog", pb.DeleteLogRequest(name="orders")),
-    ],
-)
-async def test_what_comes_later_says_so(las, method, request_):
-    call = getattr(las.logs, method)(request_, metadata=ADMIN, timeout=5)
-    reason, refusal = await refused(call)
-    assert reason == "NOT_SERVED_YET"
-    assert method in refusal.message
+def delete(las, name="orders", **fields):
+    request = pb.DeleteLogRequest(name=name, **fields)
+    return las.logs.DeleteLog(request, metadata=ADMIN, timeout=8)
+
+
+async def test_a_look_ahead_deletes_nothing(las):
+    await las.add_peers(3)
+    await create(las)
+    ahead = await delete(las)
+    assert not ahead.deleted
+    assert [shard.shard for shard in ahead.shards] == [1, 2]
+    assert list(ahead.nodes) == ["peer-1", "peer-2", "peer-3"]
+    assert set(las.state.logs) == {"orders"}
+
+
+async def test_a_log_is_deleted_when_the_peers_have_heard_and_others_are_named(las):
+    await las.add_peers(3)
+    await create(las)
+    first, second = las.peers[:2]
+    await second.heartbeats(second.beat(map_version=1_000))
+    await first.heartbeats()
+    await until(lambda: bool(first.updates) and bool(second.updates), "heartbeats")
+    done = await delete(las, accept_loss=True, shards=[1, 2])
+    assert done.deleted
+    assert list(done.unheard) == ["peer-1", "peer-3"]
+    assert not las.state.logs
+    assert not las.state.shards
+
+    def told() -> bool:
+        maps = [each.map for each in first.updates]
+        return any((m.removed_logs, m.removed_shards) == (["orders"], [1, 2]) for m in maps)
+
+    await until(told, "the change")
+    assert (await refused(delete(las, accept_loss=True)))[0] == "UNKNOWN_LOG"
+    log = (await create(las, shards=1)).log
+    assert list(log.shards) == [3]
+    whole = (await las.peers[2].register()).map
+    assert ([shard.shard for shard in whole.shards], whole.next_shard) == ([3], 4)
+
+
+async def test_what_cannot_be_deleted_is_refused(las):
+    await las.add_peers(3)
+    await create(las)
+    await internal(las, las.peers[0])
+    for fields, reason in (
+        ({"name": "none"}, "UNKNOWN_LOG"),
+        ({"name": "_positions", "accept_loss": True}, "INVALID_ARGUMENT"),
+        ({"shards": [1], "accept_loss": True}, "STATE_CHANGED"),
+    ):
+        assert (await refused(delete(las, **fields)))[0] == reason
+    assert set(las.state.logs) == {"orders", "_positions"}
+
+
+async def test_a_deletion_in_the_midst_of_a_failover_ends_it(las):
+    await las.add_peers(3)
+    await create(las, shards=2)
+    for peer in las.peers:
+        peer.answers["Promise"] = lambda _: None
+    await las.peers[0].register(boot_id="f" * 32)
+    await until(lambda: any(each.shard.fence for each in las.state.shards.values()), "a fence")
+    await delete(las, accept_loss=True)
+    await until(lambda: las.term.executor.recovering == 0, "no work left")
+    assert (await create(las, shards=1)).log.shards == [3]
 
 
 def alter(las, name="orders", **fields):

@@ -71,6 +71,8 @@ def operation(value: d.StoreOperation) -> str:
         return f"map: open is {value.open_epoch}{seals}{dead}"
     if isinstance(value, d.DropTrimmed):
         return f"drop below {value.trimmed_to}"
+    if isinstance(value, d.DropShard):
+        return "drop all of it: its log was deleted"
     if isinstance(value, d.FillSealed):
         return f"fill {value.epoch} with {_batches(value.batches)}, it ends at {value.end}"
     return f"install {_table(value.table)}"

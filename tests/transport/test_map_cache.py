@@ -232,3 +232,56 @@ def test_one_log_of_the_map(cache):
     assert [log.name for log in part.logs] == ["carts"]
     assert [entry.shard for entry in part.shards] == [3]
     assert len(part.nodes) == 2
+
+
+# ------------------------------------------------------------------------------ deleted logs
+def log_of(name, *shards):
+    return map_codec.encode_log(LogEntry(name=name, copies=1, acks=1, shards=shards))
+
+
+def filled_cache(next_shard=4):
+    cache = MapCache(lambda: 0)
+    cache.apply(
+        shard_map_pb2.MapUpdate(
+            cluster_id="c",
+            version=1,
+            full=True,
+            logs=[log_of("orders", 1, 2)],
+            shards=[
+                map_codec.encode_shard(shard(1, high=HALF - 1)),
+                map_codec.encode_shard(shard(2, low=HALF)),
+            ],
+            next_shard=next_shard,
+        )
+    )
+    return cache
+
+
+def test_an_id_that_the_whole_map_lacks_is_deleted_if_it_was_drawn_and_only_then():
+    cache = filled_cache()
+    assert [cache.is_deleted(ShardId(each)) for each in (1, 2, 3, 4)] == [False, False, True, False]
+    assert not filled_cache(next_shard=0).is_deleted(ShardId(3))
+
+
+def test_a_change_names_the_shards_that_are_gone_also_under_a_name_that_is_used_again():
+    cache = filled_cache()
+    change = cache.apply(
+        shard_map_pb2.MapUpdate(
+            version=2,
+            logs=[log_of("orders", 4)],
+            shards=[map_codec.encode_shard(shard(4))],
+            removed_shards=[1, 2, 3],
+            next_shard=5,
+        )
+    )
+    assert change.removed_shards == (1, 2)
+    assert not change.is_whole
+    assert cache.shards_of("orders") == (4,)
+    assert cache.shard_for("orders", TOP) == 4
+    assert cache.is_deleted(ShardId(1))
+    passed_on = MapCache(lambda: 0)
+    passed_on.apply(cache.whole())
+    assert passed_on.is_deleted(ShardId(1))
+    part = MapCache(lambda: 0)
+    part.apply(cache.whole("orders"))
+    assert not part.is_deleted(ShardId(1))

@@ -19,6 +19,7 @@ from las.core.state import ClusterState, Node
 from las.daemon.audit import Auditor
 from las.daemon.audit_view import audit_view
 from las.daemon.config import Policy
+from las.daemon.detector import fleet_heartbeat_ms, fleet_lease_ms
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import MapFeed
@@ -82,7 +83,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         Raises:
             Refused: WRONG_CLUSTER, STORE_ID_CHANGED, INVALID_ARGUMENT, LIMIT_REACHED,
                 PROCESS_SUPERSEDED (a newer process has registered: this one is dead for good),
-                STATE_CHANGED (the LAS lost its past).
+                LAS_LOST_ITS_PAST (the store knows shards that this LAS never created).
         """
         term = self._leadership.require()
         name = NodeName(self._callers.name_of(context))
@@ -106,13 +107,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         result = await self._group.submit(command)
         if not result.ok:
             _log.warning("registration refused", node=name, why=result.text)
+            term.turned_away(name, result.text)
         require_ok(result)
         term.registered(name, registration.boot, request.telemetry_schema)
+        nodes = len(self._group.state.nodes)
         return fleet_pb2.RegisterResponse(
             cluster_id=self._group.state.cluster_id,
             map=self._feed.whole(self._group.state),
-            heartbeat_period_ms=self._policy.heartbeat_ms,
-            lease_ms=self._policy.lease_ms,
+            heartbeat_period_ms=fleet_heartbeat_ms(self._policy.heartbeat_ms, nodes),
+            lease_ms=fleet_lease_ms(self._policy.lease_ms, nodes),
         )
 
     def _why_replaced(self, term: Term, name: NodeName) -> Cause:

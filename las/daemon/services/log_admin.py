@@ -4,17 +4,28 @@ Reads wait for a barrier, so that who created a log, wherever, finds it in the n
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 from las.core import planner
-from las.core.commands import CreateLog, PrepareSegment, PrepareSplit, SetCopies, SetRetention
-from las.core.state import LOG_SHARDS_MAX, Log
+from las.core.commands import (
+    CreateLog,
+    DeleteLog,
+    PrepareSegment,
+    PrepareSplit,
+    SetCopies,
+    SetRetention,
+)
+from las.core.state import LOG_SHARDS_MAX, ClusterState, Log
 from las.daemon.audit import AuditedCall, Auditor
+from las.daemon.forecaster import is_up
 from las.daemon.gap_recovery import Proposal
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import encode_entry, encode_las_log, shards_of
+from las.daemon.reconcile import ShardGone
 from las.daemon.services.callers import Callers
-from las.daemon.services.results import invalid, not_served_yet, require_ok
+from las.daemon.services.results import invalid, require_ok
 from las.daemon.trimmer import CannotTell
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason, Taken
@@ -31,6 +42,10 @@ WHY_CHARACTERS_MAX = 300
 # How long a split may take before its caller is told to look later, in seconds: what a hand-over is
 # given (5 s to be declined), and as much again for a failover on the way.
 SPLIT_WAIT_S = 10.0
+# How long a deletion waits for the peers that are up to hear of it, in seconds: three heartbeats
+# and more; and the pause between two looks.
+DELETION_HEARD_S = 2.5
+DELETION_LOOK_S = 0.05
 
 _log = get_logger("logs")
 
@@ -269,8 +284,67 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def DeleteLog(
         self, request: log_admin_pb2.DeleteLogRequest, context: Context
     ) -> log_admin_pb2.DeleteLogResponse:
-        """Not served yet."""
-        raise not_served_yet("DeleteLog")
+        """Delete a log with its records; without `accept_loss` a look ahead.
+
+        Answers when every peer that is up has heard of it, or after `DELETION_HEARD_S`; then it
+        names the others.
+
+        Raises:
+            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, STATE_CHANGED, NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        async with self._auditor.call(
+            context, "log delete", log=request.name, refusals=request.accept_loss
+        ) as call:
+            await self._group.barrier()
+            state = self._group.state
+            log = state.logs.get(request.name)
+            if log is None:
+                raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
+            if is_internal(request.name):
+                raise invalid(f"{request.name!r} is an internal log: it is not deleted")
+            if request.shards and tuple(request.shards) != log.shards:
+                text = f"{request.name} has other shards than those that were named: look again"
+                raise Refused(refusal(Reason.STATE_CHANGED, text))
+            nodes = _storing(state, log)
+            gone: tuple[ShardId, ...] = log.shards
+            unheard: list[NodeName] = []
+            if request.accept_loss:
+                command = DeleteLog(log=log.name, shards=log.shards)
+                gone = require_ok(await call.submit(command)).shards
+                _log.critical("log deleted", log=log.name, shards=len(gone))
+                unheard = await self._until_heard(nodes)
+        return log_admin_pb2.DeleteLogResponse(
+            deleted=request.accept_loss,
+            shards=[encode_entry(entry) for entry in shards_of(state, log)],
+            nodes=nodes,
+            unheard=unheard,
+        )
+
+    async def _until_heard(self, nodes: Sequence[NodeName]) -> list[NodeName]:
+        """Which of `nodes` have not said in time that they have the map as it is now."""
+        version = self._group.state.version
+        deadline_s = time.monotonic() + DELETION_HEARD_S
+        while True:
+            term = self._leadership.term
+            unheard = [
+                name
+                for name in nodes
+                if term is None
+                or (heard := term.vitals.of(name)) is None
+                or heard.map_version < version
+            ]
+            up = [name for name in unheard if is_up(self._group.state, name)]
+            if not up or term is None or time.monotonic() >= deadline_s:
+                return unheard
+            await asyncio.sleep(DELETION_LOOK_S)
+
+    def _shard(self, number: ShardId) -> Shard:
+        """The shard as it is now. Raises `Refused`: UNKNOWN_SHARD, its log was deleted."""
+        entry = self._group.state.shards.get(number)
+        if entry is None:
+            text = f"shard {number} was deleted with its log meanwhile"
+            raise Refused(refusal(Reason.UNKNOWN_SHARD, text))
+        return entry.shard
 
     async def SplitShard(
         self, request: log_admin_pb2.SplitShardRequest, context: Context
@@ -305,7 +379,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                     why="asked for by an operator",
                 )
                 result = await call.submit(command)
-                shard = self._group.state.shards[number].shard
+                shard = self._shard(number)
                 if not _is_split_at(shard, key_hash):
                     epoch = require_ok(result).epoch
                 else:
@@ -339,6 +413,8 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             try:
                 before = Offset(request.before_offset)
                 result = await term.trimmer.trim(number, before, call.submit)
+            except ShardGone as error:
+                raise Refused(refusal(Reason.UNKNOWN_SHARD, str(error))) from error
             except CannotTell as error:
                 text = f"{error}: trim again when its primary or a holder is up"
                 raise Refused(
@@ -346,7 +422,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 ) from error
             if result is not None:
                 require_ok(result)
-            first = self._group.state.shards[number].shard.trimmed_to
+            first = self._shard(number).trimmed_to
             return log_admin_pb2.TrimShardResponse(first_offset=first)
 
     async def _split(self, number: ShardId, epoch: Epoch) -> tuple[ShardId, ...]:
@@ -360,7 +436,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 async with asyncio.timeout(SPLIT_WAIT_S):
                     while True:
                         changed.clear()
-                        shard = self._group.state.shards[number].shard
+                        shard = self._shard(number)
                         if shard.split is not None and shard.split.is_committed:
                             return shard.split.children
                         if not _is_under_way(shard, epoch):
@@ -375,6 +451,17 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                     f"{SPLIT_WAIT_S:.0f} s: look with `peerctl log describe`, or ask again"
                 )
                 raise Refused(refusal(Reason.LAS_UNAVAILABLE, text, taken=Taken.UNKNOWN)) from None
+
+
+def _storing(state: ClusterState, log: Log) -> list[NodeName]:
+    """Nodes that store something of a log, or may."""
+    names: set[NodeName] = set()
+    for entry in shards_of(state, log):
+        shard = entry.shard
+        for segment in (*shard.sealed, shard.open, *((shard.prepared,) if shard.prepared else ())):
+            members = (*segment.plan.replicas, *segment.holders, *segment.wanted_holders)
+            names.update(replica.peer for replica in members)
+    return sorted(name for name in names if name in state.nodes)
 
 
 def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:

@@ -21,7 +21,7 @@ REASONS: Mapping[Outcome, Reason] = {
     Outcome.HALTED: Reason.STATE_CHANGED,
     Outcome.STORE_ID_CHANGED: Reason.STORE_ID_CHANGED,
     Outcome.STALE_BOOT: Reason.PROCESS_SUPERSEDED,
-    Outcome.LAS_LOST_ITS_PAST: Reason.STATE_CHANGED,
+    Outcome.LAS_LOST_ITS_PAST: Reason.LAS_LOST_ITS_PAST,
 }
 """Why a command changed nothing -> why the call that wanted it is refused."""
 

@@ -139,7 +139,8 @@ class Projection:
     def __init__(self, shards: "Mapping[ShardId, Projection]") -> None:
         self.state = State()
         self.is_beyond = False
-        """Something was called lost, or trimmed: what follows is beyond the model, and not judged.
+        """Something was called lost, trimmed or deleted: what follows is beyond the model, and not
+        judged.
         """
         self._shards = shards
         self._names: dict[ProcessId | ReplicaId, str] = {}
@@ -173,6 +174,8 @@ class Projection:
 
     def take(self, record: trace.Record) -> str:
         """Judge the actions of one record."""
+        if isinstance(record, trace.Handled) and isinstance(record.event, ev.ShardDeleted):
+            self.is_beyond = True
         if self.is_beyond:
             return OK
         return self._readers[type(record)](record)

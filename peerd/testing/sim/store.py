@@ -17,6 +17,7 @@ from peerd.core import durable, producer
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.durable import (
     AppendBatches,
+    DropShard,
     DropTrimmed,
     FillSealed,
     InstallTable,
@@ -83,7 +84,7 @@ class SimStore:
             for part in durable.table_ranges(told, table_from, after.table_as_of):
                 for base, header in self.headers(part.epoch, part.begin, part.end):
                     self._remember(part.epoch, base, header)
-        if isinstance(operation, LearnMap | DropTrimmed | FillSealed):
+        if isinstance(operation, LearnMap | DropTrimmed | FillSealed | DropShard):
             self._drop()
         return outcome
 
