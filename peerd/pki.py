@@ -63,6 +63,7 @@ class Role(StrEnum):
     OPERATOR = "operator"
     APPENDER = "appender"
     READER = "reader"
+    FORECASTER = "forecaster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

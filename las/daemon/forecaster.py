@@ -23,11 +23,12 @@ import numpy.typing as npt
 from las.core import planner
 from las.core.commands import SetAtRisk
 from las.core.index import FleetIndex
-from las.core.judgement import Judge, Outlook, Stake, Verdict
+from las.core.judgement import Finding, Judge, Outlook, Stake, Verdict
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
+from las.daemon.outside_forecasts import OutsideForecasts
 from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
 from las.forecast.contract import HORIZONS_S, ModelRefused
 from las.forecast.heuristic import RULE_METRIC, RULE_WINDOW, HeuristicForecaster
@@ -183,6 +184,7 @@ class FleetForecaster:
         self._metrics: dict[NodeName, int] = {}
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
+        self.outside = OutsideForecasts()
         self._distrusted = False
         self._held_back: set[NodeName] = set()
         self.decisions = Counter({"at_risk": 0, "recovered": 0})
@@ -278,9 +280,14 @@ class FleetForecaster:
             for row, name in enumerate(snapshot.nodes)
             if is_up(state, NodeName(name))  # of the dead nothing is to be foreseen
         }
-        stakes = {name: self._stake(state, index, name) for name in nodes}
+        outlooks = self.outside.joined(_judged(state, nodes), now_ms)
+        stakes = {
+            name: self._stake(state, index, name)
+            for name, outlook in outlooks.items()
+            if outlook.known
+        }
         verdict = self.judge.judge(
-            _judged(state, nodes),
+            outlooks,
             at_risk_nodes(state) | self._ledger.left_alone(),
             now_ms,
             stakes=stakes,
@@ -335,7 +342,7 @@ class FleetForecaster:
             node,
             verdict.findings[node],
             stake,
-            model_id=self.latest.model_id,
+            model_id=self._author(node, verdict.findings[node]),
             why=f"{verdict.why[node]}: {self.words(node)}",
             held_back=is_held_back,
         )
@@ -345,6 +352,17 @@ class FleetForecaster:
             await self._group.submit(SetAtRisk(node=node, at_risk=True))
             self.decisions["at_risk"] += 1
 
+    def _author(self, node: NodeName, finding: Finding) -> str:
+        """Whose probability decided: the ledger holds nobody to what another one said."""
+        outlook = self.latest.nodes.get(node)
+        known = {} if outlook is None or not outlook.known else dict(outlook.judged.horizons)
+        highest, author = known.get(finding.horizon_s, 0.0), self.latest.model_id
+        for told in self.outside.of(node, int(time.monotonic() * 1000)):
+            probability = dict(told.horizons).get(finding.horizon_s, 0.0)
+            if probability > highest:
+                highest, author = probability, told.author
+        return author
+
     def recent(self, node: NodeName, *, now_ms: int, count: int) -> npt.NDArray[np.float32]:
         """What a node's samples said in the last `count` seconds, as `FleetWindows.recent`."""
         return self._windows.recent(node, now_ms=now_ms, count=count)
@@ -352,7 +370,9 @@ class FleetForecaster:
     def words(self, node: NodeName) -> str:
         """Why a node's forecast is what it is; empty if it has none."""
         outlook = self.latest.nodes.get(node)
-        return "" if outlook is None else outlook.words
+        told = [] if outlook is None else [outlook.words]
+        told += [each.words for each in self.outside.of(node, int(time.monotonic() * 1000))]
+        return "; ".join(told)
 
 
 def _judged(state: ClusterState, nodes: Mapping[NodeName, NodeOutlook]) -> dict[NodeName, Outlook]:

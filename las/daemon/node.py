@@ -252,7 +252,7 @@ class LasNode:
             ShardMapServicer(group, feed), server
         )
         forecast_pb2_grpc.add_ForecastServiceServicer_to_server(
-            ForecastServicer(group, leadership), server
+            ForecastServicer(group, leadership, self._callers), server
         )
         history_pb2_grpc.add_HistoryServiceServicer_to_server(
             HistoryServicer(group, leadership, auditor), server

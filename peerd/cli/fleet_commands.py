@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -132,19 +132,46 @@ def forecast(
 
 
 def _print_forecasts(forecasts: Sequence[forecast_pb2.NodeForecast]) -> None:
-    horizons = [horizon.horizon_s for horizon in forecasts[0].horizons]
+    told = [each.horizons for each in forecasts]
+    told += [outside.horizons for each in forecasts for outside in each.outside]
+    horizons = sorted({horizon.horizon_s for each in told for horizon in each})
+    rows = [row for each in forecasts for row in _forecast_rows(each, horizons)]
+    names = [f"p({duration_text(horizon * 1000)})" for horizon in horizons]
+    print_table(["node", *names, "judged", "because", "model"], rows)
+
+
+def _forecast_rows(each: forecast_pb2.NodeForecast, horizons: Sequence[int]) -> list[list[str]]:
+    """A row of the model's forecast, and one for each outside forecaster."""
     rows = [
         [
             each.node,
-            *(probability_text(h.probability if each.known else None) for h in each.horizons),
+            *_probabilities(each.horizons, horizons, known=each.known),
             "at risk" if each.at_risk else "-" if each.known else "not enough seen",
             ", ".join(reason.text for reason in each.reasons) or "-",
             each.model_id,
         ]
-        for each in forecasts
     ]
-    names = [f"p({duration_text(horizon * 1000)})" for horizon in horizons]
-    print_table(["node", *names, "judged", "because", "model"], rows)
+    for told in each.outside:
+        source = f" ({told.source})" if told.source else ""
+        rows.append(
+            [
+                each.node,
+                *_probabilities(told.horizons, horizons, known=True),
+                "",
+                f"said {duration_text(told.age_ms)} ago",
+                f"{told.forecaster}{source}",
+            ]
+        )
+    return rows
+
+
+def _probabilities(
+    told: Iterable[forecast_pb2.Horizon], horizons: Sequence[int], *, known: bool
+) -> list[str]:
+    found = {each.horizon_s: each.probability for each in told}
+    if not known:
+        return ["?" if horizon in found else "-" for horizon in horizons]
+    return [probability_text(found[horizon]) if horizon in found else "-" for horizon in horizons]
 
 
 @forecast_app.command("ledger")

@@ -38,6 +38,7 @@ _LAS = frozenset({Role.LAS})
 _APPENDERS = _ADMIN | {Role.APPENDER, Role.PEER}
 _READERS = _ADMIN | {Role.READER, Role.PEER}
 _OPERATORS = _ADMIN | {Role.OPERATOR}
+_FORECASTERS = _ADMIN | {Role.FORECASTER}
 
 # Full method or service name -> roles that may call it; a method's entry overrides its service's.
 # The calls between processes are closed to administrators as well: they act in the name of the
@@ -65,6 +66,7 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/las.v1.ForecastService": _OPERATORS,
     "/las.v1.ForecastService/GetForecast": _EVERYBODY,
     "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
+    "/las.v1.ForecastService/ReportForecast": _FORECASTERS,
     "/las.v1.HistoryService": _OPERATORS,
     "/las.v1.LogAdminService": _OPERATORS,
     "/las.v1.LogAdminService/CreateInternalLog": _PEERS,

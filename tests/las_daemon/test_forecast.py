@@ -144,8 +144,6 @@ async def test_refusals(las):
     ):
         told = las.forecast.Explain(request, metadata=ADMIN, timeout=5)
         assert (await refused(told))[0] == reason
-    call = las.forecast.ReportForecast(pb.ReportForecastRequest(), metadata=ADMIN, timeout=5)
-    assert (await refused(call))[0] == "NOT_SERVED_YET"
 
 
 async def test_a_shard_is_explained_by_the_planner(las):

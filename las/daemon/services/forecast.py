@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from las.core.explain import Explanation, explain_node, explain_shard
 from las.core.ledger import CASES_MAX, Case, Estimate, effect
 from las.core.state import ClusterState
-from las.daemon.forecaster import Evaluation, NodeOutlook, at_risk_nodes
+from las.daemon.forecaster import FleetForecaster, NodeOutlook, at_risk_nodes
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
-from las.daemon.services.results import not_served_yet
+from las.daemon.outside_forecasts import OutsideForecast
+from las.daemon.services.callers import Callers
+from las.daemon.term import now_ms
 from las.forecast.contract import HORIZONS_S
 from las.v1 import forecast_pb2, forecast_pb2_grpc
 from peerd.core.errors import Reason
@@ -24,9 +26,10 @@ ACTIONS_TOLD_MAX = 1_000
 class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
     """Serves on the leader; others name it."""
 
-    def __init__(self, group: Group, leadership: Leadership) -> None:
+    def __init__(self, group: Group, leadership: Leadership, callers: Callers) -> None:
         self._group = group
         self._leadership = leadership
+        self._callers = callers
 
     async def GetForecast(
         self,
@@ -40,7 +43,7 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
         if request.node:
             names = [known_node(state, request.node)]
         return forecast_pb2.GetForecastResponse(
-            forecasts=[forecast_of(state, name, term.forecaster.latest) for name in names]
+            forecasts=[forecast_of(state, name, term.forecaster) for name in names]
         )
 
     async def WatchForecast(
@@ -58,7 +61,9 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
                 told = latest.number
                 state = self._group.state
                 yield forecast_pb2.WatchForecastResponse(
-                    forecasts=[forecast_of(state, name, latest) for name in sorted(state.nodes)],
+                    forecasts=[
+                        forecast_of(state, name, term.forecaster) for name in sorted(state.nodes)
+                    ],
                     timestamp_ms=latest.timestamp_ms,
                 )
             await evaluated.wait()
@@ -89,7 +94,7 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
             facts=seen.facts,
             actions=_actions(state, seen),
             judgement=term.forecaster.judge.explain(name, at_risk_nodes(state)),
-            forecast=forecast_of(state, name, term.forecaster.latest),
+            forecast=forecast_of(state, name, term.forecaster),
             events=[
                 forecast_pb2.ForecastEvent(
                     timestamp_ms=event.timestamp_ms,
@@ -134,8 +139,23 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
     async def ReportForecast(
         self, request: forecast_pb2.ReportForecastRequest, context: Context
     ) -> forecast_pb2.ReportForecastResponse:
-        """Not served yet."""
-        raise not_served_yet("ReportForecast")
+        """Take an outside forecast of one node; the newest of each forecaster counts for a minute.
+
+        Raises:
+            Refused: UNKNOWN_NODE, INVALID_ARGUMENT, STATE_CHANGED, OVERLOADED, LIMIT_REACHED,
+                NOT_LAS_LEADER.
+        """
+        term = self._leadership.require()
+        term.forecaster.outside.take(
+            self._group.state,
+            self._callers.name_of(context),
+            request.node,
+            source=request.source,
+            horizons=[(each.horizon_s, each.probability) for each in request.horizons],
+            age_ms=request.age_ms,
+            now_ms=now_ms(),
+        )
+        return forecast_pb2.ReportForecastResponse()
 
 
 def _estimate(found: Estimate) -> forecast_pb2.Estimate:
@@ -189,13 +209,17 @@ def known_node(state: ClusterState, name: str) -> NodeName:
 
 
 def forecast_of(
-    state: ClusterState, name: NodeName, evaluation: Evaluation
+    state: ClusterState, name: NodeName, forecaster: FleetForecaster
 ) -> forecast_pb2.NodeForecast:
     """The wire form of a node's newest forecast; without samples of it, one that is not known."""
     at_risk = state.nodes[name].at_risk
+    evaluation, at_ms = forecaster.latest, now_ms()
     outlook = evaluation.nodes.get(name)
+    outside = [_outside(told, at_ms) for told in forecaster.outside.of(name, at_ms)]
     if outlook is None:
-        return forecast_pb2.NodeForecast(node=name, model_id=evaluation.model_id, at_risk=at_risk)
+        return forecast_pb2.NodeForecast(
+            node=name, model_id=evaluation.model_id, at_risk=at_risk, outside=outside
+        )
     return forecast_pb2.NodeForecast(
         node=name,
         horizons=_horizons(outlook),
@@ -209,6 +233,19 @@ def forecast_of(
         input_age_ms=outlook.input_age_ms,
         at_risk=at_risk,
         known=outlook.known,
+        outside=outside,
+    )
+
+
+def _outside(told: OutsideForecast, at_ms: int) -> forecast_pb2.OutsideForecast:
+    return forecast_pb2.OutsideForecast(
+        forecaster=told.forecaster,
+        source=told.source,
+        horizons=[
+            forecast_pb2.Horizon(horizon_s=horizon_s, probability=probability)
+            for horizon_s, probability in told.horizons
+        ],
+        age_ms=max(0, at_ms - told.made_ms),
     )
 
 

@@ -1,0 +1,349 @@
+"""What a large fleet costs the LAS: its memory, its snapshot, its planning, its heartbeats.
+
+    python -m tests.bench.bench_fleet [size] [heartbeats] [rack]
+
+- *size*: a committed state of 10,000 peers and 100,000 shards, each with a sealed past. Memory;
+  the snapshot, written beside a thread that does what the consensus thread does, whose longest
+  pause is told; commands applied a second; the planner's CPU after the death of one peer.
+- *heartbeats*: a LAS node in a process of its own takes heartbeats, each with a second's sample,
+  over 128 streams. CPU for each, and the fleet that one core bears.
+- *rack*: 20 of 60 peers die at once and with them the primaries of 20,000 shards. The real executor
+  recovers them in virtual time: a message takes 1 ms, a commit 2 ms, and what the executor itself
+  computes takes as long as it takes here.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc.aio
+import psutil
+
+from las.core.apply import apply
+from las.core.cluster import Cluster
+from las.core.commands import RecordEvent, SetNodeState, command_to_json
+from las.core.index import FleetIndex
+from las.core.persistent import PersistentMap
+from las.core.placement import FleetView, Limits
+from las.core.planner import Recover, plan
+from las.core.snapshot import restore
+from las.core.state import ClusterState, Log, Node, NodeState, ShardEntry, key_range
+from peerd.core.ids import (
+    BootId,
+    Epoch,
+    NodeName,
+    Offset,
+    ShardId,
+    StoreId,
+    Tick,
+)
+from peerd.core.shard_map import Plan, Segment, Shard
+
+NODES = 10_000
+SHARDS = 100_000
+LOG_SHARDS = 1_000
+STREAMS = 128
+HEARTBEATS_S = 5.0
+
+
+def node(number: int) -> Node:
+    """A peer; twenty share a rack."""
+    return Node(
+        name=NodeName(f"peer-{number}"),
+        store=StoreId(f"{number:032x}"),
+        boot=BootId(f"{number + (1 << 64):032x}"),
+        address=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:7400",
+        labels=(("host", f"host-{number}"), ("rack", f"rack-{number // 20}")),
+        feature_level=2,
+    )
+
+
+def entry(number: int, nodes: Sequence[Node]) -> ShardEntry:
+    """A shard with one sealed segment, its three copies in three racks."""
+    low, high = key_range((number - 1) % LOG_SHARDS, LOG_SHARDS)
+    three = [nodes[(number + step * 37) % len(nodes)] for step in range(3)]
+    replicas = tuple(each.replica for each in three)
+    plan_ = Plan(primary=three[0].process, voters=replicas, acks=2)
+    sealed = Segment(
+        epoch=Epoch(1),
+        plan=plan_,
+        begin=Offset(0),
+        end=Offset(1_000),
+        known_commit=Offset(1_000),
+        holders=tuple(sorted(replicas)),
+    )
+    shard = Shard(
+        shard=ShardId(number),
+        log=f"log-{(number - 1) // LOG_SHARDS}",
+        key_hash_low=low,
+        key_hash_high=high,
+        open=Segment(epoch=Epoch(2), plan=plan_, begin=Offset(1_000)),
+        sealed=(sealed,),
+    )
+    return ShardEntry(shard=shard, drawn=Epoch(2))
+
+
+def fleet(nodes: int, shards: int) -> ClusterState:
+    """A committed state."""
+    peers = [node(number) for number in range(nodes)]
+    entries = [entry(number, peers) for number in range(1, shards + 1)]
+    logs: dict[str, list[ShardId]] = {}
+    for each in entries:
+        logs.setdefault(each.shard.log, []).append(each.shard.shard)
+    return ClusterState(
+        cluster_id="00000000-0000-4000-8000-000000000001",
+        version=1,
+        next_shard=ShardId(shards + 1),
+        nodes=PersistentMap((peer.name, peer) for peer in peers),
+        logs=PersistentMap(
+            (name, Log(name=name, copies=3, acks=2, shards=tuple(ids)))
+            for name, ids in logs.items()
+        ),
+        shards=PersistentMap((each.shard.shard, each) for each in entries),
+    )
+
+
+def rss_anon_bytes() -> int:
+    """Private memory of this process."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+# ---------------------------------------------------------------------------------- size
+class Pulse:
+    """A thread that does a little each millisecond, as the consensus thread does; how long it was
+    held up beside what it slept anyway.
+    """
+
+    def __init__(self) -> None:
+        self.longest_ms = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Pulse":
+        self._thread.start()
+        time.sleep(0.05)
+        self.longest_ms = 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            began_s = time.monotonic()
+            time.sleep(0.001)
+            self.longest_ms = max(self.longest_ms, (time.monotonic() - began_s) * 1000 - 1)
+
+
+def size() -> dict[str, object]:
+    """10,000 peers and 100,000 shards."""
+    gc.collect()
+    before = rss_anon_bytes()
+    state = fleet(NODES, SHARDS)
+    gc.collect()
+    memory = rss_anon_bytes() - before
+    cluster = Cluster(state.cluster_id)
+    cluster._become(state)
+    with Pulse() as calm:
+        time.sleep(1.0)
+    written: list[bytes] = []
+    with Pulse() as pulse:
+        began_s = time.monotonic()
+        write = cluster.freeze()
+        freeze_ms = (time.monotonic() - began_s) * 1000
+        writer = threading.Thread(target=lambda: written.append(write()))
+        writer.start()
+        writer.join()
+        snapshot_s = time.monotonic() - began_s
+    began_s = time.monotonic()
+    assert restore(written[0]) == state
+    return {
+        "state_mb": round(memory / 1e6, 1),
+        "snapshot_mb": round(len(written[0]) / 1e6, 1),
+        "snapshot_s": round(snapshot_s, 2),
+        "freeze_ms": round(freeze_ms, 3),
+        "other_thread_held_up_ms_max": round(pulse.longest_ms, 1),
+        "other_thread_held_up_ms_max_without": round(calm.longest_ms, 1),
+        "restore_and_compare_s": round(time.monotonic() - began_s, 2),
+        **_applying(cluster),
+        **_planning(state),
+    }
+
+
+def _applying(cluster: Cluster) -> dict[str, object]:
+    """Commands a second: a line in a history, and a node's state, which changes the map."""
+    commands = [
+        command_to_json(
+            RecordEvent(node=NodeName(f"peer-{at % NODES}"), kind="k", text="t", timestamp_ms=at)
+            if at % 2
+            else SetNodeState(
+                node=NodeName(f"peer-{at % NODES}"),
+                boot=node(at % NODES).boot,
+                state=NodeState.DOWN,
+            )
+        )
+        for at in range(20_000)
+    ]
+    began_s = time.process_time()
+    for command in commands:
+        cluster.apply(command)
+    return {"commands_applied_per_s": round(len(commands) / (time.process_time() - began_s))}
+
+
+def _planning(state: ClusterState) -> dict[str, object]:
+    """CPU from the commit of one peer's death to all that is to be done about it."""
+    index = FleetIndex()
+    index.update(state)
+    victim = node(500)
+    dead = SetNodeState(node=victim.name, boot=victim.boot, state=NodeState.DOWN)
+    began_s = time.process_time()
+    after, result = apply(state, dead)
+    assert result.ok
+    index.update(after)
+    shards = set(index.shards_of(victim.name))
+    view = FleetView(now=Tick(0), down_since={victim.name: Tick(0)})
+    actions = plan(after, view, Limits(), index=index, shards=shards)
+    planned_s = time.process_time() - began_s
+    recoveries = sum(isinstance(action, Recover) for action in actions)
+    assert recoveries == sum(
+        state.shards[shard].shard.open.plan.primary.peer == victim.name for shard in shards
+    )
+    return {
+        "shards_of_the_dead_peer": len(shards),
+        "planned_after_its_death": len(actions),
+        "planner_cpu_ms": round(planned_s * 1000, 1),
+    }
+
+
+# ---------------------------------------------------------------------------------- heartbeats
+def _serve(directory: str, told: "multiprocessing.Queue[tuple[str, int]]") -> None:
+    """A LAS node until killed."""
+    from las.daemon.directory import init
+    from las.daemon.node import LasNode
+    from tests.las_daemon.stand_in import las_config
+
+    async def serve() -> None:
+        config = las_config(Path(directory) / "las", lease_ms=60_000)
+        init(config, "00000000-0000-4000-8000-000000000001")
+        running = await LasNode.start(config)
+        told.put((running.address, multiprocessing.current_process().pid or 0))
+        await running.ended()
+
+    asyncio.run(serve())
+
+
+async def _beat(address: str, pid: int) -> dict[str, object]:
+    from tests.las_daemon.stand_in import StandInPeer, until
+
+    peers = [StandInPeer(number, address) for number in range(1, STREAMS + 1)]
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await peers[0].start()
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)
+        for peer in peers[1:]:
+            await peer.start()
+    calls = [await peer.heartbeats() for peer in peers]
+    await until(lambda: all(peer.updates for peer in peers), "streams")
+    for peer in peers:
+        peer.updates.clear()
+    sample = [peer.samples(1, commit_ms=2.0)[0] for peer in peers]
+    process = psutil.Process(pid)
+    idle_s = await _cpu_s(process, asyncio.sleep(2.0)) / 2.0
+    deadline_s = time.monotonic() + HEARTBEATS_S
+
+    async def beat_on(at: int) -> int:
+        """As fast as they are answered, one under way on each stream."""
+        peer, sent = peers[at], 0
+        while time.monotonic() < deadline_s:
+            sample[at].sequence += 1
+            await calls[at].write(peer.beat(map_version=1 << 40, samples=[sample[at]]))
+            sent += 1
+            async with asyncio.timeout(10):
+                while len(peer.updates) < sent:  # noqa: ASYNC110 - the stand-in sets no event
+                    await asyncio.sleep(0.002)
+        return sent
+
+    async def all_of_them() -> list[int]:
+        return list(await asyncio.gather(*(beat_on(at) for at in range(STREAMS))))
+
+    began_s = time.monotonic()
+    sent: list[int] = []
+
+    async def run() -> None:
+        sent.extend(await all_of_them())
+
+    cpu_s = await _cpu_s(process, run())
+    wall_s = time.monotonic() - began_s
+    busy_s = cpu_s - idle_s * wall_s
+    each_us = busy_s / sum(sent) * 1e6
+    for peer in peers:
+        await peer.stop()
+    per_core = 1e6 / each_us
+    return {
+        "streams": STREAMS,
+        "heartbeats": sum(sent),
+        "heartbeats_per_s": round(sum(sent) / wall_s),
+        "cpu_us_per_heartbeat": round(each_us, 1),
+        "idle_cpu_share": round(idle_s, 3),
+        # Period = max(0.5 s, peers / 2,000 s): beyond 1,000 peers the rate is 2,000 a second.
+        "cores_at_2000_heartbeats_per_s": round(2_000 / per_core, 2),
+        "fleet_of_one_core_at_a_beat_each_500_ms": round(per_core * 0.5),
+    }
+
+
+async def _cpu_s(process: psutil.Process, work: "asyncio.Future[object] | object") -> float:
+    before = process.cpu_times()
+    await work  # type: ignore[misc]
+    after = process.cpu_times()
+    return (after.user + after.system) - (before.user + before.system)
+
+
+def heartbeats() -> dict[str, object]:
+    """Through the real servicer, over real streams on loopback."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
+        told = spawn.Queue()
+        server = spawn.Process(target=_serve, args=(directory, told), daemon=True)
+        server.start()
+        try:
+            address, pid = told.get(timeout=60)
+            return asyncio.run(_beat(address, pid))
+        finally:
+            server.kill()
+            server.join()
+
+
+CASES = {"size": size, "heartbeats": heartbeats}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the cases that are named, or all."""
+    parser = argparse.ArgumentParser(description="what a large fleet costs the LAS")
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}; all if none")
+    cases = parser.parse_args(arguments).cases or list(CASES)
+    if strange := set(cases) - CASES.keys():
+        parser.error(f"no case is called {', '.join(sorted(strange))}")
+    results: dict[str, object] = {}
+    for case in cases:
+        sys.stderr.write(f"{case} …\n")
+        results[case] = CASES[case]()
+    sys.stdout.write(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
