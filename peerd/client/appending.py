@@ -59,10 +59,11 @@ class Room:
 
     def fits(self, size: int) -> bool:
         """Whether `size` bytes fit, and nobody waits for room before them."""
-        return not self._waiting and self._fits(size)
+        # Something always fits into an empty queue, or it could never be appended.
+        queued_bytes = self.queued_bytes
+        return not self._waiting and (not queued_bytes or queued_bytes + size <= self._bytes_max)
 
     def _fits(self, size: int) -> bool:
-        # Something always fits into an empty queue, or it could never be appended.
         return not self.queued_bytes or self.queued_bytes + size <= self._bytes_max
 
     async def wait_for(self, size: int) -> None:
@@ -128,8 +129,10 @@ class Appender:
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
         serialized = serialize_records(records)
-        if not self._is_admitted(log, len(serialized)):
-            await self._admitted(log, len(serialized))
+        size, services = len(serialized), self._services
+        # Mostly there is room and the log is known, and then nothing is awaited.
+        if not (services.room.fits(size) and services.known_logs.has(log)):
+            await self._admitted(log, size)
         entry = self._add(log, records, serialized, where)
         try:
             return await entry.future
@@ -173,10 +176,6 @@ class Appender:
     def is_idle(self) -> bool:
         """Nothing waits and nothing is under way."""
         return all(pipeline.is_idle for pipeline in self._pipelines.values())
-
-    def _is_admitted(self, log: str, size: int) -> bool:
-        """Whether `log` is known and `size` bytes fit: mostly so, and then nothing is awaited."""
-        return self._services.room.fits(size) and self._services.known_logs.has(log)
 
     async def _admitted(self, log: str, size: int) -> None:
         """Returns when `log` is known and `size` bytes fit."""

@@ -240,10 +240,11 @@ class ShardPipeline:
 
     def add(self, entry: Entry) -> None:
         """Takes records; they leave when this turn of the loop is over, with what else came in."""
-        if self.is_idle:
+        if not self._inflight and not self._waiting.entries:
             self._progress_at = self.loop.time()
         self._waiting.add(entry)
-        self._pump_soon()
+        if not self._pump_is_due:
+            self._pump_soon()
 
     def _pump_soon(self) -> None:
         if not self._pump_is_due:
@@ -288,6 +289,7 @@ class ShardPipeline:
         entries: list[Entry] = []
         record_count = 0
         size = BATCH_OVERHEAD_BYTES
+        bytes_max, records_max = self._options.batch_bytes_max, self._options.batch_records_max
         while self._waiting.entries:
             entry = self._waiting.entries[0]
             if entry.future.cancelled():
@@ -296,8 +298,8 @@ class ShardPipeline:
                 continue
             size += len(entry.serialized)
             if entries and (
-                size > self._options.batch_bytes_max
-                or record_count + entry.record_count > self._options.batch_records_max
+                size > bytes_max
+                or record_count + entry.record_count > records_max
                 or entry.expected_offset is not None
                 or entries[0].expected_offset is not None
             ):
