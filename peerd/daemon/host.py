@@ -364,6 +364,10 @@ class ShardHost:
         """A message of frames was written at its other end, this long after it was sent."""
         self._own.record_replication_ack(duration_ms)
 
+    def round_trip(self, duration_ms: float) -> None:
+        """A ping to a peer was answered after so long, or is not yet."""
+        self._own.record_round_trip(duration_ms)
+
     def promise(
         self, shard: ShardId, fence: Epoch, epoch: Epoch, prepared: Epoch
     ) -> Awaitable[effects.PromiseAnswered]:
