@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -31,7 +30,7 @@ from peerd.client.errors import (
 from peerd.client.known_logs import KnownLogs
 from peerd.client.options import ProducerOptions
 from peerd.client.payload import serialize_record, serialize_records
-from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline
+from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, Where
 from peerd.client.streams import Streams
 from peerd.client.values import NewRecord, Receipt
 from peerd.core.ids import ShardId
@@ -106,12 +105,14 @@ class AppendServices:
     known_logs: KnownLogs
 
 
-class Where(NamedTuple):
-    """Where an append goes and for how long it is tried; see `Client.append`."""
+ANYWHERE = Where()
 
-    shard: int | None = None
-    expected_offset: int | None = None
-    timeout_s: float | None = None
+
+def where(shard: int | None, expected_offset: int | None, timeout_s: float | None) -> Where:
+    """A `Where`; most are `ANYWHERE`, which is not made again for each append."""
+    if shard is None and expected_offset is None and timeout_s is None:
+        return ANYWHERE
+    return Where(shard, expected_offset, timeout_s)
 
 
 class Appender:
@@ -194,7 +195,8 @@ class Appender:
     def _add(
         self, log: str, records: Sequence[NewRecord], serialized: bytes, where: Where
     ) -> Entry:
-        self._check_open()
+        if self._ended is not None:
+            self._check_open()
         if not records:
             raise InvalidRequest("an append carries at least one record")
         size = len(serialized)
@@ -205,7 +207,8 @@ class Appender:
                 taken="no",
             )
         hashes = _key_hashes(records)
-        pipeline = self._pipeline(log, self._choose(log, hashes, where.shard))
+        shard = self._choose(log, hashes, where.shard)
+        pipeline = self._pipelines.get(shard) or self._pipeline(log, shard)
         # Kept there: to ask for the running loop asks the kernel which process this is.
         loop = pipeline.loop
         timeout_s = self._options.append_timeout_s if where.timeout_s is None else where.timeout_s
@@ -215,9 +218,8 @@ class Appender:
             len(records),
             loop.time() + timeout_s,
             loop.create_future(),
-            where.expected_offset,
+            where,
             hashes,
-            where.shard is not None,
         )
         self._services.room.take(size)
         pipeline.add(entry)
@@ -277,6 +279,8 @@ class Appender:
 
     def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
         """Where records without a key go: one shard while a batch gathers there, then the next."""
+        if len(shards) == 1:
+            return shards[0]
         shard = shards[self._turn % len(shards)]
         pipeline = self._pipelines.get(shard)
         if pipeline is not None and not pipeline.has_waiting:

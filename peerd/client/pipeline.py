@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -77,6 +78,14 @@ _STREAM_REFUSED = frozenset(
 )
 
 
+class Where(NamedTuple):
+    """Where an append goes and for how long it is tried; see `Client.append`."""
+
+    shard: int | None = None
+    expected_offset: int | None = None
+    timeout_s: float | None = None
+
+
 @dataclass(slots=True)
 class Entry:
     """Records that become part of one batch together. `deadline` is of the loop's clock."""
@@ -86,10 +95,9 @@ class Entry:
     record_count: int
     deadline: float
     future: "asyncio.Future[Receipt]"
-    expected_offset: int | None = None
-    key_hashes: tuple[int, ...] = ()
-    is_named: bool = False
-    """Whoever appended it chose the shard."""
+    where: Where
+    """As whoever appended it said."""
+    key_hashes: tuple[int, ...]
     ended: bool = False
     is_formed: bool = False
     """It is part of a batch, which may be sent at any time."""
@@ -262,7 +270,7 @@ class ShardPipeline:
         waiting = self._waiting.entries
         while waiting and self._has_room() and keeps_window(self._formed, self._inflight):
             # What depends on the end of the shard must know what stands before it.
-            conditional = waiting[0].expected_offset is not None
+            conditional = waiting[0].where.expected_offset is not None
             behind_conditional = bool(self._inflight) and self._inflight[-1].append.HasField(
                 "expected_offset"
             )
@@ -300,8 +308,8 @@ class ShardPipeline:
             if entries and (
                 size > bytes_max
                 or record_count + entry.record_count > records_max
-                or entry.expected_offset is not None
-                or entries[0].expected_offset is not None
+                or entry.where.expected_offset is not None
+                or entries[0].where.expected_offset is not None
             ):
                 break
             record_count += entry.record_count
@@ -318,7 +326,7 @@ class ShardPipeline:
             payload_crc=built.crc,
             producer_id=self._producer,
             first_sequence=self._next_sequence,
-            expected_offset=entries[0].expected_offset,
+            expected_offset=entries[0].where.expected_offset,
         )
         self._next_sequence += built.record_count
         self._formed += 1
@@ -328,7 +336,7 @@ class ShardPipeline:
             append=append,
             payload=built.payload,
             record_count=built.record_count,
-            earliest_deadline=min(entry.deadline for entry in entries),
+            earliest_deadline=min([entry.deadline for entry in entries]),
         )
 
     # -------------------------------------------------------------------------- sending
@@ -429,7 +437,7 @@ class ShardPipeline:
         where = f"{self.log}/{self.shard}"
         if entry.future.cancelled():
             self._end(entry, NotAppended("cancelled", taken="no"))
-        elif entry.is_named or entry.expected_offset is not None:
+        elif entry.where.shard is not None or entry.where.expected_offset is not None:
             message = f"{where} was split, and the append was for that shard: nothing was appended"
             self._end(entry, NotAppended(message, reason="SPLIT", taken="no"))
         else:
