@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -30,6 +31,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 CONFIG_VARIABLE = "PEERCTL_CONFIG"
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_named_before: ContextVar[Path | None] = ContextVar("named before the command", default=None)
 CONFIG_PLACES = (Path("peerctl.toml"), Path("build/dev/peerctl.toml"))
 
 
@@ -52,6 +54,13 @@ ConfigOption = Annotated[
 FormatOption = Annotated[
     Format, typer.Option("--output", "-o", help="A table for people or JSON for programs.")
 ]
+
+
+def before_command(context: typer.Context, config: ConfigOption = None) -> None:
+    """Keep what was said before the command's name, for a command that is not told otherwise."""
+    token = _named_before.set(config)
+    context.call_on_close(lambda: _named_before.reset(token))
+
 
 NodeName = Annotated[str, typer.Argument(help="Name of the node, e.g. peer-3.")]
 
@@ -90,11 +99,12 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def config_path(config: Path | None) -> Path:
-    """The `peerctl.toml` that was named, or the one that is found.
+    """The `peerctl.toml` that was named, behind the command or before it, or the one that is found.
 
     Raises:
         CredentialsError: none is.
     """
+    config = config or _named_before.get()
     if config is not None:
         return config
     named = os.environ.get(CONFIG_VARIABLE)

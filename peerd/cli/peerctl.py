@@ -22,6 +22,7 @@ from peerd.cli import (
     incident_commands,
     log_commands,
     node_commands,
+    output,
     pki_commands,
     position_commands,
     recover_commands,
@@ -35,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback()(output.before_command)
 app.command()(fleet_commands.status)
 app.command()(log_commands.append)
 app.command()(log_commands.read)

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from peerd.client.appending import Appender, where
-from peerd.client.pipeline import Where
+from peerd.client.appending import Appender, Where
 from peerd.client.values import Headers, NewRecord, Receipt
 
 
@@ -66,9 +65,8 @@ class Producer:
         timeout_s: float | None = None,
     ) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
-        return await self._appender.append_batch(
-            self.log, records, where(shard, expected_offset, timeout_s)
-        )
+        where = Where(shard, expected_offset, timeout_s)
+        return await self._appender.append_batch(self.log, records, where)
 
     def append_nowait(
         self,
@@ -82,7 +80,8 @@ class Producer:
     ) -> "asyncio.Future[Receipt]":
         """Queues one record and returns a future of its receipt; see `Client.append_nowait`."""
         record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
-        return self._appender.append_nowait(self.log, record, where(shard, None, timeout_s))
+        where = Where(shard=shard, timeout_s=timeout_s)
+        return self._appender.append_nowait(self.log, record, where)
 
     async def append_many(
         self, records: Iterable[NewRecord | bytes], *, timeout_s: float | None = None

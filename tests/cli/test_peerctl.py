@@ -401,6 +401,16 @@ def test_without_a_configuration_it_asks_for_one(monkeypatch):
     assert "-c or $PEERCTL_CONFIG" in done.stderr
 
 
+def test_the_configuration_may_be_named_before_the_command_and_behind_it(cluster, tmp_path):
+    named = str(cluster.peerctl_toml)
+    for arguments in (["-c", named, "log", "list"], ["log", "list", "-c", named]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    nowhere = str(tmp_path / "none.toml")
+    assert CliRunner().invoke(app, ["-c", nowhere, "log", "list", "-c", named]).exit_code == 0
+    # And nothing of it stays for the next command.
+    assert CliRunner().invoke(app, ["log", "list"]).exit_code == 2
+
+
 def test_a_cluster_that_is_not_there_is_one_line(cluster, tmp_path):
     text = cluster.peerctl_toml.read_text("utf-8").replace('"pki/', f'"{cluster.directory}/pki/')
     for member in cluster.members:

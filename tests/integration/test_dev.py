@@ -106,6 +106,12 @@ def test_it_starts_describes_itself_stops_and_goes_on(tmp_path, start):
     with peerd.connect(peer["address"], credentials=directory / "peerctl.toml") as client:
         client.create_log("orders", shards=2, copies=1)
         client.append("orders", b"hello", key=b"k")
+    (advised,) = [line.split() for line in first.said.splitlines() if " peerctl " in line]
+    command = [sys.executable, "-m", "peerd.cli.peerctl", *advised[1:]]
+    assert (
+        "1 of 1 peers up"
+        in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     until(lambda: is_known(directory, "peer-1"), "the forecast has seen enough of the peer")
 
     second = start(directory, *SHAPE)
