@@ -93,6 +93,10 @@ class Run:
         return np.pad(seen, ((0, 0), (missing, 0), (0, 0)), constant_values=np.nan)
 
 
+# Metrics of the first telemetry that was recorded.
+FIRST_METRICS = 44
+
+
 def write_run(path: Path, run: Run) -> None:
     """Write a run as one file, complete or not at all."""
     peers, seconds, _ = run.values.shape
@@ -119,11 +123,17 @@ def read_run(path: Path) -> Run:
         truth = RunTruth(**content, nodes=nodes)
     except (KeyError, TypeError, ValueError) as error:
         raise RecordingRefused(f"{path}: no ground truth inside: {error}") from error
-    absent = [name for name in TELEMETRY_SCHEMA.names if name not in table.column_names]
+    # A metric that came after the recording is missing in it; one of the first ones is not.
+    first = TELEMETRY_SCHEMA.names[:FIRST_METRICS]
+    absent = [name for name in first if name not in table.column_names]
     if absent:
         raise RecordingRefused(f"{path}: lacks {', '.join(absent)}; record it anew")
     peers = len(truth.nodes)
-    columns = [table[name].to_numpy().reshape(peers, -1) for name in TELEMETRY_SCHEMA.names]
+    missing = np.full((peers, len(table) // peers), np.nan, dtype=np.float32)
+    columns = [
+        table[name].to_numpy().reshape(peers, -1) if name in table.column_names else missing
+        for name in TELEMETRY_SCHEMA.names
+    ]
     return Run(truth=truth, values=np.stack(columns, axis=2).astype(np.float32))
 
 
@@ -136,9 +146,14 @@ def read_runs(directory: Path) -> list[Run]:
 
 
 def training_hash(runs: Iterable[Run]) -> str:
-    """SHA-256 over truth and values of the runs, in order of their numbers."""
+    """SHA-256 over truth and values of the runs, in order of their numbers.
+
+    Metrics that a run does not have, since they came later, are no part of it.
+    """
     digest = hashlib.sha256()
     for run in sorted(runs, key=lambda run: run.truth.number):
         digest.update(json.dumps(asdict(run.truth), sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(run.values, dtype="<f4").tobytes())
+        recorded = np.isfinite(run.values).any(axis=(0, 1))
+        recorded[:FIRST_METRICS] = True
+        digest.update(np.ascontiguousarray(run.values[:, :, recorded], dtype="<f4").tobytes())
     return digest.hexdigest()

@@ -85,12 +85,12 @@ class Term:
         )
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
-        self.scraped = self._scraped(config.telemetry)
         self._leaving: dict[NodeName, BootId] = {}
         self.ledger = Ledger(group, policy, wall_ms=wall_ms, pause_of=self.executor.take_pause_ms)
         self.forecaster = FleetForecaster(
             group, policy, model, self.ledger, self.vitals.stored_bytes
         )
+        self.scraped = self._scraped(config.telemetry)
         self.trimmer = Trimmer(group, peers)
         self._retention = Retention(
             group,

@@ -12,6 +12,7 @@ import math
 from array import array
 
 import numpy as np
+import numpy.typing as npt
 
 EXACT_BITS = 11
 _PER_POWER = 1 << (EXACT_BITS - 1)
@@ -36,6 +37,10 @@ class Latencies:
         self._noted.append(int(latency_s * 1e6))
         if len(self._noted) >= NOTED_MAX:
             self._count_noted()
+
+    def record_all(self, latencies_s: npt.NDArray[np.float64]) -> None:
+        """Count many."""
+        self._count((latencies_s * 1e6).astype(np.int64))
 
     def add(self, other: "Latencies") -> None:
         """Count what `other` counted, too."""
@@ -65,10 +70,15 @@ class Latencies:
         return min(_upper_us(bucket), self._max_us) / 1000.0
 
     def _count_noted(self) -> None:
-        if not self._noted:
+        if self._noted:
+            values = np.asarray(self._noted, dtype=np.int64)
+            self._noted = array("q")
+            self._count(values)
+
+    def _count(self, values_us: npt.NDArray[np.int64]) -> None:
+        if not values_us.size:
             return
-        values = np.clip(np.asarray(self._noted, dtype=np.int64), 0, VALUE_US_MAX)
-        self._noted = array("q")
+        values = np.clip(values_us, 0, VALUE_US_MAX)
         self._max_us = max(self._max_us, int(values.max()))
         # The bits of a value; a double holds every value here exactly.
         bits = np.frexp(values.astype(np.float64))[1]

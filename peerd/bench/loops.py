@@ -33,14 +33,18 @@ async def closed_loop(
     """Keep `in_flight` appends under way until the run of `account` is over, and await them."""
 
     async def one() -> None:
-        while (begun_s := clock()) < account.end_s:
+        begun_s = clock()
+        while begun_s < account.end_s:
             try:
                 await append()
             except PeerdError as error:
                 account.failed(begun_s, error)
                 await pause(AFTER_ERROR_S)
+                begun_s = clock()
             else:
-                account.succeeded(begun_s, clock())
+                ended_s = clock()
+                account.succeeded(begun_s, ended_s)
+                begun_s = ended_s
 
     await asyncio.gather(*(one() for _ in range(in_flight)))
     account.finish()

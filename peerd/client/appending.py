@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -31,7 +30,7 @@ from peerd.client.errors import (
 from peerd.client.known_logs import KnownLogs
 from peerd.client.options import ProducerOptions
 from peerd.client.payload import serialize_record, serialize_records
-from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline
+from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, Where
 from peerd.client.streams import Streams
 from peerd.client.values import NewRecord, Receipt
 from peerd.core.ids import ShardId
@@ -59,10 +58,11 @@ class Room:
 
     def fits(self, size: int) -> bool:
         """Whether `size` bytes fit, and nobody waits for room before them."""
-        return not self._waiting and self._fits(size)
+        # Something always fits into an empty queue, or it could never be appended.
+        queued_bytes = self.queued_bytes
+        return not self._waiting and (not queued_bytes or queued_bytes + size <= self._bytes_max)
 
     def _fits(self, size: int) -> bool:
-        # Something always fits into an empty queue, or it could never be appended.
         return not self.queued_bytes or self.queued_bytes + size <= self._bytes_max
 
     async def wait_for(self, size: int) -> None:
@@ -105,12 +105,14 @@ class AppendServices:
     known_logs: KnownLogs
 
 
-class Where(NamedTuple):
-    """Where an append goes and for how long it is tried; see `Client.append`."""
+ANYWHERE = Where()
 
-    shard: int | None = None
-    expected_offset: int | None = None
-    timeout_s: float | None = None
+
+def where(shard: int | None, expected_offset: int | None, timeout_s: float | None) -> Where:
+    """A `Where`; most are `ANYWHERE`, which is not made again for each append."""
+    if shard is None and expected_offset is None and timeout_s is None:
+        return ANYWHERE
+    return Where(shard, expected_offset, timeout_s)
 
 
 class Appender:
@@ -128,8 +130,10 @@ class Appender:
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
         serialized = serialize_records(records)
-        if not self._is_admitted(log, len(serialized)):
-            await self._admitted(log, len(serialized))
+        size, services = len(serialized), self._services
+        # Mostly there is room and the log is known, and then nothing is awaited.
+        if not (services.room.fits(size) and services.known_logs.has(log)):
+            await self._admitted(log, size)
         entry = self._add(log, records, serialized, where)
         try:
             return await entry.future
@@ -174,10 +178,6 @@ class Appender:
         """Nothing waits and nothing is under way."""
         return all(pipeline.is_idle for pipeline in self._pipelines.values())
 
-    def _is_admitted(self, log: str, size: int) -> bool:
-        """Whether `log` is known and `size` bytes fit: mostly so, and then nothing is awaited."""
-        return self._services.room.fits(size) and self._services.known_logs.has(log)
-
     async def _admitted(self, log: str, size: int) -> None:
         """Returns when `log` is known and `size` bytes fit."""
         if not self._services.known_logs.has(log):
@@ -195,7 +195,8 @@ class Appender:
     def _add(
         self, log: str, records: Sequence[NewRecord], serialized: bytes, where: Where
     ) -> Entry:
-        self._check_open()
+        if self._ended is not None:
+            self._check_open()
         if not records:
             raise InvalidRequest("an append carries at least one record")
         size = len(serialized)
@@ -206,7 +207,8 @@ class Appender:
                 taken="no",
             )
         hashes = _key_hashes(records)
-        pipeline = self._pipeline(log, self._choose(log, hashes, where.shard))
+        shard = self._choose(log, hashes, where.shard)
+        pipeline = self._pipelines.get(shard) or self._pipeline(log, shard)
         # Kept there: to ask for the running loop asks the kernel which process this is.
         loop = pipeline.loop
         timeout_s = self._options.append_timeout_s if where.timeout_s is None else where.timeout_s
@@ -216,9 +218,8 @@ class Appender:
             len(records),
             loop.time() + timeout_s,
             loop.create_future(),
-            where.expected_offset,
+            where,
             hashes,
-            where.shard is not None,
         )
         self._services.room.take(size)
         pipeline.add(entry)
@@ -278,6 +279,8 @@ class Appender:
 
     def _next_shard(self, shards: Sequence[ShardId]) -> ShardId:
         """Where records without a key go: one shard while a batch gathers there, then the next."""
+        if len(shards) == 1:
+            return shards[0]
         shard = shards[self._turn % len(shards)]
         pipeline = self._pipelines.get(shard)
         if pipeline is not None and not pipeline.has_waiting:

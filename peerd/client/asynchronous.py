@@ -14,14 +14,14 @@ from typing import Self
 
 from peerd.client import incidents
 from peerd.client.any_peer import AnyPeer
-from peerd.client.appending import Appender, AppendServices, Room, Where
+from peerd.client.appending import Appender, AppendServices, Room, where
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
 from peerd.client.errors import ClientClosed
 from peerd.client.known_logs import KnownLogs
 from peerd.client.las import LasCalls
 from peerd.client.options import TICK_S, ClientOptions, ProducerOptions
-from peerd.client.pipeline import PipelineStatistics
+from peerd.client.pipeline import PipelineStatistics, Where
 from peerd.client.positions import KeptPosition, Positions
 from peerd.client.producer import Producer
 from peerd.client.reading import RecordStream, StartAt
@@ -170,8 +170,9 @@ class Client:
         Raises:
             KeysSpanShards: the keys belong to several shards. Else as `append`.
         """
-        where = Where(shard, expected_offset, timeout_s)
-        return await self._appender.append_batch(log, records, where)
+        return await self._appender.append_batch(
+            log, records, where(shard, expected_offset, timeout_s)
+        )
 
     def append_nowait(
         self,
@@ -191,8 +192,7 @@ class Client:
             UnknownLog, UnknownShard, InvalidRequest, BatchTooLarge, ClientClosed: what they say.
         """
         record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
-        where = Where(shard=shard, timeout_s=timeout_s)
-        return self._appender.append_nowait(log, record, where)
+        return self._appender.append_nowait(log, record, where(shard, None, timeout_s))
 
     async def append_many(
         self,

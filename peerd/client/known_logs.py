@@ -56,7 +56,7 @@ class KnownLogs:
 
     def has(self, log: str) -> bool:
         """Whether `log` is on the map here, and nobody waits for it any more."""
-        return self._is_on_map(log) and log not in self._questions
+        return log not in self._questions and bool(self._directory.cache.shards_of(log))
 
     async def require(self, log: str) -> None:
         """Returns when the map here has `log`, which mostly is at once.

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from peerd.client.directory import Directory
 from peerd.client.errors import (
@@ -77,6 +78,14 @@ _STREAM_REFUSED = frozenset(
 )
 
 
+class Where(NamedTuple):
+    """Where an append goes and for how long it is tried; see `Client.append`."""
+
+    shard: int | None = None
+    expected_offset: int | None = None
+    timeout_s: float | None = None
+
+
 @dataclass(slots=True)
 class Entry:
     """Records that become part of one batch together. `deadline` is of the loop's clock."""
@@ -86,10 +95,9 @@ class Entry:
     record_count: int
     deadline: float
     future: "asyncio.Future[Receipt]"
-    expected_offset: int | None = None
-    key_hashes: tuple[int, ...] = ()
-    is_named: bool = False
-    """Whoever appended it chose the shard."""
+    where: Where
+    """As whoever appended it said."""
+    key_hashes: tuple[int, ...]
     ended: bool = False
     is_formed: bool = False
     """It is part of a batch, which may be sent at any time."""
@@ -240,10 +248,11 @@ class ShardPipeline:
 
     def add(self, entry: Entry) -> None:
         """Takes records; they leave when this turn of the loop is over, with what else came in."""
-        if self.is_idle:
+        if not self._inflight and not self._waiting.entries:
             self._progress_at = self.loop.time()
         self._waiting.add(entry)
-        self._pump_soon()
+        if not self._pump_is_due:
+            self._pump_soon()
 
     def _pump_soon(self) -> None:
         if not self._pump_is_due:
@@ -261,7 +270,7 @@ class ShardPipeline:
         waiting = self._waiting.entries
         while waiting and self._has_room() and keeps_window(self._formed, self._inflight):
             # What depends on the end of the shard must know what stands before it.
-            conditional = waiting[0].expected_offset is not None
+            conditional = waiting[0].where.expected_offset is not None
             behind_conditional = bool(self._inflight) and self._inflight[-1].append.HasField(
                 "expected_offset"
             )
@@ -288,6 +297,7 @@ class ShardPipeline:
         entries: list[Entry] = []
         record_count = 0
         size = BATCH_OVERHEAD_BYTES
+        bytes_max, records_max = self._options.batch_bytes_max, self._options.batch_records_max
         while self._waiting.entries:
             entry = self._waiting.entries[0]
             if entry.future.cancelled():
@@ -296,10 +306,10 @@ class ShardPipeline:
                 continue
             size += len(entry.serialized)
             if entries and (
-                size > self._options.batch_bytes_max
-                or record_count + entry.record_count > self._options.batch_records_max
-                or entry.expected_offset is not None
-                or entries[0].expected_offset is not None
+                size > bytes_max
+                or record_count + entry.record_count > records_max
+                or entry.where.expected_offset is not None
+                or entries[0].where.expected_offset is not None
             ):
                 break
             record_count += entry.record_count
@@ -316,7 +326,7 @@ class ShardPipeline:
             payload_crc=built.crc,
             producer_id=self._producer,
             first_sequence=self._next_sequence,
-            expected_offset=entries[0].expected_offset,
+            expected_offset=entries[0].where.expected_offset,
         )
         self._next_sequence += built.record_count
         self._formed += 1
@@ -326,7 +336,7 @@ class ShardPipeline:
             append=append,
             payload=built.payload,
             record_count=built.record_count,
-            earliest_deadline=min(entry.deadline for entry in entries),
+            earliest_deadline=min([entry.deadline for entry in entries]),
         )
 
     # -------------------------------------------------------------------------- sending
@@ -427,7 +437,7 @@ class ShardPipeline:
         where = f"{self.log}/{self.shard}"
         if entry.future.cancelled():
             self._end(entry, NotAppended("cancelled", taken="no"))
-        elif entry.is_named or entry.expected_offset is not None:
+        elif entry.where.shard is not None or entry.where.expected_offset is not None:
             message = f"{where} was split, and the append was for that shard: nothing was appended"
             self._end(entry, NotAppended(message, reason="SPLIT", taken="no"))
         else:

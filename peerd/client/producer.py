@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from peerd.client.appending import Appender, Where
+from peerd.client.appending import Appender, where
+from peerd.client.pipeline import Where
 from peerd.client.values import Headers, NewRecord, Receipt
 
 
@@ -65,8 +66,9 @@ class Producer:
         timeout_s: float | None = None,
     ) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
-        where = Where(shard, expected_offset, timeout_s)
-        return await self._appender.append_batch(self.log, records, where)
+        return await self._appender.append_batch(
+            self.log, records, where(shard, expected_offset, timeout_s)
+        )
 
     def append_nowait(
         self,
@@ -80,8 +82,7 @@ class Producer:
     ) -> "asyncio.Future[Receipt]":
         """Queues one record and returns a future of its receipt; see `Client.append_nowait`."""
         record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
-        where = Where(shard=shard, timeout_s=timeout_s)
-        return self._appender.append_nowait(self.log, record, where)
+        return self._appender.append_nowait(self.log, record, where(shard, None, timeout_s))
 
     async def append_many(
         self, records: Iterable[NewRecord | bytes], *, timeout_s: float | None = None

@@ -45,7 +45,10 @@ class Limits:
     recent_bytes_max: int = 4 * 1024 * 1024
     """Committed payload kept for replicas that have nearly caught up, so that they can."""
     commit_notice_ms: int = 5
-    """The commit offset travels by itself after this time (§3, step 5)."""
+    """The commit offset travels by itself after this time (§3, step 5). A peer sets what its
+    configuration says, which is longer: so long that frames of appends that follow each other carry
+    it for nothing.
+    """
     commit_persist_ms: int = 1_000
     """An idle store makes the commit offset durable after this time: a lag costs only a header
     scan.

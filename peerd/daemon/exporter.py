@@ -140,12 +140,19 @@ def _links(links: list[LinkStatistics]) -> Iterator[Metric]:
         "Times that it started over because too much waited",
         labels=["peer"],
     )
+    round_trip = GaugeMetricFamily(
+        "peerd_link_round_trip_seconds",
+        "Of the newest ping, or since then if it is not answered; absent before the first",
+        labels=["peer"],
+    )
     for link in links:
+        if link.round_trip_ms is not None:
+            round_trip.add_metric([link.peer], link.round_trip_ms / 1000)
         up.add_metric([link.peer], link.up)
         queued.add_metric([link.peer], link.queued_bytes)
         breaks.add_metric([link.peer], link.breaks)
         overflows.add_metric([link.peer], link.overflows)
-    yield from (up, queued, breaks, overflows)
+    yield from (up, queued, breaks, overflows, round_trip)
 
 
 def _fronts(fronts: list[FrontStatistics]) -> Iterator[Metric]:

@@ -24,6 +24,7 @@ from peerd.daemon.scrubber import ScrubStatistics
 from peerd.daemon.telemetry.collector import Collector, Sample, TelemetrySampler
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
+from peerd.daemon.telemetry.smart import SmartReader
 from peerd.daemon.telemetry.window import Recorder, Window
 from peerd.storage.errors import WrongCluster
 from peerd.storage.store import Store
@@ -43,18 +44,22 @@ class HealthSampling:
     def __init__(self, data_dir: Path, own: OwnMetrics, record_file: Path | None) -> None:
         self.window = Window()
         self._recorder = Recorder(record_file) if record_file is not None else None
-        self._sampler = TelemetrySampler(Collector(data_dir, own.take), self._add)
+        self._smart = SmartReader(data_dir)
+        collector = Collector(data_dir, own.take, smart=lambda: self._smart.values)
+        self._sampler = TelemetrySampler(collector, self._add)
         self._sampling = False
 
     def start(self) -> None:
         """Begin to sample."""
         self._sampling = True
+        self._smart.start()
         self._sampler.start()
 
     def stop(self) -> None:
         """End; waits for the sample under way. Also if it was never begun."""
         if self._sampling:
             self._sampler.stop()
+            self._smart.stop()
         if self._recorder is not None:
             self._recorder.close()
 

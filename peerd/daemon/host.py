@@ -113,6 +113,8 @@ class ShardHost:
         self._map = map_cache
         self._limits = limits
         self._own = own
+        self.frame_taken = own.record_replication_ack
+        self.round_trip = own.record_round_trip
         self._fatal = fatal
         self._loop = asyncio.get_running_loop()
         self._outside: Outside | None = None
@@ -359,10 +361,6 @@ class ShardHost:
             self._handle(ack.shard, events.AckReceived(sender=replica, message=ack))
         for expect in expects:
             self._handle(expect.shard, events.ExpectReceived(sender=replica, message=expect))
-
-    def frame_taken(self, duration_ms: float) -> None:
-        """A message of frames was written at its other end, this long after it was sent."""
-        self._own.record_replication_ack(duration_ms)
 
     def promise(
         self, shard: ShardId, fence: Epoch, epoch: Epoch, prepared: Epoch

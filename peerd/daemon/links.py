@@ -40,6 +40,8 @@ from peerd.transport.replication_codec import (
     size_bytes,
 )
 
+# Frame periods of 250 ms between two pings: one a second is as often as samples are taken.
+PULSES_PER_PING = 4
 # The other end has this long to name itself. Seconds.
 HELLO_TIMEOUT_S = 2.0
 # The second pause before dialling again (the first is none); it doubles with each attempt.
@@ -69,6 +71,9 @@ class LinkEvents(Protocol):
 
     def frame_taken(self, duration_ms: float) -> None:
         """A message was written at the other end, this long after it was sent."""
+
+    def round_trip(self, duration_ms: float) -> None:
+        """A ping was answered after so long; or is not yet, and is so old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,7 @@ class LinkStatistics:
     under_way: int
     breaks: int
     overflows: int
+    round_trip_ms: float | None
 
 
 class Link:
@@ -137,6 +143,11 @@ class Link:
         self._wake = asyncio.Event()
         self._pulse_due = False
         self._wrote = False
+        self._pulses = 0
+        self._ping = 0
+        self._ping_due = False
+        self._pinged_s: float | None = None
+        self._round_trip_ms: float | None = None
         self._overflowed = False
         self._breaks = 0
         self._overflows = 0
@@ -158,6 +169,13 @@ class Link:
         """A frame period has passed: say that this process lives, unless frames said so."""
         self._pulse_due = not self._wrote
         self._wrote = False
+        self._pulses += 1
+        if self._pulses % PULSES_PER_PING == 0 and self._process is not None:
+            if self._pinged_s is None:
+                self._ping_due = True
+            elif self._round_trip_ms is not None:
+                # It knows pings, and this one is late: the wait itself is worth telling.
+                self._took((self._now_s() - self._pinged_s) * 1000.0)
         self._wake.set()
 
     def statistics(self) -> LinkStatistics:
@@ -170,6 +188,7 @@ class Link:
             under_way=len(self._under_way),
             breaks=self._breaks,
             overflows=self._overflows,
+            round_trip_ms=self._round_trip_ms,
         )
 
     async def run(self) -> None:
@@ -235,6 +254,11 @@ class Link:
             while self._queue and len(self._under_way) < self._limits.under_way_messages_max:
                 await write_to(call, self._next_message())
                 self._wrote = True
+            if self._ping_due:
+                self._ping_due = self._pulse_due = False
+                self._ping += 1
+                self._pinged_s = self._now_s()
+                await write_to(call, replication_pb2.ReplicateRequest(alive=True, ping=self._ping))
             if self._pulse_due:
                 self._pulse_due = False
                 await write_to(call, _ALIVE)
@@ -266,6 +290,9 @@ class Link:
         while True:
             answer = await self._next(call)
             self._neighbours.heard(process)
+            if answer.pong == self._ping and self._pinged_s is not None:
+                self._took((self._now_s() - self._pinged_s) * 1000.0)
+                self._pinged_s = None
             if answer.taken:
                 self._taken(answer.taken)
             if answer.acks or answer.expects:
@@ -290,8 +317,14 @@ class Link:
         if self._queue:
             self._wake.set()
 
+    def _took(self, duration_ms: float) -> None:
+        self._round_trip_ms = duration_ms
+        self._events.round_trip(duration_ms)
+
     def _forget(self) -> None:
         """The stream is over: nothing of it may reach the next one."""
+        self._ping_due = False
+        self._pinged_s = self._round_trip_ms = None
         self._process = None
         self._breaks += 1
         self._queue.clear()

@@ -73,8 +73,12 @@ class AppendEdge:
         self._is_near = is_near
         self._turn = 0
 
-    def check(self, request: log_bytes_pb2.AppendRequestBytes) -> CheckedAppend:
+    def check(self, request: log_bytes_pb2.AppendRequestBytes, payload: bytes) -> CheckedAppend:
         """Returns the append as a core takes it.
+
+        Args:
+            request: What is asked for.
+            payload: Its `batch`: each look at that copies it.
 
         Raises:
             Refused: what is wrong with it; always taken = no.
@@ -84,7 +88,6 @@ class AppendEdge:
                 "log", f"is {request.log!r}, a log of the system's own: nobody appends to it"
             )
         shards = self._shards_of(request.log)
-        payload = request.batch
         self._check_size(payload)
         payload_crc = crc32c.crc32c(payload)
         if request.HasField("payload_crc") and request.payload_crc != payload_crc:

@@ -88,8 +88,9 @@ class AppendStream:
                 self._take(append)
 
     def _take(self, stream_append: log_bytes_pb2.StreamAppendBytes) -> None:
-        request_id = stream_append.request_id
-        size = len(stream_append.append.batch)
+        request_id, request = stream_append.request_id, stream_append.append
+        payload = request.batch
+        size = len(payload)
         self._unanswered += 1
         for index, budget in enumerate(self._budgets):
             if not budget.take(size):
@@ -98,9 +99,9 @@ class AppendStream:
                 self._put(request_id, refusal=overloaded(budget))
                 return
         try:
-            if not stream_append.append.HasField("shard"):
+            if not request.HasField("shard"):
                 raise invalid("shard", "is required on a stream: use Append to be routed")
-            append = self._edge.check(stream_append.append)
+            append = self._edge.check(request, payload)
             if self._host.space_in_reserve and self._host.is_primary(append.shard):
                 raise Refused(disk_reserve())
         except Refused as refused:

@@ -104,7 +104,7 @@ class LogService:
         Raises:
             Refused: as docs/errors.md says.
         """
-        append = self._edge.check(request)
+        append = self._edge.check(request, request.batch)
         if not self._budget.take(len(append.payload)):
             raise Refused(overloaded(self._budget))
         try:

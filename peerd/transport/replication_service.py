@@ -71,6 +71,7 @@ class IncomingStream:
         self._expects: dict[ShardId, Expect] = {}
         self._taken = 0
         self._taken_told = 0
+        self._pong = 0
         self._pulse_due = False
         self._wrote = False
         self._closed = False
@@ -87,6 +88,11 @@ class IncomingStream:
     def taken(self, number: int) -> None:
         """The contents of all messages up to `number` were written or refused."""
         self._taken = max(self._taken, number)
+        self._wake.set()
+
+    def pinged(self, ping: int) -> None:
+        """The other end measures the way here and back."""
+        self._pong = ping
         self._wake.set()
 
     def pulse(self) -> None:
@@ -115,13 +121,16 @@ class IncomingStream:
                 await self._wake.wait()
 
     def _next_message(self) -> replication_pb2.ReplicateResponse | None:
-        if not self._acks and not self._expects and self._taken == self._taken_told:
+        nothing = not (self._acks or self._expects or self._pong)
+        if nothing and self._taken == self._taken_told:
             return None
         message = replication_pb2.ReplicateResponse(
             acks=[encode_ack(ack) for ack in self._acks.values()],
             expects=[encode_expect(expect) for expect in self._expects.values()],
             taken=self._taken,
+            pong=self._pong,
         )
+        self._pong = 0
         self._acks.clear()
         self._expects.clear()
         self._taken_told = self._taken
@@ -255,6 +264,8 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
     ) -> None:
         message: replication_pb2.ReplicateRequest | None = first
         while message is not None:
+            if message.ping:
+                stream.pinged(message.ping)
             if message.number:
                 self._host.stream_received(
                     stream,

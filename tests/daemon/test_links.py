@@ -8,6 +8,7 @@ from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId
 from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.shard_map import Plan
 from peerd.daemon.links import Link, LinkLimits
+from peerd.internal.v1 import replication_pb2
 from peerd.transport.replication_service import IncomingStream
 
 ME = ProcessId(NodeName("peer-1"), StoreId("1" * 32), BootId("a" * 32))
@@ -17,9 +18,13 @@ OTHER = ReplicaId(NodeName("peer-2"), StoreId("2" * 32))
 class Events:
     def __init__(self) -> None:
         self.taken: list[float] = []
+        self.round_trips: list[float] = []
 
     def frame_taken(self, duration_ms: float) -> None:
         self.taken.append(duration_ms)
+
+    def round_trip(self, duration_ms: float) -> None:
+        self.round_trips.append(duration_ms)
 
 
 def link(**limits: int) -> tuple[Link, Events, list[float]]:
@@ -159,3 +164,76 @@ async def test_an_idle_stream_says_that_it_lives_once_a_period() -> None:
         lambda stream: (stream.taken(1), setattr(stream, "_wrote", True), stream.pulse())
     )
     assert [message.alive for message in messages] == [False]
+
+
+# ---------------------------------------------------------------------------------- round trips
+class Wire:
+    """Both ways of a stream: what is written waits, and answers are given by the test."""
+
+    def __init__(self) -> None:
+        self.written: list[replication_pb2.ReplicateRequest] = []
+        self.answers: asyncio.Queue[replication_pb2.ReplicateResponse] = asyncio.Queue()
+
+    async def write(self, message: replication_pb2.ReplicateRequest) -> None:
+        self.written.append(message)
+
+    async def read(self) -> replication_pb2.ReplicateResponse:
+        return await self.answers.get()
+
+    def done(self) -> bool:
+        return False
+
+
+class Deaf:
+    def heard(self, process: ProcessId) -> None:
+        """Nobody counts silence here."""
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_ping_a_second_measures_the_way_there_and_back() -> None:
+    made, events, clock = link()
+    made._neighbours = Deaf()
+    wire = Wire()
+    tasks = [
+        asyncio.ensure_future(made._write(wire)),
+        asyncio.ensure_future(made._read(wire, made._process)),
+    ]
+
+    async def second() -> None:
+        for _ in range(4):
+            made.pulse()
+            await settled()
+
+    await second()
+    (ping,) = [message.ping for message in wire.written if message.ping]
+    # Without an answer to any ping the other end may be of a version that knows none.
+    clock[0] = 5.0
+    await second()
+    assert events.round_trips == []
+    await wire.answers.put(replication_pb2.ReplicateResponse(pong=ping))
+    await settled()
+    assert events.round_trips == [5_000.0]
+    await second()
+    assert [message.ping for message in wire.written if message.ping] == [ping, ping + 1]
+    # It answered before: a late answer is told while it is late.
+    clock[0] = 5.75
+    await second()
+    assert events.round_trips[1:] == [750.0]
+    assert made.statistics().round_trip_ms == 750.0
+    made._forget()
+    assert made.statistics().round_trip_ms is None
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_ping_is_answered_once_and_at_once() -> None:
+    stream = IncomingStream(ME)
+    stream.pinged(7)
+    message = stream._next_message()
+    assert message is not None
+    assert message.pong == 7
+    assert stream._next_message() is None

@@ -31,7 +31,12 @@ def free_port() -> int:
 
 
 def las_config(
-    directory: Path, *, name: str = "las-1", members: dict[str, str] | None = None, **policy: object
+    directory: Path,
+    *,
+    name: str = "las-1",
+    members: dict[str, str] | None = None,
+    telemetry: dict[str, object] | None = None,
+    **policy: object,
 ) -> LasConfig:
     members = members or {name: f"127.0.0.1:{free_port()}"}
     return load_config(
@@ -44,6 +49,7 @@ def las_config(
             "data_dir": str(directory),
             "members": members,
             "insecure_loopback": True,
+            "telemetry": telemetry or {},
             "policy": {
                 "heartbeat_ms": 50,
                 "lease_ms": 2_000,

@@ -13,9 +13,12 @@ from las.daemon import scraped as module
 from las.daemon.config import ConfigError, Telemetry, load_config
 from las.daemon.prometheus import PrometheusClient, PrometheusError, parse_matrix
 from las.daemon.scraped import ScrapedTelemetry
+from las.v1 import forecast_pb2
 from peerd.daemon.telemetry.exporter import SAMPLE_AGE_NAME
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from tests.las_core.builders import done, name, register
+from tests.las_daemon.stand_in import ADMIN, until
+from tests.las_daemon.test_fleet import status
 
 NOW_S = 1_000_000
 
@@ -313,3 +316,38 @@ async def test_queries_name_the_labels_and_matchers():
     assert queries[0].endswith('",cluster="shop"}')
     assert queries[1] == 'timestamp(peerd_sample_delay_ms{cluster="shop"})'
     assert any("by (peer, box)" in query and "[4s]" in query for query in queries)
+
+
+async def test_a_las_with_this_source_knows_its_nodes_from_there_alone(start_las):
+    def live(form):
+        seconds = range(int(form["start"]), int(form["end"]) + 1)
+        label = {"node": "peer-1"}
+        if form["query"].startswith("timestamp("):
+            return matrix((label, {second: second for second in seconds}))
+        if not form["query"].startswith("{__name__"):
+            return matrix()
+        told = ("peerd_sample_delay_ms", "peerd_commit_latency_ms_p99", SAMPLE_AGE_NAME)
+        return matrix(
+            *(({**label, "__name__": each}, dict.fromkeys(seconds, 1.0)) for each in told)
+        )
+
+    async with serving(live) as server:
+        settings = {"source": "prometheus", "url": server.url, "query_ms": 500}
+        las = await (await start_las(telemetry=settings)).leading()
+        first, second = await las.add_peers(2)
+        for peer in (first, second):
+            await peer.heartbeats(peer.beat(samples=peer.samples(60, commit_ms=2.0)))
+
+        async def known():
+            request = forecast_pb2.GetForecastRequest()
+            answer = await las.forecast.GetForecast(request, metadata=ADMIN, timeout=5)
+            return {each.node: each.known for each in answer.forecasts}
+
+        await until(lambda: las.term.scraped.rounds["ok"] > 0, "a round")
+        deadline = asyncio.get_running_loop().time() + 10
+        while not (await known())["peer-1"]:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.05)
+        assert await known() == {"peer-1": True, "peer-2": False}, "its heartbeats do not count"
+        warnings = (await status(las)).warnings
+        assert any("no fresh telemetry of peer-2" in line for line in warnings)

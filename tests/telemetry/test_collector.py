@@ -18,6 +18,7 @@ EVERYWHERE = (
     "commit_latency_ms_p50", "commit_latency_ms_p99", "commits_per_s", "process_cpu_cores",
     "process_memory_rss_bytes", "process_memory_anonymous_bytes", "process_run_wait_share",
     "process_file_descriptors_share", "disk_free_share", "machine_identity", "cpu_busy_share",
+    "tcp_timeouts_per_s", "network_receive_bytes_per_s", "network_carrier_losses_per_s",
     "load_per_core", "memory_available_share", "major_faults_per_s", "tcp_retransmits_per_s",
 )  # fmt: skip
 
@@ -86,6 +87,43 @@ def test_a_garbled_file_gives_missing_values(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "read_text", lambda path: "garbage\nmore of it\n")
     collector.sample()
     assert math.isnan(by_name(collector.sample())["cpu_busy_share"])
+
+
+def test_memory_errors_are_those_of_all_controllers(tmp_path):
+    for number in range(2):
+        controller = tmp_path / f"mc{number}"
+        controller.mkdir()
+        (controller / "ce_count").write_text("3\n")
+        (controller / "ue_count").write_text(f"{number}\n")
+    assert sources.memory_errors(str(tmp_path)) == {
+        "memory_errors_corrected": 6.0,
+        "memory_errors_uncorrected": 1.0,
+    }
+    with pytest.raises(FileNotFoundError):
+        sources.memory_errors(str(tmp_path / "none"))
+
+
+def test_network_counters_are_of_every_device_but_loopback(monkeypatch):
+    table = """Inter-|   Receive                                                |  Transmit
+ face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls
+    lo: 9 9 9 9 0 0 0 0 9 9 9 9 0 0 0 0
+  eth0: 100 9 1 2 0 0 0 0 50 9 3 4 0 0 0 0
+  eth1: 10 9 0 0 0 0 0 0 5 9 0 1 0 0 0 0
+"""
+    monkeypatch.setattr(sources, "read_text", lambda path: table)
+    assert sources.network() == {
+        "network_receive_bytes": 110.0,
+        "network_transmit_bytes": 55.0,
+        "network_errors": 11.0,
+    }
+
+
+def test_what_the_disk_said_of_itself_is_in_each_sample(tmp_path):
+    said = {"disk_temperature_celsius": 41.0}
+    collector = Collector(tmp_path, OwnMetrics().take, smart=lambda: said)
+    values = by_name(collector.sample())
+    assert values["disk_temperature_celsius"] == 41.0
+    assert math.isnan(values["disk_media_errors"])
 
 
 def test_a_memory_limit_shows_how_full_it_is(monkeypatch):

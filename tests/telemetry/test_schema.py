@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 UNIT_ENDINGS = (
     "_ms", "_ms_p50", "_ms_p99", "_ms_max", "_per_s", "_share", "_bytes", "_cores", "_requests",
-    "_identity", "_per_core",
+    "_identity", "_per_core", "_celsius", "_sectors", "_errors",
 )  # fmt: skip
 
 

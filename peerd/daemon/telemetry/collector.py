@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,8 @@ _OWN_LEVELS = (
     "commit_latency_ms_max",
     "commit_age_ms",
     "replication_ack_ms_p99",
+    "round_trip_ms_p50",
+    "round_trip_ms_max",
     "loop_lag_ms_max",
 )
 _OWN_COUNTS = (
@@ -51,6 +53,13 @@ _OWN_COUNTS = (
     "append_records",
     "append_bytes",
     "errors",
+)
+
+_HOST_COUNTS = (
+    *("major_faults", "oom_kills", "memory_errors_corrected", "memory_errors_uncorrected"),
+    *("tcp_retransmits", "tcp_timeouts", "tcp_aborts", "tcp_listen_drops"),
+    *("network_errors", "network_receive_bytes", "network_transmit_bytes"),
+    *("network_carrier_losses", "disk_io_errors"),
 )
 
 
@@ -74,7 +83,7 @@ class Collector:
     """Samples this process, the device of `data_directory`, and this host.
 
     `own` is asked once a sample for peerd's own work since the last one. `clock` gives monotonic
-    seconds, `wall_clock` seconds since 1970.
+    seconds, `wall_clock` seconds since 1970. `smart` is what the disk said of itself last.
     """
 
     def __init__(
@@ -84,11 +93,13 @@ class Collector:
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        smart: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._directory = data_directory
         self._own = own
         self._clock = clock
         self._wall_clock = wall_clock
+        self._smart = smart
         self._memory_limit = sources.MemoryLimit()
         self._before: dict[str, float] = {}
         self._before_s = clock()
@@ -102,6 +113,7 @@ class Collector:
         values |= _own_values(self._own(), elapsed_s)
         for read in (self._read_process, self._read_disk, self._read_host):
             read(after, values)
+        values |= self._smart()
         values |= _rates(self._before, after, elapsed_s)
         self._before, self._before_s = after, now_s
         vector = np.full(len(TELEMETRY_SCHEMA), np.nan, dtype=np.float32)
@@ -134,8 +146,11 @@ class Collector:
 
     def _read_disk(self, counters: dict[str, float], values: dict[str, float]) -> None:
         try:
-            disk = sources.disk(self._directory.stat().st_dev)
+            device = self._directory.stat().st_dev
+            disk = sources.disk(device)
             counters.update({f"disk_{name}": value for name, value in disk.items()})
+            errors = _optional(lambda: sources.disk_io_errors(device))
+            counters |= _named("disk_io_errors", errors)
         except sources.SOURCE_ERRORS:
             pass  # a file system without a block device of its own, such as tmpfs
         free = _optional(lambda: sources.disk_free_share(self._directory))
@@ -154,7 +169,10 @@ class Collector:
             if resource_name == "io":
                 values |= _named("pressure_io_full_avg10_share", stalled.get("full_avg10"))
         counters |= _named("tcp_retransmits", _optional(sources.tcp_retransmits))
-        counters |= _named("network_errors", _optional(sources.network_errors))
+        for read_counters in (sources.network, sources.tcp_troubles, sources.memory_errors):
+            counters |= _optional(read_counters) or {}
+        lost = _optional(sources.network_carrier_losses)
+        counters |= _named("network_carrier_losses", lost)
 
 
 def _optional(read: Callable[[], Value]) -> Value | None:
@@ -181,7 +199,9 @@ def _rates(before: dict[str, float], after: dict[str, float], elapsed_s: float) 
 
     def put(metric: str, counter: str, divisor: float) -> None:
         if counter in grown and divisor > 0.0:
-            rates[metric] = max(grown[counter], 0.0) / divisor
+            rate = max(grown[counter], 0.0) / divisor
+            # The kernel adds in lumps: over a short interval more than all of it may have gone.
+            rates[metric] = min(rate, 1.0) if metric.endswith("_share") else rate
 
     put("process_cpu_cores", "process_cpu_s", elapsed_s)
     put("process_major_faults_per_s", "process_major_faults", elapsed_s)
@@ -199,7 +219,7 @@ def _rates(before: dict[str, float], after: dict[str, float], elapsed_s: float) 
     put("cpu_steal_share", "cpu_steal", cpu_s)
     for name in ("cpu_some", "memory_some", "memory_full", "io_some", "io_full"):
         put(f"pressure_{name}_share", f"pressure_{name}", elapsed_s)
-    for name in ("major_faults", "oom_kills", "tcp_retransmits", "network_errors"):
+    for name in _HOST_COUNTS:
         put(f"{name}_per_s", name, elapsed_s)
     return rates
 

@@ -43,6 +43,8 @@ class OwnStats:
     append_records: int = 0
     append_bytes: int = 0
     replication_ack_ms_p99: float = _NAN
+    round_trip_ms_p50: float = _NAN
+    round_trip_ms_max: float = _NAN
     errors: int = 0
     loop_lag_ms_max: float = _NAN
 
@@ -83,6 +85,7 @@ class OwnMetrics:
     def _reset(self) -> None:
         self._commits = Latencies()
         self._acks = Latencies()
+        self._round_trips = Latencies()
         self._loop_lag = Latencies()
         self._commit_stalls = 0
         self._commit_bytes = 0
@@ -117,6 +120,11 @@ class OwnMetrics:
         with self._lock:
             self._acks.add(duration_ms)
 
+    def record_round_trip(self, duration_ms: float) -> None:
+        """A ping on a stream of frames was answered, or is not yet, after `duration_ms`."""
+        with self._lock:
+            self._round_trips.add(duration_ms)
+
     def record_loop_lag(self, duration_ms: float) -> None:
         """A timer of the event loop fired `duration_ms` late."""
         with self._lock:
@@ -131,6 +139,7 @@ class OwnMetrics:
         """What happened since the last call."""
         with self._lock:
             commits, acks, loop_lag = self._commits, self._acks, self._loop_lag
+            round_trips = self._round_trips
             begun_s = self._commit_begun_s
             counts = {
                 "commit_stalls": self._commit_stalls,
@@ -149,6 +158,8 @@ class OwnMetrics:
             commit_age_ms=0.0 if begun_s is None else (self._clock() - begun_s) * 1000.0,
             commits=commits.count,
             replication_ack_ms_p99=acks.quantiles(0.99)[0],
+            round_trip_ms_p50=round_trips.quantiles(0.50)[0],
+            round_trip_ms_max=round_trips.maximum,
             loop_lag_ms_max=loop_lag.maximum,
             **counts,
         )

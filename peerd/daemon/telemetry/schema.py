@@ -151,6 +151,18 @@ _NODE_EXPORTER = {
     "major_faults_per_s": "sum $by (rate(node_vmstat_pgmajfault$range))",
     "oom_kills_per_s": "sum $by (rate(node_vmstat_oom_kill$range))",
     "tcp_retransmits_per_s": "sum $by (rate(node_netstat_Tcp_RetransSegs$range))",
+    "memory_errors_corrected_per_s": ("sum $by (rate(node_edac_correctable_errors_total$range))"),
+    "memory_errors_uncorrected_per_s": (
+        "sum $by (rate(node_edac_uncorrectable_errors_total$range))"
+    ),
+    "tcp_timeouts_per_s": "sum $by (rate(node_netstat_TcpExt_TCPTimeouts$range))",
+    "tcp_listen_drops_per_s": "sum $by (rate(node_netstat_TcpExt_ListenDrops$range))",
+    "network_receive_bytes_per_s": (
+        'sum $by (rate(node_network_receive_bytes_total{device!="lo"}$range))'
+    ),
+    "network_transmit_bytes_per_s": (
+        'sum $by (rate(node_network_transmit_bytes_total{device!="lo"}$range))'
+    ),
     "network_errors_per_s": " + ".join(
         f'sum $by (rate(node_network_{what}_total{{device!="lo"}}$range))'
         for what in ("receive_errs", "receive_drop", "transmit_errs", "transmit_drop")
@@ -286,7 +298,64 @@ network_errors_per_s | network errors | 1/s | rate | /proc/net/dev
 """,
 )
 
-TELEMETRY_SCHEMA = TelemetrySchema(_PROCESS + _DISK + _HOST)
+# What came later stands at the end: see the module's docstring.
+_PROCESS_LATER = _rows(
+    Scope.PROCESS,
+    """
+round_trip_ms_p50 | round trip | ms | latency | replication
+    from a ping on a stream of frames to its answer, half of those of the interval, all peers
+round_trip_ms_max | slowest round trip | ms | latency | replication
+    the slowest of them, also of one that is not answered yet
+""",
+)
+
+_DISK_LATER = _rows(
+    Scope.DISK,
+    """
+disk_io_errors_per_s | disk errors | 1/s | rate | /sys/dev/block
+    requests that the device failed (SCSI and SATA)
+disk_smart_failed_share | disk says it fails | 1 | level | smartctl
+    1: the disk's own judgement, or a critical warning; 0: it is content
+disk_temperature_celsius | disk temperature | °C | level | smartctl
+    of the disk's own sensor
+disk_reallocated_sectors | reallocated sectors | sectors | level | smartctl
+    ATA attribute 5: sectors that were replaced
+disk_pending_sectors | pending sectors | sectors | level | smartctl
+    ATA attribute 197: sectors that could not be read and wait to be replaced
+disk_media_errors | media errors | errors | level | smartctl
+    ATA attribute 187, or NVMe media errors: what could not be read or written
+disk_wear_share | disk worn | share | share | smartctl
+    NVMe: of the life that its vendor expects; may exceed 1
+disk_spare_share | disk spare left | share | share | smartctl
+    NVMe: of its spare blocks
+""",
+)
+
+_HOST_LATER = _rows(
+    Scope.HOST,
+    """
+memory_errors_corrected_per_s | corrected memory errors | 1/s | rate | edac
+    of all memory controllers; NaN where the machine does not count them
+memory_errors_uncorrected_per_s | uncorrected memory errors | 1/s | rate | edac
+    the same, of those that no code could mend
+tcp_timeouts_per_s | TCP timeouts | 1/s | rate | /proc/net/netstat
+    times that a connection waited for its retransmission timer
+tcp_aborts_per_s | TCP connections given up | 1/s | rate | /proc/net/netstat
+    connections that ended because the other end did not answer
+tcp_listen_drops_per_s | TCP connections dropped | 1/s | rate | /proc/net/netstat
+    connections that came and were not taken
+network_receive_bytes_per_s | bytes received | B/s | rate | /proc/net/dev
+    all devices but loopback
+network_transmit_bytes_per_s | bytes sent | B/s | rate | /proc/net/dev
+    all devices but loopback
+network_carrier_losses_per_s | links lost | 1/s | rate | /sys/class/net
+    times that a network device lost its link
+""",
+)
+
+TELEMETRY_SCHEMA = TelemetrySchema(
+    _PROCESS + _DISK + _HOST + _PROCESS_LATER + _DISK_LATER + _HOST_LATER
+)
 
 # Present in every sample that was taken, whatever else is missing: tells a sample from a gap.
 ALWAYS_PRESENT = "sample_delay_ms"

@@ -86,15 +86,65 @@ def tcp_retransmits() -> float:
     return float(values[names.index("RetransSegs")])
 
 
-def network_errors() -> float:
-    """Receive and transmit errors and drops since boot, all devices but loopback."""
-    total = 0
+def tcp_troubles() -> dict[str, float]:
+    """Timeouts, connections given up and connections not taken since boot."""
+    names, values = (
+        line.split()
+        for line in read_text("/proc/net/netstat").splitlines()
+        if line.startswith("TcpExt:")
+    )
+    return {
+        counter: float(values[names.index(name)])
+        for counter, name in (
+            ("tcp_timeouts", "TCPTimeouts"),
+            ("tcp_aborts", "TCPAbortOnTimeout"),
+            ("tcp_listen_drops", "ListenDrops"),
+        )
+    }
+
+
+def network() -> dict[str, float]:
+    """Bytes, and errors and drops of both directions, since boot, all devices but loopback."""
+    received = sent = errors = 0
     for line in read_text("/proc/net/dev").splitlines()[2:]:
         device, _, rest = line.partition(":")
         if device.strip() != "lo":
             fields = [int(word) for word in rest.split()]
-            total += fields[2] + fields[3] + fields[10] + fields[11]
-    return float(total)
+            received += fields[0]
+            sent += fields[8]
+            errors += fields[2] + fields[3] + fields[10] + fields[11]
+    return {
+        "network_receive_bytes": float(received),
+        "network_transmit_bytes": float(sent),
+        "network_errors": float(errors),
+    }
+
+
+def network_carrier_losses(directory: str = "/sys/class/net") -> float:
+    """Times that a device lost its link since boot."""
+    return float(_sum_of(directory, "*/carrier_down_count"))
+
+
+def memory_errors(directory: str = "/sys/devices/system/edac/mc") -> dict[str, float]:
+    """Memory errors since boot, of all controllers; raises where there is none."""
+    return {
+        "memory_errors_corrected": float(_sum_of(directory, "mc*/ce_count")),
+        "memory_errors_uncorrected": float(_sum_of(directory, "mc*/ue_count")),
+    }
+
+
+def _sum_of(directory: str, pattern: str) -> int:
+    paths = list(Path(directory).glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"{directory}/{pattern}")
+    return sum(int(read_text(str(path))) for path in paths)
+
+
+def disk_io_errors(device: int) -> float:
+    """Requests that the device failed since it was found; raises where it does not count."""
+    path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    below = "/../device/ioerr_cnt" if Path(f"{path}/partition").exists() else "/device/ioerr_cnt"
+    return float(int(read_text(path + below).strip(), 16))
 
 
 def disk(device: int) -> dict[str, float]:
