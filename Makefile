@@ -112,11 +112,20 @@ dev: setup  ## a throw-away cluster on loopback; ARGS="--peers 3 --las 1"
 lab: setup  ## record runs of the fault lab for training; ARGS="--runs 4"
 	@$(BIN)/python -m models.lab $(ARGS)
 
-train: setup $(VENV)/train.stamp  ## train the incident head anew (installs torch)
-	@$(BIN)/python -m models.train $(ARGS)
+# HEAD=incident|hardware|history, by default all; the last two read PEERD_DATA (../shared/data).
+HEADS := $(or $(HEAD),incident hardware history)
 
-evaluate: setup $(VENV)/train.stamp  ## print the shipped model's figures on held-out runs
-	@$(BIN)/python -m models.evaluate $(ARGS)
+train: setup $(VENV)/train.stamp  ## train the heads anew and write their cards (installs torch); HEAD=history
+	@for head in $(HEADS); do case $$head in \
+	  incident) $(BIN)/python -m models.train $(ARGS);; \
+	  *) OMP_NUM_THREADS=1 $(BIN)/python -m models.$${head}_head train $(ARGS);; \
+	esac; done
+
+evaluate: setup $(VENV)/train.stamp  ## print the shipped heads' figures on what was held out; HEAD=hardware
+	@for head in $(HEADS); do case $$head in \
+	  incident) $(BIN)/python -m models.evaluate $(ARGS);; \
+	  *) OMP_NUM_THREADS=1 $(BIN)/python -m models.$${head}_head evaluate $(ARGS);; \
+	esac; done
 
 # Training needs torch, which nothing else here does. Where a CPU-only build is wanted, name its
 # index in PIP_EXTRA_INDEX_URL. What the lock pins stays as it is.

@@ -162,7 +162,7 @@ def training_snapshots(disks: Disks, random: np.random.Generator) -> Snapshots:
     )
 
 
-def test_snapshots(disks: Disks) -> Snapshots:
+def held_out_snapshots(disks: Disks) -> Snapshots:
     """Of the held-out disks, one a week from the split on."""
     rows, days = _weekly(disks, disks.held_out, SPLIT_DAY, disks.end_day)
     return Snapshots(

@@ -156,14 +156,15 @@ def warnings_by_machine(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Warnings:
-    """A machine is called at its first row at or above a line that `false_share` of the machines
-    that do not fail reach once. Lead: from there to its failure."""
+    """A machine is called at its first row above a line that at most `false_share` of the machines
+    that do not fail ever exceed. Lead: from there to its failure.
+    """
     names, group = np.unique(groups, return_inverse=True)
     top = np.full(len(names), -np.inf)
     np.maximum.at(top, group, scores)
     fails = np.array([name in failing_day for name in names.tolist()])
     calm = np.sort(top[~fails])
-    line = calm[min(int(np.ceil(len(calm) * (1.0 - false_share))), len(calm) - 1)]
+    line = calm[len(calm) - 1 - int(len(calm) * false_share)]
     first = np.full(len(names), np.inf)
     over = scores > line
     np.minimum.at(first, group[over], days[over])

@@ -29,6 +29,7 @@ from las.daemon.config import Policy
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.outside_forecasts import OutsideForecasts
+from las.daemon.slow_heads import SlowForecast, SlowHeads
 from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
 from las.forecast.contract import HORIZONS_S, ModelRefused
 from las.forecast.heuristic import RULE_METRIC, RULE_WINDOW, HeuristicForecaster
@@ -98,21 +99,25 @@ class Evaluation:
     model_id: str = ""
     nodes: Mapping[NodeName, NodeOutlook] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
+    slow: SlowForecast = field(default_factory=SlowForecast)
 
 
 class Model:
     """The model of this process with its thread; shared by the terms that follow each other."""
 
-    def __init__(self, forecaster: Forecaster, note: str) -> None:
+    def __init__(self, forecaster: Forecaster, note: str, heads: SlowHeads | None = None) -> None:
         """`note` is what an operator should know of it; empty if the wanted model answers."""
         self._forecaster = forecaster
+        self._heads = heads or SlowHeads({})
         self.note = note
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="las-forecast")
 
     @classmethod
     def load(cls, path: Path | None) -> "Model":
         """The model of `path`, the shipped one, or the rule. Blocks while it reads the file."""
-        return cls(*load_forecaster(path))
+        forecaster, note = load_forecaster(path)
+        heads = SlowHeads.load()
+        return cls(forecaster, "; ".join(each for each in (note, heads.note) if each), heads)
 
     @property
     def model_id(self) -> str:
@@ -128,6 +133,11 @@ class Model:
         """Forecast a fleet [nodes, `window`, metrics]; reasons by row for the riskiest nodes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._judge, windows)
+
+    async def ask_slow_heads(self, state: ClusterState, now_s: int) -> SlowForecast:
+        """What the hardware and the history head say of the fleet; `now_s` since 1970."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._heads.ask, state, now_s)
 
     def close(self) -> None:
         """End the thread after the run under way."""
@@ -265,6 +275,7 @@ class FleetForecaster:
         forecast, reasons = await self.model.judge(windows)
         latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
         slower, latency_ms = await asyncio.to_thread(slowdowns, latencies)
+        slow = await self.model.ask_slow_heads(self._group.state, int(time.time()))
         state, index = self._group.indexed()
         nodes = {
             NodeName(name): NodeOutlook(
@@ -299,6 +310,7 @@ class FleetForecaster:
             model_id=forecast.model_id,
             nodes=nodes,
             verdict=verdict,
+            slow=slow,
         )
         event, self._evaluated = self._evaluated, asyncio.Event()
         event.set()

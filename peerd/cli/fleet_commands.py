@@ -132,7 +132,9 @@ def forecast(
 
 
 def _print_forecasts(forecasts: Sequence[forecast_pb2.NodeForecast]) -> None:
-    told = [each.horizons for each in forecasts]
+    told: list[Iterable[forecast_pb2.Horizon]] = [
+        [*each.horizons, *each.joined] for each in forecasts
+    ]
     told += [outside.horizons for each in forecasts for outside in each.outside]
     horizons = sorted({horizon.horizon_s for each in told for horizon in each})
     rows = [row for each in forecasts for row in _forecast_rows(each, horizons)]
@@ -141,14 +143,21 @@ def _print_forecasts(forecasts: Sequence[forecast_pb2.NodeForecast]) -> None:
 
 
 def _forecast_rows(each: forecast_pb2.NodeForecast, horizons: Sequence[int]) -> list[list[str]]:
-    """A row of the model's forecast, and one for each outside forecaster."""
+    """A row of the LAS's own forecast, and one for each outside forecaster.
+
+    The deciding head stands up to its last horizon, beyond it all heads together.
+    """
+    known = each.known or any(head.known for head in each.heads)
+    decided = {horizon.horizon_s for horizon in each.horizons}
+    own = _probabilities(each.horizons, horizons, known=each.known)
+    joined = _probabilities(each.joined, horizons, known=known)
     rows = [
         [
             each.node,
-            *_probabilities(each.horizons, horizons, known=each.known),
+            *(own[n] if at in decided else joined[n] for n, at in enumerate(horizons)),
             "at risk" if each.at_risk else "-" if each.known else "not enough seen",
-            ", ".join(reason.text for reason in each.reasons) or "-",
-            each.model_id,
+            ", ".join(reason.text for reason in _all_reasons(each)) or "-",
+            ", ".join([each.model_id, *(h.model_id for h in each.heads if h.known)]),
         ]
     ]
     for told in each.outside:
@@ -172,6 +181,12 @@ def _probabilities(
     if not known:
         return ["?" if horizon in found else "-" for horizon in horizons]
     return [probability_text(found[horizon]) if horizon in found else "-" for horizon in horizons]
+
+
+def _all_reasons(forecast: forecast_pb2.NodeForecast) -> list[forecast_pb2.ForecastReason]:
+    """Of the deciding head first; one that two heads would give is told once."""
+    reasons = [*forecast.reasons, *(reason for head in forecast.heads for reason in head.reasons)]
+    return list({reason.text: reason for reason in reasons}.values())
 
 
 @forecast_app.command("ledger")

@@ -173,7 +173,10 @@ def duration_text(milliseconds: int) -> str:
     if seconds < 120.0:
         return f"{seconds:.1f} s"
     minutes = seconds / 60.0
-    return f"{minutes:.0f} min" if minutes < 120.0 else f"{minutes / 60.0:.0f} h"
+    if minutes < 120.0:
+        return f"{minutes:.0f} min"
+    hours = minutes / 60.0
+    return f"{hours:.0f} h" if hours < 48.0 else f"{hours / 24.0:.0f} d"
 
 
 def duration_s(text: str) -> int | None:
@@ -184,4 +187,9 @@ def duration_s(text: str) -> int | None:
 
 def probability_text(value: float | None) -> str:
     """A probability for people; "?" if it is not known."""
-    return "?" if value is None or math.isnan(value) else f"{value:.2f}"
+    if value is None or math.isnan(value):
+        return "?"
+    if 0.0 < value < 0.0001:
+        return "<0.0001"
+    # What is rare is told by its size: of two disks at 0.00 one may be ten times the other.
+    return f"{value:.4f}" if 0.0 < value < 0.01 else f"{value:.2f}"

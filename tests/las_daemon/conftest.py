@@ -9,6 +9,7 @@ from las.daemon import node as las_node
 from las.daemon.directory import init
 from las.daemon.forecaster import Model
 from las.daemon.node import LasNode
+from las.daemon.slow_heads import SlowHeads
 from las.forecast.heuristic import HeuristicForecaster
 from las.raft import RaftOptions
 from las.v1 import (
@@ -77,7 +78,9 @@ def quick_elections(monkeypatch) -> None:
 def rule(monkeypatch) -> None:
     """The forecast is the rule, and that is as it should be."""
     monkeypatch.setattr(
-        Model, "load", classmethod(lambda cls, path: cls(HeuristicForecaster(), ""))
+        Model,
+        "load",
+        classmethod(lambda cls, path: cls(HeuristicForecaster(), "", SlowHeads.load())),
     )
 
 

@@ -1,17 +1,20 @@
 """`las.v1.ForecastService`: what the leader expects of each node, and the story of a node."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from las.core.explain import Explanation, explain_node, explain_shard
 from las.core.ledger import CASES_MAX, Case, Estimate, effect
 from las.core.state import ClusterState
-from las.daemon.forecaster import FleetForecaster, NodeOutlook, at_risk_nodes
+from las.daemon.forecaster import Evaluation, FleetForecaster, at_risk_nodes
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.outside_forecasts import OutsideForecast
 from las.daemon.services.callers import Callers
+from las.daemon.slow_heads import HeadOutlook
 from las.daemon.term import now_ms
+from las.forecast import answer as forecast_answer
 from las.forecast.contract import HORIZONS_S
+from las.forecast.join import JOIN_HORIZONS_S, Part, joined
 from las.v1 import forecast_pb2, forecast_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import NodeName, ShardId
@@ -212,29 +215,28 @@ def forecast_of(
     state: ClusterState, name: NodeName, forecaster: FleetForecaster
 ) -> forecast_pb2.NodeForecast:
     """The wire form of a node's newest forecast; without samples of it, one that is not known."""
-    at_risk = state.nodes[name].at_risk
     evaluation, at_ms = forecaster.latest, now_ms()
     outlook = evaluation.nodes.get(name)
-    outside = [_outside(told, at_ms) for told in forecaster.outside.of(name, at_ms)]
-    if outlook is None:
-        return forecast_pb2.NodeForecast(
-            node=name, model_id=evaluation.model_id, at_risk=at_risk, outside=outside
-        )
-    return forecast_pb2.NodeForecast(
+    slow = evaluation.slow.nodes.get(name, ())
+    parts = [each.part for each in slow]
+    told = forecast_pb2.NodeForecast(
+        outside=[_outside(each, at_ms) for each in forecaster.outside.of(name, at_ms)],
         node=name,
-        horizons=_horizons(outlook),
-        reasons=[
-            forecast_pb2.ForecastReason(
-                metric=reason.metric, text=reason.text, weight=reason.weight
-            )
-            for reason in outlook.reasons
-        ],
         model_id=evaluation.model_id,
-        input_age_ms=outlook.input_age_ms,
-        at_risk=at_risk,
-        known=outlook.known,
-        outside=outside,
+        at_risk=state.nodes[name].at_risk,
+        heads=[_head(each, evaluation) for each in slow],
     )
+    if outlook is not None:
+        parts.append(
+            Part(horizons_s=HORIZONS_S, probabilities=outlook.probabilities, known=outlook.known)
+        )
+        told.horizons.extend(_horizons(HORIZONS_S, outlook.probabilities))
+        told.reasons.extend(_reasons(outlook.reasons))
+        told.input_age_ms = outlook.input_age_ms
+        told.known = outlook.known
+    if parts:
+        told.joined.extend(_horizons(JOIN_HORIZONS_S, joined(parts).probabilities))
+    return told
 
 
 def _outside(told: OutsideForecast, at_ms: int) -> forecast_pb2.OutsideForecast:
@@ -249,8 +251,29 @@ def _outside(told: OutsideForecast, at_ms: int) -> forecast_pb2.OutsideForecast:
     )
 
 
-def _horizons(outlook: NodeOutlook) -> list[forecast_pb2.Horizon]:
+def _head(outlook: HeadOutlook, evaluation: Evaluation) -> forecast_pb2.HeadForecast:
+    age_ms = evaluation.timestamp_ms - evaluation.slow.asked_s * 1000
+    return forecast_pb2.HeadForecast(
+        head=outlook.head,
+        model_id=outlook.model_id,
+        known=outlook.part.known,
+        horizons=_horizons(outlook.part.horizons_s, outlook.part.probabilities),
+        reasons=_reasons(outlook.reasons),
+        input_age_ms=max(age_ms, 0) if outlook.part.known else 0,
+    )
+
+
+def _reasons(reasons: Sequence[forecast_answer.Reason]) -> list[forecast_pb2.ForecastReason]:
+    return [
+        forecast_pb2.ForecastReason(metric=each.metric, text=each.text, weight=each.weight)
+        for each in reasons
+    ]
+
+
+def _horizons(
+    horizons_s: Sequence[int], probabilities: Sequence[float]
+) -> list[forecast_pb2.Horizon]:
     return [
         forecast_pb2.Horizon(horizon_s=horizon_s, probability=probability)
-        for horizon_s, probability in zip(HORIZONS_S, outlook.probabilities, strict=True)
+        for horizon_s, probability in zip(horizons_s, probabilities, strict=True)
     ]
