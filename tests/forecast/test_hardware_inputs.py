@@ -14,7 +14,7 @@ from las.forecast.hardware_inputs import (
     hardware_inputs,
 )
 from las.forecast.heads import HARDWARE_NAMES as READ_BY_THE_HEAD
-from las.forecast.heads import shipped_head
+from las.forecast.heads import SHIPPED, shipped_head
 
 TODAY = 20_000
 
@@ -91,3 +91,10 @@ def test_a_disk_that_reports_few_counters_is_judged_all_the_same():
     forecast = head.predict(window[None])
     assert forecast.known.all()
     assert 0.0 < forecast.probabilities[0, 1] < 0.05
+
+
+def test_its_card_stands_beside_it():
+    head = shipped_head("hardware")
+    card = (SHIPPED / "hardware.md").read_text()
+    assert head.model_id in card
+    assert head.contract.training_data in card
