@@ -11,7 +11,8 @@ Rules (docs/anticipation.md §3), each with its key in `[policy]`:
 - *Hysteresis.* Off after `off_after_ms` with everything below `off_share` of its line. A forecast
   that is not known counts for neither.
 - *Budgets.* So much of the fleet, so many shadows and, for what is protected for its cost alone,
-  so many bytes; at least one node, the riskiest first.
+  so many bytes; at least one node, the riskiest first. A node that is protected for its cost alone
+  gives its place to one whose pressure is `replace_factor` times its own.
 - *Circuit breaker.* If too large a part of the fleet cries, now or one after the other, if
   forecasts jump about, or if the ledger says that they have drifted, the model is not believed:
   nothing changes, and what is counted begins anew.
@@ -53,6 +54,7 @@ class Rules:
     at_risk_share_max: float = 0.34
     shadows_max: int = 4_096
     copy_bytes_per_s: int = 800 << 20
+    replace_factor: float = 1.5
     breaker_share: float = 0.5
     breaker_window_ms: int = 900_000
 
@@ -165,6 +167,7 @@ class Judge:
         self._outlooks: Mapping[NodeName, Outlook] = {}
         self._stakes: Mapping[NodeName, Stake] = NOBODY
         self._now_ms = 0
+        self._up = 0
         self.latest = Verdict()
 
     def judge(
@@ -175,6 +178,7 @@ class Judge:
         *,
         stakes: Mapping[NodeName, Stake] = NOBODY,
         drift: str = "",
+        up: int = 0,
     ) -> Verdict:
         """Judge one round.
 
@@ -184,9 +188,11 @@ class Judge:
             now_ms: Monotonic milliseconds.
             stakes: What each node's failure would touch; without one, cost decides nothing.
             drift: Why the ledger does not bear the forecasts out; empty if it does.
+            up: How many nodes are up, if `outlooks` leaves out some that are calm.
         """
         jumping = self._jumping(outlooks)
         self._outlooks, self._stakes, self._now_ms = outlooks, stakes, now_ms
+        self._up = max(up, len(outlooks))
         found = {node: self._find(node) for node in outlooks}
         crying = sorted(
             (node for node, each in found.items() if each is not None and each.pressure >= 1.0),
@@ -211,11 +217,15 @@ class Judge:
         for node in due:
             self._alarmed_ms[node] = now_ms
         wanted = [node for node in due if node not in at_risk]
-        begin, held_back = self._within_budgets(wanted, findings, at_risk)
         end = self._recovered(found, at_risk, now_ms)
+        replaced = self._replaced(wanted, found, at_risk, end)
+        staying = [node for node in at_risk if node not in replaced]
+        begin, held_back = self._within_budgets(wanted, findings, staying)
         why = {node: findings[node].words for node in begin}
         why |= {node: f"{findings[node].words}; but {spent}" for node, spent in held_back.items()}
         why |= {node: self._calm_words() for node in end}
+        why |= {node: f"gives its place to {riskier}" for node, riskier in replaced.items()}
+        end = tuple(sorted({*end, *replaced}))
         self.latest = Verdict(
             begin=tuple(begin),
             end=end,
@@ -311,7 +321,7 @@ class Judge:
 
     def _distrust(self, crying: Collection[NodeName], jumping: int, now_ms: int) -> str:
         """Why the forecasts are not believed in this round; empty if they are."""
-        rules, count = self.rules, len(self._outlooks)
+        rules, count = self.rules, self._up
         most = max(1.0, rules.breaker_share * count)
         if len(crying) > most:
             return f"it says that {len(crying)} of {count} nodes fail"
@@ -328,6 +338,34 @@ class Judge:
             return f"it said within {window} that {len(self._alarmed_ms)} of {count} nodes fail"
         return ""
 
+    def _replaced(
+        self,
+        wanted: list[NodeName],
+        found: Mapping[NodeName, Finding | None],
+        at_risk: Collection[NodeName],
+        end: Collection[NodeName],
+    ) -> dict[NodeName, NodeName]:
+        """Nodes protected for their cost alone that give way, each with the riskier one."""
+        nodes_max = max(1, int(self.rules.at_risk_share_max * self._up))
+        here = [node for node in at_risk if node in self._outlooks and node not in end]
+        if len(here) + len(wanted) <= nodes_max:
+            return {}
+        weakest = sorted(
+            (each.pressure, node)
+            for node in here
+            if (each := found[node]) is not None
+            and each.rule is Rule.COST
+            and node not in self._slow
+        )
+        late = wanted[max(0, nodes_max - len(here)) :]
+        replaced = {}
+        for riskier, (pressure, node) in zip(late, weakest, strict=False):
+            finding = found[riskier]
+            if finding is None or finding.pressure < self.rules.replace_factor * pressure:
+                break
+            replaced[node] = riskier
+        return replaced
+
     def _within_budgets(
         self,
         wanted: list[NodeName],
@@ -336,7 +374,7 @@ class Judge:
     ) -> tuple[list[NodeName], dict[NodeName, str]]:
         """Who may begin, the riskiest first, and which budget holds the others back."""
         rules = self.rules
-        nodes_max = max(1, int(rules.at_risk_share_max * len(self._outlooks)))
+        nodes_max = max(1, int(rules.at_risk_share_max * self._up))
         now = [node for node in at_risk if node in self._outlooks]
         shadows = sum(self._stakes.get(node, _NO_STAKE).voting for node in now)
         pending = sum(self._stakes.get(node, _NO_STAKE).copy_bytes for node in now)

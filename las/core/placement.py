@@ -130,6 +130,16 @@ class Placement:
             if judged.health is Health.HEALTHY and self._has_room(judged.node)
         )
 
+    def refresh(self, node: Node) -> None:
+        """A node has become another: take it as it is now."""
+        name, load = node.name, self._load(node.name)
+        at = bisect_left(self._queue, (load, name))
+        if at < len(self._queue) and self._queue[at] == (load, name):
+            del self._queue[at]
+        judged = self._nodes[name] = _Judged(node)
+        if judged.health is Health.HEALTHY and self._has_room(node):
+            insort(self._queue, (load, name))
+
     def health(self, replica: ReplicaId) -> Health:
         """What may be built on `replica`."""
         judged = self._nodes.get(replica.peer)

@@ -88,13 +88,18 @@ class _Round:
     """What one round of planning looks at."""
 
     def __init__(
-        self, state: ClusterState, view: FleetView, limits: Limits, index: FleetIndex | None
+        self,
+        state: ClusterState,
+        view: FleetView,
+        limits: Limits,
+        index: FleetIndex | None,
+        placement: Placement | None = None,
     ) -> None:
         self.state = state
         self.view = view
         self.limits = limits
         self.index = indexed(state) if index is None else index
-        self.placement = Placement(state, view, limits, self.index)
+        self.placement = placement or Placement(state, view, limits, self.index)
 
 
 def plan(
@@ -104,13 +109,15 @@ def plan(
     *,
     index: FleetIndex | None = None,
     shards: Iterable[ShardId] | None = None,
+    placement: Placement | None = None,
 ) -> list[Action]:
     """What should be done now, the most urgent first; nothing that is under way already.
 
     `index` is an index of `state`; it is built if there is none. `shards` restricts the look to
-    shards that may need something.
+    shards that may need something. `placement` serves a planner that knows of every change, and
+    tells it by `Placement.refresh`: then none is built.
     """
-    seen = _Round(state, view, limits, index)
+    seen = _Round(state, view, limits, index, placement)
     recoveries: list[Recover] = []
     needs: list[_Need] = []
     wants: list[Want] = []

@@ -124,6 +124,73 @@ def serve(
         _fail(str(error), error.exit_status)
 
 
+@app.command()
+def replay(  # noqa: PLR0917 - each is an option
+    history: Annotated[
+        str,
+        typer.Argument(
+            help="lanl-failures, grid5000-availability, a .csv or .parquet file of outages (see "
+            "`peerctl history export`), or synthetic:NODESxDAYS."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(envvar="PEERD_DATA", help="Folder of the recorded data sets.")
+    ] = Path("../shared/data"),
+    predictor: Annotated[
+        str, typer.Option(help="history: the shipped head; decayed: a decayed failure count.")
+    ] = "history",
+    horizon: Annotated[str, typer.Option(help="Horizon that is asked for: 1h, 1d or 7d.")] = "7d",
+    days: Annotated[
+        int, typer.Option(min=1, max=3_650, help="Days to replay, from the split on.")
+    ] = 365,
+    threshold: Annotated[
+        str, typer.Option(help="Values of policy.threshold to try, e.g. 0.5,0.8.")
+    ] = "0.8",
+    at_risk: Annotated[
+        str, typer.Option(help="Values of policy.at_risk_share_max to try, e.g. 0.01,0.02,0.05.")
+    ] = "0.05",
+    weight: Annotated[
+        str, typer.Option(help="Values of policy.exposure_cost to try, e.g. 4,16,64.")
+    ] = "4,16,64",
+    bytes_per_node: Annotated[float, typer.Option(min=1.0, help="What a node stores.")] = 1e12,
+    copy_bytes_per_s: Annotated[float, typer.Option(min=1.0, help="Copying of a node.")] = 100e6,
+    jobs: Annotated[int, typer.Option(min=0, max=1_024, help="Processes; 0: all cores.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a made-up history.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Write pictures here, as SVG.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
+) -> None:
+    """What anticipation would have done for a fleet whose outages are recorded.
+
+    The outages are met three ways: nothing moves, failures are reacted to, and the judgement and
+    the planner of the LAS act on a forecast from the history so far. The table says what each
+    costs.
+    """
+    from las.replay.command import Asked, BadQuestion, run
+    from peerd.daemon.errors import EXIT_CANNOT_START
+
+    try:
+        run(
+            Asked(
+                history=history,
+                data=data,
+                predictor=predictor,
+                horizon=horizon,
+                days=days,
+                thresholds=threshold,
+                at_risk_shares=at_risk,
+                weights=weight,
+                bytes_per_node=bytes_per_node,
+                copy_bytes_per_s=copy_bytes_per_s,
+                jobs=jobs,
+                seed=seed,
+                plot=plot,
+                output=output,
+            )
+        )
+    except BadQuestion as error:
+        _fail(str(error), EXIT_CANNOT_START)
+
+
 def _fail(message: str, exit_status: int) -> None:
     typer.echo(f"las: {message}", err=True)
     raise typer.Exit(exit_status)

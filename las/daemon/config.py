@@ -127,6 +127,13 @@ class Policy(Section):
         description="Copying that the whole fleet can bear: a node is not protected for its cost "
         "alone if what is to be copied would take longer than the horizon that decided",
     )
+    replace_factor: float = Field(
+        default=1.5,
+        ge=1.0,
+        le=1_000.0,
+        description="How much riskier a node must be to take the place, while the budget is spent, "
+        "of one that is protected for its cost alone",
+    )
     breaker_share: float = Field(
         default=0.5,
         gt=0.0,

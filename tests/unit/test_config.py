@@ -385,6 +385,7 @@ WITHOUT_UNIT = {
     "policy.slow_consecutive",
     "policy.at_risk_share_max",
     "policy.shadows_max",
+    "policy.replace_factor",
     "policy.breaker_share",
     "policy.holdout",
 }

@@ -1,0 +1,1 @@
+"""What anticipation would have done for a fleet whose outages are recorded."""
