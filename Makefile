@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench soak demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -102,6 +102,9 @@ soak: setup  ## a steady load with a stopped shadow and a stuck reader: does any
 
 bench: setup  ## measure the project's bars; ONLY=one,many QUICK=1 ARGS="--rounds 9"
 	@$(BIN)/python -m tests.bench.table $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
+
+bench-fleet: setup  ## what 10,000 peers, 100,000 shards, a dead rack and a killed leader of 1,000 shards cost; ONLY="size kill"
+	@$(BIN)/python -m tests.bench.bench_fleet $(ONLY)
 
 demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)
 	@$(BIN)/python -m peerd.cli.demo

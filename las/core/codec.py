@@ -25,13 +25,16 @@ Encoder = Callable[[object], JsonValue]
 Decoder = Callable[[JsonValue, str], object]
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 class CodecError(Exception):
     """The text or value is not what it should be; the message says where."""
 
 
 def to_json(value: JsonValue) -> str:
     """The shortest JSON text of `value`."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def from_json(text: str | bytes) -> JsonValue:

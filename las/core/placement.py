@@ -99,12 +99,13 @@ class Wish:
 class _Judged:
     """A node with what is asked of it for each shard."""
 
-    __slots__ = ("health", "host", "node", "store")
+    __slots__ = ("health", "host", "node", "rack", "store", "zone")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.store = node.store
         self.host = node.host
+        self.rack, self.zone = node.label("rack"), node.label("zone")
         if node.state is not NodeState.UP:
             self.health = Health.GONE
         else:
@@ -224,10 +225,10 @@ class Placement:
         may_lead: bool = False,
     ) -> ReplicaId | None:
         """The healthy store that fits best beside others, on no host of theirs or `blocked`."""
-        nodes = [self._nodes[each.peer].node for each in beside]
-        hosts = {node.host for node in nodes} | blocked
-        racks = Counter(rack for node in nodes if (rack := node.label("rack")))
-        zones = Counter(zone for node in nodes if (zone := node.label("zone")))
+        others = [self._nodes[each.peer] for each in beside]
+        hosts = {other.host for other in others} | blocked
+        racks = Counter(other.rack for other in others if other.rack)
+        zones = Counter(other.zone for other in others if other.zone)
         refused = {each.peer for each in shunned}
         best: tuple[tuple[int, int, int, NodeName], Node] | None = None
         weighed = 0
@@ -236,11 +237,12 @@ class Placement:
             node = judged.node
             if judged.host in hosts or name in refused or (may_lead and not node.may_lead):
                 continue
-            score = (racks[node.label("rack")], zones[node.label("zone")], load, name)
+            score = (racks[judged.rack], zones[judged.zone], load, name)
             if best is None or score < best[0]:
                 best = score, node
             weighed += 1
-            if weighed == CANDIDATES_MAX:
+            # The queue is in the order of load: behind one that is apart from all none is better.
+            if weighed == CANDIDATES_MAX or not (score[0] or score[1]):
                 break
         return None if best is None else best[1].replica
 

@@ -1,51 +1,73 @@
 """What a large fleet costs the LAS: its memory, its snapshot, its planning, its heartbeats.
 
-    python -m tests.bench.bench_fleet [size] [heartbeats] [rack]
+    make bench-fleet ONLY="size heartbeats rack kill stutter"
 
 - *size*: a committed state of 10,000 peers and 100,000 shards, each with a sealed past. Memory;
   the snapshot, written beside a thread that does what the consensus thread does, whose longest
   pause is told; commands applied a second; the planner's CPU after the death of one peer.
 - *heartbeats*: a LAS node in a process of its own takes heartbeats, each with a second's sample,
   over 128 streams. CPU for each, and the fleet that one core bears.
-- *rack*: 20 of 60 peers die at once and with them the primaries of 20,000 shards. The real executor
-  recovers them in virtual time: a message takes 1 ms, a commit 2 ms, and what the executor itself
-  computes takes as long as it takes here.
+- *rack*: 20 of 100 peers die at once, and with them the primaries of 20,000 shards. The real
+  executor recovers them over a group and peers that answer at once, so what is told is what the
+  leader itself needs, on the wall clock; commits are told beside it.
+- *kill*: a cluster of real processes, in which each of four peers leads 1,000 shards. One gets
+  SIGKILL; from then on an append is under way to each of its shards.
+- *stutter*: a primary under load is stopped and continued, 300 to 900 ms at a time. Its own view is
+  that everybody else stalls. Told are its healthy shadows that were taken out of the voters.
 """
 
 import argparse
 import asyncio
 import gc
 import json
+import logging
 import multiprocessing
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc.aio
 import psutil
+import structlog
 
+import peerd.aio
 from las.core.apply import apply
 from las.core.cluster import Cluster
-from las.core.commands import RecordEvent, SetNodeState, command_to_json
+from las.core.commands import (
+    Command,
+    RecordEvent,
+    Result,
+    SetNodeState,
+    command_to_json,
+    result_from_json,
+)
 from las.core.index import FleetIndex
 from las.core.persistent import PersistentMap
 from las.core.placement import FleetView, Limits
 from las.core.planner import Recover, plan
+from las.core.recovery import EpochAnswer
 from las.core.snapshot import restore
 from las.core.state import ClusterState, Log, Node, NodeState, ShardEntry, key_range
+from las.daemon.reconcile import Promised, PromiseOrder
+from peerd.client.blocking import Client, connect
+from peerd.client.options import ClientOptions
 from peerd.core.ids import (
     BootId,
     Epoch,
     NodeName,
     Offset,
+    ReplicaId,
     ShardId,
     StoreId,
     Tick,
 )
 from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.faults import DutyCycle
 
 NODES = 10_000
 SHARDS = 100_000
@@ -328,7 +350,213 @@ def heartbeats() -> dict[str, object]:
             server.join()
 
 
-CASES = {"size": size, "heartbeats": heartbeats}
+# ---------------------------------------------------------------------------------- rack
+class AnswersAtOnce:
+    """A group and peers: each command is applied, each store that is up promises and has all."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self.cluster = Cluster(state.cluster_id)
+        self.cluster._become(state)
+        self.index = FleetIndex()
+        self.commands = 0
+        self.promise_calls = 0
+
+    def indexed(self) -> tuple[ClusterState, FleetIndex]:
+        self.index.update(self.cluster.state)
+        return self.cluster.state, self.index
+
+    async def submit(self, command: Command) -> Result:
+        await asyncio.sleep(0)
+        self.commands += 1
+        return result_from_json(self.cluster.apply(command_to_json(command)))
+
+    async def promise(
+        self, target: ReplicaId, orders: Sequence[PromiseOrder]
+    ) -> Sequence[Promised] | None:
+        await asyncio.sleep(0)
+        self.promise_calls += 1
+        if not self.cluster.state.is_up(target):
+            return None
+        begun = EpochAnswer(
+            adopted=True, begin=Offset(1_000), end=Offset(1_001), commit=Offset(1_000)
+        )
+        return [
+            Promised(shard=order.shard, promised=order.fence, open=begun, prepared=EpochAnswer())
+            for order in orders
+        ]
+
+    async def has_begun(self, target: object, shard: object, epoch: object) -> None:
+        return None
+
+    async def hears(self, witness: object, suspect: object) -> None:
+        return None
+
+
+async def _lose_a_rack() -> dict[str, object]:
+    from las.daemon.detector import Detector, DetectorTiming
+    from las.daemon.executor import Executor
+    from las.daemon.term import now_ms
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    group = AnswersAtOnce(fleet(100, 100_000))
+    state = group.cluster.state
+    # Twenty peers that lead 1,000 shards each; no two of them are among the three of one shard.
+    dead = [node(number) for number in range(20)]
+    names = {each.name for each in dead}
+    lost = [
+        shard for shard, each in state.shards.items() if each.shard.open.plan.primary.peer in names
+    ]
+    detector = Detector(DetectorTiming(lease_ms=600_000), Tick(now_ms()))
+    for each in state.nodes.values():
+        detector.heard(each.name, each.boot, Tick(now_ms()), 1 << 40)
+    executor = Executor(
+        consensus=group,
+        peers=group,
+        detector=detector,
+        limits=Limits(),
+        now=lambda: Tick(now_ms()),
+        wall_ms=now_ms,
+    )
+    running = asyncio.create_task(executor.run())
+    await asyncio.sleep(3.0)  # the first looks at 100,000 shards find nothing to do
+    before, began_s, cpu_s = group.commands, time.monotonic(), time.process_time()
+    for each in dead:
+        detector.stream_broken(each.name, each.boot)
+        await group.submit(SetNodeState(node=each.name, boot=each.boot, state=NodeState.DOWN))
+    executor.wake()
+
+    def led_by_the_dead() -> int:
+        shards = group.cluster.state.shards
+        return sum(shards[shard].shard.open.plan.primary.peer in names for shard in lost)
+
+    while (left := led_by_the_dead()) > 0:
+        if time.monotonic() - began_s > 120:
+            break
+        await asyncio.sleep(0.2)
+    took_s, used_s = time.monotonic() - began_s, time.process_time() - cpu_s
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return {
+        "shards_without_primary": len(lost),
+        "not_recovered": left,
+        "recovered_within_s": round(took_s, 2),
+        "leader_cpu_s": round(used_s, 2),
+        "commands": group.commands - before,
+        "promise_calls": group.promise_calls,
+    }
+
+
+def rack() -> dict[str, object]:
+    """20 peers and 20,000 shards."""
+    return asyncio.run(_lose_a_rack())
+
+
+# ---------------------------------------------------------------------------------- kill
+LED_SHARDS = 1_000
+KILL_PEERS = 4
+CREATED_AT_ONCE = 250
+
+
+async def _kill_a_leader_of_many(config: Path, kill: Callable[[str], None]) -> dict[str, object]:
+    options = ClientOptions(call_timeout_s=60.0)
+    async with peerd.aio.connect(credentials=config, options=options) as client:
+        led: list[tuple[str, int]] = []
+        victim = ""
+        for number in range(KILL_PEERS * LED_SHARDS // CREATED_AT_ONCE):
+            log = f"many-{number}"
+            await client.create_log(log, shards=CREATED_AT_ONCE, copies=3, acks=2)
+            _, shards = await client.describe_log(log)
+            for shard in shards:
+                victim = victim or shard.open.plan.primary.peer
+                if shard.open.plan.primary.peer == victim:
+                    led.append((log, shard.shard))
+
+        async def append(log: str, shard: int) -> float:
+            await client.append(log, b"x", shard=shard)
+            return time.monotonic()
+
+        for at in range(0, len(led), 100):
+            await asyncio.gather(*(append(*each) for each in led[at : at + 100]))
+        kill(victim)
+        began_s = time.monotonic()
+        acked = await asyncio.gather(*(append(*each) for each in led), return_exceptions=True)
+    pauses = sorted(at - began_s for at in acked if isinstance(at, float))
+    return {
+        "shards_led_by_the_killed_peer": len(led),
+        "writable_again": len(pauses),
+        "errors": len(led) - len(pauses),
+        "median_s": round(pauses[len(pauses) // 2], 3) if pauses else None,
+        "all_within_s": round(pauses[-1], 3) if pauses else None,
+    }
+
+
+def kill() -> dict[str, object]:
+    """1,000 shards on the killed peer."""
+    with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
+        shape = Shape(peers=KILL_PEERS, las=3)
+        with DevCluster(Path(directory) / "dev", shape, port_base=None) as cluster:
+            return asyncio.run(
+                _kill_a_leader_of_many(
+                    cluster.peerctl_toml, lambda name: cluster.member(name).kill()
+                )
+            )
+
+
+# ---------------------------------------------------------------------------------- stutter
+STUTTERS_MS = ((300, 700), (600, 400), (900, 600))
+STUTTER_S = 10.0
+
+
+def stutter() -> dict[str, object]:
+    """SIGSTOP duty cycles on a primary."""
+    with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
+        with DevCluster(Path(directory) / "dev", Shape(peers=5, las=3), port_base=None) as cluster:
+            with connect(credentials=cluster.peerctl_toml) as client:
+                client.create_log("stutter", shards=1, copies=3, acks=2)
+                client.append("stutter", b"x")
+                return {
+                    f"{stopped_ms} ms stopped, {running_ms} ms running": _stutter(
+                        cluster, client, stopped_ms, running_ms
+                    )
+                    for stopped_ms, running_ms in STUTTERS_MS
+                }
+
+
+def _stutter(
+    cluster: DevCluster, client: Client, stopped_ms: float, running_ms: float
+) -> dict[str, object]:
+    plan_ = client.describe_log("stutter")[1][0].open.plan
+    victim = plan_.primary.peer
+    healthy = {voter.peer for voter in plan_.voters} - {victim}
+    pid = cluster.member(victim).pid
+    assert pid is not None
+    cycle = DutyCycle(pid, stopped_ms=stopped_ms, running_ms=running_ms)
+    appended, left = 0, set[str]()
+    cycle.start()
+    try:
+        until_s = time.monotonic() + STUTTER_S
+        while time.monotonic() < until_s:
+            client.append("stutter", b"x")
+            appended += 1
+            voters = client.describe_log("stutter")[1][0].open.plan.voters
+            left |= healthy - {voter.peer for voter in voters}
+    finally:
+        cycle.stop()
+        cluster.member(victim).signal(signal.SIGCONT)
+    return {
+        "appended": appended,
+        "healthy_shadows_replaced": sorted(left),
+        "primary_replaced": client.describe_log("stutter")[1][0].open.plan.primary.peer != victim,
+    }
+
+
+CASES = {
+    "size": size,
+    "heartbeats": heartbeats,
+    "rack": rack,
+    "kill": kill,
+    "stutter": stutter,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
