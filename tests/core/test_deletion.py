@@ -2,6 +2,8 @@
 store that has heard meets the highest promise there is, and is refused".
 """
 
+import random
+
 import pytest
 
 from peerd.core import events as ev
@@ -18,12 +20,12 @@ from peerd.core.durable import (
     StoredShard,
     apply,
 )
-from peerd.core.effects import AppendRefused, PromiseAnswered
+from peerd.core.effects import AppendAccepted, AppendRefused, PromiseAnswered
 from peerd.core.errors import Reason, Taken
-from peerd.core.ids import DELETED_EPOCH, Epoch, Offset, ShardId, Tick
+from peerd.core.ids import DELETED_EPOCH, Epoch, Offset, ReplicaId, ShardId, Tick
 from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.core.producer import TableSnapshot
-from tests.core.words import FIRST_MAP, SHARD, A, B, Peer, batch, plan, segment
+from tests.core.words import FIRST_MAP, SHARD, A, B, C, Peer, batch, plan, segment
 from tests.core.words import B as OTHER
 
 BATCH = batch(0)
@@ -183,3 +185,87 @@ def test_it_has_nothing_to_do_any_more(primary):
     primary.fsync()
     assert primary.replica.wake_at is None
     assert primary.replica.stored.shard == ShardId(SHARD)
+
+
+# ---------------------------------------------------------------------------------- any order
+class Three:
+    """Replicas a, b and c on links that lose nothing and order nothing; each hears of the deletion
+    when it likes.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.peers = {peer.me.replica: peer for peer in map(Peer, (A, B, C))}
+        self.wire: list[tuple[ReplicaId, ReplicaId, object]] = []
+        self.unheard = list(self.peers)
+        self.accepted = self.accepted_late = 0
+        self.late: set[object] = set()
+        for peer in self.peers.values():
+            peer.learn(FIRST_MAP)
+        for other in (B, C):
+            self.peers[A.replica].tell(ev.StreamUp(replica=other.replica))
+        self.collect()
+
+    def collect(self) -> None:
+        """Put what was said on the wire, and judge what was answered."""
+        for me, peer in self.peers.items():
+            self.wire += [(me, send.to, send.message) for send in peer.said.send]
+            accepted = {
+                reply.request for reply in peer.said.reply if isinstance(reply, AppendAccepted)
+            }
+            self.accepted += len(accepted)
+            self.accepted_late += len(accepted & self.late)
+            peer.forget()
+
+    def append(self, peer: Peer) -> None:
+        """Two of three voters acknowledge: with two that have dropped it nobody can any more."""
+        request = peer.append()
+        over = sum(each.replica.stored.promised == DELETED_EPOCH for each in self.peers.values())
+        if over >= 2 and peer.me == A:
+            self.late.add(request)
+
+    def step(self) -> None:
+        me = self.rng.choice(list(self.peers))
+        peer = self.peers[me]
+        what = self.rng.random()
+        if what < 0.25:
+            self.append(peer)
+        elif what < 0.5:
+            peer.fsync()
+        elif what < 0.52 and me in self.unheard:
+            self.unheard.remove(me)
+            delete(peer)
+        elif self.wire:
+            sender, to, message = self.wire.pop(self.rng.randrange(len(self.wire)))
+            if self.rng.random() < 0.2:
+                self.wire.append((sender, to, message))
+            event = EVENTS[type(message)]
+            self.peers[to].tell(event(sender=sender, message=message))
+        self.collect()
+
+
+EVENTS = {
+    Adopt: ev.AdoptReceived,
+    Frame: ev.FrameReceived,
+    Ack: ev.AckReceived,
+    Expect: ev.ExpectReceived,
+}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_in_whatever_order_it_is_heard_nothing_new_is_acknowledged(seed):
+    three = Three(seed)
+    for _ in range(400):
+        three.step()
+    for peer in three.peers.values():
+        if peer.me.replica in three.unheard:
+            delete(peer)
+        peer.fsync()
+        three.collect()
+    assert three.accepted_late == 0
+    for peer in three.peers.values():
+        peer.fsync()
+        assert peer.replica.stored.promised == DELETED_EPOCH
+        assert not peer.replica.stored.segments
+        assert not any(peer.store.batches.values())
+        assert not peer.replica.is_primary
