@@ -44,6 +44,9 @@ from peerd.core.shard_map import Plan
 from peerd.core.situation import Situation, sooner
 from peerd.core.split import Closing
 
+HELD_LOOK_MS = 5
+"""While a switch waits for what is in flight, its time is looked at this often."""
+
 STALL_LOOK_MS = 50
 """While something is to be acked, stalls are looked for this often: `stall_timeout_ms` / 10."""
 
@@ -584,7 +587,7 @@ class Primary:
     def _streams_wake_in_ms(self) -> int | None:
         limits, commit, end = self._s.limits, self.commit, self.end
         if self.held:
-            return limits.commit_notice_ms
+            return HELD_LOOK_MS
         is_behind = False
         for progress in self._progress.values():
             streams = progress.way is Way.STREAM
