@@ -24,8 +24,6 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.telemetry.exporter import SAMPLE_AGE_NAME
 from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA
 
-# The newest second of which a scrape may not be written down yet.
-SETTLE_S = 1
 # Scrapes over which a rate is taken: two would be none as soon as one is lost.
 RATE_SCRAPES = 4
 # limit: seconds asked for at once; a first round, or one after failures, asks for a whole window
@@ -83,7 +81,7 @@ class ScrapedTelemetry:
 
     async def round(self) -> None:
         """Ask for what came since the last round; what fails is told and tried again."""
-        end_s = self._wall_ms() // 1000 - SETTLE_S
+        end_s = self._wall_ms() // 1000
         if end_s < self._asked_to_s - PIECE_S:
             # The clock was set back: what was asked for lies in its future.
             self._asked_to_s = 0
@@ -112,7 +110,7 @@ class ScrapedTelemetry:
         """Nodes that are up and have no sample that is not stale; none before the first round."""
         if not self.rounds["ok"]:
             return []
-        oldest_s = (self._wall_ms() - self._telemetry.staleness_ms) // 1000 - SETTLE_S
+        oldest_s = (self._wall_ms() - self._telemetry.staleness_ms) // 1000
         return sorted(
             name
             for name, node in self._state().nodes.items()

@@ -24,6 +24,8 @@ class Heard:
     repaired_batches: int
     scrub_age_s: int | None
     map_version: int
+    workload: fleet_pb2.NodeWorkload
+    workload_at_ms: int
 
 
 class Vitals:
@@ -37,7 +39,13 @@ class Vitals:
     def heard(
         self, node: NodeName, boot: BootId, heartbeat: fleet_pb2.HeartbeatRequest, now_ms: int
     ) -> None:
-        """A heartbeat came."""
+        """A heartbeat came. One without a workload leaves what was told before."""
+        before = self._heard.get(node)
+        workload, workload_at_ms = fleet_pb2.NodeWorkload(), now_ms
+        if heartbeat.HasField("workload"):
+            workload = heartbeat.workload
+        elif before is not None and before.boot == boot:
+            workload, workload_at_ms = before.workload, before.workload_at_ms
         self._heard[node] = Heard(
             at_ms=now_ms,
             boot=boot,
@@ -46,6 +54,8 @@ class Vitals:
             damaged_batches=heartbeat.damaged_batches,
             repaired_batches=heartbeat.repaired_batches,
             scrub_age_s=heartbeat.scrub_age_s if heartbeat.HasField("scrub_age_s") else None,
+            workload=workload,
+            workload_at_ms=workload_at_ms,
             map_version=heartbeat.map_version,
         )
 

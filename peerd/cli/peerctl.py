@@ -26,6 +26,7 @@ from peerd.cli import (
     pki_commands,
     position_commands,
     recover_commands,
+    workload_commands,
 )
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.callback()(output.before_command)
 app.command()(fleet_commands.status)
+app.command()(workload_commands.workload)
 app.command()(log_commands.append)
 app.command()(log_commands.read)
 app.command()(log_commands.tail)

@@ -261,6 +261,10 @@ class BlockingLas:
         """Accepts a node's new store; see `peerd.client.las.LasCalls.replace_node`."""
         self._thread.run(self._las.replace_node(node, store_id, accept_loss=accept_loss))
 
+    def workload(self, node: str = "", log: str = "") -> fleet_pb2.GetWorkloadResponse:
+        """What clients do to each shard; see `peerd.client.las.LasCalls.workload`."""
+        return self._thread.run(self._las.workload(node, log))
+
     def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
         """What stopping a node now would cost."""
         return self._thread.run(self._las.check_stop(node))

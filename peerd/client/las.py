@@ -248,6 +248,16 @@ class LasCalls:
             f"replacing the store of {node}",
         )
 
+    async def workload(self, node: str = "", log: str = "") -> fleet_pb2.GetWorkloadResponse:
+        """What clients do to each shard, of a node or log, or of all; the busiest first."""
+        request = fleet_pb2.GetWorkloadRequest(node=node, log=log)
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).GetWorkload(
+                request, timeout=timeout_s
+            ),
+            "asking for the workload",
+        )
+
     async def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
         """What stopping a node now would cost."""
         request = fleet_pb2.CheckStopRequest(node=node)

@@ -1,5 +1,6 @@
 """The peer's own counts at `/metrics`: bounds that are visible before they are reached."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from peerd.daemon.links import LinkStatistics
 from peerd.daemon.repairer import RepairStatistics
 from peerd.daemon.scrubber import ScrubStatistics
 from peerd.storage.options import Space
+from peerd.transport.workload import WorkloadFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class PeerStatistics:
     map_version: int
     map_age_ms: int
     tasks: int
+    workload: WorkloadFigures
     fronts: list[FrontStatistics]
 
 
@@ -90,6 +93,7 @@ class PeerExporter(Collector):
         yield from _care(now.repairer, now.scrubber)
         yield from _links(now.links)
         yield from _fronts(now.fronts)
+        yield from _workload(now.workload)
 
 
 def _care(repairs: RepairStatistics, scrub: ScrubStatistics) -> Iterator[Metric]:
@@ -153,6 +157,29 @@ def _links(links: list[LinkStatistics]) -> Iterator[Metric]:
         breaks.add_metric([link.peer], link.breaks)
         overflows.add_metric([link.peer], link.overflows)
     yield from (up, queued, breaks, overflows, round_trip)
+
+
+def _workload(figures: WorkloadFigures) -> Iterator[Metric]:
+    """By shard, of the last whole interval; what has no value is left out."""
+    for name, words in (
+        ("appends_per_s", "Batches taken"),
+        ("records_per_s", "Records taken"),
+        ("bytes_per_s", "Payload bytes taken"),
+        ("records_per_batch", "Mean records of a batch"),
+        ("distinct_keys", "Distinct keys, estimated"),
+        ("hottest_key_share", "Share of the most frequent key"),
+        ("conditional_share", "Share of batches that name the offset they expect"),
+        ("read_bytes_per_s", "Payload bytes that left for readers"),
+        ("cold_read_share", "Share of them that is older than a minute"),
+        ("readers", "Readers that follow"),
+        ("reader_lag_records", "Records that the last of them is behind"),
+    ):
+        family = GaugeMetricFamily(f"peerd_shard_{name}", words, labels=["shard"])
+        for shard, load in figures.shards.items():
+            value = getattr(load, name)
+            if not math.isnan(value):
+                family.add_metric([str(shard)], value)
+        yield family
 
 
 def _fronts(fronts: list[FrontStatistics]) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.durable import StoredShard
-from peerd.core.ids import ProcessId
+from peerd.core.ids import ProcessId, ShardId
 from peerd.daemon.config import PeerdConfig
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.host import ShardHost
@@ -30,10 +30,13 @@ from peerd.storage.errors import WrongCluster
 from peerd.storage.store import Store
 from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
+from peerd.transport.workload import ShardLoad, WorkloadFigures
 
 # Level of what this version can do, told to the LAS and raised with each step that older versions
 # could not follow. 2: a primary takes nothing in a closed segment (splits).
 FEATURE_LEVEL = 2
+# limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
+WORKLOAD_SHARDS_MAX = 4_096
 
 _log = get_logger("member")
 
@@ -82,8 +85,11 @@ class Member:
         host: ShardHost,
         map_cache: MapCache,
         window: Window,
+        workload: Callable[[], WorkloadFigures],
         care: Callable[[], tuple[RepairStatistics, ScrubStatistics]],
     ) -> None:
+        self._workload = workload
+        self._told_workload = 0
         self._care = care
         self._me = me
         self._config = config
@@ -150,6 +156,7 @@ class Member:
         """The next heartbeat; samples as described above."""
         if whole_window:
             self._told_sequence = -1
+            self._told_workload = 0
         samples = self._window.since(self._told_sequence)[-SAMPLES_PER_HEARTBEAT_MAX:]
         if samples:
             self._told_sequence = samples[-1].sequence
@@ -165,7 +172,40 @@ class Member:
             damaged_batches=repairs.damaged,
             repaired_batches=repairs.repaired,
             scrub_age_s=None if scrub.pass_age_s is None else int(scrub.pass_age_s),
+            workload=self._new_workload(),
         )
+
+    def _new_workload(self) -> fleet_pb2.NodeWorkload | None:
+        """The figures of an interval, in the first heartbeat after its end."""
+        figures = self._workload()
+        if figures.number == self._told_workload:
+            return None
+        self._told_workload = figures.number
+        busiest = sorted(
+            figures.shards.items(), key=lambda item: -item[1].bytes_per_s - item[1].read_bytes_per_s
+        )
+        return fleet_pb2.NodeWorkload(
+            period_s=figures.period_s,
+            shards=[encode_load(shard, load) for shard, load in busiest[:WORKLOAD_SHARDS_MAX]],
+        )
+
+
+def encode_load(shard: ShardId, load: ShardLoad) -> fleet_pb2.ShardWorkload:
+    """The wire form of one shard's figures."""
+    return fleet_pb2.ShardWorkload(
+        shard=shard,
+        appends_per_s=load.appends_per_s,
+        records_per_s=load.records_per_s,
+        bytes_per_s=load.bytes_per_s,
+        records_per_batch=load.records_per_batch,
+        distinct_keys=load.distinct_keys,
+        hottest_key_share=load.hottest_key_share,
+        conditional_share=load.conditional_share,
+        read_bytes_per_s=load.read_bytes_per_s,
+        cold_read_share=load.cold_read_share,
+        readers=load.readers,
+        reader_lag_records=load.reader_lag_records,
+    )
 
 
 def _encode_sample(sample: Sample, now_ms: int) -> fleet_pb2.HealthSample:

@@ -157,6 +157,7 @@ class ShardHost:
             done(refused)
             return
         self._own.record_append(header.record_count, len(payload))
+        self._own.workload.appended(shard, header, conditional=expected_offset is not None)
         self._handle(
             shard,
             events.AppendRequested(

@@ -228,6 +228,7 @@ class Peer:
             host=self.host,
             map_cache=self.map_cache,
             window=self._sampling.window,
+            workload=lambda: self.own.workload.figures(loop.time()),
             care=lambda: (self.repairer.statistics(), self.scrubber.statistics()),
         )
         self.session = LasSession(
@@ -317,6 +318,7 @@ class Peer:
             LasDoor(self.config.las, self._channels),
             budget=self._append_budget,
             cores_are_scarce=CoreWatch().are_scarce,
+            workload=self.own.workload,
         )
         recorded = None if self._recorder is None else self._recorder.path
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(
@@ -389,6 +391,7 @@ class Peer:
             map_version=self.map_cache.version,
             map_age_ms=self.map_cache.age_ms,
             tasks=self.supervisor.task_count,
+            workload=self.own.workload.figures(self._loop.time()),
             fronts=[] if self._fronts is None else self._fronts.statistics(),
         )
 

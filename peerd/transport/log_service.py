@@ -35,6 +35,7 @@ from peerd.transport.read_source import ReadSource
 from peerd.transport.router import FORWARDED_KEY, ChannelSource, Router
 from peerd.transport.status import Context, Refused, refusal
 from peerd.transport.tail_service import TailService
+from peerd.transport.workload import Workload
 from peerd.v1 import log_pb2
 
 SERVICE = "peerd.v1.LogService"
@@ -54,6 +55,7 @@ class LogService:
         append_host: AppendHost | None = None,
         budget: ByteBudget | None = None,
         cores_are_scarce: Callable[[], bool] = lambda: False,
+        workload: Workload | None = None,
     ) -> None:
         """Serves over `host`.
 
@@ -66,6 +68,7 @@ class LogService:
             append_host: Takes the appends in place of `host`: in a front worker, the sequencer.
             budget: Of unanswered bytes, if it is shared; one of the limits' size otherwise.
             cores_are_scarce: Whether work waits for a core here; asked for each batch.
+            workload: Gets what is read; its owner gives it what is appended.
         """
         self._append_host: AppendHost = append_host or host
         self._cache = cache
@@ -85,6 +88,7 @@ class LogService:
             source=ReadSource(host, cache),
             router=self._router,
             wait_ms=limits.no_primary_wait_ms,
+            workload=workload or Workload(),
         )
         self._las = las
         self._positions = PositionService(self._read_services, las)

@@ -45,6 +45,7 @@ from peerd.transport.read_source import ReadSource, unavailable
 from peerd.transport.router import Router, Target
 from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
 from peerd.transport.waiting import is_cancelled, wait_for
+from peerd.transport.workload import Workload
 from peerd.v1 import errors_pb2, log_pb2
 
 Message = log_bytes_pb2.ReadResponseBytes
@@ -83,6 +84,7 @@ class ReadServices:
     source: ReadSource
     router: Router
     wait_ms: int
+    workload: Workload = field(default_factory=Workload)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +110,16 @@ class ShardRead:
             Refused: OFFSET_BEYOND_TAIL, TRIMMED, NOT_PRIMARY, RANGE_UNAVAILABLE, CORRUPT,
                 UNKNOWN_LOG (it was deleted meanwhile).
         """
+        if self.follow:
+            self.services.workload.reader_begins(id(self), self.shard, self._lag_records)
+        try:
+            async with contextlib.aclosing(self._messages()) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.services.workload.reader_ends(id(self))
+
+    async def _messages(self) -> AsyncGenerator[Message, None]:
         while not self._is_done():
             changed = self.services.host.commit_changed(self.shard)
             self._check_replica()
@@ -168,7 +180,19 @@ class ShardRead:
                 return
             self.next = batches[-1].end
             self._progress_s = time.monotonic()
+            self._account(batches)
             yield self._message(span.epoch, batches)
+
+    def _account(self, batches: Sequence[PlacedBatch]) -> None:
+        age_ms = time.time_ns() // 1_000_000 - batches[0].header.timestamp_ms
+        payload_bytes = sum(batch.header.payload_bytes for batch in batches)
+        self.services.workload.read(self.shard, payload_bytes, age_ms=age_ms)
+
+    def _lag_records(self) -> int:
+        """How far it is behind what is committed here; a gap on the way counts as nothing."""
+        if self.next is None:
+            return 0
+        return self._known_end() - self.next if self._gap_here(self.next) is None else 0
 
     @property
     def _trimmed_to(self) -> int:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -420,3 +421,26 @@ def test_a_cluster_that_is_not_there_is_one_line(cluster, tmp_path):
     assert done.exit_code == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("peerctl: cannot connect: 127.0.0.1:1")
+
+
+# ---------------------------------------------------------------------------------- workload
+def test_what_clients_do_is_shown_by_shard_and_node(peerctl, log, cluster):
+    with connect(credentials=cluster.peerctl_toml) as client:
+        deadline = time.monotonic() + 60
+        found = {}
+        while not found and time.monotonic() < deadline:
+            client.append(log, b"x" * 1000, key=b"household-900")
+            list(client.read(log))
+            rows = json.loads(peerctl("workload", log, "-o", "json"))["shards"]
+            found = {row["workload"]["shard"]: row["workload"] for row in rows}
+    (one,) = found.values()
+    assert one["records_per_s"] > 0
+    assert (one["distinct_keys"], one["hottest_key_share"]) == ("1", 1.0)
+    assert one["conditional_share"] == 0.0
+    assert one["read_bytes_per_s"] > 0
+    shown = peerctl("workload", log)
+    assert log in shown
+    assert "hottest" in shown
+    assert peerctl("workload", "no-such-log") == (
+        "no shard was written to or read within the last seconds\n"
+    )

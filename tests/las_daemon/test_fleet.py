@@ -1,9 +1,12 @@
 """Peers register, live, report and die; what the LAS does about it."""
 
+from dataclasses import replace
+
 import grpc
 import pytest
 
 from las.core.state import NodeState
+from las.daemon.services import fleet as fleet_service
 from las.v1 import fleet_pb2 as pb
 from peerd.pki import Role
 from peerd.transport.map_codec import encode_replica
@@ -405,3 +408,45 @@ async def test_what_is_wrong_is_said_worst_first(las):
         for text in ("paused", "peer-2 failed", "acks = copies")
     ]
     assert positions == sorted(positions)
+
+
+# ---------------------------------------------------------------------------------- workload
+async def workload(las, **wanted):
+    return await las.fleet.GetWorkload(pb.GetWorkloadRequest(**wanted), metadata=ADMIN, timeout=5)
+
+
+async def test_what_primaries_tell_of_their_shards_is_answered_the_busiest_first(las):
+    await las.add_peers(3)
+    await create(las, shards=2, copies=3)
+    told = pb.NodeWorkload(
+        period_s=10.0,
+        shards=[
+            pb.ShardWorkload(shard=1, bytes_per_s=5.0),
+            pb.ShardWorkload(shard=2, bytes_per_s=7.0),
+            pb.ShardWorkload(shard=99, bytes_per_s=9.0),
+        ],
+    )
+    peer = by_name(las, "peer-1")
+    call = await peer.heartbeats(peer.beat(workload=told))
+    await until(lambda: las.term.vitals.of("peer-1") is not None)
+    await call.write(peer.beat())  # one without figures leaves what was told
+    answer = await workload(las)
+    assert [(each.node, each.workload.shard) for each in answer.shards] == [
+        ("peer-1", 2),
+        ("peer-1", 1),
+    ], "a shard that is not in the map is left out"
+    assert not (await workload(las, node="peer-2")).shards
+    assert not (await workload(las, log="another")).shards
+    assert (await refused(workload(las, node="peer-9")))[0] == "UNKNOWN_NODE"
+    # What is old tells of another time.
+    heard = las.term.vitals.of("peer-1")
+    las.term.vitals._heard["peer-1"] = replace(heard, workload_at_ms=heard.at_ms - 31_000)
+    assert not (await workload(las)).shards
+
+
+async def test_a_workload_of_too_many_shards_is_refused(las, monkeypatch):
+    monkeypatch.setattr(fleet_service, "WORKLOAD_SHARDS_MAX", 1)
+    (peer,) = await las.add_peers(1)
+    shards = [pb.ShardWorkload(shard=number) for number in (1, 2)]
+    call = await peer.heartbeats(peer.beat(workload=pb.NodeWorkload(shards=shards)))
+    assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT

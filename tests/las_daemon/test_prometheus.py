@@ -223,7 +223,7 @@ def source(telemetry, taken, *, clock=None):
         state=lambda: state,
         take=lambda *row: taken.append(row),
         window_s=4,
-        wall_ms=clock or (lambda: (NOW_S + 1) * 1000),
+        wall_ms=clock or (lambda: NOW_S * 1000),
     )
 
 
@@ -261,7 +261,7 @@ async def test_samples_are_taken_by_the_second_and_missing_stays_missing():
     assert scraped.rounds == {"ok": 1}
     # Peer 2's are stale, although the server goes on with its last value.
     assert [row[:3] for row in taken] == [
-        (name(1), NOW_S - ago, 1_000 + ago * 1_000) for ago in (3, 2, 1, 0)
+        (name(1), NOW_S - ago, ago * 1_000) for ago in (3, 2, 1, 0)
     ]
     values = dict(zip(TELEMETRY_SCHEMA.names, taken[0][3], strict=True))
     assert values["sample_delay_ms"] == 1.5
@@ -280,7 +280,7 @@ async def test_each_second_is_asked_for_once_and_a_failed_one_again(monkeypatch)
         return web.Response(status=500) if failing else fleet(form)
 
     async with serving(answer) as server:
-        scraped = source(told(server.url), taken, clock=lambda: (now_s + 1) * 1000)
+        scraped = source(told(server.url), taken, clock=lambda: now_s * 1000)
         await scraped.round()
         failing.append(True)
         now_s += 2

@@ -30,7 +30,8 @@ from las.daemon.services.reports import Reports
 from las.daemon.services.results import invalid, require_ok
 from las.daemon.status_view import StatusView
 from las.daemon.stop_view import stop_view
-from las.daemon.term import Term, wall_ms
+from las.daemon.term import Term, now_ms, wall_ms
+from las.daemon.workload_view import workload_view
 from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import BootId, NodeName, StoreId
@@ -39,6 +40,8 @@ from peerd.transport.status import Context, Refused, refusal
 
 # limit: samples of one heartbeat, as the contract says.
 SAMPLES_PER_HEARTBEAT_MAX = 120
+# limit: shards of a heartbeat's workload, as the contract says.
+WORKLOAD_SHARDS_MAX = 4_096
 # limit: suspicious epochs of a store that one registration tells; one is enough to halt a shard,
 # and a store with more has to be looked at anyway.
 SUSPICIOUS_EPOCHS_MAX = 1_000
@@ -201,6 +204,11 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
 
     def _take(self, term: Term, session: "_Session", request: fleet_pb2.HeartbeatRequest) -> None:
         node = registered(self._group.state, session.name, session.boot)
+        if len(request.workload.shards) > WORKLOAD_SHARDS_MAX:
+            raise invalid(
+                f"the workload of {len(request.workload.shards)} shards in a heartbeat of "
+                f"{session.name}: at most {WORKLOAD_SHARDS_MAX}"
+            )
         if len(request.samples) > SAMPLES_PER_HEARTBEAT_MAX:
             raise invalid(
                 f"{len(request.samples)} samples in a heartbeat of {session.name}: "
@@ -318,6 +326,16 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self._leadership.require()
         await self._group.barrier()
         return audit_view(self._group.state, request)
+
+    async def GetWorkload(
+        self, request: fleet_pb2.GetWorkloadRequest, context: Context
+    ) -> fleet_pb2.GetWorkloadResponse:
+        """What clients do to each shard. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        term = self._leadership.require()
+        state = self._group.state
+        if request.node:
+            known_node(state, request.node)
+        return workload_view(state, term.vitals, request, now_ms())
 
     async def CheckStop(
         self, request: fleet_pb2.CheckStopRequest, context: Context

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from peerd.transport.workload import Workload
+
 # A commit of this length is a stall: some 50 times the usual commit of a healthy disk, and short
 # enough to be seen before clients notice. Milliseconds.
 COMMIT_STALL_MS = 100.0
@@ -78,6 +80,8 @@ class OwnMetrics:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.workload = Workload()
+        """Of the event loop alone, unlike everything else here."""
         self._lock = threading.Lock()
         self._commit_begun_s: float | None = None
         self._reset()
