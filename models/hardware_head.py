@@ -288,7 +288,7 @@ def main() -> int:
                 steps=arguments.steps,
             )
             print(f"{head.model_id} in {time.monotonic() - begun_s:.0f} s: {arguments.model}")
-        from models.head_card import write_hardware_card
+        from models.head_card import cost_of_a_fleet, write_hardware_card
 
         head = Head.load(arguments.model, HARDWARE_TABLE)
         training = training_snapshots(disks, np.random.default_rng(arguments.seed))
@@ -296,6 +296,7 @@ def main() -> int:
         beside = boosted_trees(training, held_out, arguments.seed)
         judged = judge(head, disks, held_out, beside)
         print(report(judged))
+        print(cost_of_a_fleet(head))
         write_hardware_card(head, arguments.model, report(judged), judged)
     except (DataMissing, ModelRefused, OSError) as error:
         print(f"hardware head: {error}", file=sys.stderr)

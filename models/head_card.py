@@ -5,6 +5,7 @@ The words stand here; every number comes from the model file or from the evaluat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,19 @@ def _write(head: Head, path: Path, words: tuple[str, str, str], report: str) -> 
     card = path.with_suffix(".md")
     card.write_text("\n".join(lines))
     return card
+
+
+def cost_of_a_fleet(head: Head, nodes: int = 10_000) -> str:
+    """What one run for a whole fleet costs on one core, the best of five."""
+    window, width = head.contract.window, len(head.contract.features)
+    random = np.random.default_rng(0)
+    inputs = random.integers(0, 9, size=(nodes, window, width)).astype(np.float32)
+    spent_s = []
+    for _ in range(5):
+        begun_s = time.process_time()
+        head.predict(inputs)
+        spent_s.append(time.process_time() - begun_s)
+    return f"{head.model_id}: {nodes} nodes in {min(spent_s):.3f} s of one core"
 
 
 def draw_reliability(

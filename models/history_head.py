@@ -279,11 +279,12 @@ def main() -> int:
             history = HISTORIES["lanl"](arguments.data)
             head = train(history, arguments.model, seed=arguments.seed, steps=arguments.steps)
             print(f"{head.model_id} in {time.monotonic() - begun_s:.0f} s: {arguments.model}")
-        from models.head_card import write_history_card
+        from models.head_card import cost_of_a_fleet, write_history_card
 
         head = Head.load(arguments.model, HISTORY_TABLE)
         text, judged = report(head, arguments.data, seed=arguments.seed)
         print(text)
+        print(cost_of_a_fleet(head))
         write_history_card(head, arguments.model, text, judged)
     except (DataMissing, ModelRefused, OSError) as error:
         print(f"history head: {error}", file=sys.stderr)

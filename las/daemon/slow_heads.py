@@ -4,7 +4,8 @@ Invariants:
 - They never act: what they say is joined for people and for `-o json` (las/forecast/join.py).
 - A head whose file is refused, or that answers with something that is no probability, is given up
   until the next start; the others go on, and the note says so.
-- Asked at most once a `REFRESH_S`, unless the history or the fleet changed; in the model's thread.
+- Asked once a `REFRESH_S`, sooner if the history or the fleet changed, but not within
+  `REST_S` of the last time: of 10,000 nodes one asking costs half a second of the model's thread.
 
 The hardware head reads daily SMART readings (las/forecast/hardware_inputs.py). Peers do not send
 them yet, so it says that it has no input.
@@ -28,6 +29,7 @@ from peerd.core.ids import NodeName
 from peerd.daemon.logging import get_logger
 
 REFRESH_S = 60
+REST_S = 5
 # limit: nodes whose reasons are worked out in one run, the riskiest first; each costs one run of a
 # few rows.
 EXPLAINED_MAX = 16
@@ -77,12 +79,17 @@ class SlowHeads:
         return cls(heads, "; ".join(notes))
 
     def ask(self, state: ClusterState, now_s: int) -> SlowForecast:
-        """What the heads say of every node, at most `REFRESH_S` old."""
+        """What the heads say of every node, at most `REFRESH_S` old.
+
+        A node that registered within the last `REST_S` may be missing.
+        """
         fleet = tuple(sorted(state.nodes))
         told = self._asked_of
         same = told is not None and told[0] is state.history and told[1] == fleet
-        if same and 0 <= now_s - self._latest.asked_s < REFRESH_S:
-            return self._latest
+        if told is not None:
+            age_s = now_s - self._latest.asked_s
+            if 0 <= age_s < (REFRESH_S if same else REST_S):
+                return self._latest
         answers: dict[NodeName, list[HeadOutlook]] = {name: [] for name in fleet}
         for name, head in list(self._heads.items()):
             try:

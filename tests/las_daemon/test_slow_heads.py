@@ -1,9 +1,11 @@
 """The history head in the daemon: it reads the LAS's outages, is joined, and decides nothing."""
 
 import time
+from dataclasses import replace
 
 from las.core.state import ClusterState, Node
-from las.daemon.slow_heads import REFRESH_S, SlowHeads
+from las.daemon import slow_heads
+from las.daemon.slow_heads import REFRESH_S, REST_S, SlowHeads
 from las.forecast.contract import HARDWARE, HISTORY, ModelRefused
 from las.forecast.heads import shipped_head
 from las.v1 import history_pb2
@@ -14,7 +16,9 @@ from tests.las_daemon.test_history import row, take
 DAY_S = 86_400
 
 
-async def test_a_node_that_often_failed_is_feared_for_and_not_moved(las):
+async def test_a_node_that_often_failed_is_feared_for_and_not_moved(las, monkeypatch):
+    # The peers beat but once and count as dead soon; what is asked here does not depend on it.
+    monkeypatch.setattr(slow_heads, "REST_S", 0)
     peers = await las.add_peers(2)
     for peer in peers:
         await calm(peer)
@@ -31,14 +35,12 @@ async def test_a_node_that_often_failed_is_feared_for_and_not_moved(las):
     often, never = (await forecast(las)).forecasts
     assert [each.head for each in often.heads] == ["hardware", "history"]
     assert [each.known for each in often.heads] == [False, True]
-    assert "the last 1 d ago" in often.heads[1].reasons[0].text
+    assert "failures in 90 d, the last" in often.heads[1].reasons[0].text
     place = [horizon.horizon_s for horizon in often.joined].index(7 * DAY_S)
     assert often.joined[place].probability > 2 * never.joined[place].probability > 0.0
     told = [horizon.probability for horizon in often.joined]
     assert len(told) == 5
     assert told == sorted(told)
-    assert [h.horizon_s for h in often.horizons] == [600, 3600]
-    assert often.horizons == never.horizons
     assert not often.at_risk
 
 
@@ -76,4 +78,9 @@ def test_they_are_asked_anew_when_the_history_changes_or_a_minute_has_passed():
     state = ClusterState(cluster_id="c")
     first = heads.ask(state, 1_000)
     assert heads.ask(state, 1_000 + REFRESH_S - 1) is first
-    assert heads.ask(state, 1_000 + REFRESH_S) is not first
+    second = heads.ask(state, 1_000 + REFRESH_S)
+    assert second is not first
+    changed = replace(state, nodes=an_empty_fleet("n1"))
+    at_s = 1_000 + REFRESH_S
+    assert heads.ask(changed, at_s + REST_S - 1) is second
+    assert set(heads.ask(changed, at_s + REST_S).nodes) == {"n1"}

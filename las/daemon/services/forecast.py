@@ -65,7 +65,8 @@ class ForecastServicer(forecast_pb2_grpc.ForecastServiceServicer):
                 state = self._group.state
                 yield forecast_pb2.WatchForecastResponse(
                     forecasts=[
-                        forecast_of(state, name, term.forecaster) for name in sorted(state.nodes)
+                        forecast_of(state, name, term.forecaster, heads=False)
+                        for name in sorted(state.nodes)
                     ],
                     timestamp_ms=latest.timestamp_ms,
                 )
@@ -212,9 +213,12 @@ def known_node(state: ClusterState, name: str) -> NodeName:
 
 
 def forecast_of(
-    state: ClusterState, name: NodeName, forecaster: FleetForecaster
+    state: ClusterState, name: NodeName, forecaster: FleetForecaster, *, heads: bool = True
 ) -> forecast_pb2.NodeForecast:
-    """The wire form of a node's newest forecast; without samples of it, one that is not known."""
+    """The wire form of a node's newest forecast; without samples of it, one that is not known.
+
+    `heads`: each head apart too; who watches a whole fleet does without.
+    """
     evaluation, at_ms = forecaster.latest, now_ms()
     outlook = evaluation.nodes.get(name)
     slow = evaluation.slow.nodes.get(name, ())
@@ -224,7 +228,7 @@ def forecast_of(
         node=name,
         model_id=evaluation.model_id,
         at_risk=state.nodes[name].at_risk,
-        heads=[_head(each, evaluation) for each in slow],
+        heads=[_head(each, evaluation) for each in slow] if heads else [],
     )
     if outlook is not None:
         parts.append(
