@@ -45,6 +45,8 @@ from peerd.transport.status import Refused
 # limit: nodes whose reasons are worked out in one run, the riskiest first; each costs some model
 # runs, and nobody reads more.
 EXPLAINED_MAX = 16
+# limit: seconds for one answer of the model for the whole fleet; 10,000 nodes take 0.15.
+MODEL_TIMEOUT_S = 8.0
 # From this probability on a node is worth an explanation.
 EXPLAINED_FROM = 0.2
 
@@ -130,8 +132,18 @@ class Model:
         return max(self._forecaster.window, RULE_WINDOW)
 
     async def judge(self, windows: Windows) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
-        """Forecast a fleet [nodes, `window`, metrics]; reasons by row for the riskiest nodes."""
+        """Forecast a fleet [nodes, `window`, metrics]; reasons by row for the riskiest nodes.
+
+        A model that takes longer than `MODEL_TIMEOUT_S` is given up, and its thread left behind.
+        """
         loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._thread, self._judge, windows)
+        done, _ = await asyncio.wait([work], timeout=MODEL_TIMEOUT_S)
+        if done or isinstance(self._forecaster, HeuristicForecaster):
+            return await work
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="las-forecast")
+        self._give_up(f"one answer takes more than {MODEL_TIMEOUT_S:.0f} s")
         return await loop.run_in_executor(self._thread, self._judge, windows)
 
     async def ask_slow_heads(self, state: ClusterState, now_s: int) -> SlowForecast:
@@ -147,13 +159,16 @@ class Model:
         try:
             return self._answer(self._forecaster, windows)
         except ModelRefused as error:
-            self.note = (
-                f"the forecast model was given up ({error}); the rule "
-                "'fsync p99 > 10 × own past' stands in"
-            )
-            _log.error("model given up", why=str(error))
-            self._forecaster = HeuristicForecaster()
+            self._give_up(str(error))
             return self._answer(self._forecaster, windows)
+
+    def _give_up(self, why: str) -> None:
+        self.note = (
+            f"the forecast model was given up ({why}); the rule "
+            "'fsync p99 > 10 × own past' stands in"
+        )
+        _log.error("model given up", why=why)
+        self._forecaster = HeuristicForecaster()
 
     @staticmethod
     def _answer(

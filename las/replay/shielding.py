@@ -23,8 +23,6 @@ from las.replay.histories import History
 from las.replay.predictors import Predictor
 from peerd.core.ids import NodeName
 
-# A node's forecast that is below this share of the lowest line moves nothing.
-_CALM = 0.2
 Progress = Callable[[float], None]
 
 
@@ -97,13 +95,15 @@ def shield(
         up = in_service & (failures.down_until_s <= now_s)
         for name in [name for name in ready_s if not up[row_of[name]]]:
             del ready_s[name]
-        outlooks = _outlooks(predictor, now_s, up, names, ready_s)
+        served = int(in_service.sum())
+        enough = 2 * max(1, int(mirroring.share * served))
+        outlooks = _outlooks(predictor, now_s, up, names, ready_s, enough=enough)
         verdict = judge.judge(
             outlooks,
             ready_s,
             now_s * 1_000,
             stakes=dict.fromkeys(outlooks, stake),
-            up=int(in_service.sum()),
+            up=served,
         )
         for name in verdict.end:
             ready_s.pop(name, None)
@@ -127,16 +127,21 @@ def _outlooks(
     up: npt.NDArray[np.bool_],
     names: list[NodeName],
     mirrored: Mapping[NodeName, float],
+    *,
+    enough: int,
 ) -> dict[NodeName, Outlook]:
-    """Outlooks of the nodes that are up, without those of which nothing can follow."""
-    probabilities = predictor.at(now_s)
-    rows = np.flatnonzero(up & (probabilities >= _CALM * COST_LINE_MIN))
-    outlooks = {
-        names[row]: Outlook(horizons=((predictor.horizon_s, float(probabilities[row])),))
-        for row in rows.tolist()
+    """Outlooks of the mirrored nodes and of the riskiest: no other has a chance of a place.
+
+    `enough` is twice the budget: the mirrored may all be among the riskiest.
+    """
+    probabilities = np.where(up, predictor.at(now_s), -1.0)
+    riskiest = np.argsort(-probabilities, kind="stable")[:enough]
+    rows = {row for row in riskiest.tolist() if probabilities[row] > 0.0}
+    rows |= {row for row, name in enumerate(names) if name in mirrored}
+    return {
+        names[row]: Outlook(horizons=((predictor.horizon_s, max(0.0, float(probabilities[row]))),))
+        for row in sorted(rows)
     }
-    calm = Outlook(horizons=((predictor.horizon_s, 0.0),))
-    return outlooks | {name: calm for name in mirrored if name not in outlooks}
 
 
 class _Failures:
