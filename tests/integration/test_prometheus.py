@@ -74,7 +74,7 @@ def test_the_fleet_is_known_from_scrapes_alone_over_mutual_tls(tmp_path):
     shutil.which("prometheus-node-exporter") is None, reason="no prometheus-node-exporter"
 )
 def test_every_expression_for_node_exporter_is_answered(tmp_path):
-    """Each one gives a number, but for swap and pressure where the machine has none."""
+    """Each one gives a number, but for swap, pressure and memory errors where there are none."""
     import asyncio
     import time
 
@@ -109,7 +109,11 @@ def test_every_expression_for_node_exporter_is_answered(tmp_path):
                     for metric, series in zip(metrics, answers, strict=True)
                 }
 
-            may_lack = {m.name for m in metrics if m.name.startswith(("pressure_", "swap_"))}
+            may_lack = {
+                m.name
+                for m in metrics
+                if m.name.startswith(("pressure_", "swap_", "memory_errors_"))
+            }
 
             def whole() -> bool:
                 found = asyncio.run(answered())
