@@ -241,7 +241,7 @@ async def test_a_message_is_taken_only_when_its_contents_are_written(
     slow = await fleet.start_peer("peer-2", testing={"faults_file": faults})
     one = await fleet.start_peer("peer-1")
     taken_ms: list[float] = []
-    monkeypatch.setattr(one.own, "record_replication_ack", taken_ms.append)
+    monkeypatch.setattr(one.host, "frame_taken", taken_ms.append)
     await until(lambda: len(one.map_cache.nodes) == 2, "both are known")
     las.commit(shard_of(opened(1, plan(one, one, slow))))
     await until(lambda: one.host.is_primary(SHARD), "peer-1 is primary")
