@@ -75,6 +75,25 @@ async def test_parts_that_belong_together_end_together() -> None:
     assert cancelled == [True, True]
 
 
+@pytest.mark.timeout(20)
+async def test_a_part_that_loses_its_cancellation_is_cancelled_again() -> None:
+    """As a call of grpc.aio does whose deadline has passed at the same moment."""
+    lost = []
+
+    async def tries_again() -> None:
+        while True:
+            try:
+                await lasts()
+            except asyncio.CancelledError:
+                if len(lost) == 2:
+                    raise
+                lost.append(True)
+
+    with pytest.raises(ValueError, match="broken"):
+        await first_ended(fails(), tries_again())
+    assert lost == [True, True]
+
+
 async def test_appointments_ring_once_at_the_earliest_wish() -> None:
     rung: list[tuple[int, int]] = []
     timetable = Timetable(lambda shard, now: rung.append((shard, now)))
