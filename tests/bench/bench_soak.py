@@ -1,4 +1,4 @@
-"""Hours in minutes' view: `python -m tests.bench.bench_soak [--help]`, or `make soak MINUTES=60`.
+"""Whether anything grows: `python -m tests.bench.bench_soak [--help]`, or `make soak MINUTES=60`.
 
 A whole cluster under a steady load with a retention, a reader that stops reading, and a shadow that
 is stopped (SIGSTOP) and goes on, again and again, another one each time. Prints a line a minute:
@@ -23,7 +23,6 @@ from peerd.client.asynchronous import Client
 from peerd.client.errors import PeerdError
 from peerd.client.options import ClientOptions
 from peerd.testing.dev_cluster import DevCluster, Member, Shape
-from peerd.v1 import log_pb2, log_pb2_grpc
 
 LOG = "soak"
 SHARDS = 2
@@ -64,8 +63,8 @@ class Soak:
 
     async def run(self, minutes: int) -> None:
         """Load, a stopped shadow a minute and samples, for so many minutes."""
-        tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._sample())]
-        stuck = await self._stuck_reader()
+        works = (self._load(), self._sample(), self._stuck_reader())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             for number in range(minutes):
                 self.minutes.append(Minute())
@@ -77,7 +76,6 @@ class Soak:
                     if task.done():
                         task.result()
         finally:
-            stuck.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,17 +109,11 @@ class Soak:
     def _minute(self) -> Minute:
         return self.minutes[-1] if self.minutes else Minute()
 
-    async def _stuck_reader(self) -> "asyncio.Task[None]":
-        """Follows from the beginning, takes one message, and never reads again."""
-        peer = self._cluster.peers[0]
-        stub = log_pb2_grpc.LogServiceStub(self._client._channels.to(peer.address))
-
-        async def hold() -> None:
-            call = stub.Read(log_pb2.ReadRequest(log=LOG, follow=True))
-            await call.read()
+    async def _stuck_reader(self) -> None:
+        """Follows from the beginning, takes one record, and never reads again."""
+        async with self._client.read(LOG, follow=True) as records:
+            await anext(records)
             await asyncio.Event().wait()
-
-        return asyncio.create_task(hold())
 
     async def _stop_a_shadow(self, number: int) -> None:
         _, shards = await self._client.describe_log(LOG)
