@@ -8,15 +8,12 @@ own loader takes it.
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import torch
 
@@ -26,25 +23,18 @@ from las.forecast.contract import (
     OUTPUT_NAME,
     ModelContract,
     SelfTest,
-    to_metadata,
 )
 from las.forecast.model import ForecastModel
 from models.dataset import Run
 from models.features import FEATURES, IDENTITY, WINDOW
+from models.graph_export import PARITY_MAX, ParityBroken, to_graph, with_contract
 from models.network import IncidentNetwork
 from peerd.daemon.telemetry.collector import SAMPLE_PERIOD_MS
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
-# How far graph and network may differ in a probability: rounding of float32.
-PARITY_MAX = 1e-5
-OPSET = 17
 # Fewer samples than this are too few to compare anything with; the base rate answers.
 SAMPLES_MIN = 10
 _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
-
-
-class ParityBroken(Exception):
-    """The exported graph does not answer like the network; the message says by how much."""
 
 
 def export(
@@ -58,7 +48,7 @@ def export(
 ) -> ModelContract:
     """Write the file at `path`; nothing is left there when a check fails (`ParityBroken`)."""
     windows = _example_windows(runs)
-    graph = _graph(network)
+    graph = to_graph(network, torch.zeros(3, WINDOW, len(FEATURES)))
     answer = _check_parity(network, graph, windows)
     contract = ModelContract(
         model_id=f"incident-{hashlib.sha256(graph).hexdigest()[:8]}",
@@ -75,41 +65,15 @@ def export(
     )
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_bytes(_with_contract(graph, contract))
+        beside.write_bytes(with_contract(graph, contract))
         measured = {name: value for name, value in evaluate(beside).items() if np.isfinite(value)}
         contract = replace(contract, figures=measured)
-        beside.write_bytes(_with_contract(graph, contract))
+        beside.write_bytes(with_contract(graph, contract))
         ForecastModel.load(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     return contract
-
-
-def _graph(network: IncidentNetwork) -> bytes:
-    example = torch.zeros(3, WINDOW, len(FEATURES))
-    graph = io.BytesIO()
-    with warnings.catch_warnings():
-        # The exporter warns of its own successor; `dynamo=False` is the one that was measured.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval(),
-            (example,),
-            graph,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_axes={INPUT_NAME: {0: "nodes"}, OUTPUT_NAME: {0: "nodes"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return graph.getvalue()
-
-
-def _with_contract(graph: bytes, contract: ModelContract) -> bytes:
-    model = onnx.load_from_string(graph)
-    onnx.helper.set_model_props(model, to_metadata(contract))
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
 
 
 def _example_windows(runs: Sequence[Run]) -> npt.NDArray[np.float32]:

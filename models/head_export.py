@@ -7,15 +7,12 @@ real inputs, on inputs full of gaps, on nothing and on a lone row; the LAS's own
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import torch
 
@@ -25,11 +22,10 @@ from las.forecast.contract import (
     OUTPUT_NAME,
     ModelContract,
     SelfTest,
-    to_metadata,
 )
 from las.forecast.heads import Head, HeadTable
 from models.chain import ChainNetwork
-from models.export import OPSET, PARITY_MAX, ParityBroken
+from models.graph_export import PARITY_MAX, ParityBroken, to_graph, with_contract
 
 Inputs = npt.NDArray[np.float32]
 
@@ -57,7 +53,7 @@ def export_head(
         training_data: SHA-256 of what it was trained on.
         evaluate: Gives the figures that the contract carries.
     """
-    graph = _graph(network, examples)
+    graph = to_graph(network, torch.from_numpy(examples[:3]))
     contract = ModelContract(
         model_id=f"{table.head}-{hashlib.sha256(graph).hexdigest()[:8]}",
         head=table.head,
@@ -72,9 +68,9 @@ def export_head(
         figures={},
         self_test=SelfTest(windows=examples, expected=check_parity(network, graph, examples)),
     )
-    measured = evaluate(Head.from_bytes(_with_contract(graph, contract), table))
+    measured = evaluate(Head.from_bytes(with_contract(graph, contract), table))
     figures = {name: value for name, value in measured.items() if np.isfinite(value)}
-    content = _with_contract(graph, replace(contract, figures=figures))
+    content = with_contract(graph, replace(contract, figures=figures))
     head = Head.from_bytes(content, table)
     beside = path.with_name(f".{path.name}.new")
     beside.write_bytes(content)
@@ -97,28 +93,3 @@ def check_parity(network: ChainNetwork, graph: bytes, examples: Inputs) -> Input
         if not off_by <= PARITY_MAX:
             raise ParityBroken(f"graph and network differ by {off_by:.2g}")
     return answer
-
-
-def _graph(network: ChainNetwork, examples: Inputs) -> bytes:
-    graph = io.BytesIO()
-    with warnings.catch_warnings():
-        # The exporter warns of its own successor; `dynamo=False` is the one that was measured.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval(),
-            (torch.from_numpy(examples[:3]),),
-            graph,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_axes={INPUT_NAME: {0: "nodes"}, OUTPUT_NAME: {0: "nodes"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return graph.getvalue()
-
-
-def _with_contract(graph: bytes, contract: ModelContract) -> bytes:
-    model = onnx.load_from_string(graph)
-    onnx.helper.set_model_props(model, to_metadata(contract))
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())

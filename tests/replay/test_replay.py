@@ -1,6 +1,7 @@
 """Replays of recorded outages: the same planner and judgement, in virtual time."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -251,3 +252,12 @@ def test_mistakes_are_one_line(arguments, words):
     assert done.exit_code != 0
     assert words in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_plot_without_the_library_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    asked = ["replay", "synthetic:5x2", "--plot", str(tmp_path / "replay.svg")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code != 0
+    assert "pip install 'peerd[plot]'" in done.stderr
+    assert not (tmp_path / "replay.svg").exists()
