@@ -95,15 +95,14 @@ class OutsideForecasts:
                 f"{FORECASTERS_MAX} outside forecasters are heard already: one has to fall silent"
             )
             raise Refused(refusal(Reason.LIMIT_REACHED, text))
-        words = self._told.setdefault(NodeName(node), {})
-        last = words.get(forecaster)
+        last = self._told.get(NodeName(node), {}).get(forecaster)
         if last is not None and now_ms - last.heard_ms < PERIOD_MS_MIN:
             text = f"{forecaster} spoke of {node} less than {PERIOD_MS_MIN} ms ago"
             raise Refused(refusal(Reason.OVERLOADED, text, retry_after_ms=PERIOD_MS_MIN))
         if last is not None and last.made_ms > now_ms - age_ms:
             text = f"a newer forecast of {forecaster} for {node} is known"
             raise Refused(refusal(Reason.STATE_CHANGED, text))
-        words[forecaster] = OutsideForecast(
+        self._told.setdefault(NodeName(node), {})[forecaster] = OutsideForecast(
             forecaster=forecaster,
             source=source,
             horizons=tuple(horizons),
@@ -128,8 +127,13 @@ class OutsideForecasts:
         self._heard_ms = {
             name: at_ms for name, at_ms in self._heard_ms.items() if now_ms - at_ms < VALID_MS
         }
-        for node in [name for name in self._told if name not in state.nodes]:
-            del self._told[node]
+        heard = self._heard_ms
+        kept = {
+            node: {name: word for name, word in words.items() if name in heard}
+            for node, words in self._told.items()
+            if node in state.nodes
+        }
+        self._told = {node: words for node, words in kept.items() if words}
 
 
 def joined(outlook: Outlook, told: Sequence[OutsideForecast]) -> Outlook:

@@ -142,6 +142,14 @@ def test_so_many_forecasters_and_no_more_until_one_falls_silent():
     assert len(forecasts.of(name(1), VALID_MS)) == FORECASTERS_MAX
 
 
+def test_what_the_silent_said_is_not_kept():
+    forecasts = OutsideForecasts()
+    for number in range(3 * FORECASTERS_MAX):
+        take(forecasts, who=f"f{number}", now_ms=number * VALID_MS)
+    # As of the beginning, at which everything that is still kept would count.
+    assert [each.forecaster for each in forecasts.of(name(1), 0)] == [f"f{number}"]
+
+
 # ---------------------------------------------------------------------------------- the judgement
 def test_the_higher_probability_counts_and_none_falls_with_the_horizon():
     forecasts = OutsideForecasts()
