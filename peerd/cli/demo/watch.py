@@ -56,6 +56,7 @@ class Watcher:
         self._tell = tell
         self._epochs: dict[int, int] = {}
         self._had: tuple[int, int] = (0, 0)
+        self._forecast = forecast_pb2.NodeForecast()
 
     async def run(self) -> None:
         """Watch, in two tasks; a LAS without a leader is asked again."""
@@ -81,14 +82,19 @@ class Watcher:
                     self.story.moved.add(forecast.node)
                 if forecast.node != self._victim:
                     continue
+                self._forecast = forecast
                 self.story.model_id = forecast.model_id
                 for horizon in forecast.horizons:
                     if horizon.horizon_s == HORIZON_10_MIN_S:
                         self.story.probability.append((self._now(), horizon.probability))
-                if forecast.at_risk and self.story.at_risk_s is None:
-                    self._at_risk(forecast)
+                if forecast.at_risk:
+                    self._at_risk()
 
-    def _at_risk(self, forecast: forecast_pb2.NodeForecast) -> None:
+    def _at_risk(self) -> None:
+        """Told once, before what follows from it: a status may know of it first."""
+        if self.story.at_risk_s is not None:
+            return
+        forecast = self._forecast
         self.story.at_risk_s = self._now()
         self.story.reasons = ", ".join(reason.text for reason in forecast.reasons[:3])
         probability = max((h.probability for h in forecast.horizons[:1]), default=0.0)
@@ -112,6 +118,8 @@ class Watcher:
             await asyncio.sleep(STATUS_PERIOD_S)
 
     def _node(self, entry: fleet_pb2.NodeStatus) -> None:
+        if entry.node.at_risk:
+            self._at_risk()
         now, story = self._now(), self.story
         if not story.primaries or story.primaries[-1][1] != entry.primaries:
             story.primaries.append((now, entry.primaries))
