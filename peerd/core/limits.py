@@ -79,3 +79,5 @@ class Limits:
     """Period of everything that is repeated until it is answered."""
     table_timeout_ms: int = 10_000
     """A new primary looks for the producer table for this long before it goes on without."""
+    table_patience_ms: int = 60_000
+    """For this long, while a peer that may have it is connected and has not answered yet."""

@@ -8,6 +8,10 @@ A holder may not have heard yet that its segment is sealed, and then it cannot g
 sources are asked again and again until `table_timeout_ms`. One that is silent is not waited for:
 the next is asked beside it, and whichever answers first ends the search. So a lost message, or a
 source that hangs, costs `NEXT_SOURCE_MS` and not the time after which a call is given up.
+
+Slow is not gone: a peer that takes over hundreds of shards at once answers late, and giving up
+costs producers ten minutes. So a source that is connected and has not answered yet is waited for
+until `table_patience_ms`. One that is down, or says that it has no such table, prolongs nothing.
 """
 
 from peerd.core.durable import InstallTable, Outcome, TableRange, table_ranges
@@ -106,6 +110,7 @@ class TableSearch:
         self._round_over_at: Tick | None = None
         self._asked_at: Tick | None = None
         self._silent: dict[ReplicaId, tuple[RequestId, Tick]] = {}
+        self._unanswered = set(sources)
         self._is_settling = False
         self._giving_up = False
 
@@ -126,13 +131,19 @@ class TableSearch:
         if self.found is not None or self._giving_up:
             return
         limits, now = self._s.limits, self._s.now
-        if now - self._began_at >= limits.table_timeout_ms:
+        searched_ms = now - self._began_at
+        patience_ms = limits.table_patience_ms if self._is_hopeful() else limits.table_timeout_ms
+        if searched_ms >= patience_ms:
             self._give_up(out)
         elif self._round_over_at is not None:
             if now - self._round_over_at >= limits.repeat_ms:
                 self.start(out)
         elif self._asked_at is not None and now - self._asked_at >= NEXT_SOURCE_MS:
             self._ask_next(out)
+
+    def _is_hopeful(self) -> bool:
+        """Whether a source may still answer that has not."""
+        return not self._s.connected.isdisjoint(self._unanswered)
 
     # -------------------------------------------------------------- others
     def _ask_next(self, out: Effects) -> None:
@@ -145,8 +156,10 @@ class TableSearch:
                 self._give_up(out)
             return
 
-        def fetched(table: TableSnapshot | None, _answered: bool, out: Effects) -> None:
+        def fetched(table: TableSnapshot | None, answered: bool, out: Effects) -> None:
             self._silent.pop(source, None)
+            if answered:
+                self._unanswered.discard(source)
             self._fetched(table, out)
 
         token = self._s.await_table(fetched)

@@ -442,6 +442,62 @@ def test_a_fetched_table_after_giving_up_is_not_taken():
     assert peer.refused(peer.append(sequence=0)).reason is Reason.PRODUCER_STATE_LOST
 
 
+def is_without_table(peer: Peer) -> bool:
+    return NoteKind.TABLE_INCOMPLETE in [note.kind for note in peer.notes()]
+
+
+def test_a_connected_source_that_has_not_answered_is_waited_for():
+    peer = searching()
+    peer.tell(ev.StreamUp(replica=B.replica))
+    peer.tick(5_000)
+    assert not is_without_table(peer)
+    late = next(each for each in loads(peer, FetchTable) if each.source == B.replica)
+    for fetch in loads(peer, FetchTable):
+        if fetch is not late:
+            peer.tell(ev.TableUnavailable(token=fetch.token, answered=False))
+    peer.tick(3_000)
+    assert not is_without_table(peer)
+    late = [each for each in loads(peer, FetchTable) if each.source == B.replica][-1]
+    peer.tell(ev.TableFetched(token=late.token, table=TableSnapshot(as_of=Offset(2))))
+    peer.fsync()
+    peer.load_own_table()
+    request = peer.append(sequence=0)
+    peer.fsync()
+    peer.ack(B, 3, epoch=3)
+    assert peer.accepted(request).base == 2
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(ev.TableUnavailable, id="it says that it has none"),
+        pytest.param(ev.StreamDown, id="its stream breaks"),
+    ],
+)
+def test_a_source_without_hope_prolongs_nothing(what):
+    peer = searching(sources=(B.replica,))
+    peer.tell(ev.StreamUp(replica=B.replica))
+    peer.tick(5_000)
+    assert not is_without_table(peer)
+    fetch = next(each for each in loads(peer, FetchTable) if each.source == B.replica)
+    if what is ev.StreamDown:
+        peer.tell(ev.StreamDown(replica=B.replica))
+    else:
+        peer.tell(ev.TableUnavailable(token=fetch.token, answered=True))
+    peer.tick(300)
+    assert is_without_table(peer)
+
+
+def test_a_silent_source_is_not_waited_for_for_ever():
+    peer = searching()
+    peer.tell(ev.StreamUp(replica=B.replica))
+    for _ in range(11):
+        peer.tick(5_000)
+    assert not is_without_table(peer)
+    peer.tick(5_000)
+    assert is_without_table(peer)
+
+
 # ------------------------------------------------------------------ the durable rules
 def test_the_map_may_name_epochs_that_a_store_has_not():
     state = StoredShard(shard=SHARD)

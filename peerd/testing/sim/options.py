@@ -41,6 +41,9 @@ SILENCE_MS = 1_500
 TABLE_GONE_MS = 3_000
 """Where all holders may be lost, a table is looked for so long."""
 
+TABLE_SLOW_MS = 5_000
+"""And so long while one of them is connected."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -137,6 +140,7 @@ class Options:
             retry_silence_ms=SILENCE_MS,
             pause_ms_max=100,
             table_timeout_ms=TABLE_GONE_MS if self.gaps else limits.table_timeout_ms,
+            table_patience_ms=TABLE_SLOW_MS if self.gaps else limits.table_patience_ms,
         )
 
 
