@@ -93,7 +93,13 @@ def create_log(state: ClusterState, command: c.CreateLog) -> Applied:
         )
         entries.append(ShardEntry(shard=shard, drawn=FIRST_EPOCH))
     shards = tuple(entry.shard.shard for entry in entries)
-    log = Log(name=command.name, copies=command.copies, acks=command.acks, shards=shards)
+    log = Log(
+        name=command.name,
+        copies=command.copies,
+        acks=command.acks,
+        shards=shards,
+        compression=command.compression,
+    )
     after = state.changed(logs=(log,), shards=entries)
     after = replace(after, next_shard=ShardId(state.next_shard + len(entries)))
     return after, Result(ok=True, text="created", epoch=FIRST_EPOCH, shards=shards)
@@ -142,6 +148,21 @@ def set_copies(state: ClusterState, command: c.SetCopies) -> Applied:
     # Its shards did not change, but what is to be done for them and said of them did.
     touched = [state.shards[shard] for shard in log.shards]
     return state.changed(logs=(after,), shards=touched), Result(ok=True)
+
+
+def set_compression(state: ClusterState, command: c.SetCompression) -> Applied:
+    """How clients pack what they append from now on.
+
+    | `SetCompression(log, compression)` | the log is known | clients that hear of it follow, unless
+    a producer says otherwise; what is stored stays as it is. |
+    """
+    log = state.logs.get(command.log)
+    if log is None:
+        return refuse(state, Reason.UNKNOWN_LOG, f"there is no log {command.log}")
+    if log.compression == command.compression:
+        return state, Result(ok=True, text="so it is already")
+    after = replace(log, compression=command.compression)
+    return state.changed(logs=(after,)), Result(ok=True)
 
 
 def delete_log(state: ClusterState, command: c.DeleteLog) -> Applied:
@@ -334,6 +355,7 @@ _HANDLERS = cast(
         c.SetCopies: set_copies,
         c.DeleteLog: delete_log,
         c.SetRetention: retention.set_retention,
+        c.SetCompression: set_compression,
         c.MarkAges: retention.mark_ages,
         c.RegisterNode: register_node,
         c.SetNodeState: set_node_state,

@@ -26,6 +26,7 @@ from las.core.commands import (
 )
 from las.core.state import AUDIT_MAX, AuditRecord, ClusterState, Log, Node, ShardEntry
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.shard_map import Compression
 
 # limit: characters of each text of an audit record.
 AUDIT_TEXT_MAX = 300
@@ -159,6 +160,8 @@ def _log_words(log: Log) -> str:
         parts.append(f"keeps {log.retention_bytes} bytes a shard")
     if log.retention_ms:
         parts.append(f"keeps {log.retention_ms} ms")
+    if log.compression is not Compression.NONE:
+        parts.append(f"packed with {log.compression}")
     return ", ".join(parts)
 
 

@@ -26,7 +26,7 @@ from peerd.core.ids import (
     ShardId,
     StoreId,
 )
-from peerd.core.shard_map import Plan
+from peerd.core.shard_map import Compression, Plan
 
 
 # ---------------------------------------------------------------------------------- segments
@@ -42,6 +42,7 @@ class CreateLog:
     acks: int
     nodes: tuple[NodeName, ...]
     rows: tuple[tuple[int, ...], ...]
+    compression: Compression = Compression.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +218,14 @@ class SetRetention:
     log: str
     retention_bytes: int
     retention_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCompression:
+    """How clients pack what they append to a log from now on."""
+
+    log: str
+    compression: Compression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +407,7 @@ Command = (
     | SetCopies
     | DeleteLog
     | SetRetention
+    | SetCompression
     | MarkAges
     | RegisterNode
     | SetNodeState
@@ -430,6 +440,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "set_copies": SetCopies,
     "delete_log": DeleteLog,
     "set_retention": SetRetention,
+    "set_compression": SetCompression,
     "mark_ages": MarkAges,
     "register_node": RegisterNode,
     "set_node_state": SetNodeState,

@@ -19,7 +19,7 @@ from las.core.history import NO_HISTORY, FailureHistory
 from las.core.ledger import Case
 from las.core.persistent import PersistentMap
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Shard
+from peerd.core.shard_map import Compression, Shard
 
 # limit: newest events kept per node; the story of a node fits a screen or five.
 EVENTS_MAX = 256
@@ -132,7 +132,7 @@ class Log:
     """A named set of shards with one policy. `shards` are in the order of their key ranges.
 
     Of each shard `retention_bytes` at least are kept, and what is younger than `retention_ms`; 0:
-    for ever.
+    for ever. `compression` is what clients do with its batches, unless a producer says otherwise.
     """
 
     name: str
@@ -141,6 +141,7 @@ class Log:
     shards: tuple[ShardId, ...]
     retention_bytes: int = 0
     retention_ms: int = 0
+    compression: Compression = Compression.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,7 @@ def encode_las_log(log: Log) -> shard_map_pb2.Log:
             shards=log.shards,
             retention_bytes=log.retention_bytes,
             retention_ms=log.retention_ms,
+            compression=log.compression,
         )
     )
 

@@ -27,7 +27,7 @@ from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
 from peerd.client.reading import StartAt
 from peerd.client.values import NewRecord, Receipt, Record, Tail
-from peerd.core.shard_map import Segment, Shard
+from peerd.core.shard_map import Compression, Segment, Shard
 from peerd.transport.map_codec import LogEntry
 
 log_app = typer.Typer(help="Create, split and look at logs.", no_args_is_help=True)
@@ -35,6 +35,9 @@ log_app = typer.Typer(help="Create, split and look at logs.", no_args_is_help=Tr
 # limit: appends of stdin that are joined and waited for together; bounds what is held in memory
 LINES_PER_ROUND_MAX = 10_000
 
+CompressionOption = Annotated[
+    Compression, typer.Option(help="How clients pack batches that do not say it themselves.")
+]
 LogName = Annotated[str, typer.Argument(help="Name of the log.")]
 
 
@@ -50,12 +53,15 @@ def create(  # noqa: PLR0917 -- the options of the command
     acks: Annotated[
         int, typer.Option(min=0, help="Copies on disk before an append is answered. 0: 2.")
     ] = 0,
+    compression: CompressionOption = Compression.NONE,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Create a log. Example: peerctl log create orders --shards 8"""
     with connected(config) as client:
-        log = client.create_log(name, shards=shards, copies=copies, acks=acks)
+        log = client.create_log(
+            name, shards=shards, copies=copies, acks=acks, compression=compression
+        )
         if output is Format.JSON:
             print_json(_log_json(log))
         else:
@@ -94,7 +100,7 @@ def describe(
             return
         typer.echo(
             f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk; "
-            f"{_retention(log)}"
+            f"{_retention(log)}{_packed(log)}"
         )
         columns = [
             "shard",
@@ -226,30 +232,38 @@ def trim(
 
 
 @log_app.command("alter")
-def alter(
+def alter(  # noqa: PLR0917 -- the options of the command
     log: LogName,
     copies: Annotated[int, typer.Option(min=0, help="Copies. 0: as they are.")] = 0,
     acks: Annotated[
         int, typer.Option(min=0, help="Copies that acknowledge an append. 0: as they are.")
     ] = 0,
+    compression: Annotated[
+        Compression | None,
+        typer.Option(help="How clients pack what they append from now on. Else as it is."),
+    ] = None,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Change how many copies a log has. Its shards follow one by one, without a pause.
+    """Change how many copies a log has, or how it is packed. Shards follow without a pause.
 
     Example: peerctl log alter orders --copies 3 --acks 2
     """
-    if not (copies or acks):
-        fail("say what: --copies N, --acks N, or both", EXIT_USAGE)
+    if not (copies or acks or compression):
+        fail("say what: --copies N, --acks N, --compression none|zstd", EXIT_USAGE)
     with connected(config) as client:
-        altered = client.set_copies(log, copies=copies, acks=acks)
+        if copies or acks:
+            altered = client.set_copies(log, copies=copies, acks=acks)
+        if compression is not None:
+            altered = client.set_compression(log, compression)
         if output is Format.JSON:
             print_json(_log_json(altered))
-        else:
-            typer.echo(
-                f"{log}: {altered.copies} copies, answered when {altered.acks} have it on disk; "
-                f"`peerctl log describe {log}` shows how far its shards are"
-            )
+            return
+        followed = f"; `peerctl log describe {log}` shows how far its shards are"
+        typer.echo(
+            f"{log}: {altered.copies} copies, answered when {altered.acks} have it on disk"
+            f"{_packed(altered)}{followed if copies or acks else ''}"
+        )
 
 
 @log_app.command("retain")
@@ -290,6 +304,10 @@ def _retention(log: LogEntry) -> str:
     return f"keeps {', and '.join(kept)}"
 
 
+def _packed(log: LogEntry) -> str:
+    return "" if log.compression is Compression.NONE else f"; packed with {log.compression}"
+
+
 def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
     plan = shard.open.plan
     note = ""
@@ -324,6 +342,7 @@ def _log_json(log: LogEntry) -> dict[str, object]:
         "shards": list(log.shards),
         "retention_bytes": log.retention_bytes,
         "retention_ms": log.retention_ms,
+        "compression": log.compression,
     }
 
 

@@ -333,7 +333,13 @@ class Client:
     # -------------------------------------------------------------------------- logs
 
     async def create_log(
-        self, name: str, *, shards: int = 1, copies: int = 0, acks: int = 0
+        self,
+        name: str,
+        *,
+        shards: int = 1,
+        copies: int = 0,
+        acks: int = 0,
+        compression: str = "none",
     ) -> LogEntry:
         """Creates a log and returns when this client knows it.
 
@@ -342,13 +348,16 @@ class Client:
             shards: How many, 1 to 1,024; keys are spread over them.
             copies: Copies of each record; 0 = 3 where there are three hosts, else 2.
             acks: Copies that must be on disk before an append is acknowledged; 0 = 2.
+            compression: "zstd" or "none": what producers do that do not say it themselves.
 
         Raises:
             LogExists, NotEnoughPeers, LimitReached, InvalidRequest, AccessDenied: what they say.
             LasUnavailable: nobody answered; the log may have been created.
         """
         self._check_open()
-        log = await self.las.create_log(name, shards=shards, copies=copies, acks=acks)
+        log = await self.las.create_log(
+            name, shards=shards, copies=copies, acks=acks, compression=compression
+        )
         cache = self._directory.cache
         self._directory.refresh()
         await self._until(lambda: len(cache.shards_of(name)) == len(log.shards), NEW_LOG_WAIT_S)
@@ -405,6 +414,18 @@ class Client:
         return await self.las.set_retention(
             name, retention_bytes=retention_bytes, retention_ms=retention_ms
         )
+
+    async def set_compression(self, name: str, compression: str) -> LogEntry:
+        """Says how clients pack what they append to a log from now on: "zstd" or "none".
+
+        Producers that say it themselves go on as they do. What is stored stays as it is.
+
+        Raises:
+            UnknownLog, InvalidRequest, AccessDenied: what they say.
+            LasUnavailable: nobody answered in time; it may be done.
+        """
+        self._check_open()
+        return await self.las.set_compression(name, compression)
 
     async def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
         """Forgets a shard's records below an offset, or those appended before a time, for good.

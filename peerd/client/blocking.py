@@ -438,10 +438,20 @@ class Client:
 
     # -------------------------------------------------------------------------- logs
 
-    def create_log(self, name: str, *, shards: int = 1, copies: int = 0, acks: int = 0) -> LogEntry:
+    def create_log(
+        self,
+        name: str,
+        *,
+        shards: int = 1,
+        copies: int = 0,
+        acks: int = 0,
+        compression: str = "none",
+    ) -> LogEntry:
         """Creates a log and returns when this client knows it."""
         return self._thread.run(
-            self._client.create_log(name, shards=shards, copies=copies, acks=acks)
+            self._client.create_log(
+                name, shards=shards, copies=copies, acks=acks, compression=compression
+            )
         )
 
     def list_logs(self) -> list[LogEntry]:
@@ -465,6 +475,10 @@ class Client:
                 name, retention_bytes=retention_bytes, retention_ms=retention_ms
             )
         )
+
+    def set_compression(self, name: str, compression: str) -> LogEntry:
+        """Says how clients pack what they append to a log from now on: "zstd" or "none"."""
+        return self._thread.run(self._client.set_compression(name, compression))
 
     def trim(self, log: str, shard: int, before: int | datetime.datetime) -> int:
         """Forgets a shard's records below an offset, or those appended before a time, for good."""

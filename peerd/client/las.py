@@ -30,10 +30,10 @@ from peerd.client.errors import (
     UnknownLog,
     error_of_call,
 )
-from peerd.client.options import SLOW_RETRY_STEP_S
+from peerd.client.options import SLOW_RETRY_STEP_S, compression_named
 from peerd.core.errors import Reason
 from peerd.core.shard_map import Shard
-from peerd.transport.map_codec import LogEntry, decode_log, decode_shard
+from peerd.transport.map_codec import LogEntry, decode_log, decode_shard, encode_compression
 from peerd.transport.status import reason_of, refusal_of_error
 
 # How long one node may take before another one is asked; a commit takes milliseconds, an election
@@ -59,9 +59,17 @@ class LasCalls:
 
     # -------------------------------------------------------------------------- logs
 
-    async def create_log(self, name: str, *, shards: int, copies: int, acks: int) -> LogEntry:
+    async def create_log(
+        self, name: str, *, shards: int, copies: int, acks: int, compression: str = "none"
+    ) -> LogEntry:
         """See `Client.create_log`."""
-        request = log_admin_pb2.CreateLogRequest(name=name, shards=shards, copies=copies, acks=acks)
+        request = log_admin_pb2.CreateLogRequest(
+            name=name,
+            shards=shards,
+            copies=copies,
+            acks=acks,
+            compression=encode_compression(compression_named(compression)),
+        )
         in_doubt: list[PeerdError] = []
         try:
             response = await self.call(
@@ -162,6 +170,19 @@ class LasCalls:
                 request, timeout=timeout_s
             ),
             f"changing the retention of {name!r}",
+        )
+        return decode_log(response.log)
+
+    async def set_compression(self, name: str, compression: str) -> LogEntry:
+        """See `Client.set_compression`."""
+        request = log_admin_pb2.AlterLogRequest(
+            name=name, compression=encode_compression(compression_named(compression))
+        )
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).AlterLog(
+                request, timeout=timeout_s
+            ),
+            f"changing the compression of {name!r}",
         )
         return decode_log(response.log)
 

@@ -1,16 +1,21 @@
 """Bounds and times of the client library, each with its reason."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from peerd.client.errors import InvalidRequest
+from peerd.core.shard_map import Compression
 
 KIB = 1024
 MIB = 1024 * KIB
 
 
-Compression = Literal["none", "zstd"]
-"""How the records of a batch are packed. The servers store a packed batch as it is."""
+def compression_named(name: str) -> Compression:
+    """Raises `InvalidRequest` for a compression that is none."""
+    try:
+        return Compression(name)
+    except ValueError:
+        known = ", ".join(Compression)
+        raise InvalidRequest(f"compression: {name!r} is none of {known}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +39,15 @@ class ProducerOptions:
     """With so many unanswered batches, one that is not half of `batch_bytes_max` yet waits and
     grows: it would cost as much as a large one on its way, and what is large gains nothing."""
 
-    compression: Compression = "none"
-    """Packs each batch whose records get smaller by it. Worth it where network or disk is what
-    bounds: it costs processor time here, at the peer that accepts the batch, and at each reader."""
+    compression: str | None = None
+    """"zstd" packs each batch whose records get smaller by it, "none" does not; None: as the log
+    says. Worth it where network or disk is what bounds: it costs processor time here, at the peer
+    that accepts the batch, and at each reader."""
 
     def __post_init__(self) -> None:
         """Raises `InvalidRequest` for a compression that is none."""
-        if self.compression not in get_args(Compression):
-            raise InvalidRequest(
-                f"compression: {self.compression!r} is none of {', '.join(get_args(Compression))}"
-            )
+        if self.compression is not None:
+            compression_named(self.compression)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

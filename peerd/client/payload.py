@@ -14,8 +14,8 @@ import zstandard
 from google.protobuf.message import DecodeError
 
 from peerd.client.errors import CodecUnknown, CorruptData, InvalidRequest
-from peerd.client.options import Compression
 from peerd.client.values import Headers, NewRecord, Record
+from peerd.core.shard_map import Compression
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.limits import DECOMPRESSED_BYTES_MAX, HEADER_NAME_BYTES_MAX
 from peerd.transport.wire_form import sized_tag, varint
@@ -121,13 +121,13 @@ def _pairs(headers: Headers) -> Sequence[tuple[str, bytes]]:
 
 
 def build_batch(
-    records: Sequence[bytes], record_count: int, compression: Compression = "none"
+    records: Sequence[bytes], record_count: int, compression: str = Compression.NONE
 ) -> BuiltBatch:
     """One batch of `record_count` serialized records, in order; packed if that makes it smaller.
 
     Each of `records` is one of them, or several side by side.
     """
-    packed = _compressed(b"".join(records)) if compression == "zstd" else None
+    packed = _compressed(b"".join(records)) if compression == Compression.ZSTD else None
     if packed is None:
         # Put together here: message objects would copy all of it three times.
         head = log_bytes_pb2.BatchBytes(record_count=record_count).SerializeToString()

@@ -46,6 +46,7 @@ from peerd.client.values import Receipt
 from peerd.core.errors import Reason
 from peerd.core.ids import NodeName, ProcessId, ShardId
 from peerd.core.limits import PRODUCER_WINDOW_BATCHES
+from peerd.core.shard_map import Compression
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.status import reason_of
 from peerd.v1 import batch_pb2, errors_pb2, log_pb2
@@ -317,9 +318,8 @@ class ShardPipeline:
             entries.append(self._waiting.take())
         if not entries:
             return None
-        built = build_batch(
-            [entry.serialized for entry in entries], record_count, self._options.compression
-        )
+        records = [entry.serialized for entry in entries]
+        built = build_batch(records, record_count, self._compression())
         append = log_bytes_pb2.AppendRequestBytes(
             log=self.log,
             shard=self.shard,
@@ -340,6 +340,13 @@ class ShardPipeline:
         )
 
     # -------------------------------------------------------------------------- sending
+
+    def _compression(self) -> str:
+        """As the producer says; else as the log does, as far as this client has heard."""
+        if self._options.compression is not None:
+            return self._options.compression
+        log = self._directory.cache.logs.get(self.log)
+        return Compression.NONE if log is None else log.compression
 
     def _send(self, batch: Batch) -> bool:
         """Sends a batch to where the shard is; False if nobody knows that."""

@@ -6,9 +6,18 @@ Both sides use them: the LAS core commits them, the peer core reacts to them. In
 that are listed tile from some offset that is not above `trimmed_to`.
 """
 
+from enum import StrEnum
+
 from peerd.core.check import invariant
 from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.value import value
+
+
+class Compression(StrEnum):
+    """How clients pack a log's batches, unless a producer says otherwise. Servers do not look."""
+
+    NONE = "none"
+    ZSTD = "zstd"
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ from peerd.core.ids import (
     ShardId,
     StoreId,
 )
-from peerd.core.shard_map import Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import Compression, Parent, Plan, Segment, Shard, Split
 from peerd.transport import map_codec
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.host_api import AppendOutcome, Corrupt, HolderUnavailable
@@ -464,7 +464,14 @@ class MemoryCluster:
 
     # -------------------------------------------------------------------------- what happens
 
-    def create_log(self, name: str, *, shards: int = 1, publish: bool = True) -> LogEntry:
+    def create_log(
+        self,
+        name: str,
+        *,
+        shards: int = 1,
+        compression: Compression = Compression.NONE,
+        publish: bool = True,
+    ) -> LogEntry:
         """Creates a log; shard i of it is led by peer 1 + i modulo the number of peers."""
         ids = [ShardId(len(self.shards) + 1 + index) for index in range(shards)]
         for index, shard in enumerate(ids):
@@ -479,11 +486,22 @@ class MemoryCluster:
                 )
             )
             self.hosts[primary].primary_of.add(shard)
-        log = LogEntry(name=name, copies=len(self._names), acks=ACKS, shards=tuple(ids))
+        log = LogEntry(
+            name=name,
+            copies=len(self._names),
+            acks=ACKS,
+            shards=tuple(ids),
+            compression=compression,
+        )
         self.logs[name] = log
         if publish:
             self.publish()
         return log
+
+    def set_compression(self, name: str, compression: Compression) -> None:
+        """Changes how clients pack what they append to a log."""
+        self.logs[name] = replace(self.logs[name], compression=compression)
+        self.publish()
 
     def hand_over(self, shard: int, peer: str, *, publish: bool = True) -> None:
         """Makes `peer` primary under the next epoch; `publish` False lets the map lag behind."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import Compression, Gap, Parent, Plan, Segment, Shard, Split
 
 
 class MapMalformed(ValueError):
@@ -55,6 +55,7 @@ class LogEntry:
     shards: tuple[ShardId, ...]
     retention_bytes: int = 0
     retention_ms: int = 0
+    compression: Compression = Compression.NONE
 
 
 # ------------------------------------------------------------------------------ replicas, processes
@@ -262,6 +263,7 @@ def encode_log(log: LogEntry) -> shard_map_pb2.Log:
         shards=log.shards,
         retention_bytes=log.retention_bytes,
         retention_ms=log.retention_ms,
+        compression=encode_compression(log.compression),
     )
 
 
@@ -274,4 +276,23 @@ def decode_log(message: shard_map_pb2.Log) -> LogEntry:
         shards=tuple(ShardId(shard) for shard in message.shards),
         retention_bytes=message.retention_bytes,
         retention_ms=message.retention_ms,
+        compression=decode_compression(message.compression) or Compression.NONE,
     )
+
+
+_COMPRESSIONS = {
+    Compression.NONE: shard_map_pb2.COMPRESSION_NONE,
+    Compression.ZSTD: shard_map_pb2.COMPRESSION_ZSTD,
+}
+
+
+def encode_compression(compression: Compression | None) -> shard_map_pb2.Compression.ValueType:
+    """The wire form; None is not set."""
+    if compression is None:
+        return shard_map_pb2.COMPRESSION_UNSPECIFIED
+    return _COMPRESSIONS[compression]
+
+
+def decode_compression(message: shard_map_pb2.Compression.ValueType) -> Compression | None:
+    """Inverse of `encode_compression`; None also for one that only a later version knows."""
+    return next((known for known, wire in _COMPRESSIONS.items() if wire == message), None)

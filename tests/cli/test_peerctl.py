@@ -132,10 +132,21 @@ def test_old_records_are_let_go(peerctl, refused):
     assert refused("log", "trim", "old/9999", "--before", "1")[1].startswith("old has no shard")
 
 
+def test_a_log_may_be_packed(peerctl, refused):
+    asked = ("log", "create", "packed", "--shards", "1", "--compression", "zstd", "-o", "json")
+    assert json.loads(peerctl(*asked))["compression"] == "zstd"
+    assert peerctl("log", "describe", "packed").splitlines()[0].endswith("; packed with zstd")
+    peerctl("append", "packed", "the same again " * 100)
+    assert peerctl("read", "packed").endswith("the same again \n")
+    said = peerctl("log", "alter", "packed", "--compression", "none")
+    assert said == "packed: 3 copies, answered when 2 have it on disk\n"
+    assert refused("log", "alter", "packed")[0] == 2
+
+
 def test_the_same_as_json(peerctl):
     created = json.loads(peerctl("log", "create", "bills", "--shards", "2", "-o", "json"))
-    kept = {"retention_bytes", "retention_ms"}
-    assert created.keys() == {"name", "copies", "acks", "shards"} | kept
+    policy = {"retention_bytes", "retention_ms", "compression"}
+    assert created.keys() == {"name", "copies", "acks", "shards"} | policy
     assert created in json.loads(peerctl("log", "list", "-o", "json"))
     described = json.loads(peerctl("log", "describe", "bills", "-o", "json"))
     low, high = described["shards"]

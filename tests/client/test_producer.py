@@ -6,6 +6,7 @@ import pytest
 
 import peerd
 from peerd.core.ids import NodeName
+from peerd.core.shard_map import Compression
 from peerd.v1 import batch_pb2
 
 ZSTD = peerd.ProducerOptions(compression="zstd")
@@ -93,6 +94,20 @@ async def test_what_does_not_get_smaller_is_not_packed(cluster, connect):
     await client.append("orders", TEXT)
     assert [batch.codec for batch in batches(cluster)] == [0, batch_pb2.CODEC_ZSTD]
     assert await values(client) == [b"short", TEXT]
+
+
+async def test_a_log_says_how_its_producers_pack_unless_they_say_it_themselves(cluster, client):
+    cluster.create_log("orders", compression=Compression.ZSTD)
+    plain = peerd.ProducerOptions(compression="none")
+    async with client.producer("orders", options=plain) as producer:
+        await producer.append(TEXT)
+    await client.append("orders", TEXT)
+    cluster.set_compression("orders", Compression.NONE)
+    cluster.create_log("later")
+    await client.append("later", b"", shard=2)  # its map is as new as that log
+    await client.append("orders", TEXT)
+    packed = [batch.codec for batch in batches(cluster)]
+    assert packed == [0, batch_pb2.CODEC_ZSTD, 0]
 
 
 async def test_keys_of_packed_records_are_checked_like_others(cluster, client):

@@ -15,6 +15,7 @@ from las.core.commands import (
     PrepareSegment,
     Reason,
     RecordRefusal,
+    SetCompression,
     SetCopies,
     SetDraining,
     SetRetention,
@@ -24,6 +25,7 @@ from las.core.commands import (
 from las.core.snapshot import restore, snapshot
 from las.core.state import NO_SHARD, ClusterState
 from peerd.core.ids import Epoch, NodeName, Offset
+from peerd.core.shard_map import Compression
 from tests.las_core.builders import (
     SHARD,
     done,
@@ -108,6 +110,8 @@ def test_the_shard_and_the_node_that_it_was_about_are_named():
     assert newest(state).after == "up, store store-3, draining until 5 ms"
     state = by_ann(state, SetRetention(log="orders", retention_bytes=7, retention_ms=8))
     assert newest(state).after.endswith("keeps 7 bytes a shard, keeps 8 ms")
+    state = by_ann(state, SetCompression(log="orders", compression=Compression.ZSTD))
+    assert newest(state).after.endswith("keeps 8 ms, packed with zstd")
     state = by_ann(
         with_log(), TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(9)), what="log trim"
     )

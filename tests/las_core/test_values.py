@@ -37,6 +37,7 @@ from las.core.commands import (
     Result,
     SegmentOpened,
     SetAtRisk,
+    SetCompression,
     SetCopies,
     SetDraining,
     SetNodeState,
@@ -55,7 +56,7 @@ from las.core.ledger import Case, Outcome, Response
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
 from peerd.core.ids import Epoch, Offset, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Compression, Plan, Segment, Shard
 from tests.las_core.builders import (
     SHARD,
     done,
@@ -100,6 +101,7 @@ EXAMPLES = [
     DropHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
     TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(7)),
     SetCopies(log="orders", copies=3, acks=1),
+    SetCompression(log="orders", compression=Compression.ZSTD),
     DeleteLog(log="orders", shards=(SHARD,)),
     SetRetention(log="orders", retention_bytes=1 << 30, retention_ms=0),
     MarkAges(clock_ms=60_000, marks=((SHARD, Offset(7)),)),

@@ -7,6 +7,7 @@ import pytest
 from las.core.commands import CreateLog, SegmentOpened, WithdrawSegment
 from las.v1 import log_admin_pb2 as pb
 from las.v1 import shard_map_pb2
+from las.v1.shard_map_pb2 import COMPRESSION_NONE, COMPRESSION_ZSTD
 from peerd.core.ids import Offset, ShardId
 from peerd.pki import Role
 from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
@@ -255,10 +256,21 @@ async def test_copies_and_acks_are_altered_and_shards_follow(las):
     assert again == log
 
 
+async def test_a_log_says_how_its_clients_pack(las):
+    await las.add_peers(3)
+    assert (await create(las, "plain")).log.compression == COMPRESSION_NONE
+    made = (await create(las, compression=COMPRESSION_ZSTD)).log
+    assert made.compression == COMPRESSION_ZSTD
+    altered = (await alter(las, compression=COMPRESSION_NONE)).log
+    assert altered.compression == COMPRESSION_NONE
+    assert (await alter(las, copies=2)).log.compression == COMPRESSION_NONE
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
         ({"name": "no", "copies": 2}, "UNKNOWN_LOG"),
+        ({"compression": 99}, "INVALID_ARGUMENT"),
         ({"acks": 3}, "INVALID_ARGUMENT"),
         ({"copies": 1}, "INVALID_ARGUMENT"),
         ({"copies": 4}, "NOT_ENOUGH_PEERS"),

@@ -13,6 +13,7 @@ from las.core.commands import (
     DeleteLog,
     PrepareSegment,
     PrepareSplit,
+    SetCompression,
     SetCopies,
     SetRetention,
 )
@@ -30,10 +31,11 @@ from las.daemon.trimmer import CannotTell
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
-from peerd.core.shard_map import Shard
+from peerd.core.shard_map import Compression, Shard
 from peerd.daemon.logging import get_logger
 from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
 from peerd.transport.limits import RETRY_AFTER_MS
+from peerd.transport.map_codec import decode_compression
 from peerd.transport.map_service import unknown_log
 from peerd.transport.status import Context, Refused, reason_of, refusal
 
@@ -89,8 +91,11 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             if isinstance(policy, str):
                 raise _not_enough(policy)
             copies, acks = policy
+            compression = _compression(request.compression) or Compression.NONE
             return log_admin_pb2.CreateLogResponse(
-                log=await self._create(call, request.name, request.shards, copies, acks)
+                log=await self._create(
+                    call, request.name, request.shards, copies, acks, compression
+                )
             )
 
     async def CreateInternalLog(
@@ -129,8 +134,14 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 created = encode_las_log(self._group.state.logs[request.name])
             return log_admin_pb2.CreateInternalLogResponse(log=created)
 
-    async def _create(
-        self, call: AuditedCall, name: str, shards: int, copies: int, acks: int
+    async def _create(  # noqa: PLR0917 - the parts of a log
+        self,
+        call: AuditedCall,
+        name: str,
+        shards: int,
+        copies: int,
+        acks: int,
+        compression: Compression = Compression.NONE,
     ) -> shard_map_pb2.Log:
         """Place a log and commit it. Raises `Refused`."""
         term = self._leadership.require()
@@ -141,7 +152,12 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         if isinstance(placed, str):
             raise _not_enough(placed)
         command = CreateLog(
-            name=name, copies=copies, acks=acks, nodes=placed.nodes, rows=placed.rows
+            name=name,
+            copies=copies,
+            acks=acks,
+            nodes=placed.nodes,
+            rows=placed.rows,
+            compression=compression,
         )
         require_ok(await call.submit(command))
         return encode_las_log(self._group.state.logs[name])
@@ -253,7 +269,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
     ) -> log_admin_pb2.AlterLogResponse:
-        """Change how many copies there are and acknowledge, and how long records are kept.
+        """Change how many copies there are and acknowledge, how long records are kept, how packed.
 
         Raises:
             Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, NOT_LAS_LEADER.
@@ -267,6 +283,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             if is_internal(request.name):
                 raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
             copies, acks = request.copies or log.copies, request.acks or log.acks
+            compression = _compression(request.compression)
             if acks > copies:
                 raise invalid(f"acks = {acks} is more than copies = {copies}")
             if copies > log.copies:
@@ -277,6 +294,9 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 require_ok(await call.submit(SetCopies(log=log.name, copies=copies, acks=acks)))
             if _changes_retention(request):
                 require_ok(await call.submit(_retention(request, log)))
+            if compression is not None:
+                command = SetCompression(log=log.name, compression=compression)
+                require_ok(await call.submit(command))
             return log_admin_pb2.AlterLogResponse(
                 log=encode_las_log(self._group.state.logs[request.name])
             )
@@ -466,6 +486,14 @@ def _storing(state: ClusterState, log: Log) -> list[NodeName]:
 
 def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:
     return request.HasField("retention_bytes") or request.HasField("retention_ms")
+
+
+def _compression(asked: shard_map_pb2.Compression.ValueType) -> Compression | None:
+    """What is asked for; None: nothing is. Raises `Refused` for one that is not known."""
+    found = decode_compression(asked)
+    if found is None and asked != shard_map_pb2.COMPRESSION_UNSPECIFIED:
+        raise invalid(f"compression = {asked}: this version does not know it")
+    return found
 
 
 def _retention(request: log_admin_pb2.AlterLogRequest, log: Log) -> SetRetention:
