@@ -9,6 +9,8 @@ Invariants:
 - Kept tails (fewer holders than the segment's `acks`) go first, then whoever has fewest holders.
 - All copying together stays within one budget of bytes a second. New appends never wait for it.
 - A copy that breaks off is continued where it ended, from another holder if need be.
+- What was reported and is not listed yet is reported again, and not read again: a LAS that is away
+  for a minute costs no disk.
 
 Must not: choose what is copied, or drop anything.
 """
@@ -32,10 +34,10 @@ from peerd.transport.status import Refused
 
 # limit: bytes of one fetch and one write; small enough that appends come in between
 SLICE_BYTES_MAX = 1024 * 1024
-# A segment that was reported and is not listed yet is looked at again after this; one that could
-# not be copied after this, too, and then twice as long each time. Seconds.
+# A segment that was reported and is not listed yet is reported again after this; one that could
+# not be copied is tried again after this, too; and then twice as long each time. Seconds.
 AGAIN_AFTER_S = 1.0
-# limit: times that it is doubled: a copy that fails again and again is tried twice a minute
+# limit: times that it is doubled: what fails again and again is tried twice a minute
 AGAIN_DOUBLINGS_MAX = 5
 
 _log = get_logger("copier")
@@ -93,7 +95,8 @@ class Copier:
         self._now_s = now_s
         self._budget = Budget(bytes_per_s_max, now_s)
         self._not_before_s: dict[Key, float] = {}
-        self._failures: dict[Key, int] = {}
+        self._tries: dict[Key, int] = {}
+        self._unlisted: set[Key] = set()
         self._copied_bytes = 0
         self._copied_segments = 0
         self._wanted_segments = 0
@@ -129,7 +132,8 @@ class Copier:
             if self._mine in segment.wanted_holders and self._mine not in segment.holders
         }
         self._wanted_segments = len(wanted)
-        for known in (self._not_before_s, self._failures):
+        self._unlisted &= wanted.keys()
+        for known in (self._not_before_s, self._tries):
             for key in known.keys() - wanted.keys():
                 del known[key]
         now_s = self._now_s()
@@ -139,20 +143,23 @@ class Copier:
     async def _copy(self, shard: Shard, segment: Segment) -> None:
         """Bring one segment here and report it, or leave it for later."""
         key = (shard.shard, segment.epoch)
+        tries = self._tries.get(key, 0)
+        self._tries[key] = tries + 1
         try:
-            await self._fill(shard, segment)
+            if key not in self._unlisted:
+                await self._fill(shard, segment)
+                _log.info("segment copied", shard=key[0], epoch=key[1], end=segment.end)
+                self._copied_segments += 1
+                self._unlisted.add(key)
+                tries = self._tries[key] = 0
         except (CopyBroken, StorageError, Refused) as error:
             _log.warning("copy broke off", shard=key[0], epoch=key[1], why=str(error))
-            self._failures[key] = self._failures.get(key, 0) + 1
         else:
-            _log.info("segment copied", shard=key[0], epoch=key[1], end=segment.end)
-            self._copied_segments += 1
-            self._failures.pop(key, None)
             self._report(
                 fleet_pb2.PeerReport(holder_added=fleet_pb2.HolderAdded(shard=key[0], epoch=key[1]))
             )
-        doublings = min(self._failures.get(key, 0), AGAIN_DOUBLINGS_MAX)
-        self._not_before_s[key] = self._now_s() + AGAIN_AFTER_S * 2**doublings
+        again_after_s = AGAIN_AFTER_S * 2 ** min(tries, AGAIN_DOUBLINGS_MAX)
+        self._not_before_s[key] = self._now_s() + again_after_s
 
     async def _fill(self, shard: Shard, segment: Segment) -> None:
         """Raises `CopyBroken`, or what store and reader raise."""

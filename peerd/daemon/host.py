@@ -18,6 +18,7 @@ Must not: decide anything about a shard, read or write a socket, or block the ev
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -78,6 +79,13 @@ Loaded = (
     | events.TableUnavailable
 )
 _log = get_logger("host")
+
+# A replica that lags a little is caught up many times a minute, and its lag is a metric.
+_NOTE_LEVELS = {
+    effects.NoteKind.CATCH_UP: logging.DEBUG,
+    effects.NoteKind.TABLE_INCOMPLETE: logging.WARNING,
+    effects.NoteKind.BATCHES_DAMAGED: logging.WARNING,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -599,7 +607,9 @@ class ShardHost:
         for report in step.report:
             outside.report(report)
         for note in step.note:
-            _log.info(note.kind.value, shard=note.shard, epoch=note.epoch, detail=note.message)
+            level = _NOTE_LEVELS.get(note.kind, logging.INFO)
+            facts = {"shard": note.shard, "epoch": note.epoch, "detail": note.message}
+            _log.log(level, note.kind.value, **facts)
 
     def _send(self, to: ReplicaId, message: Message) -> None:
         if isinstance(message, Adopt | Frame):

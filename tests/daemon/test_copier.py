@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from peerd.daemon import copier
 from peerd.daemon.copier import Budget
 from peerd.storage.errors import Corrupt
 from peerd.storage.store import Store
@@ -55,6 +56,21 @@ async def test_a_wanted_holder_fetches_the_segment_and_reports_it(
     assert four.host.readable_limit(SHARD, 1) in {None, 30}
 
 
+async def test_what_is_not_listed_yet_is_reported_again_and_not_read_again(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "AGAIN_AFTER_S", 0.01)
+    _, _, _, four = await with_sealed_past(fleet, las, 10)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "it is reported")
+    copied = four.copier.statistics()
+    await until(lambda: len(las.reported("holder_added")) >= 3, "it is reported again")
+    assert four.copier.statistics() == copied
+    assert copied.copied_segments == 1
+
+
 async def test_a_holder_that_is_gone_is_passed_over(fleet: Fleet, las: StandInLas) -> None:
     one, two, _, four = await with_sealed_past(fleet, las, 10)
     await fleet.kill("peer-2")
@@ -101,7 +117,7 @@ async def test_what_was_here_before_is_read_back_before_it_is_reported(
     entry = las.shards[SHARD]
     wanted = replace(entry.sealed[0], holders=(one.me.replica,), wanted_holders=(three.me.replica,))
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: three.copier._failures, "it was tried")
+    await until(lambda: three.copier._not_before_s, "it was tried")
     assert not las.reported("holder_added")
     damaged.clear()
     await until(lambda: las.reported("holder_added"), "now it is whole")
