@@ -9,7 +9,7 @@ Invariants:
   with the error that says why. Where going on could lose a command, consensus itself ends the
   process at once (`las.raft.node.fail_stop`).
 
-Must not: touch signals, exit statuses or the terminal (`las.daemon.serve`).
+Must not: touch signals, exit statuses or the terminal (`peerd.daemon.process`).
 """
 
 import asyncio
@@ -156,6 +156,10 @@ class LasNode:
     async def ended(self) -> DaemonError:
         """Wait until the node cannot go on; returns why."""
         return await asyncio.shield(self._ended)
+
+    def where(self) -> dict[str, str | None]:
+        """Its addresses: "address" and "http"."""
+        return {"address": self.address, "http": self.http_address}
 
     # ------------------------------------------------------------------ coming up
 

@@ -8,7 +8,7 @@ Invariants:
 - Whatever ends the process (a broken invariant, a failed store, a dead task, a refused
   registration) ends up in `Peer.ended`, once, with the error that says why.
 
-Must not: touch signals, exit statuses or the terminal (`peerd.daemon.serve`).
+Must not: touch signals, exit statuses or the terminal (`peerd.daemon.process`).
 """
 
 import asyncio
@@ -142,6 +142,14 @@ class Peer:
     async def ended(self) -> DaemonError:
         """Wait until the peer cannot go on; returns why."""
         return await asyncio.shield(self._ended)
+
+    def where(self) -> dict[str, str | None]:
+        """Its addresses: "address", "http", and "clients", None without front workers."""
+        return {
+            "address": self.address,
+            "http": self.http_address,
+            "clients": self.client_address,
+        }
 
     # ------------------------------------------------------------------ coming up
 

@@ -1,0 +1,48 @@
+"""What systemd is told by a service of `Type=notify`: ready, stopping, and still alive.
+
+Each is one datagram to the socket that `NOTIFY_SOCKET` names (sd_notify(3)); without it nothing is
+told. The watchdog says that the event loop turns, and no more: a peer whose disk hangs is for the
+LAS to judge, and killing it would not mend the disk.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+
+
+class ServiceManager:
+    """systemd, or nobody. Used on the event loop."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Raises nothing: a socket that does not answer is nobody."""
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self._watchdog_s = _watchdog_s(environment)
+
+    def tell(self, *lines: str) -> None:
+        """Send assignments such as `READY=1`, if somebody listens."""
+        if not self._address:
+            return
+        # "@" stands for the zero byte of an abstract address.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            try:
+                sender.sendto("\n".join(lines).encode(), address)
+            except OSError:
+                pass  # it has other ways to find out; a service must not fail for its manager
+
+    async def keep_watchdog(self) -> None:
+        """Say again and again that the loop turns, twice within what is allowed; for ever."""
+        while self._watchdog_s is not None:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self._watchdog_s / 2)
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float | None:
+    """`WatchdogSec` of the unit, if it is meant for this very process; None without."""
+    period = environment.get("WATCHDOG_USEC", "")
+    meant_for = environment.get("WATCHDOG_PID", str(os.getpid()))
+    if not period.isdigit() or int(period) == 0 or meant_for != str(os.getpid()):
+        return None
+    return int(period) / 1e6
