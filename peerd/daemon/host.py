@@ -18,7 +18,6 @@ Must not: decide anything about a shard, read or write a socket, or block the ev
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -50,6 +49,7 @@ from peerd.core.replica import Replica
 from peerd.core.shard_map import Shard
 from peerd.daemon.host_seam import Outside
 from peerd.daemon.logging import get_logger
+from peerd.daemon.notes import log_note
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
 from peerd.recorder.flight import FlightRecorder
@@ -79,13 +79,6 @@ Loaded = (
     | events.TableUnavailable
 )
 _log = get_logger("host")
-
-# A replica that lags a little is caught up many times a minute, and its lag is a metric.
-_NOTE_LEVELS = {
-    effects.NoteKind.CATCH_UP: logging.DEBUG,
-    effects.NoteKind.TABLE_INCOMPLETE: logging.WARNING,
-    effects.NoteKind.BATCHES_DAMAGED: logging.WARNING,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -607,9 +600,7 @@ class ShardHost:
         for report in step.report:
             outside.report(report)
         for note in step.note:
-            level = _NOTE_LEVELS.get(note.kind, logging.INFO)
-            facts = {"shard": note.shard, "epoch": note.epoch, "detail": note.message}
-            _log.log(level, note.kind.value, **facts)
+            log_note(note)
 
     def _send(self, to: ReplicaId, message: Message) -> None:
         if isinstance(message, Adopt | Frame):
