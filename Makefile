@@ -16,13 +16,13 @@ PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check --no-input
 BIN := $(VENV)/bin
 
 PROTOS := $(shell find proto -name '*.proto' 2>/dev/null)
-SOURCES := peerd las models tests spec hatch_build.py
+SOURCES := peerd las models tests spec deploy hatch_build.py
 
 INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab docs lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -144,6 +144,12 @@ docs: setup  ## regenerate the reference pages that come from the code
 	@$(BIN)/python tests/test_tidy.py --limits > docs/limits.md
 
 # Resolved for every Python from 3.11 on and every platform at once (uv's universal mode).
+deb: setup  ## a Debian package with all that it needs, in dist/; PACKAGE_PYTHON=/usr/bin/python3.12 for another release
+	@$(BIN)/python -m deploy.build deb $(if $(PACKAGE_PYTHON),--python $(PACKAGE_PYTHON))
+
+rpm: setup  ## the same as RPM (needs rpmbuild)
+	@$(BIN)/python -m deploy.build rpm $(if $(PACKAGE_PYTHON),--python $(PACKAGE_PYTHON))
+
 lock: $(INSTALLED)  ## resolve the dependencies anew and rewrite requirements.lock
 	$(PIP) install --target $(VENV)/lock-tool --upgrade uv
 	$(VENV)/lock-tool/bin/uv pip compile pyproject.toml --extra dev --extra demo \

@@ -1,0 +1,1 @@
+"""Packages for hosts: systemd units, settings to fill in, and what builds them."""
