@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
-from las.core import audit, casebook, membership, outages, retention, segments, trim
+from las.core import audit, casebook, membership, models, outages, retention, segments, trim
 from las.core import commands as c
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
@@ -366,6 +366,10 @@ _HANDLERS = cast(
         c.RecordEvent: record_event,
         c.OpenCase: casebook.open_case,
         c.CloseCase: casebook.close_case,
+        c.StoreModelPiece: models.store_model_piece,
+        c.InstallModel: models.install_model,
+        c.PromoteModel: models.promote_model,
+        c.RollBackModel: models.roll_back_model,
         c.RecordRefusal: audit.record_refusal,
         c.RecordOutages: outages.record_outages,
     },

@@ -20,10 +20,14 @@ from las.core.commands import (
     Caller,
     Command,
     CreateLog,
+    InstallModel,
+    PromoteModel,
     RecordRefusal,
     Result,
+    RollBackModel,
     Target,
 )
+from las.core.model_registry import ModelHead
 from las.core.state import AUDIT_MAX, AuditRecord, ClusterState, Log, Node, ShardEntry
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
 from peerd.core.shard_map import Compression
@@ -52,6 +56,7 @@ def audited(state: ClusterState, command: Audited, apply: Apply) -> tuple[Cluste
         node=target.node,
         log=target.log,
         shard=target.shard,
+        model=target.model,
         before=words_of(state, target),
         after=words_of(after, target),
         ok=result.ok,
@@ -71,6 +76,7 @@ def record_refusal(state: ClusterState, command: RecordRefusal) -> tuple[Cluster
         node=NodeName(_clipped(command.target.node)),
         log=_clipped(command.target.log),
         shard=command.target.shard,
+        model=_clipped(command.target.model),
     )
     there = words_of(state, target)
     record = AuditRecord(
@@ -83,6 +89,7 @@ def record_refusal(state: ClusterState, command: RecordRefusal) -> tuple[Cluster
         node=target.node,
         log=target.log,
         shard=target.shard,
+        model=target.model,
         before=there,
         after=there,
         ok=False,
@@ -100,7 +107,9 @@ def _kept(state: ClusterState, record: AuditRecord, caller: Caller) -> ClusterSt
 
 # ---------------------------------------------------------------------------------- targets
 def target_of(state: ClusterState, command: Command) -> Target:
-    """What a command is about: a node, or a log, or a shard with its log."""
+    """What a command is about: a node, or a model's head, or a log, or a shard with its log."""
+    if isinstance(command, InstallModel | PromoteModel | RollBackModel):
+        return Target(model=command.head)
     node = getattr(command, "node", None)
     if node is not None:
         return Target(node=NodeName(_clipped(node)))
@@ -120,6 +129,9 @@ def words_of(state: ClusterState, target: Target) -> str:
     if target.shard:
         entry = state.shards.get(ShardId(target.shard))
         return "" if entry is None else _shard_words(entry)
+    if target.model:
+        known = target.model in set(ModelHead)
+        return state.models.of(ModelHead(target.model)).words if known else ""
     log = state.logs.get(target.log)
     return "" if log is None else _log_words(log)
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
 from las.core.ledger import Case, Outcome
+from las.core.model_registry import ModelHead
 from las.core.state import NO_NODE, NO_SHARD, NodeState
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import (
@@ -337,11 +338,12 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a call is about; what does not apply is empty or 0."""
+    """What a call is about; what does not apply is empty or 0. `model` is the head of one."""
 
     node: NodeName = NO_NODE
     log: str = ""
     shard: ShardId = NO_SHARD
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,6 +392,42 @@ class CloseCase:
     told: str = ""
 
 
+# ---------------------------------------------------------------------------------- models
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreModelPiece:
+    """The piece `number`, from 0, of the file whose SHA-256 is `digest`; in base64."""
+
+    digest: str
+    number: int
+    piece: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallModel:
+    """The stored pieces are the model `model_id` of a head. `timestamp_ms` is for people."""
+
+    head: ModelHead
+    model_id: str
+    digest: str
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteModel:
+    """A version of a head answers from now on; 0: the shipped one."""
+
+    head: ModelHead
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollBackModel:
+    """In place of `version` the one before it answers again."""
+
+    head: ModelHead
+    version: int
+
+
 Command = (
     CreateLog
     | PrepareSegment
@@ -418,6 +456,10 @@ Command = (
     | RecordEvent
     | OpenCase
     | CloseCase
+    | StoreModelPiece
+    | InstallModel
+    | PromoteModel
+    | RollBackModel
     | Audited
     | RecordRefusal
     | RecordOutages
@@ -451,6 +493,10 @@ COMMANDS: Mapping[str, type[Command]] = {
     "record_event": RecordEvent,
     "open_case": OpenCase,
     "close_case": CloseCase,
+    "store_model_piece": StoreModelPiece,
+    "install_model": InstallModel,
+    "promote_model": PromoteModel,
+    "roll_back_model": RollBackModel,
     "audited": Audited,
     "record_refusal": RecordRefusal,
     "record_outages": RecordOutages,
@@ -472,6 +518,7 @@ class Reason(StrEnum):
     UNKNOWN_SHARD = "unknown_shard"
     UNKNOWN_NODE = "unknown_node"
     UNKNOWN_SEGMENT = "unknown_segment"
+    UNKNOWN_MODEL = "unknown_model"
     LOG_EXISTS = "log_exists"
     LIMIT_REACHED = "limit_reached"
     STATE_CHANGED = "state_changed"
@@ -492,7 +539,8 @@ class Result:
     """The outcome of a command. `ok`: the state is now as the command wants it.
 
     `epoch` is the epoch that was drawn, or the one that stands in the way. `shards` are those of a
-    new log, or those that a registration halted. `taken` is what became of outages.
+    new log, or those that a registration halted. `taken` is what became of outages, `version` that
+    of a model.
     """
 
     ok: bool
@@ -501,6 +549,7 @@ class Result:
     epoch: Epoch = NO_EPOCH
     shards: tuple[ShardId, ...] = ()
     taken: Taken = NOTHING_TAKEN
+    version: int = 0
 
 
 # ---------------------------------------------------------------------------------- JSON

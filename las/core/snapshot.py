@@ -1,8 +1,9 @@
 """The committed state as bytes and back.
 
 Lines of JSON: a header with tables of the replicas and processes that occur, then one line per
-node, log, history, audit record, shard and outage, sorted. Shards name replicas by index into the
-tables, which keeps a map of 100,000 shards small and quick to write. Equal states make equal bytes.
+node, log, history, audit record, shard and outage, sorted, and one for the forecast models, if any
+was ever installed. Shards name replicas by index into the tables, which keeps a map of 100,000
+shards small and quick to write. Equal states make equal bytes.
 The raft layer adds length and checksum around it.
 """
 
@@ -14,6 +15,7 @@ from typing import cast
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
 from las.core.history import FailureHistory, Outage
 from las.core.ledger import Case
+from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
 from las.core.state import AgeMark, AuditRecord, ClusterState, Event, Log, Node, ShardEntry
 from peerd.core.check import InvariantViolation
@@ -47,6 +49,7 @@ class _Header:
     outages_dropped: int = 0
     cases: int = 0
     next_case: int = 1
+    has_models: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,8 @@ def snapshot(state: ClusterState) -> bytes:
         for shard in sorted(state.shards)
     ]
     lines += [to_json(encode(outage)) for outage in state.history.outages]
+    if state.models != NO_MODELS:
+        lines.append(to_json(encode(state.models)))
     header = _Header(
         format=FORMAT,
         cluster_id=state.cluster_id,
@@ -147,6 +152,7 @@ def snapshot(state: ClusterState) -> bytes:
         outages_dropped=state.history.dropped,
         cases=len(state.cases),
         next_case=state.next_case,
+        has_models=state.models != NO_MODELS,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -240,6 +246,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
     cases = [decode(Case, from_json(next(lines))) for _ in range(header.cases)]
     entries = [reader.entry(_row(from_json(next(lines)))) for _ in range(header.shards)]
     outages = [decode(Outage, from_json(next(lines))) for _ in range(header.outages)]
+    models = decode(ModelRegistry, from_json(next(lines))) if header.has_models else NO_MODELS
     if (extra := next(lines, None)) is not None:
         raise CodecError(f"the snapshot goes on after its end: {extra[:40]!r}")
     return ClusterState(
@@ -256,6 +263,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         history=FailureHistory(tuple(outages), header.outages_dropped),
         next_case=header.next_case,
         cases=PersistentMap((case.number, case) for case in cases),
+        models=models,
     )
 
 

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from las.core.history import NO_HISTORY, FailureHistory
 from las.core.ledger import Case
+from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Compression, Shard
@@ -183,7 +184,8 @@ class AuditRecord:
     """One change that somebody asked for, or its refusal; see `las.core.audit`.
 
     `number` counts from 1. `clock_ms` is the committed clock, `timestamp_ms` a wall clock for
-    people. `node`, `log` and `shard` say what it was about: what does not apply is empty or 0.
+    people. `node`, `log`, `shard` and `model` (its head) say what it was about: what does not
+    apply is empty or 0.
     """
 
     number: int
@@ -195,6 +197,7 @@ class AuditRecord:
     node: NodeName = NO_NODE
     log: str = ""
     shard: ShardId = NO_SHARD
+    model: str = ""
     before: str = ""
     after: str = ""
     ok: bool
@@ -278,6 +281,7 @@ class ClusterState:
     history: FailureHistory = NO_HISTORY
     next_case: int = 1
     cases: PersistentMap[int, Case] = field(default_factory=_empty_cases)
+    models: ModelRegistry = NO_MODELS
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(
@@ -314,6 +318,11 @@ class ClusterState:
     def is_up(self, replica: ReplicaId) -> bool:
         """Whether the process that runs on `replica` is thought to live."""
         node = self.node_of(replica)
+        return node is not None and node.state is NodeState.UP
+
+    def is_node_up(self, name: NodeName) -> bool:
+        """Whether there is such a node, and its process is thought to live."""
+        node = self.nodes.get(name)
         return node is not None and node.state is NodeState.UP
 
     def is_healthy(self, replica: ReplicaId) -> bool:

@@ -52,6 +52,7 @@ class Auditor:
         node: str = "",
         log: str = "",
         shard: int = 0,
+        model: str = "",
         refusals: bool = True,
     ) -> AsyncIterator["AuditedCall"]:
         """One call, in the words of `peerctl`. What is refused inside is recorded, if `refusals`.
@@ -74,7 +75,7 @@ class Auditor:
         except Refused as refused:
             reason = reason_of(refused.refusal)
             if refusals and not call.is_recorded and reason and reason not in _NOT_RECORDED:
-                target = Target(node=NodeName(node), log=log, shard=ShardId(shard))
+                target = Target(node=NodeName(node), log=log, shard=ShardId(shard), model=model)
                 await self._record(caller, target, reason, refused.refusal.message)
             raise
 

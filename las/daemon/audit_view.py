@@ -51,6 +51,7 @@ def _encoded(record: AuditRecord) -> fleet_pb2.AuditRecord:
         node=record.node,
         log=record.log,
         shard=record.shard,
+        model=record.model,
         before=record.before,
         after=record.after,
         ok=record.ok,

@@ -15,10 +15,31 @@ os.environ.setdefault("GRPC_EXPERIMENTS", EXPERIMENTS)
 if os.environ.get("GRPC_VERBOSITY", "ERROR") == "ERROR":
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """The daemon's commands and those of a client, which are loaded when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), "model"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name == "model":
+            from peerd.cli.model_commands import model_app
+
+            command = typer.main.get_command(model_app)
+            command.name = cmd_name
+            return command
+        return super().get_command(ctx, cmd_name)
+
 
 app = typer.Typer(
     name="las",
+    cls=_Commands,
     help="A node of the LAS, the group that keeps a cluster's shard map and foresees failures.",
     no_args_is_help=True,
     add_completion=False,

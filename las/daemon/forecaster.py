@@ -2,20 +2,16 @@
 
 Invariants:
 - The event loop never waits for the model: it copies the windows, a thread judges the copy.
-- A model that answers with something that is no probability is not asked again; the named rule
-  stands in, and says so.
 - What is decided is committed; each second's forecast is not.
-
-Bounds: one run at a time; reasons for at most `EXPLAINED_MAX` nodes a run.
+- A model in shadow is asked after the judgement, and what it says reaches nothing but its own
+  comparison (las/daemon/model.py).
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +24,12 @@ from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
+from las.daemon.model import Model
 from las.daemon.outside_forecasts import OutsideForecasts
-from las.daemon.slow_heads import SlowForecast, SlowHeads
-from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
-from las.forecast.contract import HORIZONS_S, ModelRefused
-from las.forecast.heuristic import RULE_METRIC, RULE_WINDOW, HeuristicForecaster
-from las.forecast.load import load_forecaster
+from las.daemon.slow_heads import SlowForecast
+from las.forecast.answer import Reason
+from las.forecast.contract import HORIZONS_S
+from las.forecast.heuristic import RULE_METRIC
 from las.forecast.past import slowdowns
 from las.forecast.window import FleetFull, FleetWindows
 from las.v1 import fleet_pb2
@@ -41,14 +37,6 @@ from peerd.core.ids import NodeName
 from peerd.daemon.logging import get_logger
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from peerd.transport.status import Refused
-
-# limit: nodes whose reasons are worked out in one run, the riskiest first; each costs some model
-# runs, and nobody reads more.
-EXPLAINED_MAX = 16
-# limit: seconds for one answer of the model for the whole fleet; 10,000 nodes take 0.15.
-MODEL_TIMEOUT_S = 8.0
-# From this probability on a node is worth an explanation.
-EXPLAINED_FROM = 0.2
 
 NAN = float("nan")
 
@@ -102,88 +90,6 @@ class Evaluation:
     nodes: Mapping[NodeName, NodeOutlook] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     slow: SlowForecast = field(default_factory=SlowForecast)
-
-
-class Model:
-    """The model of this process with its thread; shared by the terms that follow each other."""
-
-    def __init__(self, forecaster: Forecaster, note: str, heads: SlowHeads | None = None) -> None:
-        """`note` is what an operator should know of it; empty if the wanted model answers."""
-        self._forecaster = forecaster
-        self._heads = heads or SlowHeads({})
-        self.note = note
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="las-forecast")
-
-    @classmethod
-    def load(cls, path: Path | None) -> "Model":
-        """The model of `path`, the shipped one, or the rule. Blocks while it reads the file."""
-        forecaster, note = load_forecaster(path)
-        heads = SlowHeads.load()
-        return cls(forecaster, "; ".join(each for each in (note, heads.note) if each), heads)
-
-    @property
-    def model_id(self) -> str:
-        """Names what answers."""
-        return self._forecaster.model_id
-
-    @property
-    def window(self) -> int:
-        """Samples that suffice for the model and for the rule that may have to stand in."""
-        return max(self._forecaster.window, RULE_WINDOW)
-
-    async def judge(self, windows: Windows) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
-        """Forecast a fleet [nodes, `window`, metrics]; reasons by row for the riskiest nodes.
-
-        A model that takes longer than `MODEL_TIMEOUT_S` is given up, and its thread left behind.
-        """
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._thread, self._judge, windows)
-        done, _ = await asyncio.wait([work], timeout=MODEL_TIMEOUT_S)
-        if done or isinstance(self._forecaster, HeuristicForecaster):
-            return await work
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="las-forecast")
-        self._give_up(f"one answer takes more than {MODEL_TIMEOUT_S:.0f} s")
-        return await loop.run_in_executor(self._thread, self._judge, windows)
-
-    async def ask_slow_heads(self, state: ClusterState, now_s: int) -> SlowForecast:
-        """What the hardware and the history head say of the fleet; `now_s` since 1970."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._heads.ask, state, now_s)
-
-    def close(self) -> None:
-        """End the thread after the run under way."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _judge(self, windows: Windows) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
-        try:
-            return self._answer(self._forecaster, windows)
-        except ModelRefused as error:
-            self._give_up(str(error))
-            return self._answer(self._forecaster, windows)
-
-    def _give_up(self, why: str) -> None:
-        self.note = (
-            f"the forecast model was given up ({why}); the rule "
-            "'fsync p99 > 10 × own past' stands in"
-        )
-        _log.error("model given up", why=why)
-        self._forecaster = HeuristicForecaster()
-
-    @staticmethod
-    def _answer(
-        forecaster: Forecaster, windows: Windows
-    ) -> tuple[Forecast, dict[int, tuple[Reason, ...]]]:
-        newest = windows[:, -forecaster.window :]
-        forecast = forecaster.predict(newest)
-        probabilities = forecast.p_10_min
-        riskiest = np.argsort(-probabilities, kind="stable")[:EXPLAINED_MAX]
-        reasons = {
-            row: forecaster.reasons(newest, row, count=REASONS_MAX)
-            for row in riskiest.tolist()
-            if probabilities[row] >= EXPLAINED_FROM and forecast.known[row]
-        }
-        return forecast, reasons
 
 
 class FleetForecaster:
@@ -284,6 +190,7 @@ class FleetForecaster:
 
     async def evaluate(self, now_ms: int) -> None:
         """One evaluation, and what follows from it."""
+        await self.model.follow(self._group.state.models)
         snapshot = self._windows.snapshot(now_ms=now_ms)
         ages_ms = snapshot.age_ms
         windows = snapshot.windows.copy()
@@ -304,7 +211,7 @@ class FleetForecaster:
                 reasons=reasons.get(row, ()),
             )
             for row, name in enumerate(snapshot.nodes)
-            if is_up(state, NodeName(name))  # of the dead nothing is to be foreseen
+            if state.is_node_up(NodeName(name))  # of the dead nothing is to be foreseen
         }
         outlooks = self.outside.joined(_judged(state, nodes), now_ms)
         stakes = {
@@ -330,6 +237,7 @@ class FleetForecaster:
         event, self._evaluated = self._evaluated, asyncio.Event()
         event.set()
         await self._carry_out(verdict, stakes)
+        self.model.compare(windows, snapshot.nodes, forecast, state)
 
     def _stake(self, state: ClusterState, index: FleetIndex, name: NodeName) -> Stake:
         stored = self._stored_bytes(name)
@@ -410,12 +318,6 @@ def _judged(state: ClusterState, nodes: Mapping[NodeName, NodeOutlook]) -> dict[
         for name, node in state.nodes.items()
         if node.state is NodeState.UP
     }
-
-
-def is_up(state: ClusterState, name: NodeName) -> bool:
-    """Whether a node is known and up."""
-    node = state.nodes.get(name)
-    return node is not None and node.state is NodeState.UP
 
 
 def at_risk_nodes(state: ClusterState) -> frozenset[NodeName]:

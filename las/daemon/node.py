@@ -25,12 +25,12 @@ from prometheus_client import CollectorRegistry
 from las.core.cluster import Cluster
 from las.daemon.audit import Auditor
 from las.daemon.config import LasConfig, verify_identity
-from las.daemon.forecaster import Model
 from las.daemon.group import Group
 from las.daemon.http import LasExporter
 from las.daemon.leader import Leadership
 from las.daemon.links import member_channels
 from las.daemon.map_feed import MapFeed
+from las.daemon.model import Model
 from las.daemon.peer_calls import GrpcPeerCalls
 from las.daemon.recorder import RecordedMachine
 from las.daemon.services.callers import Callers
@@ -38,6 +38,7 @@ from las.daemon.services.fleet import FleetServicer
 from las.daemon.services.forecast import ForecastServicer
 from las.daemon.services.history import HistoryServicer
 from las.daemon.services.log_admin import LogAdminServicer
+from las.daemon.services.models import ModelServicer
 from las.daemon.services.shard_map import ShardMapServicer
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
@@ -60,6 +61,8 @@ from las.v1 import (
     history_pb2_grpc,
     log_admin_pb2,
     log_admin_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
     shard_map_pb2,
     shard_map_pb2_grpc,
 )
@@ -92,6 +95,7 @@ PUBLIC_SERVICES = tuple(
         (shard_map_pb2.DESCRIPTOR, "ShardMapService"),
         (forecast_pb2.DESCRIPTOR, "ForecastService"),
         (history_pb2.DESCRIPTOR, "HistoryService"),
+        (model_pb2.DESCRIPTOR, "ModelService"),
         (incident_pb2.DESCRIPTOR, "IncidentService"),
     )
 )
@@ -260,6 +264,9 @@ class LasNode:
         )
         history_pb2_grpc.add_HistoryServiceServicer_to_server(
             HistoryServicer(group, leadership, auditor), server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(group, leadership, auditor, model), server
         )
         raft_pb2_grpc.add_RaftServiceServicer_to_server(raft.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -3,7 +3,9 @@
 Invariants:
 - They never act: what they say is joined for people and for `-o json` (las/forecast/join.py).
 - A head whose file is refused, or that answers with something that is no probability, is given up
-  until the next start; the others go on, and the note says so.
+  until another version answers; the others go on, and the note says so.
+- A version that was installed for a head takes the place of the shipped one (see
+  las/daemon/model.py); its candidate is asked beside it, and only compared.
 - Asked once a `REFRESH_S`, sooner if the history or the fleet changed, but not within
   `REST_S` of the last time: of 10,000 nodes one asking costs half a second of the model's thread.
 
@@ -19,10 +21,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from las.core.history import FailureHistory
-from las.core.state import ClusterState
+from las.core.model_registry import SHIPPED, ModelHead, ModelRegistry, version_words
+from las.core.state import ClusterState, NodeState
 from las.forecast.answer import REASONS_MAX, Reason
+from las.forecast.comparison import Comparison
 from las.forecast.contract import HARDWARE, HISTORY, ModelRefused
-from las.forecast.heads import Head, shipped_head
+from las.forecast.heads import TABLES, Head, HeadForecast, Inputs, shipped_head
 from las.forecast.history_inputs import Place, history_inputs
 from las.forecast.join import Part
 from peerd.core.ids import NodeName
@@ -33,6 +37,8 @@ REST_S = 5
 # limit: nodes whose reasons are worked out in one run, the riskiest first; each costs one run of a
 # few rows.
 EXPLAINED_MAX = 16
+
+HEADS = (HARDWARE, HISTORY)
 
 _WEEK_S = 604_800
 
@@ -57,26 +63,100 @@ class SlowForecast:
     nodes: Mapping[NodeName, tuple[HeadOutlook, ...]] = field(default_factory=dict)
 
 
-class SlowHeads:
-    """The shipped hardware and history heads. Used from one thread at a time."""
+@dataclass(slots=True)
+class HeadShadow:
+    """A version of a head that runs beside the live one. `given_up`: why it does not any more."""
 
-    def __init__(self, heads: Mapping[str, Head], note: str = "") -> None:
-        """`note` is what an operator should know of them; empty if all were taken."""
+    version: int
+    model: Head | None
+    comparison: Comparison = field(default_factory=lambda: Comparison(_WEEK_S))
+    given_up: str = ""
+
+
+class SlowHeads:
+    """The hardware and history heads. Used from one thread at a time."""
+
+    def __init__(self, heads: Mapping[str, Head], notes: Mapping[str, str] | None = None) -> None:
+        """`notes` are what an operator should know of each; none if all were taken."""
+        self._shipped = dict(heads)
         self._heads = dict(heads)
-        self.note = note
+        self._shipped_notes = dict(notes or {})
+        self.notes = dict(notes or {})
+        self._live = dict.fromkeys(HEADS, SHIPPED)
+        self.shadows: dict[str, HeadShadow] = {}
         self._latest = SlowForecast()
         self._asked_of: tuple[FailureHistory, tuple[NodeName, ...]] | None = None
 
     @classmethod
     def load(cls) -> SlowHeads:
         """The shipped heads. Blocks while it reads the files."""
-        heads, notes = {}, []
-        for head in (HARDWARE, HISTORY):
+        heads, notes = {}, {}
+        for head in HEADS:
             try:
                 heads[head] = shipped_head(head)
             except (ModelRefused, OSError) as error:
-                notes.append(f"no {head} head ({error})")
-        return cls(heads, "; ".join(notes))
+                notes[head] = f"no {head} head ({error}): install the package with it"
+        return cls(heads, notes)
+
+    @property
+    def note(self) -> str:
+        """What an operator should know of all; empty if all is as wanted."""
+        return "; ".join(self.notes.values())
+
+    def answering(self, head: str) -> str:
+        """Id of the model that answers for a head; empty if none does."""
+        model = self._heads.get(head)
+        return "" if model is None else model.model_id
+
+    def shipped(self, head: str) -> str:
+        """Id of the shipped model of a head; empty if it was refused."""
+        model = self._shipped.get(head)
+        return "" if model is None else model.model_id
+
+    def follow(self, registry: ModelRegistry) -> None:
+        """Use the versions that the group has agreed on."""
+        for head in HEADS:
+            wanted = registry.of(ModelHead(head))
+            if wanted.live != self._live[head]:
+                self._use(head, registry, wanted.live)
+            shadow = self.shadows.get(head)
+            if wanted.candidate != (None if shadow is None else shadow.version):
+                self._run_beside(head, registry, wanted.candidate)
+
+    def _use(self, head: str, registry: ModelRegistry, live: int) -> None:
+        self._live[head] = live
+        self._asked_of = None
+        self._heads.pop(head, None)
+        self.notes.pop(head, None)
+        if head in self._shipped:
+            self._heads[head] = self._shipped[head]
+        if head in self._shipped_notes:
+            self.notes[head] = self._shipped_notes[head]
+        version = registry.version(live)
+        if version is None:
+            return
+        try:
+            self._heads[head] = Head.from_bytes(version.content, TABLES[head])
+            self.notes.pop(head, None)
+        except ModelRefused as error:
+            _log.error("head refused", head=head, version=live, why=str(error))
+            self.notes[head] = (
+                f"{version_words(live)} of the {head} model cannot be used here ({error}), the "
+                f"shipped one answers: `las model rollback --head {head}`"
+            )
+
+    def _run_beside(self, head: str, registry: ModelRegistry, candidate: int | None) -> None:
+        self.shadows.pop(head, None)
+        self._asked_of = None
+        version = registry.version(candidate)
+        if version is None:
+            return
+        try:
+            model = Head.from_bytes(version.content, TABLES[head])
+            self.shadows[head] = HeadShadow(version.version, model)
+        except ModelRefused as error:
+            why = f"it cannot be used here: {error}"
+            self.shadows[head] = HeadShadow(version.version, None, given_up=why)
 
     def ask(self, state: ClusterState, now_s: int) -> SlowForecast:
         """What the heads say of every node, at most `REFRESH_S` old.
@@ -96,7 +176,7 @@ class SlowHeads:
                 outlooks = self._asked(name, head, state, fleet, now_s)
             except ModelRefused as error:
                 _log.error("head given up", head=name, why=str(error))
-                self.note = f"the {name} head was given up ({error})"
+                self.notes[name] = f"the {name} head was given up ({error})"
                 del self._heads[name]
                 continue
             for node, outlook in zip(fleet, outlooks, strict=True):
@@ -107,9 +187,8 @@ class SlowHeads:
         )
         return self._latest
 
-    @staticmethod
     def _asked(
-        name: str, head: Head, state: ClusterState, fleet: tuple[NodeName, ...], now_s: int
+        self, name: str, head: Head, state: ClusterState, fleet: tuple[NodeName, ...], now_s: int
     ) -> list[HeadOutlook]:
         window = head.contract.window
         if name == HISTORY:
@@ -119,6 +198,7 @@ class SlowHeads:
             shape = (len(fleet), window, len(head.contract.features))
             inputs = np.full(shape, np.nan, dtype=np.float32)
         forecast = head.predict(inputs)
+        self._compare(name, inputs=inputs, live=forecast, state=state, fleet=fleet, now_s=now_s)
         week = forecast.probabilities[:, forecast.horizons_s.index(_WEEK_S)]
         # What is not above the ordinary needs no reason.
         base = head.contract.base_rates[forecast.horizons_s.index(_WEEK_S)]
@@ -141,6 +221,54 @@ class SlowHeads:
             )
             for row, row_of in enumerate(forecast.probabilities.tolist())
         ]
+
+    def _compare(
+        self,
+        name: str,
+        *,
+        inputs: Inputs,
+        live: HeadForecast,
+        state: ClusterState,
+        fleet: tuple[NodeName, ...],
+        now_s: int,
+    ) -> None:
+        shadow = self.shadows.get(name)
+        if shadow is None or shadow.model is None or shadow.given_up:
+            return
+        try:
+            told = shadow.model.predict(inputs)
+        except ModelRefused as error:
+            shadow.given_up = str(error)
+            return
+        settle(shadow.comparison, state, now_s)
+        rows = [
+            row
+            for row in np.flatnonzero(live.known & told.known).tolist()
+            if state.is_node_up(fleet[row])
+        ]
+        week = live.horizons_s.index(_WEEK_S)
+        shadow.comparison.add(
+            now_s,
+            [fleet[row] for row in rows],
+            live.probabilities[rows, week],
+            told.probabilities[rows, week],
+        )
+
+
+def settle(comparison: Comparison, state: ClusterState, now_s: int) -> None:
+    """Tell a comparison what became of the nodes that it waits for."""
+    protected = [
+        name
+        for name, node in state.nodes.items()
+        if (node.at_risk or node.draining) and node.state is NodeState.UP
+    ]
+    comparison.protected(now_s, protected)
+    for name in comparison.waiting:
+        if state.is_node_up(NodeName(name)):
+            continue
+        outage = state.history.still_down(name)
+        failed = NodeName(name) in state.nodes and outage is not None and outage.is_failure
+        comparison.ended(name, failed=True if failed else None)
 
 
 def _place(state: ClusterState, name: NodeName) -> Place:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from las.core import planner
 from las.core.index import FleetIndex
 from las.core.state import ClusterState, Node, NodeState, ShardEntry
-from las.daemon.forecaster import Model
 from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
+from las.daemon.model import Model
 from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
@@ -159,7 +159,7 @@ class StatusView:
 
     def _about_model(self, term: Term | None) -> Iterator[str]:
         if self._model.note:
-            yield f"{self._model.note}: set model_path to a model of this version"
+            yield self._model.note
         if term is not None and term.scraped is not None:
             yield from _about_scrapes(term.scraped)
         elif term is not None and term.forecaster.unreadable:

@@ -16,10 +16,11 @@ from las.daemon.config import LasConfig, Telemetry
 from las.daemon.detector import Detector, DetectorTiming, Judged
 from las.daemon.evidence import LAST_SAMPLES, cause_of_end, cause_of_silence
 from las.daemon.executor import Executor
-from las.daemon.forecaster import FleetForecaster, Model
+from las.daemon.forecaster import FleetForecaster
 from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
+from las.daemon.model import Model
 from las.daemon.reconcile import PeerCalls
 from las.daemon.retention import Retention
 from las.daemon.scraped import ScrapedTelemetry

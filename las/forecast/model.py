@@ -53,9 +53,14 @@ class ForecastModel:
     def load(cls, path: Path) -> ForecastModel:
         """Read, check and try a model file. Raises `ModelRefused`; `OSError` if unreadable."""
         try:
-            return cls(Graph(read_bounded(path), _check_schema))
+            return cls.from_bytes(read_bounded(path))
         except ModelRefused as error:
             raise ModelRefused(f"{path}: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> ForecastModel:
+        """The same from a file's bytes. Raises `ModelRefused`."""
+        return cls(Graph(content, _check_schema))
 
     @property
     def model_id(self) -> str:

@@ -73,7 +73,7 @@ def _row(record: fleet_pb2.AuditRecord) -> list[str]:
         at,
         f"{record.role}/{record.who}",
         record.what,
-        record.node or f"{record.log}{shard}" or "-",
+        record.node or record.model or f"{record.log}{shard}" or "-",
         record.before or "-",
         "as before" if same else record.after or "gone",
         outcome if record.ok else f"refused ({record.reason.upper()}): {outcome}",

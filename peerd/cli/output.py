@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import click
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -94,7 +95,9 @@ def one_line_errors() -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """One line on stderr, and the end."""
-    typer.echo(f"peerctl: {message}", err=True)
+    context = click.get_current_context(silent=True)
+    program = None if context is None else context.find_root().info_name
+    typer.echo(f"{program or 'peerctl'}: {message}", err=True)
     raise typer.Exit(status)
 
 

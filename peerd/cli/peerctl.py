@@ -21,6 +21,7 @@ from peerd.cli import (
     history_commands,
     incident_commands,
     log_commands,
+    model_commands,
     node_commands,
     output,
     pki_commands,
@@ -52,6 +53,7 @@ app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.forecast_app, name="forecast")
 app.add_typer(fleet_commands.explain_app, name="explain")
 app.add_typer(history_commands.history_app, name="history")
+app.add_typer(model_commands.model_app, name="model")
 app.add_typer(recover_commands.recover_app, name="recover")
 app.add_typer(incident_commands.incident_app, name="incident")
 app.add_typer(bench_commands.bench_app, name="bench")

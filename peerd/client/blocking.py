@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from las.v1 import fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2
+from las.v1 import fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2, model_pb2
 from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
@@ -252,6 +252,22 @@ class BlockingLas:
     def failure_patterns(self) -> history_pb2.GetPatternsResponse:
         """What the history of failures shows."""
         return self._thread.run(self._las.failure_patterns())
+
+    def models(self) -> Sequence[model_pb2.HeadModels]:
+        """The forecast models by head, and how those in shadow compare."""
+        return self._thread.run(self._las.models())
+
+    def install_model(self, content: bytes, *, head: str = "") -> model_pb2.InstallModelResponse:
+        """Gives all LAS nodes a model; see `peerd.client.las.LasCalls.install_model`."""
+        return self._thread.run(self._las.install_model(content, head=head))
+
+    def promote_model(self, version: int, *, head: str = "") -> model_pb2.PromoteModelResponse:
+        """Lets a version answer; see `peerd.client.las.LasCalls.promote_model`."""
+        return self._thread.run(self._las.promote_model(version, head=head))
+
+    def roll_back_model(self, head: str, version: int) -> model_pb2.RollBackModelResponse:
+        """In place of `version` the one before answers again."""
+        return self._thread.run(self._las.roll_back_model(head, version))
 
     def remove_node(self, node: str) -> None:
         """Takes a node that is down out of the fleet, once nothing needs what it has."""

@@ -167,6 +167,14 @@ class UnknownNode(PeerdError):
     """No node of that name."""
 
 
+class UnknownModel(PeerdError):
+    """No forecast model of that version is kept for that head. `las model list` shows them."""
+
+
+class ModelRejected(PeerdError):
+    """The file is no forecast model that may be used; the message names the rule it breaks."""
+
+
 class InvalidRequest(PeerdError):
     """The call itself is wrong; the message names the part. Correct the program."""
 
@@ -238,6 +246,8 @@ CLASSES: Mapping[str, type[PeerdError]] = {
     "STORE_ID_CHANGED": StateConflict,
     "PROCESS_SUPERSEDED": StateConflict,
     "LAS_LOST_ITS_PAST": StateConflict,
+    "UNKNOWN_MODEL": UnknownModel,
+    "MODEL_REFUSED": ModelRejected,
     "SHUTTING_DOWN": Unavailable,
     "MAP_UNKNOWN": Unavailable,
     "STATE_CHANGED": StateConflict,

@@ -20,6 +20,8 @@ from las.v1 import (
     history_pb2_grpc,
     log_admin_pb2,
     log_admin_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
 )
 from peerd.client.credentials import Access
 from peerd.client.directory import ClientChannels
@@ -414,6 +416,58 @@ class LasCalls:
                 request, timeout=timeout_s
             ),
             "asking for patterns of failures",
+        )
+
+    # -------------------------------------------------------------------------- models
+
+    async def models(self) -> Sequence[model_pb2.HeadModels]:
+        """The forecast models by head, and how those in shadow compare."""
+        request = model_pb2.ListModelsRequest()
+        answer = await self.call(
+            lambda channel, timeout_s: model_pb2_grpc.ModelServiceStub(channel).ListModels(
+                request, timeout=timeout_s
+            ),
+            "listing models",
+        )
+        return answer.heads
+
+    async def install_model(
+        self, content: bytes, *, head: str = ""
+    ) -> model_pb2.InstallModelResponse:
+        """Gives all LAS nodes a model file, of at most 1 MiB, to run in shadow.
+
+        Raises:
+            ModelRejected: the file is no model that may be used; nothing is changed.
+            LimitReached: it is too large, or there is no room.
+        """
+        request = model_pb2.InstallModelRequest(content=content, head=head)
+        return await self.call(
+            lambda channel, timeout_s: model_pb2_grpc.ModelServiceStub(channel).InstallModel(
+                request, timeout=timeout_s
+            ),
+            "installing a model",
+        )
+
+    async def promote_model(
+        self, version: int, *, head: str = ""
+    ) -> model_pb2.PromoteModelResponse:
+        """Lets a version answer; 0 is the shipped one of `head`. Raises `UnknownModel`."""
+        request = model_pb2.PromoteModelRequest(version=version, head=head)
+        return await self.call(
+            lambda channel, timeout_s: model_pb2_grpc.ModelServiceStub(channel).PromoteModel(
+                request, timeout=timeout_s
+            ),
+            "promoting a model",
+        )
+
+    async def roll_back_model(self, head: str, version: int) -> model_pb2.RollBackModelResponse:
+        """In place of `version` the one before answers again. Raises `StateConflict`."""
+        request = model_pb2.RollBackModelRequest(head=head, version=version)
+        return await self.call(
+            lambda channel, timeout_s: model_pb2_grpc.ModelServiceStub(channel).RollBackModel(
+                request, timeout=timeout_s
+            ),
+            "rolling back a model",
         )
 
     async def watch_forecasts(self) -> AsyncGenerator[forecast_pb2.WatchForecastResponse, None]:

@@ -58,6 +58,8 @@ class Reason(IntEnum):
     LOST = 43
     PROCESS_SUPERSEDED = 44
     LAS_LOST_ITS_PAST = 45
+    UNKNOWN_MODEL = 46
+    MODEL_REFUSED = 47
 
 
 class Taken(IntEnum):

@@ -68,6 +68,7 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
     "/las.v1.ForecastService/ReportForecast": _FORECASTERS,
     "/las.v1.HistoryService": _OPERATORS,
+    "/las.v1.ModelService": _OPERATORS,
     "/las.v1.LogAdminService": _OPERATORS,
     "/las.v1.LogAdminService/CreateInternalLog": _PEERS,
     # A peer passes an operator's Trim on under its own name.

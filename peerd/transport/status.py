@@ -76,6 +76,8 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.LOST: grpc.StatusCode.DATA_LOSS,
     Reason.PROCESS_SUPERSEDED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.LAS_LOST_ITS_PAST: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Reason.MODEL_REFUSED: grpc.StatusCode.INVALID_ARGUMENT,
 }
 """Reason -> gRPC code."""
 

@@ -48,18 +48,28 @@ def node(operator, inputs, outputs, **integers):
     return body
 
 
-def newest_sample_model(window, weights, metadata, *, input_name="windows"):
-    """probabilities = sigmoid(newest sample @ weights [features, horizons])."""
+def newest_sample_model(window, weights, metadata, *, input_name="windows", gaps=False, ago=0):
+    """probabilities = sigmoid(newest sample @ weights [features, horizons]), or that `ago` before.
+
+    `gaps`: what is missing counts as 0; else it makes the answer NaN.
+    """
+    filled = (
+        node("IsNaN", ["newest"], ["missing"]),
+        node("Where", ["missing", "zero", "newest"], ["filled"]),
+    )
     graph = b"".join(
         blob(1, part)
         for part in (
             node("Gather", [input_name, "last"], ["newest"], axis=1),
-            node("MatMul", ["newest", "weights"], ["odds"]),
+            *(filled if gaps else ()),
+            node("MatMul", ["filled" if gaps else "newest", "weights"], ["odds"]),
             node("Sigmoid", ["odds"], ["probabilities"]),
         )
     )
     graph += blob(2, "test")
-    graph += blob(5, tensor("last", np.array(window - 1, dtype=np.int64)))
+    graph += blob(5, tensor("last", np.array(window - 1 - ago, dtype=np.int64)))
+    if gaps:
+        graph += blob(5, tensor("zero", np.array(0, dtype=np.float32)))
     graph += blob(5, tensor("weights", np.asarray(weights, dtype=np.float32)))
     graph += blob(11, value_info(input_name, ["nodes", window, len(weights)]))
     graph += blob(12, value_info("probabilities", ["nodes", len(weights[0])]))

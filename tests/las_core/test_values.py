@@ -21,11 +21,13 @@ from las.core.commands import (
     DropHolder,
     FenceSegment,
     HaltShard,
+    InstallModel,
     MarkAges,
     OpenCase,
     OpenSegment,
     PrepareSegment,
     PrepareSplit,
+    PromoteModel,
     Reason,
     RecordEvent,
     RecordOutages,
@@ -35,6 +37,7 @@ from las.core.commands import (
     RemoveNode,
     ReplaceNode,
     Result,
+    RollBackModel,
     SegmentOpened,
     SetAtRisk,
     SetCompression,
@@ -42,6 +45,7 @@ from las.core.commands import (
     SetDraining,
     SetNodeState,
     SetRetention,
+    StoreModelPiece,
     Target,
     TrimShard,
     WantHolders,
@@ -53,6 +57,7 @@ from las.core.commands import (
 )
 from las.core.history import Cause, Outage
 from las.core.ledger import Case, Outcome, Response
+from las.core.model_registry import ModelHead
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
 from peerd.core.ids import Epoch, Offset, StoreId
@@ -105,6 +110,10 @@ EXAMPLES = [
     DeleteLog(log="orders", shards=(SHARD,)),
     SetRetention(log="orders", retention_bytes=1 << 30, retention_ms=0),
     MarkAges(clock_ms=60_000, marks=((SHARD, Offset(7)),)),
+    StoreModelPiece(digest="ab", number=3, piece="YQ=="),
+    InstallModel(head=ModelHead.HISTORY, model_id="history-1", digest="ab", timestamp_ms=1),
+    PromoteModel(head=ModelHead.INCIDENT, version=2),
+    RollBackModel(head=ModelHead.INCIDENT, version=2),
     OpenCase(case=Case(node=name(1), opened_ms=7, response=Response.PROTECT, probability=0.25)),
     CloseCase(number=1, outcome=Outcome.MISS, closed_ms=9, told="no signal"),
     HaltShard(shard=SHARD, epoch=Epoch(9), node=name(1), why="it promised 9"),
@@ -229,6 +238,7 @@ def rich_cluster() -> Cluster:
         HaltShard(shard=SHARD, epoch=Epoch(5), node=name(1), why="contradiction", fence=Epoch(5)),
         register(3, boot=2),
         *[each for each in EXAMPLES if isinstance(each, OpenCase | CloseCase)],
+        StoreModelPiece(digest="ab", number=0, piece="YQ=="),
         *EXAMPLES[-9:-6],
         *EXAMPLES[-4:],
     )

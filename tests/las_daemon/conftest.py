@@ -7,7 +7,7 @@ import pytest
 
 from las.daemon import node as las_node
 from las.daemon.directory import init
-from las.daemon.forecaster import Model
+from las.daemon.model import Model
 from las.daemon.node import LasNode
 from las.daemon.slow_heads import SlowHeads
 from las.forecast.heuristic import HeuristicForecaster

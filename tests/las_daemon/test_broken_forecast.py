@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from las.daemon import forecaster as daemon
-from las.daemon.forecaster import Model
+from las.daemon import model as daemon
+from las.daemon.model import Model
 from las.forecast.answer import Forecast
 from las.forecast.contract import HORIZONS_S
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from las.core.state import NodeState
-from las.daemon.forecaster import Model
+from las.daemon.model import Model
 from las.forecast.answer import Forecast
 from las.forecast.contract import ModelRefused
 from las.v1 import fleet_pb2

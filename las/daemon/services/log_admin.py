@@ -19,7 +19,6 @@ from las.core.commands import (
 )
 from las.core.state import LOG_SHARDS_MAX, ClusterState, Log
 from las.daemon.audit import AuditedCall, Auditor
-from las.daemon.forecaster import is_up
 from las.daemon.gap_recovery import Proposal
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
@@ -353,7 +352,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 or (heard := term.vitals.of(name)) is None
                 or heard.map_version < version
             ]
-            up = [name for name in unheard if is_up(self._group.state, name)]
+            up = [name for name in unheard if self._group.state.is_node_up(name)]
             if not up or term is None or time.monotonic() >= deadline_s:
                 return unheard
             await asyncio.sleep(DELETION_LOOK_S)

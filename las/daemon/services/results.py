@@ -13,6 +13,7 @@ REASONS: Mapping[Outcome, Reason] = {
     Outcome.UNKNOWN_LOG: Reason.UNKNOWN_LOG,
     Outcome.UNKNOWN_SHARD: Reason.UNKNOWN_SHARD,
     Outcome.UNKNOWN_NODE: Reason.UNKNOWN_NODE,
+    Outcome.UNKNOWN_MODEL: Reason.UNKNOWN_MODEL,
     Outcome.UNKNOWN_SEGMENT: Reason.STATE_CHANGED,
     Outcome.LOG_EXISTS: Reason.LOG_EXISTS,
     Outcome.LIMIT_REACHED: Reason.LIMIT_REACHED,
