@@ -22,6 +22,7 @@ from las.core.index import FleetIndex
 from las.core.judgement import Finding, Judge, Outlook, Stake, Verdict
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
+from las.daemon.disk_readings import DiskReadings
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.model import Model
@@ -116,6 +117,7 @@ class FleetForecaster:
         self._evaluated = asyncio.Event()
         self.latest = Evaluation()
         self.outside = OutsideForecasts()
+        self.disks = DiskReadings()
         self._distrusted = False
         self._held_back: set[NodeName] = set()
         self.decisions = Counter({"at_risk": 0, "recovered": 0})
@@ -197,7 +199,7 @@ class FleetForecaster:
         forecast, reasons = await self.model.judge(windows)
         latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
         slower, latency_ms = await asyncio.to_thread(slowdowns, latencies)
-        slow = await self.model.ask_slow_heads(self._group.state, int(time.time()))
+        slow = await self.model.ask_slow_heads(self._group.state, self.disks, int(time.time()))
         state, index = self._group.indexed()
         nodes = {
             NodeName(name): NodeOutlook(

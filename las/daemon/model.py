@@ -31,6 +31,7 @@ from las.core.model_registry import (
     version_words,
 )
 from las.core.state import ClusterState
+from las.daemon.disk_readings import DiskReadings
 from las.daemon.slow_heads import SlowForecast, SlowHeads, settle
 from las.forecast.answer import REASONS_MAX, Forecast, Forecaster, Reason, Windows
 from las.forecast.comparison import Comparison
@@ -170,10 +171,12 @@ class Model:
         self._give_up(f"one answer takes more than {MODEL_TIMEOUT_S:.0f} s")
         return await loop.run_in_executor(self._thread, self._judge, windows)
 
-    async def ask_slow_heads(self, state: ClusterState, now_s: int) -> SlowForecast:
+    async def ask_slow_heads(
+        self, state: ClusterState, disks: DiskReadings, now_s: int
+    ) -> SlowForecast:
         """What the hardware and the history head say of the fleet; `now_s` since 1970."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._heads.ask, state, now_s)
+        return await loop.run_in_executor(self._thread, self._heads.ask, state, disks, now_s)
 
     def close(self) -> None:
         """End the threads after the runs under way."""

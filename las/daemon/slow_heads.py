@@ -8,9 +8,10 @@ Invariants:
   las/daemon/model.py); its candidate is asked beside it, and only compared.
 - Asked once a `REFRESH_S`, sooner if the history or the fleet changed, but not within
   `REST_S` of the last time: of 10,000 nodes one asking costs half a second of the model's thread.
+- A node of which a head has no input is not known to it, and the outlook says why.
 
-The hardware head reads daily SMART readings (las/forecast/hardware_inputs.py). Peers do not send
-them yet, so it says that it has no input.
+The hardware head reads the peers' daily SMART readings (las/daemon/disk_readings.py), the history
+head the outages that the group has committed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from las.core.history import FailureHistory
 from las.core.model_registry import SHIPPED, ModelHead, ModelRegistry, version_words
 from las.core.state import ClusterState, NodeState
+from las.daemon.disk_readings import DiskReadings
 from las.forecast.answer import REASONS_MAX, Reason
 from las.forecast.comparison import Comparison
 from las.forecast.contract import HARDWARE, HISTORY, ModelRefused
@@ -47,12 +49,13 @@ _log = get_logger("forecast")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOutlook:
-    """What one head says of one node."""
+    """What one head says of one node. `without`: why it has no input of it; empty if it has."""
 
     head: str
     model_id: str
     part: Part
     reasons: tuple[Reason, ...] = ()
+    without: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class SlowHeads:
         self._live = dict.fromkeys(HEADS, SHIPPED)
         self.shadows: dict[str, HeadShadow] = {}
         self._latest = SlowForecast()
-        self._asked_of: tuple[FailureHistory, tuple[NodeName, ...]] | None = None
+        self._asked_of: tuple[FailureHistory, tuple[NodeName, ...], int] | None = None
 
     @classmethod
     def load(cls) -> SlowHeads:
@@ -158,14 +161,15 @@ class SlowHeads:
             why = f"it cannot be used here: {error}"
             self.shadows[head] = HeadShadow(version.version, None, given_up=why)
 
-    def ask(self, state: ClusterState, now_s: int) -> SlowForecast:
+    def ask(self, state: ClusterState, disks: DiskReadings, now_s: int) -> SlowForecast:
         """What the heads say of every node, at most `REFRESH_S` old.
 
         A node that registered within the last `REST_S` may be missing.
         """
         fleet = tuple(sorted(state.nodes))
         told = self._asked_of
-        same = told is not None and told[0] is state.history and told[1] == fleet
+        basis = (state.history, fleet, disks.number)
+        same = told is not None and told[0] is state.history and told[1:] == basis[1:]
         if told is not None:
             age_s = now_s - self._latest.asked_s
             if 0 <= age_s < (REFRESH_S if same else REST_S):
@@ -173,7 +177,7 @@ class SlowHeads:
         answers: dict[NodeName, list[HeadOutlook]] = {name: [] for name in fleet}
         for name, head in list(self._heads.items()):
             try:
-                outlooks = self._asked(name, head, state, fleet, now_s)
+                outlooks = self._asked(name, head, state=state, disks=disks, now_s=now_s)
             except ModelRefused as error:
                 _log.error("head given up", head=name, why=str(error))
                 self.notes[name] = f"the {name} head was given up ({error})"
@@ -181,22 +185,21 @@ class SlowHeads:
                 continue
             for node, outlook in zip(fleet, outlooks, strict=True):
                 answers[node].append(outlook)
-        self._asked_of = (state.history, fleet)
+        self._asked_of = basis
         self._latest = SlowForecast(
             asked_s=now_s, nodes={node: tuple(each) for node, each in answers.items()}
         )
         return self._latest
 
     def _asked(
-        self, name: str, head: Head, state: ClusterState, fleet: tuple[NodeName, ...], now_s: int
+        self, name: str, head: Head, *, state: ClusterState, disks: DiskReadings, now_s: int
     ) -> list[HeadOutlook]:
-        window = head.contract.window
+        fleet = tuple(sorted(state.nodes))
         if name == HISTORY:
             places = [_place(state, node) for node in fleet]
             inputs = history_inputs(state.history.outages, now_s, places)[:, None]
         else:
-            shape = (len(fleet), window, len(head.contract.features))
-            inputs = np.full(shape, np.nan, dtype=np.float32)
+            inputs = disks.windows(fleet, now_s)
         forecast = head.predict(inputs)
         self._compare(name, inputs=inputs, live=forecast, state=state, fleet=fleet, now_s=now_s)
         week = forecast.probabilities[:, forecast.horizons_s.index(_WEEK_S)]
@@ -218,6 +221,9 @@ class SlowHeads:
                     known=bool(forecast.known[row]),
                 ),
                 reasons=reasons.get(row, ()),
+                without=""
+                if name == HISTORY or forecast.known[row]
+                else disks.why_without(fleet[row]),
             )
             for row, row_of in enumerate(forecast.probabilities.tolist())
         ]

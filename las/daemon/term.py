@@ -163,6 +163,8 @@ class Term:
         now = now_ms()
         self.vitals.heard(node, boot, heartbeat, now)
         self.detector.heard(node, boot, Tick(now), heartbeat.free_bytes)
+        if heartbeat.HasField("disk"):
+            self.forecaster.disks.take(node, heartbeat.disk)
         if self.scraped is None:
             self.forecaster.take(node, heartbeat.samples, now)
 

@@ -56,6 +56,10 @@ HARDWARE_FEATURES: tuple[HardwareFeature, ...] = (
 HARDWARE_NAMES: tuple[str, ...] = tuple(feature.name for feature in HARDWARE_FEATURES)
 COUNTER_COUNT = 9
 
+CAPACITY = HARDWARE_NAMES.index("capacity_tb")
+PRESENT = HARDWARE_NAMES.index("smart_5")
+"""Reallocated sectors: what every SATA disk reports, and no other."""
+
 Window = npt.NDArray[np.float32]
 
 

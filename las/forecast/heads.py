@@ -33,6 +33,7 @@ from las.forecast.hardware_inputs import (
     HARDWARE_FEATURES,
     HARDWARE_NAMES,
     HARDWARE_SCHEMA_VERSION,
+    PRESENT,
 )
 from las.forecast.history_inputs import DAY_S, HISTORY_NAMES, HISTORY_SCHEMA_VERSION
 
@@ -181,8 +182,7 @@ HARDWARE_TABLE = HeadTable(
     names=HARDWARE_NAMES,
     version=HARDWARE_SCHEMA_VERSION,
     window=len(DAYS_BEFORE),
-    # Reallocated sectors: what every SATA disk reports.
-    present=HARDWARE_NAMES.index("smart_5"),
+    present=PRESENT,
     groups=tuple(
         Group(name=HARDWARE_NAMES[column], columns=(column,), calm=0.0, words=_grown(column))
         for column in range(COUNTER_COUNT)

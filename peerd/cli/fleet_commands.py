@@ -157,7 +157,13 @@ def _forecast_rows(each: forecast_pb2.NodeForecast, horizons: Sequence[int]) -> 
             *(own[n] if at in decided else joined[n] for n, at in enumerate(horizons)),
             "at risk" if each.at_risk else "-" if each.known else "not enough seen",
             ", ".join(reason.text for reason in _all_reasons(each)) or "-",
-            ", ".join([each.model_id, *(h.model_id for h in each.heads if h.known)]),
+            ", ".join(
+                [
+                    each.model_id,
+                    *(head.model_id for head in each.heads if head.known),
+                    *(head.without for head in each.heads if head.without),
+                ]
+            ),
         ]
     ]
     for told in each.outside:

@@ -206,6 +206,11 @@ class Telemetry(Section):
         default=None,
         description="File to which each sample is also appended, for training and for research",
     )
+    smart_device: Path | None = Field(
+        default=None,
+        description="Disk that `smartctl` is asked about, e.g. `/dev/sda`; by default the one that "
+        "`data_dir` lies on, which cannot be found below a RAID or several disks",
+    )
 
 
 class Testing(Section):

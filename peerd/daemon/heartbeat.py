@@ -14,7 +14,7 @@ from pathlib import Path
 from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.durable import StoredShard
 from peerd.core.ids import ProcessId, ShardId
-from peerd.daemon.config import PeerdConfig
+from peerd.daemon.config import PeerdConfig, Telemetry
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.host import ShardHost
 from peerd.daemon.las_session import SAMPLES_PER_HEARTBEAT_MAX, SessionBroken
@@ -22,6 +22,7 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.repairer import RepairStatistics
 from peerd.daemon.scrubber import ScrubStatistics
 from peerd.daemon.telemetry.collector import Collector, Sample, TelemetrySampler
+from peerd.daemon.telemetry.disk_days import NOTHING_TOLD, DiskDays
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from peerd.daemon.telemetry.smart import SmartReader
@@ -44,13 +45,19 @@ _log = get_logger("member")
 class HealthSampling:
     """The sampling thread, its window, and the recording if one is wanted."""
 
-    def __init__(self, data_dir: Path, own: OwnMetrics, record_file: Path | None) -> None:
+    def __init__(self, data_dir: Path, own: OwnMetrics, telemetry: Telemetry) -> None:
         self.window = Window()
+        record_file = telemetry.record_file
         self._recorder = Recorder(record_file) if record_file is not None else None
-        self._smart = SmartReader(data_dir)
+        self._smart = SmartReader(data_dir, device=telemetry.smart_device)
         collector = Collector(data_dir, own.take, smart=lambda: self._smart.values)
         self._sampler = TelemetrySampler(collector, self._add)
         self._sampling = False
+
+    @property
+    def disk_days(self) -> DiskDays:
+        """What the disk said of itself, day by day."""
+        return self._smart.days
 
     def start(self) -> None:
         """Begin to sample."""
@@ -85,6 +92,7 @@ class Member:
         host: ShardHost,
         map_cache: MapCache,
         window: Window,
+        disk_days: DiskDays,
         workload: Callable[[], WorkloadFigures],
         care: Callable[[], tuple[RepairStatistics, ScrubStatistics]],
     ) -> None:
@@ -99,6 +107,8 @@ class Member:
         self._map = map_cache
         self._window = window
         self._told_sequence = -1
+        self._disk_days = disk_days
+        self._told_days = NOTHING_TOLD
 
     def registration(self) -> fleet_pb2.RegisterRequest:
         """What this process and its store are, now."""
@@ -157,6 +167,7 @@ class Member:
         if whole_window:
             self._told_sequence = -1
             self._told_workload = 0
+            self._told_days = NOTHING_TOLD
         samples = self._window.since(self._told_sequence)[-SAMPLES_PER_HEARTBEAT_MAX:]
         if samples:
             self._told_sequence = samples[-1].sequence
@@ -173,6 +184,28 @@ class Member:
             repaired_batches=repairs.repaired,
             scrub_age_s=None if scrub.pass_age_s is None else int(scrub.pass_age_s),
             workload=self._new_workload(),
+            disk=self._new_disk_days(),
+        )
+
+    def _new_disk_days(self) -> fleet_pb2.DiskDays | None:
+        """What the leader lacks of the disk's readings."""
+        news = self._disk_days.news(self._told_days)
+        self._told_days = news.number
+        if not news.days and not news.whole:
+            return None
+        return fleet_pb2.DiskDays(
+            whole=news.whole,
+            days=[
+                fleet_pb2.DiskDay(
+                    day=each.day,
+                    capacity_bytes=each.capacity_bytes,
+                    attributes=[
+                        fleet_pb2.SmartAttribute(number=number, raw=raw)
+                        for number, raw in sorted(each.attributes.items())
+                    ],
+                )
+                for each in news.days
+            ],
         )
 
     def _new_workload(self) -> fleet_pb2.NodeWorkload | None:

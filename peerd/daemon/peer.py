@@ -227,7 +227,7 @@ class Peer:
             fatal=self._on_bug,
             recorder=self._recorder,
         )
-        self._sampling = HealthSampling(config.data_dir, self.own, config.telemetry.record_file)
+        self._sampling = HealthSampling(config.data_dir, self.own, config.telemetry)
         member = Member(
             me=me,
             config=config,
@@ -236,6 +236,7 @@ class Peer:
             host=self.host,
             map_cache=self.map_cache,
             window=self._sampling.window,
+            disk_days=self._sampling.disk_days,
             workload=lambda: self.own.workload.figures(loop.time()),
             care=lambda: (self.repairer.statistics(), self.scrubber.statistics()),
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from las.core.state import ClusterState, Node
 from las.daemon import slow_heads
+from las.daemon.disk_readings import DiskReadings
 from las.daemon.slow_heads import REFRESH_S, REST_S, SlowHeads
 from las.forecast.contract import HARDWARE, HISTORY, ModelRefused
 from las.forecast.heads import shipped_head
@@ -65,7 +66,7 @@ class Broken:
 def test_a_head_that_breaks_is_given_up_and_the_others_go_on():
     heads = SlowHeads({HARDWARE: Broken(), HISTORY: shipped_head(HISTORY)})
     state = ClusterState(cluster_id="c", nodes=an_empty_fleet("n1", "n2"))
-    told = heads.ask(state, 1_000).nodes
+    told = heads.ask(state, DiskReadings(), 1_000).nodes
     assert {name: [each.head for each in outlooks] for name, outlooks in told.items()} == {
         "n1": [HISTORY],
         "n2": [HISTORY],
@@ -76,11 +77,11 @@ def test_a_head_that_breaks_is_given_up_and_the_others_go_on():
 def test_they_are_asked_anew_when_the_history_changes_or_a_minute_has_passed():
     heads = SlowHeads.load()
     state = ClusterState(cluster_id="c")
-    first = heads.ask(state, 1_000)
-    assert heads.ask(state, 1_000 + REFRESH_S - 1) is first
-    second = heads.ask(state, 1_000 + REFRESH_S)
+    first = heads.ask(state, DiskReadings(), 1_000)
+    assert heads.ask(state, DiskReadings(), 1_000 + REFRESH_S - 1) is first
+    second = heads.ask(state, DiskReadings(), 1_000 + REFRESH_S)
     assert second is not first
     changed = replace(state, nodes=an_empty_fleet("n1"))
     at_s = 1_000 + REFRESH_S
-    assert heads.ask(changed, at_s + REST_S - 1) is second
-    assert set(heads.ask(changed, at_s + REST_S).nodes) == {"n1"}
+    assert heads.ask(changed, DiskReadings(), at_s + REST_S - 1) is second
+    assert set(heads.ask(changed, DiskReadings(), at_s + REST_S).nodes) == {"n1"}

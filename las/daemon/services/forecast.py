@@ -264,6 +264,7 @@ def _head(outlook: HeadOutlook, evaluation: Evaluation) -> forecast_pb2.HeadFore
         horizons=_horizons(outlook.part.horizons_s, outlook.part.probabilities),
         reasons=_reasons(outlook.reasons),
         input_age_ms=max(age_ms, 0) if outlook.part.known else 0,
+        without=outlook.without,
     )
 
 

@@ -2,7 +2,8 @@
 
 A run takes a tenth of a second to some seconds, and the counters change over hours: so it has a
 thread of its own, a pause of ten minutes between runs, a deadline, and a bound on what it prints.
-A disk that sleeps is left asleep. Where there is no smartctl, no right to ask, or no disk that
+A disk that sleeps is left asleep. The newest answer of each day is kept (`disk_days.py`).
+Where there is no smartctl, no right to ask, or no disk that
 answers (a virtual one, a network file system), everything is missing.
 """
 
@@ -13,9 +14,12 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from peerd.daemon.telemetry.disk_days import DAY_S, FILE_NAME, DiskDays, disk_day
 
 PERIOD_S = 600.0
 RUN_TIMEOUT_S = 20.0
@@ -29,11 +33,25 @@ _COUNT_MASK = 0xFFFFFFFF
 
 
 class SmartReader:
-    """Runs until `stop`; `values` is the newest answer, empty before the first."""
+    """Runs until `stop`; `values` is the newest answer, empty before the first.
 
-    def __init__(self, directory: Path, *, period_s: float = PERIOD_S) -> None:
+    `days` are the readings of the last months. `device` is the disk to ask; None: the one that
+    `directory` lies on. `wall_clock` gives seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: Path | None = None,
+        period_s: float = PERIOD_S,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._directory = directory
+        self._device = device
         self._period_s = period_s
+        self._wall_clock = wall_clock
+        self.days = DiskDays(directory / FILE_NAME)
         self._values: Mapping[str, float] = {}
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,16 +78,17 @@ class SmartReader:
             self._thread.join(RUN_TIMEOUT_S)
 
     def _run(self) -> None:
+        self.days.load()
         while not self._stopping.is_set():
             self._values = self._ask()
             self._stopping.wait(self._period_s)
 
     def _ask(self) -> Mapping[str, float]:
         """Never raises: whatever goes wrong leaves the values missing."""
-        device = device_of(self._directory)
+        device = self._device or device_of(self._directory)
         if device is None:
             return {}
-        arguments = ["smartctl", "--json", "-n", "standby", "-H", "-A", str(device)]
+        arguments = ["smartctl", "--json", "-n", "standby", "-i", "-H", "-A", str(device)]
         try:
             with self._lock:
                 if self._stopping.is_set():
@@ -89,11 +108,21 @@ class SmartReader:
                 finally:
                     process.kill()
                     ending.cancel()
-            return smart_values(json.loads(answer))
+            whole = _table(json.loads(answer))
+            self._keep(whole)
+            return smart_values(whole)
         except (OSError, ValueError, RecursionError):
             return {}
         finally:
             self._process = None
+
+    def _keep(self, answer: Mapping[str, Any]) -> None:
+        """The reading of today, if the disk counts as SATA disks do."""
+        raw = _raw_attributes(answer)
+        if raw:
+            serial = answer.get("serial_number")
+            day = int(self._wall_clock()) // DAY_S
+            self.days.add(serial if isinstance(serial, str) else "", disk_day(answer, raw, day))
 
 
 def device_of(directory: Path) -> Path | None:
