@@ -20,21 +20,25 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+_CLIENT_COMMANDS = ("model", "train")
+
 
 class _Commands(TyperGroup):
     """The daemon's commands and those of a client, which are loaded when they are asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), "model"]
+        return [*super().list_commands(ctx), *_CLIENT_COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _CLIENT_COMMANDS:
+            return super().get_command(ctx, cmd_name)
         if cmd_name == "model":
-            from peerd.cli.model_commands import model_app
-
-            command = typer.main.get_command(model_app)
-            command.name = cmd_name
-            return command
-        return super().get_command(ctx, cmd_name)
+            from peerd.cli.model_commands import model_app as found
+        else:
+            from las.training.cli import train_app as found
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
 
 
 app = typer.Typer(

@@ -329,10 +329,11 @@ def _mistakes(config: LasConfig) -> Iterator[tuple[str, str]]:
     if policy.lease_ms < 3 * policy.heartbeat_ms:
         yield "policy.lease_ms", f"must be at least three heartbeats ({3 * policy.heartbeat_ms})"
     if config.telemetry.source == "prometheus":
-        yield from _telemetry_mistakes(config.telemetry)
+        yield from telemetry_mistakes(config.telemetry)
 
 
-def _telemetry_mistakes(telemetry: Telemetry) -> Iterator[tuple[str, str]]:
+def telemetry_mistakes(telemetry: Telemetry) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong with it) of a server's settings."""
     url = urlsplit(telemetry.url)
     if url.scheme not in {"http", "https"} or not url.hostname:
         yield "telemetry.url", "must be the server's address, e.g. https://prometheus:9090"

@@ -14,9 +14,9 @@ Invariants:
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from las.core.state import ClusterState, Node, NodeState
+from las.core.state import ClusterState, NodeState
 from las.daemon.config import Telemetry
 from las.daemon.prometheus import PrometheusClient, PrometheusError, Series
 from peerd.core.ids import NodeName
@@ -91,7 +91,7 @@ class ScrapedTelemetry:
             for piece_s in range(begin_s, end_s + 1, PIECE_S):
                 last_s = min(piece_s + PIECE_S - 1, end_s)
                 answers = await self._client.query_range(
-                    self._queries(), begin_s=piece_s, end_s=last_s
+                    queries(self._telemetry), begin_s=piece_s, end_s=last_s
                 )
                 self._take_in(answers, piece_s, last_s)
                 self._asked_to_s = last_s
@@ -117,65 +117,81 @@ class ScrapedTelemetry:
             if node.state is NodeState.UP and self._last_seen_s.get(name, 0) < oldest_s
         )
 
-    # ------------------------------------------------------------------ questions
-
-    def _queries(self) -> list[str]:
-        told = self._telemetry
-        matchers = f",{told.matchers}" if told.matchers else ""
-        names = "|".join([*(m.exported_name for m in TELEMETRY_SCHEMA), SAMPLE_AGE_NAME])
-        always = TELEMETRY_SCHEMA.metric(ALWAYS_PRESENT).exported_name
-        range_s = max(1, RATE_SCRAPES * told.interval_ms // 1000)
-        by = f"by ({told.node_label}, {told.host_label})"
-        queries = [
-            f'{{__name__=~"{names}"{matchers}}}',
-            f"timestamp({always}{{{told.matchers}}})",
-        ]
-        queries += [
-            metric.node_exporter.replace("$by", by).replace("$range", f"[{range_s}s]")
-            for metric in TELEMETRY_SCHEMA
-            if metric.node_exporter
-        ]
-        return queries
-
     # ------------------------------------------------------------------ answers
 
     def _take_in(self, answers: Sequence[Sequence[Series]], begin_s: int, end_s: int) -> None:
-        own, scraped_at, *others = answers
-        by_node = self._by_node(own, scraped_at)
-        mapped = [metric.name for metric in TELEMETRY_SCHEMA if metric.node_exporter]
-        by_host = {
-            name: _by_place(series, self._telemetry)
-            for name, series in zip(mapped, others, strict=True)
-        }
         now_ms = self._wall_ms()
-        for node in self._state().nodes.values():
-            series = by_node.get(node.name)
-            if series is None:
-                continue
-            for second in range(begin_s, end_s + 1):
-                if self._is_stale(series, second):
-                    continue
-                values = _row(series, by_host, node, second)
-                self._take(node.name, second, max(0, now_ms - second * 1000), values)
-                self._last_seen_s[node.name] = second
+        hosts = {str(node.name): node.host for node in self._state().nodes.values()}
+        told = samples(answers, self._telemetry, hosts, begin_s=begin_s, end_s=end_s)
+        for name, second, values in told:
+            node = NodeName(name)
+            self._take(node, second, max(0, now_ms - second * 1000), values)
+            self._last_seen_s[node] = second
 
-    def _by_node(
-        self, own: Iterable[Series], scraped_at: Iterable[Series]
-    ) -> dict[str, dict[str, Mapping[int, float]]]:
-        """Values by node, then by exported name. Of two series of one name the last counts."""
-        found: dict[str, dict[str, Mapping[int, float]]] = defaultdict(dict)
-        label = self._telemetry.node_label
-        for series in own:
-            found[series.labels.get(label, "")][series.labels.get("__name__", "")] = series.values
-        for series in scraped_at:
-            found[series.labels.get(label, "")][_SCRAPED_AT] = series.values
-        return found
 
-    def _is_stale(self, series: Mapping[str, Mapping[int, float]], second: int) -> bool:
-        """Whether what is known of a second was taken too long before it, or nothing is."""
-        scraped_at = series.get(_SCRAPED_AT, {}).get(second, math.nan)
-        age_s = second - scraped_at + series.get(SAMPLE_AGE_NAME, {}).get(second, math.nan)
-        return not age_s * 1000 <= self._telemetry.staleness_ms
+def queries(telemetry: Telemetry) -> list[str]:
+    """What to ask for: the peers' own samples, when they were scraped, node_exporter's metrics."""
+    matchers = f",{telemetry.matchers}" if telemetry.matchers else ""
+    names = "|".join([*(m.exported_name for m in TELEMETRY_SCHEMA), SAMPLE_AGE_NAME])
+    always = TELEMETRY_SCHEMA.metric(ALWAYS_PRESENT).exported_name
+    range_s = max(1, RATE_SCRAPES * telemetry.interval_ms // 1000)
+    by = f"by ({telemetry.node_label}, {telemetry.host_label})"
+    asked = [
+        f'{{__name__=~"{names}"{matchers}}}',
+        f"timestamp({always}{{{telemetry.matchers}}})",
+    ]
+    asked += [
+        metric.node_exporter.replace("$by", by).replace("$range", f"[{range_s}s]")
+        for metric in TELEMETRY_SCHEMA
+        if metric.node_exporter
+    ]
+    return asked
+
+
+def samples(
+    answers: Sequence[Sequence[Series]],
+    telemetry: Telemetry,
+    hosts: Mapping[str, str],
+    *,
+    begin_s: int,
+    end_s: int,
+) -> Iterator[tuple[str, int, list[float]]]:
+    """(node, second, values in schema order) of the answers to `queries`, none that is stale.
+
+    `hosts` are the nodes asked for, by name, with their hosts.
+    """
+    own, scraped_at, *others = answers
+    by_node = _by_node(own, scraped_at, telemetry.node_label)
+    mapped = [metric.name for metric in TELEMETRY_SCHEMA if metric.node_exporter]
+    by_host = {
+        name: _by_place(series, telemetry) for name, series in zip(mapped, others, strict=True)
+    }
+    for node, host in hosts.items():
+        series = by_node.get(node)
+        if series is None:
+            continue
+        for second in range(begin_s, end_s + 1):
+            if not _is_stale(series, second, telemetry.staleness_ms):
+                yield node, second, _row(series, by_host, node, host, second)
+
+
+def _by_node(
+    own: Iterable[Series], scraped_at: Iterable[Series], label: str
+) -> dict[str, dict[str, Mapping[int, float]]]:
+    """Values by node, then by exported name. Of two series of one name the last counts."""
+    found: dict[str, dict[str, Mapping[int, float]]] = defaultdict(dict)
+    for series in own:
+        found[series.labels.get(label, "")][series.labels.get("__name__", "")] = series.values
+    for series in scraped_at:
+        found[series.labels.get(label, "")][_SCRAPED_AT] = series.values
+    return found
+
+
+def _is_stale(series: Mapping[str, Mapping[int, float]], second: int, staleness_ms: int) -> bool:
+    """Whether what is known of a second was taken too long before it, or nothing is."""
+    scraped_at = series.get(_SCRAPED_AT, {}).get(second, math.nan)
+    age_s = second - scraped_at + series.get(SAMPLE_AGE_NAME, {}).get(second, math.nan)
+    return not age_s * 1000 <= staleness_ms
 
 
 def _by_place(
@@ -193,7 +209,8 @@ def _by_place(
 def _row(
     own: Mapping[str, Mapping[int, float]],
     others: Mapping[str, Mapping[tuple[str, str], Mapping[int, float]]],
-    node: Node,
+    node: str,
+    host: str,
     second: int,
 ) -> list[float]:
     """One second's values in schema order: the peer's own, else node_exporter's, else NaN."""
@@ -202,7 +219,7 @@ def _row(
         value = own.get(metric.exported_name, {}).get(second, math.nan)
         if math.isnan(value) and metric.name in others:
             places = others[metric.name]
-            values = places.get(("node", node.name)) or places.get(("host", node.host)) or {}
+            values = places.get(("node", node)) or places.get(("host", host)) or {}
             value = values.get(second, math.nan)
         row.append(value)
     return row

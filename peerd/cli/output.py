@@ -16,7 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -95,9 +94,8 @@ def one_line_errors() -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """One line on stderr, and the end."""
-    context = click.get_current_context(silent=True)
-    program = None if context is None else context.find_root().info_name
-    typer.echo(f"{program or 'peerctl'}: {message}", err=True)
+    program = "las" if Path(sys.argv[0]).name == "las" else "peerctl"
+    typer.echo(f"{program}: {message}", err=True)
     raise typer.Exit(status)
 
 

@@ -3,10 +3,15 @@
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from las.training.windows import read_moments
 from peerd.client.blocking import connect
+from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA
 from peerd.pki import Role, create_authority
 from peerd.testing.dev_cluster import DevCluster, Shape
 from peerd.testing.prometheus_server import (
@@ -63,11 +68,28 @@ def test_the_fleet_is_known_from_scrapes_alone_over_mutual_tls(tmp_path):
         ):
             until(lambda: all(each.known for each in client.las.forecasts()), "all are known")
             until(lambda: "telemetry" not in warnings(), "nothing is wrong")
+            assert_exported(cluster, tmp_path / "fleet.parquet")
         until(lambda: "no telemetry" in warnings(), "that it is away again is told")
         until(
             lambda: all(each.input_age_ms > 3_000 for each in client.las.forecasts()),
             "what is stale is not fresh",
         )
+
+
+def assert_exported(cluster, path):
+    """`las train export` has the last two minutes of all peers, with mutual TLS on both ways."""
+    config, peerctl = cluster.las[0].config, cluster.peerctl_toml
+    words = ["train", "export", path, "-c", config, "--peerctl", peerctl, "--since", "122s"]
+    program = Path(sys.executable).with_name("las")
+    ended = subprocess.run(
+        [program, *words], timeout=60, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    (moment,) = read_moments([path])
+    assert moment.nodes == tuple(sorted(member.id for member in cluster.peers))
+    assert (moment.labels == -1).all()  # nobody knows yet what becomes of them
+    present = moment.windows[:, -1, TELEMETRY_SCHEMA.positions[ALWAYS_PRESENT]]
+    assert not np.isnan(present).any()
 
 
 @pytest.mark.skipif(
