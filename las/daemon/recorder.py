@@ -5,15 +5,22 @@ state before the first of them are the whole history of the map. The state is re
 starts, when a snapshot replaces it, and behind the first command of each segment of the ring; a map
 of more than `STATE_SHARDS_MAX` shards is not; then only a reader of what was before can go on.
 
+Forecast models are megabytes that the map does not depend on: their pieces are left out, and so
+they are of the states. A reader finds the same map, and `PromoteModel` refused.
+
 Used by the consensus thread alone. Recording never fails its node.
 """
 
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from las.core import snapshot
 from las.core.cluster import Cluster
+from las.core.commands import StoreModelPiece, command_to_json
+from las.core.model_registry import NO_MODELS
 from peerd.core.ids import BootId, NodeName, ProcessId, StoreId
 from peerd.core.limits import Limits
 from peerd.recorder.codec import Names
@@ -24,6 +31,8 @@ from peerd.recorder.ring import Ring
 # limit: shards of a map whose state is recorded with each segment; writing it holds the consensus
 # thread up by some 20 µs a shard
 STATE_SHARDS_MAX = 1_000
+# How the text of a piece begins.
+_PIECE = command_to_json(StoreModelPiece(digest="", number=0, piece="")).partition(",")[0]
 
 
 class RecordedMachine:
@@ -42,6 +51,8 @@ class RecordedMachine:
     def apply(self, command: str) -> str:
         """See `las.raft.StateMachine`."""
         result = self._machine.apply(command)
+        if command.startswith(_PIECE):
+            return result
         body = HEAD.pack(COMMAND, 0, time.monotonic_ns(), 0) + command.encode()
         if not self._ring.append(body):
             self._advance()
@@ -53,9 +64,9 @@ class RecordedMachine:
         """See `las.raft.StateMachine`."""
         return self._machine.freeze()
 
-    def restore(self, snapshot: bytes) -> None:
+    def restore(self, data: bytes) -> None:
         """See `las.raft.StateMachine`."""
-        self._machine.restore(snapshot)
+        self._machine.restore(data)
         self._write_state()
 
     def _advance(self) -> None:
@@ -68,7 +79,8 @@ class RecordedMachine:
     def _write_state(self) -> None:
         if len(self._machine.state.shards) > STATE_SHARDS_MAX:
             return
-        body = HEAD.pack(MAP_STATE, 0, time.monotonic_ns(), 0) + self._machine.freeze()()
+        state = snapshot.snapshot(replace(self._machine.state, models=NO_MODELS))
+        body = HEAD.pack(MAP_STATE, 0, time.monotonic_ns(), 0) + state
         if len(body) <= self._ring.record_bytes_max and not self._ring.append(body):
             self._advance()
             self._ring.append(body)

@@ -1,9 +1,13 @@
 """What a LAS node records is the whole history of the map, also when its ring has wrapped."""
 
+from dataclasses import replace
+
 import pytest
 
 from las.core.cluster import Cluster
 from las.core.commands import CreateLog, command_to_json
+from las.core.model_registry import NO_MODELS
+from las.core.state import ClusterState
 from las.daemon import recorder
 from las.daemon.recorder import RecordedMachine
 from peerd.recorder.recording import Committed, MapState, Recording
@@ -12,6 +16,7 @@ from peerd.testing.replay import Replay, main
 from peerd.testing.replay_map import MapReplay
 from peerd.testing.trace import MapCommitted
 from tests.las_core.builders import name, register
+from tests.las_core.test_models import install, installed, pieces
 
 CLUSTER = "11111111-2222-3333-4444-555555555555"
 RING_BYTES = 1024 * 1024
@@ -53,6 +58,21 @@ def test_the_commands_lead_to_the_state(tmp_path):
     records = list(Replay(tmp_path).records())
     assert [record.shard.log for record in records] == [f"log-{number}" for number in range(5)]
     assert all(isinstance(record, MapCommitted) for record in records)
+
+
+def test_models_are_no_part_of_what_is_recorded(tmp_path):
+    cluster = Cluster(CLUSTER)
+    machine = RecordedMachine(cluster, tmp_path / "las-1.ring", SMALL_RING_BYTES, "las-1")
+    for command in commands(3, 0):
+        machine.apply(command_to_json(command))
+    state = installed(ClusterState(cluster_id=CLUSTER), bytes(400_000))
+    for piece in pieces(bytes(400_000)):
+        machine.apply(command_to_json(piece))
+    machine.apply(command_to_json(install(bytes(400_000))))
+    assert cluster.state.models == state.models
+    for command in commands(0, 200):  # the ring wraps: a state is recorded anew
+        machine.apply(command_to_json(command))
+    assert last_state(tmp_path / "las-1.ring") == replace(cluster.state, models=NO_MODELS)
 
 
 def test_what_every_node_applied_is_told_once(tmp_path):
