@@ -10,6 +10,8 @@ from las.training.command import (
     BadQuestion,
     fleet_of_cluster,
     fleet_of_file,
+    live_model,
+    model_of_file,
     now_s,
     run_export,
     run_fit,
@@ -76,27 +78,38 @@ def export(  # noqa: PLR0917 - each is an option
 
 
 @train_app.command("fit")
-def fit(
+def fit(  # noqa: PLR0917 - each is an option
     files: Annotated[list[Path], typer.Argument(help="Files of `las train export`.")],
     out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
     model: Annotated[
-        Path | None, typer.Option(help="The incident model to recalibrate; the shipped one.")
+        Path | None, typer.Option(help="The incident model to recalibrate; the live one.")
+    ] = None,
+    peerctl: Annotated[
+        Path | None,
+        typer.Option(
+            help="peerctl.toml of the cluster whose live model is meant, without --model."
+        ),
     ] = None,
     newest: Annotated[
         float, typer.Option(min=0.05, max=0.5, help="Share of the time that the gate judges by.")
     ] = 0.25,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Recalibrate the incident model on your own fleet. Needs numpy and pyarrow, no torch.
+    """Recalibrate the live incident model on your own fleet. Needs numpy and pyarrow, no torch.
 
     The older part of the time is fitted to, the newest one decides: a model that is worse there
-    than the one it comes of is refused (exit status 1) and not written. What comes out is an
+    than the live one is refused (exit status 1) and not written. What comes out is an
     ordinary model: install it, let it run in shadow, promote it.
 
-    Example: las train fit fleet.parquet --out incident.onnx && las model install incident.onnx
+    Example: las train fit fleet.parquet --peerctl peerctl.toml --out incident.onnx
     """
     try:
-        run_fit(files, model, out, newest, output)
+        if model is not None:
+            content = model_of_file(model)
+        else:
+            with connected(peerctl) as client:
+                content = live_model(client)
+        run_fit(files, content, out, newest, output)
     except BadQuestion as error:
         fail(str(error), EXIT_USAGE)
     except FitRefused as refused:

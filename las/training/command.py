@@ -18,9 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from las.core.history import Cause, Outage
 from las.daemon.config import Telemetry, telemetry_mistakes
 from las.daemon.prometheus import PrometheusError
-from las.forecast.contract import ModelRefused
+from las.forecast.contract import INCIDENT, ModelRefused
 from las.forecast.graph import read_bounded
 from las.forecast.load import SHIPPED_MODEL
+from las.forecast.model import ForecastModel
 from las.training.export import Wanted, Written, export
 from las.training.labels import Care, Fates
 from las.training.recalibrate import Recalibrated, recalibrate
@@ -163,20 +164,34 @@ def run_export(
     return written
 
 
+def live_model(client: Client) -> bytes:
+    """The file of the incident model that answers in a cluster. Raises `BadQuestion`."""
+    incident = next(each for each in client.las.models() if each.head == INCIDENT)
+    live = next(each for each in incident.models if each.state == "live")
+    if live.version:
+        return client.las.get_model(live.version).content
+    content = read_bounded(SHIPPED_MODEL)
+    if ForecastModel.from_bytes(content).model_id != live.model_id:
+        raise BadQuestion(
+            f"{live.model_id} answers there, which is not the model that is shipped with this "
+            "program: name its file with --model"
+        )
+    return content
+
+
 def run_fit(
-    files: list[Path], model: Path | None, out: Path, newest_share: float, output: str
+    files: list[Path], model: bytes, out: Path, newest_share: float, output: str
 ) -> Recalibrated:
     """Write the new model. Raises `BadQuestion` and `FitRefused`; then nothing is written."""
-    path = model or SHIPPED_MODEL
     try:
-        made = recalibrate(read_bounded(path), read_moments(files), newest_share=newest_share)
+        made = recalibrate(model, read_moments(files), newest_share=newest_share)
         beside = out.with_name(f".{out.name}.new")
         beside.write_bytes(made.content)
         beside.replace(out)
     except BadData as error:
         raise BadQuestion(str(error)) from error
     except ModelRefused as error:
-        raise BadQuestion(f"{path}: {error}") from error
+        raise BadQuestion(f"the model cannot be recalibrated: {error}") from error
     except OSError as error:
         raise BadQuestion(f"{error.filename or out}: {error.strerror or error}") from error
     if output == "json":
@@ -194,6 +209,16 @@ def run_fit(
         )
     typer.echo(f"  install it: las model install {out}")
     return made
+
+
+def model_of_file(path: Path) -> bytes:
+    """A model's file. Raises `BadQuestion`."""
+    try:
+        return read_bounded(path)
+    except ModelRefused as error:
+        raise BadQuestion(f"{path}: {error}") from error
+    except OSError as error:
+        raise BadQuestion(f"{path}: {error.strerror or error}") from error
 
 
 def now_s() -> int:

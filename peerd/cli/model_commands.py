@@ -141,6 +141,27 @@ def _compared(model: model_pb2.Model) -> Iterator[str]:
             yield f"{ended}: Brier {seen.brier_shadow:.4f}, the one that answers {seen.brier:.4f}"
 
 
+@model_app.command("fetch")
+def fetch(
+    version: Annotated[int, typer.Argument(min=1, help="A version of `las model list`.")],
+    file: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Write the file of a version that was installed, as it came."""
+    with connected(config) as client:
+        answer = client.las.get_model(version)
+    try:
+        file.write_bytes(answer.content)
+    except OSError as error:
+        fail(f"{file}: {error.strerror}", EXIT_USAGE)
+    told = {"version": version, "head": answer.head, "model_id": answer.model_id}
+    if output is Format.JSON:
+        print_json({**told, "file": str(file)})
+    else:
+        typer.echo(f"{file}: version {version}, {answer.head} model {answer.model_id}")
+
+
 @model_app.command("promote")
 def promote(
     version: Annotated[str, typer.Argument(help="A version of `las model list`, or: shipped.")],

@@ -261,6 +261,10 @@ class BlockingLas:
         """Gives all LAS nodes a model; see `peerd.client.las.LasCalls.install_model`."""
         return self._thread.run(self._las.install_model(content, head=head))
 
+    def get_model(self, version: int) -> model_pb2.GetModelResponse:
+        """The file of a version that was installed."""
+        return self._thread.run(self._las.get_model(version))
+
     def promote_model(self, version: int, *, head: str = "") -> model_pb2.PromoteModelResponse:
         """Lets a version answer; see `peerd.client.las.LasCalls.promote_model`."""
         return self._thread.run(self._las.promote_model(version, head=head))

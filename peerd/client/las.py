@@ -448,6 +448,16 @@ class LasCalls:
             "installing a model",
         )
 
+    async def get_model(self, version: int) -> model_pb2.GetModelResponse:
+        """The file of a version that was installed. Raises `UnknownModel`."""
+        request = model_pb2.GetModelRequest(version=version)
+        return await self.call(
+            lambda channel, timeout_s: model_pb2_grpc.ModelServiceStub(channel).GetModel(
+                request, timeout=timeout_s
+            ),
+            "getting a model",
+        )
+
     async def promote_model(
         self, version: int, *, head: str = ""
     ) -> model_pb2.PromoteModelResponse:

@@ -92,6 +92,19 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             heads=[self._head_models(models, head) for head in ModelHead]
         )
 
+    async def GetModel(
+        self, request: model_pb2.GetModelRequest, context: Context
+    ) -> model_pb2.GetModelResponse:
+        """A version's file. Raises `Refused`: UNKNOWN_MODEL, NOT_LAS_LEADER."""
+        self._leadership.require()
+        version = self._group.state.models.version(request.version)
+        if version is None:
+            text = f"no version {request.version} is kept: see `las model list`"
+            raise Refused(refusal(Reason.UNKNOWN_MODEL, text))
+        return model_pb2.GetModelResponse(
+            content=version.content, head=version.head, model_id=version.model_id
+        )
+
     async def PromoteModel(
         self, request: model_pb2.PromoteModelRequest, context: Context
     ) -> model_pb2.PromoteModelResponse:
