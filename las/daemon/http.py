@@ -7,6 +7,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from las.core.ledger import Outcome
+from las.core.model_registry import ModelHead
 from las.core.state import NodeState
 from las.daemon.group import Group
 from las.daemon.prometheus import Kind as PrometheusFailure
@@ -76,6 +77,14 @@ class LasExporter(Collector):
             count = sum(case.outcome is outcome for case in state.cases.values())
             cases.add_metric([outcome.value], count)
         yield cases
+        versions = GaugeMetricFamily(
+            "las_model_version",
+            "Version of the forecast model that answers; 0: the shipped one",
+            labels=["head"],
+        )
+        for head in ModelHead:
+            versions.add_metric([head.value], state.models.of(head).live)
+        yield versions
         flags = (("at_risk", "at risk"), ("draining", "being drained"))
         for flag, words in flags:
             count = sum(getattr(node, flag) for node in state.nodes.values())

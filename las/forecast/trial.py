@@ -3,7 +3,8 @@
 The file is loaded as a node would load it (contract, telemetry or table, signature, self-test), and
 then answers for a fleet of `TRIAL_NODES` that has every kind of input: nothing at all, zeros, its
 own self-test, random numbers with gaps. Whatever is no probability that never falls with the
-horizon, or takes longer than its share of the `MODEL_TIMEOUT_S` that a fleet may take, refuses it.
+horizon, or takes more CPU than its share of the `MODEL_TIMEOUT_S` that a fleet may take, refuses
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TRIAL_TIMEOUT_S = MODEL_TIMEOUT_S * TRIAL_NODES / 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A file that passed: what it says of itself, and how long the trial's fleet took."""
+    """A file that passed: what it says of itself, and the CPU seconds of the trial's fleet."""
 
     contract: ModelContract
     took_s: float
@@ -55,12 +56,13 @@ def tried(content: bytes, head: str = "") -> Trial:
     else:
         Head.from_bytes(content, TABLES[contract.head])
     inputs = _inputs(contract)
-    began_s = time.monotonic()
+    # Of this thread's CPU, which is the graph's: a busy machine makes no model slow.
+    began_s = time.thread_time()
     graph.run(inputs)
-    took_s = time.monotonic() - began_s
+    took_s = time.thread_time() - began_s
     if took_s > TRIAL_TIMEOUT_S:
         raise ModelRefused(
-            f"takes {took_s:.1f} s for {TRIAL_NODES} nodes, at most {TRIAL_TIMEOUT_S:.1f} s"
+            f"takes {took_s:.1f} s of CPU for {TRIAL_NODES} nodes, at most {TRIAL_TIMEOUT_S:.1f} s"
         )
     return Trial(contract=contract, took_s=took_s)
 

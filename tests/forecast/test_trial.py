@@ -62,5 +62,5 @@ def test_one_that_wants_more_samples_than_peers_keep_is_refused():
 
 def test_a_slow_one_is_refused(monkeypatch):
     monkeypatch.setattr(trial, "TRIAL_TIMEOUT_S", -1.0)
-    with pytest.raises(ModelRefused, match=r"takes .* s for 1000 nodes"):
+    with pytest.raises(ModelRefused, match=r"takes .* s of CPU for 1000 nodes"):
         tried(incident_model())
