@@ -40,13 +40,13 @@ done
 told "settings that are not filled in"
 peerd check -c /etc/peerd/peerd.toml && exit 9 || echo "status $?"
 told "a cluster of one"
-peerctl pki init shop --dir /root/pki >/dev/null
+peerctl pki init shop --dir /srv/pki >/dev/null
 for who in "las las-1" "peer peer-1" "admin alice"; do
 	set -- $who
-	peerctl pki issue "$1" "$2" --host 127.0.0.1 --dir /root/pki --to "/root/$2" >/dev/null
+	peerctl pki issue "$1" "$2" --host 127.0.0.1 --dir /srv/pki --to "/srv/$2" >/dev/null
 done
-cp /root/las-1/*.pem /etc/peerd/
-cp /root/peer-1/*.pem /etc/peerd/
+cp /srv/las-1/*.pem /etc/peerd/
+cp /srv/peer-1/*.pem /etc/peerd/
 chgrp peerd /etc/peerd/*.pem
 chmod 0640 /etc/peerd/*.pem
 cat >/etc/peerd/las.toml <<END
@@ -68,7 +68,7 @@ tls.ca = "/etc/peerd/ca.pem"
 tls.certificate = "/etc/peerd/peer-1.cert.pem"
 tls.key = "/etc/peerd/peer-1.key.pem"
 END
-cat >/root/alice/peerctl.toml <<END
+cat >/srv/alice/peerctl.toml <<END
 cluster = "shop"
 peers = ["127.0.0.1:7400"]
 las = ["127.0.0.1:7500"]
@@ -81,12 +81,12 @@ as="setpriv --reuid=peerd --regid=peerd --clear-groups --no-new-privs"
 $as peerd check -c /etc/peerd/peerd.toml
 $as las check -c /etc/peerd/las.toml
 $as las init -c /etc/peerd/las.toml >/dev/null
-$as las serve -c /etc/peerd/las.toml --ready-file /var/lib/peerd-las/ready 2>/root/las.log &
+$as las serve -c /etc/peerd/las.toml --ready-file /var/lib/peerd-las/ready 2>/srv/las.log &
 las=$!
-$as peerd serve -c /etc/peerd/peerd.toml --ready-file /var/lib/peerd/ready 2>/root/peer.log &
+$as peerd serve -c /etc/peerd/peerd.toml --ready-file /var/lib/peerd/ready 2>/srv/peer.log &
 peer=$!
 while ! [ -e /var/lib/peerd/ready ]; do kill -0 $las $peer; sleep 0.05; done
-export PEERCTL_CONFIG=/root/alice/peerctl.toml
+export PEERCTL_CONFIG=/srv/alice/peerctl.toml
 peerctl log create orders --shards 1 --copies 1
 peerctl append orders hello
 peerctl read orders
