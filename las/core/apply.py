@@ -6,11 +6,21 @@ the guards that keep the protocol; here are logs, nodes and events.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from las.core import audit, casebook, membership, models, outages, retention, segments, trim
+from las.core import (
+    audit,
+    casebook,
+    membership,
+    models,
+    outages,
+    recovered,
+    retention,
+    segments,
+    trim,
+)
 from las.core import commands as c
 from las.core.commands import Command, Reason, Result
 from las.core.segments import Applied, refuse
@@ -46,21 +56,6 @@ def apply(state: ClusterState, command: Command) -> Applied:
     if isinstance(command, c.Audited):
         return audit.audited(state, command, apply)
     return _HANDLERS[type(command)](state, command)
-
-
-def suspicious_epochs(
-    state: ClusterState, stored: Iterable[tuple[ShardId, Epoch]]
-) -> tuple[tuple[ShardId, Epoch], ...]:
-    """What of a store's (shard, highest epoch) the LAS cannot have drawn, as far as `state` knows.
-
-    To be sent with `RegisterNode.stored`, which looks again: `state` may lag what is committed.
-    """
-    return tuple((shard, epoch) for shard, epoch in stored if _is_above_drawn(state, shard, epoch))
-
-
-def _is_above_drawn(state: ClusterState, shard: ShardId, epoch: Epoch) -> bool:
-    entry = state.shards.get(shard)
-    return shard >= state.next_shard or (entry is not None and epoch > entry.drawn)
 
 
 # ---------------------------------------------------------------------------------- logs
@@ -174,7 +169,7 @@ def delete_log(state: ClusterState, command: c.DeleteLog) -> Applied:
     """
     log = state.logs.get(command.log)
     if log is None or log.shards != command.shards:
-        gone = (each < state.next_shard and each not in state.shards for each in command.shards)
+        gone = (recovered.was_deleted(state, each) for each in command.shards)
         if command.shards and all(gone):
             return state, Result(ok=True, text="deleted already", shards=command.shards)
         if log is None:
@@ -202,7 +197,7 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
     | `RegisterNode(node, store, boot)` | the node is new or its store is the recorded one; the boot
     id is of no process that is proven dead; no shard in the store is unknown to this LAS | the
     process is the node's, up; the one before it is dead. Shards whose stored epoch is above all
-    drawn are halted. |
+    drawn are halted, and so are those that lost commits changed (§4.6). |
     """
     known = state.nodes.get(command.name)
     if known is None and len(state.nodes) >= NODES_MAX:
@@ -216,13 +211,8 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         return refuse(state, Reason.STORE_ID_CHANGED, text)
     if known is not None and command.boot in known.dead_boots:
         return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
-    for shard, _ in command.stored:
-        if shard >= state.next_shard:
-            text = (
-                f"the store has shard {shard}, which this LAS never created: it lost its past. "
-                "Keep the store, and give the LAS nodes their newest data back"
-            )
-            return refuse(state, Reason.LAS_LOST_ITS_PAST, text)
+    if wrong := recovered.registration_error(state, command):
+        return refuse(state, Reason.LAS_LOST_ITS_PAST, wrong)
     node = Node(
         name=command.name,
         store=command.store,
@@ -244,20 +234,13 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
             dead_boots=known.dead_boots if same else known.boots_dead_with_it,
             in_service_s=known.in_service_s,
         )
-    halted = [
-        replace(
-            state.shards[shard],
-            halted=f"{command.name} has epoch {epoch}, above all that was drawn",
-        )
-        for shard, epoch in command.stored
-        if _is_above_drawn(state, shard, epoch) and not state.shards[shard].halted
-    ]
-    shards = tuple(entry.shard.shard for entry in halted)
-    if node == known and not halted:
+    entries, recovery = recovered.heard(state, command)
+    if node == known and not entries and recovery == state.recovery:
         return state, Result(ok=True, text="registered already")
-    after = state.changed(nodes=(node,), shards=halted)
+    after = replace(state.changed(nodes=(node,), shards=entries), recovery=recovery)
     after = outages.registered(after, known, node, command)
-    return after, Result(ok=True, text="registered", shards=shards)
+    halted = tuple(entry.shard.shard for entry in entries if entry.halted)
+    return after, Result(ok=True, text="registered", shards=halted)
 
 
 def set_node_state(state: ClusterState, command: c.SetNodeState) -> Applied:
@@ -352,6 +335,8 @@ _HANDLERS = cast(
         c.DropHolder: segments.drop_holder,
         c.TrimShard: trim.trim_shard,
         c.HaltShard: segments.halt_shard,
+        c.ReleaseShards: recovered.release_shards,
+        c.GiveUpSkipped: recovered.give_up_skipped,
         c.SetCopies: set_copies,
         c.DeleteLog: delete_log,
         c.SetRetention: retention.set_retention,
@@ -371,6 +356,7 @@ _HANDLERS = cast(
         c.PromoteModel: models.promote_model,
         c.RollBackModel: models.roll_back_model,
         c.RecordRefusal: audit.record_refusal,
+        c.RecordRejoin: audit.record_rejoin,
         c.RecordOutages: outages.record_outages,
     },
 )

@@ -23,6 +23,7 @@ from las.core.commands import (
     InstallModel,
     PromoteModel,
     RecordRefusal,
+    RecordRejoin,
     Result,
     RollBackModel,
     Target,
@@ -97,6 +98,36 @@ def record_refusal(state: ClusterState, command: RecordRefusal) -> tuple[Cluster
         text=_clipped(command.text),
     )
     return _kept(state, record, command.caller), Result(ok=True)
+
+
+def record_rejoin(state: ClusterState, command: RecordRejoin) -> tuple[ClusterState, Result]:
+    """What somebody did on a host of the LAS, outside of any call.
+
+    | `RecordRejoin(who, store)` | it is not recorded that the node came with this store | a record
+    of it; nothing else changes, but for the committed clock, which moves on. |
+    """
+    rejoin = (command.caller.who, command.store)
+    if rejoin in state.rejoined:
+        return state, Result(ok=True, text="recorded already")
+    others = [each for each in state.rejoined if each[0] != command.caller.who]
+    after = replace(state, rejoined=tuple(sorted([*others, rejoin])))
+    text = f"came back with store {command.store}, and gets what it had promised from the others"
+    return recorded(after, command.caller, text), Result(ok=True)
+
+
+def recorded(state: ClusterState, caller: Caller, text: str) -> ClusterState:
+    """The state with a record of what was done to all of it, outside of any call."""
+    record = AuditRecord(
+        number=state.audited + 1,
+        clock_ms=max(state.clock_ms, caller.clock_ms),
+        timestamp_ms=caller.timestamp_ms,
+        who=_clipped(caller.who),
+        role=_clipped(caller.role),
+        what=_clipped(caller.what),
+        ok=True,
+        text=_clipped(text),
+    )
+    return _kept(state, record, caller)
 
 
 def _kept(state: ClusterState, record: AuditRecord, caller: Caller) -> ClusterState:

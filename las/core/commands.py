@@ -193,6 +193,23 @@ class HaltShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseShards:
+    """Shards that are held since the group began from older data, of which it is known now that
+    nothing that was lost concerns them (`las.core.recovered.may_be_freed`).
+    """
+
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUpSkipped:
+    """A person gives up what lost commits may have opened; `why` is one line for readers."""
+
+    shard: ShardId
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetCopies:
     """How many copies of a log there are, and how many of them acknowledge."""
 
@@ -242,6 +259,8 @@ class MarkAges:
 class RegisterNode:
     """A process announces itself. `stored` are epochs of its store that look too high (§4.4).
 
+    `outlived` are known epochs that a lost commit has ended or opened, as the store shows (§4.6);
+    `told_all` is False if there was more to tell of both than fits.
     `at_s` is the leader's wall time for the history of failures, 0: nothing is written there; and
     `ended_by` why the process before this one ended, if nobody has said so yet.
     """
@@ -254,6 +273,8 @@ class RegisterNode:
     may_lead: bool = True
     feature_level: int = 1
     stored: tuple[tuple[ShardId, Epoch], ...] = ()
+    outlived: tuple[tuple[ShardId, Epoch], ...] = ()
+    told_all: bool = True
     at_s: int = 0
     ended_by: Cause = Cause.UNKNOWN
 
@@ -365,6 +386,14 @@ class RecordRefusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRejoin:
+    """A LAS node came back with another directory, by `las rejoin`; `caller` names the node."""
+
+    caller: Caller
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOutages:
     """Outages that somebody else has seen, for the history of failures."""
 
@@ -442,6 +471,8 @@ Command = (
     | DropHolder
     | TrimShard
     | HaltShard
+    | ReleaseShards
+    | GiveUpSkipped
     | SetCopies
     | DeleteLog
     | SetRetention
@@ -462,6 +493,7 @@ Command = (
     | RollBackModel
     | Audited
     | RecordRefusal
+    | RecordRejoin
     | RecordOutages
 )
 
@@ -479,6 +511,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "drop_holder": DropHolder,
     "trim_shard": TrimShard,
     "halt_shard": HaltShard,
+    "release_shards": ReleaseShards,
+    "give_up_skipped": GiveUpSkipped,
     "set_copies": SetCopies,
     "delete_log": DeleteLog,
     "set_retention": SetRetention,
@@ -499,6 +533,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "roll_back_model": RollBackModel,
     "audited": Audited,
     "record_refusal": RecordRefusal,
+    "record_rejoin": RecordRejoin,
     "record_outages": RecordOutages,
 }
 """Names of the commands in the consensus log. A name is never used again for something else."""

@@ -211,9 +211,15 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     | `OpenSegment(f, plan, ends, holders)` | fence is f | e sealed at X, and e′ at [X, Y) if it was
     recovered, else dead; open is f from there; no fence, nothing prepared. |
 
-    A pending split is undone; the plan is closed if the shard is split (§4.3).
+    A pending split is undone; the plan is closed if the shard is split (§4.3). If a person gave up
+    what lost commits may have opened, f is open behind a gap (§4.6).
     """
-    return _finish_fence(state, command, None)
+    entry = state.shards.get(command.shard)
+    if entry is None or not entry.gap_why or entry.shard.is_split:
+        return _finish_fence(state, command, None)
+    end = (command.ended_prepared or command.ended).end
+    resume_at = Offset(end + GAP_OFFSETS_MIN)
+    return _finish_fence(state, command, _gap(entry.shard, end, resume_at, entry.gap_why))
 
 
 def recover_with_gap(state: ClusterState, command: RecoverWithGap) -> Applied:
@@ -235,9 +241,12 @@ def recover_with_gap(state: ClusterState, command: RecoverWithGap) -> Applied:
         return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
     if len(shard.gaps) >= GAPS_MAX:
         return refuse(state, Reason.LIMIT_REACHED, f"the shard has {GAPS_MAX} gaps, the bound")
+    return _finish_fence(state, command, _gap(shard, end, command.resume_at, command.why))
+
+
+def _gap(shard: Shard, begin: Offset, end: Offset, why: str) -> Gap:
     lost = [shard.open.epoch, *([shard.prepared.epoch] if shard.prepared is not None else [])]
-    gap = Gap(begin=end, end=command.resume_at, epochs=tuple(lost), why=command.why)
-    return _finish_fence(state, command, gap)
+    return Gap(begin=begin, end=end, epochs=tuple(lost), why=why)
 
 
 def _gap_error(state: ClusterState, shard: Shard, command: RecoverWithGap, end: Offset) -> str:
@@ -296,7 +305,8 @@ def _finish_fence(
     if gap is not None:
         begin = chain.lose(gap)
     opened = chain.open(command.fence, plan, begin, split.undone(shard))
-    return _put(state, replace(entry, shard=opened), f"opened at {begin}", command.fence)
+    after = replace(entry, shard=opened, gap_why="")
+    return _put(state, after, f"opened at {begin}", command.fence)
 
 
 # ---------------------------------------------------------------------------------- holders
@@ -359,8 +369,8 @@ def drop_holder(state: ClusterState, command: DropHolder) -> Applied:
 def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
     """Stop changing a shard until a person has looked.
 
-    | `HaltShard(epoch, node)` | the epoch is above all that was drawn, or answers contradict each
-    other under the standing fence | the LAS changes the shard no more. |
+    | `HaltShard(epoch, node)` | the epoch is above all that was drawn, or was skipped (§4.6), or
+    answers contradict each other under the standing fence | the LAS changes the shard no more. |
 
     `command.epoch` is the epoch that was met, `command.fence` the fence whose answers contradict. A
     promise above a fence is no contradiction by itself: a leader that was deposed meets them.
@@ -368,10 +378,11 @@ def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
     entry = state.shards.get(command.shard)
     if entry is None:
         return _unknown_shard(state, command.shard)
-    if entry.halted:
+    if entry.halted and not entry.is_held:
         return _kept(state, entry.halted, entry.drawn)
     contradicted = command.fence != NO_EPOCH and command.fence == entry.shard.fence
-    if command.epoch <= entry.drawn and not contradicted:
+    lost = entry.shows_skipped(command.epoch)
+    if command.epoch <= entry.drawn and not (contradicted or lost):
         return _changed(state, f"{command.epoch} was drawn", entry.drawn)
     text = f"{command.node}: {command.why} (epoch {command.epoch}, drawn {entry.drawn})"
     return _put(state, replace(entry, halted=text), "halted", command.epoch)

@@ -17,17 +17,29 @@ from las.core.history import FailureHistory, Outage
 from las.core.ledger import Case
 from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
-from las.core.state import AgeMark, AuditRecord, ClusterState, Event, Log, Node, ShardEntry
+from las.core.state import (
+    NO_RECOVERY,
+    AgeMark,
+    AuditRecord,
+    ClusterState,
+    Event,
+    Log,
+    Node,
+    Recovery,
+    ShardEntry,
+)
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split
 
-FORMAT = 2
+FORMAT = 3
 """Version of this format. A reader refuses what it does not know: an older program must not guess.
 
-1 had neither audit records nor ends of drains, and is still read.
+1 had neither audit records nor ends of drains, and is still read. 2 has neither a group that
+began from older data nor LAS nodes that rejoined; without these, 2 is written.
 """
-_FORMATS_READ = frozenset({1, FORMAT})
+_WITHOUT = 2
+_FORMATS_READ = frozenset({1, _WITHOUT, FORMAT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,8 @@ class _Header:
     cases: int = 0
     next_case: int = 1
     has_models: bool = False
+    recovery: Recovery = NO_RECOVERY
+    rejoined: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +117,16 @@ class _Writer:
 
 
 def _rarities(entry: ShardEntry) -> list[JsonValue]:
-    """Split, parent, gaps, trim and ages of a shard, which most have not: then nothing."""
+    """Split, parent, gaps, trim, ages and what was skipped: most shards have none of it.
+
+    What was skipped is left out where nothing was, so that an older program reads the rest.
+    """
     shard = entry.shard
-    if not (shard.split or shard.parent or shard.gaps or shard.trimmed_to or entry.ages):
+    skipped: list[JsonValue] = []
+    if shard.skipped:
+        skipped = [[encode(each) for each in shard.skipped], entry.gap_why]
+    usual = shard.split or shard.parent or shard.gaps or shard.trimmed_to or entry.ages
+    if not (usual or skipped):
         return []
     return [
         None if shard.split is None else encode(shard.split),
@@ -113,6 +134,7 @@ def _rarities(entry: ShardEntry) -> list[JsonValue]:
         [encode(gap) for gap in shard.gaps],
         shard.trimmed_to,
         [[mark.clock_ms, mark.offset] for mark in entry.ages],
+        *skipped,
     ]
 
 
@@ -135,7 +157,7 @@ def snapshot(state: ClusterState) -> bytes:
     if state.models != NO_MODELS:
         lines.append(to_json(encode(state.models)))
     header = _Header(
-        format=FORMAT,
+        format=FORMAT if state.recovery.id or state.rejoined else _WITHOUT,
         cluster_id=state.cluster_id,
         version=state.version,
         next_shard=state.next_shard,
@@ -153,6 +175,8 @@ def snapshot(state: ClusterState) -> bytes:
         cases=len(state.cases),
         next_case=state.next_case,
         has_models=state.models != NO_MODELS,
+        recovery=state.recovery,
+        rejoined=state.rejoined,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
@@ -190,8 +214,8 @@ class _Reader:
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
         # A row of an older program ends before what its shards could not have.
-        rarities = (*cast(list[JsonValue], row[11:]), None, None, None, None, None)
-        split, parent, gaps, trimmed_to, ages = rarities[:5]
+        rarities = (*cast(list[JsonValue], row[11:]), *(None,) * 7)
+        split, parent, gaps, trimmed_to, ages, skipped, gap_why = rarities[:7]
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -207,6 +231,9 @@ class _Reader:
                 parent=None if parent is None else decode(Parent, parent),
                 gaps=tuple(decode(Gap, gap) for gap in cast(list[JsonValue], gaps or [])),
                 trimmed_to=Offset(cast(int, trimmed_to or 0)),
+                skipped=tuple(
+                    decode(SkippedEpochs, each) for each in cast(list[JsonValue], skipped or [])
+                ),
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),
@@ -214,6 +241,7 @@ class _Reader:
                 AgeMark(clock_ms=clock_ms, offset=Offset(offset))
                 for clock_ms, offset in cast(list[tuple[int, int]], ages or [])
             ),
+            gap_why=cast(str, gap_why or ""),
         )
 
 
@@ -264,6 +292,8 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         next_case=header.next_case,
         cases=PersistentMap((case.number, case) for case in cases),
         models=models,
+        recovery=header.recovery,
+        rejoined=header.rejoined,
     )
 
 

@@ -46,6 +46,10 @@ SEALED_SEGMENTS_MAX = 2_048
 GAPS_MAX = 64
 # limit: marks of the age of a shard's records; sixteen lie within its retention, see `las.daemon`.
 AGE_MARKS_MAX = 32
+# limit: how often a cluster may begin from older data; each leaves a range with every shard.
+RECOVERIES_MAX = 16
+# limit: shards that lost commits created, told in the status; a store keeps them, told or not.
+STRAYS_MAX = 1_024
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
 
@@ -57,6 +61,8 @@ CLOSED_SEGMENTS_LEVEL = 2
 """Feature level from which a node may be the primary of a closed segment: below it, it would take
 batches there.
 """
+HELD = "held: the LAS began from older data, and it is not known yet whether this shard outlived it"
+"""Why a shard is halted of which nothing bad is known (§4.6)."""
 FIRST_SHARD = ShardId(1)
 NO_SHARD = ShardId(0)
 NO_NODE = NodeName("")
@@ -167,6 +173,42 @@ class ShardEntry:
     halted: str = ""
     ages: tuple[AgeMark, ...] = ()
     """Oldest first, for retention by time; see `las.core.retention`."""
+    gap_why: str = ""
+    """Not empty: the standing fence ends with a gap, and this is what readers are told (§4.6)."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is halted only until it is known what became of it."""
+        return self.halted == HELD
+
+    def shows_skipped(self, epoch: Epoch) -> bool:
+        """Whether `epoch` was skipped, and neither given up nor known to be something."""
+        shard = self.shard
+        skipped = shard.skipped_with(epoch)
+        if skipped is None or skipped.given_up:
+            return False
+        known = {shard.open.epoch, shard.fence, *(segment.epoch for segment in shard.sealed)}
+        return epoch not in known and (shard.prepared is None or epoch != shard.prepared.epoch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """How the group began from older data, if it did (§4.6); see `las.core.recovered`.
+
+    `version` is that of the map which the group began with.
+    `unheard` are nodes of the older state that have not told yet what their stores have.
+    `skipped_shards` are ranges [first, last] of ids, one for each time. `strays` are shards of such
+    ids that stores have.
+    """
+
+    id: str = ""
+    version: int = 0
+    unheard: tuple[NodeName, ...] = ()
+    skipped_shards: tuple[tuple[ShardId, ShardId], ...] = ()
+    strays: tuple[tuple[ShardId, NodeName], ...] = ()
+
+
+NO_RECOVERY = Recovery()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +270,7 @@ class MapDelta:
     removed_shards: tuple[ShardId, ...] = ()
     next_shard: ShardId = NO_SHARD
     """Of all of the map; 0 if this is a part of it that must not be taken for all."""
+    skipped_shards: tuple[tuple[ShardId, ShardId], ...] = ()
 
 
 def _empty_nodes() -> PersistentMap[NodeName, Node]:
@@ -282,6 +325,9 @@ class ClusterState:
     next_case: int = 1
     cases: PersistentMap[int, Case] = field(default_factory=_empty_cases)
     models: ModelRegistry = NO_MODELS
+    recovery: Recovery = NO_RECOVERY
+    rejoined: tuple[tuple[str, str], ...] = ()
+    """LAS nodes whose last `las rejoin` is in the audit, with the store that it made; sorted."""
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(
@@ -392,6 +438,7 @@ class ClusterState:
             shards=tuple(self.shards[shard] for shard in ids.shards if shard in self.shards),
             removed_shards=tuple(shard for shard in ids.shards if shard not in self.shards),
             next_shard=self.next_shard,
+            skipped_shards=self.recovery.skipped_shards,
         )
 
 

@@ -62,37 +62,121 @@ def init(
         str | None,
         typer.Option(help="Id that `las init` printed for the first member; without it a new one."),
     ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", help="What `las recover` wrote: the group begins with it. Not with an id."
+        ),
+    ] = None,
 ) -> None:
-    """Make the data directory of a member of a new cluster, once; prints the cluster's id.
+    """Make the data directory of a member of a new group, once; prints the group's id.
 
     Run it on the first member without --cluster-id, and on the others with the id that it printed.
+    A group that shall take the place of one that is lost is made with --import instead, with the
+    same file on each member, and an empty data directory.
     """
-    from las.daemon import directory
+    from las.daemon import directory, recover
     from las.daemon.config import ConfigError, load_config
     from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
 
     try:
         settings = load_config(config)
-        manifest = directory.init(settings, cluster_id)
+        if cluster_id is not None and import_ is not None:
+            _fail("--cluster-id: the file of --import has it", EXIT_CANNOT_START)
+        export = None if import_ is None else recover.from_file(import_, settings.cluster)
+        manifest = directory.init(settings, cluster_id, export)
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
     except DaemonError as error:
         _fail(str(error), error.exit_status)
     else:
-        print(manifest.cluster_id)
+        print(manifest.group_id)
         others = [name for name in manifest.members if name != manifest.name]
+        same = f"--cluster-id {manifest.cluster_id}" if import_ is None else "--import"
         if cluster_id is None and others:
             typer.echo(
-                f"initialised {manifest.name}; on {', '.join(others)} run "
-                f"`las init --cluster-id {manifest.cluster_id}`, then `las serve` on each",
+                f"initialised {manifest.name}; on {', '.join(others)} run `las init {same}`"
+                f"{' with the same file' * (import_ is not None)}, then `las serve` on each",
                 err=True,
             )
 
 
 @app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The file to write; there is none of that name.")],
+    config: ConfigFile,
+) -> None:
+    """Write the state in the data directory of this member, which is stopped, to one file.
+
+    Lines of JSON with a checksum: the map, nodes, logs, histories, audit records. From a group that
+    runs `peerctl export` does the same. `las recover --from` makes a new group's beginning of it.
+    """
+    from las.daemon import exports, recover
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
+
+    try:
+        found = recover.from_directory(load_config(config))
+        exports.write(file, found)
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+    except DaemonError as error:
+        _fail(str(error), error.exit_status)
+    else:
+        print(f"wrote {file}: {recover.reach(found.origin)}")
+
+
+@app.command(name="recover")
+def recover_(
+    file: Annotated[
+        Path, typer.Argument(help="The file to write: what the new group begins with.")
+    ],
+    config: ConfigFile,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="An export; without it the data directory of this member."),
+    ] = None,
+    accept_data_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-data-loss", help="Do it. Without this nothing is written: a look ahead."
+        ),
+    ] = False,
+) -> None:
+    """Let a new group begin, when the majority of the LAS is lost for good.
+
+    Of what is left, a stopped member's data directory or an export, take the newest: the one with
+    the highest entry. What was committed after it is lost, and this says what that means. The file
+    that it writes is given to `las init --import` on every member of the new group.
+    """
+    from las.daemon import exports, recover
+    from las.daemon.config import ConfigError, load_config
+    from peerd.daemon.errors import EXIT_CANNOT_START, DaemonError
+
+    try:
+        settings = load_config(config)
+        if source is None:
+            found = recover.from_directory(settings)
+        else:
+            found = recover.from_file(source, settings.cluster)
+        for line in recover.report(found):
+            print(line)
+        if not accept_data_loss:
+            print("nothing was written. With --accept-data-loss, what a new group begins with")
+            return
+        exports.write(file, recover.recovered(found))
+    except ConfigError as error:
+        _fail(str(error), EXIT_CANNOT_START)
+    except DaemonError as error:
+        _fail(str(error), error.exit_status)
+    else:
+        print(f"wrote {file}: on every member of the new group, `las init --import {file}`")
+
+
+@app.command()
 def rejoin(
     config: ConfigFile,
-    cluster_id: Annotated[str, typer.Option(help="Id of the cluster, see `peerctl status`.")],
+    cluster_id: Annotated[str, typer.Option(help="Id that `las init` printed for the group.")],
 ) -> None:
     """Make the data directory of a member whose old one was lost or is damaged.
 
@@ -109,7 +193,7 @@ def rejoin(
     except DaemonError as error:
         _fail(str(error), error.exit_status)
     else:
-        print(f"{manifest.name} rejoins cluster {manifest.cluster_id} when it is served")
+        print(f"{manifest.name} rejoins cluster {manifest.group_id} when it is served")
 
 
 @app.command()

@@ -5,23 +5,36 @@ Must not: import what only a running node needs; these commands should answer at
 
 import uuid
 
+from las.core import snapshot
 from las.daemon.config import LasConfig, verify_identity
-from las.raft import Manifest, StoreError, init_directory, rejoin_directory
+from las.daemon.exports import Export, ExportUnusable
+from las.raft import Begin, Manifest, StoreError, init_directory, rejoin_directory
 from peerd.daemon.errors import StoreUnusable
 
 
-def init(config: LasConfig, cluster_id: str | None) -> Manifest:
-    """Make the data directory of a member of a new cluster.
+def init(config: LasConfig, cluster_id: str | None, export: Export | None = None) -> Manifest:
+    """Make the data directory of a member of a new group.
 
     Args:
         config: Its settings.
         cluster_id: What `init` gave for another member; None draws a new one.
+        export: What the group begins with, if it is not a new cluster's; the id is in it.
 
     Raises:
         ConfigError: the certificates do not fit the configuration.
+        ExportUnusable: no group may begin with it.
         StoreUnusable: the directory is not empty, or cannot be written.
     """
     verify_identity(config)
+    begin = None
+    if export is not None:
+        if not export.is_recovered:
+            raise ExportUnusable(
+                "an export may be older than what peers know: make a group's beginning of it with "
+                "`las recover --from`"
+            )
+        begin = Begin(recovery=export.origin.recovery_id, state=snapshot.snapshot(export.state))
+        cluster_id = export.state.cluster_id
     try:
         return init_directory(
             config.data_dir,
@@ -29,6 +42,7 @@ def init(config: LasConfig, cluster_id: str | None) -> Manifest:
             config.name,
             config.members,
             cluster_id=cluster_id or str(uuid.uuid4()),
+            begin=begin,
         )
     except StoreError as error:
         raise StoreUnusable(f"data_dir: {error}") from error

@@ -68,6 +68,10 @@ def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
         removed_logs=delta.removed_logs,
         removed_shards=delta.removed_shards,
         next_shard=delta.next_shard,
+        skipped_shards=[
+            shard_map_pb2.SkippedShards(first=first, last=last)
+            for first, last in delta.skipped_shards
+        ],
     )
 
 

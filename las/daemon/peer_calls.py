@@ -135,6 +135,28 @@ class GrpcPeerCalls:
             for cut in answer.cuts
         ]
 
+    async def led(
+        self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
+    ) -> frozenset[ShardId]:
+        """See `las.daemon.release.LeadCalls`."""
+        request = replication_pb2.FindCutsRequest(
+            cluster_id=self._group.state.cluster_id,
+            target_store_id=target.store,
+            orders=[
+                replication_pb2.CutOrder(shard=shard, epoch=epoch) for shard, epoch in segments
+            ],
+        )
+        try:
+            stub = await self._stub(target.peer)
+            answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            _log.info("does not say what it leads", node=target.peer, why=_words(error))
+            return frozenset()
+        if answer.store_id != target.store or len(answer.cuts) != len(segments):
+            return frozenset()
+        told = zip(segments, answer.cuts, strict=True)
+        return frozenset(shard for (shard, _), cut in told if cut.leads)
+
     async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
         """See `PeerCalls`."""
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from las.core import planner
 from las.core.index import FleetIndex
-from las.core.state import ClusterState, Node, NodeState, ShardEntry
+from las.core.state import HELD, ClusterState, Node, NodeState, ShardEntry
 from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
 from las.daemon.model import Model
@@ -101,6 +101,7 @@ class StatusView:
         members_up = set(self._group.status.members_up)
         return fleet_pb2.GetStatusResponse(
             cluster_id=state.cluster_id,
+            group_id="+".join(filter(None, (state.cluster_id, state.recovery.id))),
             las_leader=self._group.leader,
             las=[
                 fleet_pb2.LasNode(name=name, address=address, up=name in members_up)
@@ -126,6 +127,7 @@ class StatusView:
         facts = self.facts()
         return [
             *self._about_leader(),
+            *_about_recovery(state, facts),
             *_about_shards(facts),
             *_about_shortages(state, term),
             *_about_refused(term),
@@ -288,11 +290,34 @@ def _drain_ends_in_ms(node: Node, term: Term | None) -> int | None:
 
 
 # ---------------------------------------------------------------------------------- in words
+def _about_recovery(state: ClusterState, facts: MapFacts) -> Iterator[str]:
+    """What a group that began from older data does not know (docs/protocol.md §4.6)."""
+    held = [name for name, why in facts.halted if why == HELD]
+    if held:
+        unheard = _names(state.recovery.unheard) or "their primaries"
+        yield (
+            f"{_count(len(held), 'shard')} held ({_names(held)}) since the LAS began from older "
+            f"data: appends go on, nothing is moved until it hears {unheard}; start them, or "
+            "`peerctl recover shard` if one will never come back"
+        )
+    strays: dict[ShardId, list[str]] = {}
+    for shard, node in state.recovery.strays:
+        strays.setdefault(shard, []).append(node)
+    for shard, nodes in list(strays.items())[:NAMES_LISTED_MAX]:
+        yield (
+            f"shard {shard} is on {_names(nodes)} and on no map: a commit that is lost created it; "
+            "its records are kept"
+        )
+    if len(strays) > NAMES_LISTED_MAX:
+        yield f"{len(strays) - NAMES_LISTED_MAX} more shards are on no map"
+
+
 def _about_shards(facts: MapFacts) -> Iterator[str]:
-    for name, why in facts.halted[:NAMES_LISTED_MAX]:
+    halted = [(name, why) for name, why in facts.halted if why != HELD]
+    for name, why in halted[:NAMES_LISTED_MAX]:
         yield f"shard {name} is halted, the LAS does not change it until a person has looked: {why}"
-    if len(facts.halted) > NAMES_LISTED_MAX:
-        yield f"{len(facts.halted) - NAMES_LISTED_MAX} more shards are halted"
+    if len(halted) > NAMES_LISTED_MAX:
+        yield f"{len(halted) - NAMES_LISTED_MAX} more shards are halted"
     for why, count in Counter(why for _, why in facts.paused).most_common():
         names = _names([name for name, reason in facts.paused if reason == why])
         yield f"{_count(count, 'shard')} paused ({names}), appends wait: {why}"

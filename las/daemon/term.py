@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Protocol
 
+from las.core.commands import Caller, RecordRejoin
 from las.core.history import Cause
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
@@ -22,6 +23,7 @@ from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.model import Model
 from las.daemon.reconcile import PeerCalls
+from las.daemon.release import LeadCalls, Releaser
 from las.daemon.retention import Retention
 from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.story import Story
@@ -29,10 +31,15 @@ from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
 from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
+from peerd.pki import Role
 from peerd.transport.map_codec import decode_replica
+from peerd.transport.status import Refused
 
 # limit: refused registrations remembered for the status; as many lines as a person reads, and more.
 REFUSED_KEPT_MAX = 100
+
+# What could not be committed is given again after this time. Seconds.
+AGAIN_S = 1.0
 
 Work = Coroutine[None, None, None]
 
@@ -47,7 +54,7 @@ def wall_ms() -> int:
     return int(time.time() * 1000)
 
 
-class Peers(PeerCalls, CutCalls, Protocol):
+class Peers(PeerCalls, CutCalls, LeadCalls, Protocol):
     """All calls to peers."""
 
 
@@ -93,6 +100,7 @@ class Term:
         )
         self.scraped = self._scraped(config.telemetry)
         self.trimmer = Trimmer(group, peers)
+        self._releaser = Releaser(group, peers, self._map_version)
         self._retention = Retention(
             group,
             peers,
@@ -113,6 +121,40 @@ class Term:
         yield "ledger", self.ledger.run()
         yield "retention", self._retention.run()
         yield "deadlines", self._deadlines.run()
+        yield "release", self._releaser.run()
+        yield "rejoins", self._record_rejoins()
+
+    def _map_version(self, name: NodeName) -> int:
+        heard = self.vitals.of(name)
+        return 0 if heard is None else heard.map_version
+
+    async def _record_rejoins(self) -> None:
+        """A LAS node that came back with another directory is told in the audit, once."""
+        told: set[tuple[str, str]] = set()
+        with self._group.watch() as changed:
+            while True:
+                for name, store in self._group.status.rejoined:
+                    if (name, store) not in told:
+                        await self._record_rejoin(name, store)
+                        told.add((name, store))
+                await changed.wait()
+                changed.clear()
+
+    async def _record_rejoin(self, name: str, store: str) -> None:
+        caller = Caller(
+            who=name,
+            role=Role.LAS.value,
+            what="las rejoin",
+            clock_ms=self.clock.clock_ms,
+            timestamp_ms=wall_ms(),
+        )
+        while True:
+            try:
+                await self._group.submit(RecordRejoin(caller=caller, store=store))
+            except Refused:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
 
     async def _wake_executor(self) -> None:
         with self._group.watch() as changed:

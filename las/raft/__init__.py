@@ -27,10 +27,12 @@ from las.raft.errors import (
 from las.raft.links import RaftServicer
 from las.raft.member import RaftStatus, StateMachine
 from las.raft.node import COMMAND_BYTES_MAX, RaftNode, RaftOptions
+from las.raft.snapshot import Begin
 from las.raft.store import Manifest, init_directory, open_directory, rejoin_directory
 
 __all__ = [
     "COMMAND_BYTES_MAX",
+    "Begin",
     "CommandInvalid",
     "CommandSuperseded",
     "CommandTooLarge",

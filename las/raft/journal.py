@@ -25,6 +25,7 @@ Must not: interpret commands, or decide when to sync.
 import logging
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -62,6 +63,110 @@ class LogEntry(NamedTuple):
     term: int
 
 
+BEGIN_ENTRIES = (LogEntry(NO_OP, 1, 0), LogEntry(NO_OP, 2, 1))
+"""What the first snapshot of a group covers that begins with one: the initial no-op and one more.
+"""
+
+
+@dataclass(slots=True)
+class JournalContent:
+    """What the file of a journal holds. Filled by `read_journal`."""
+
+    path: Path
+    entries: list[LogEntry] = field(default_factory=list)
+    current_term: int = 0
+    voted_for: str | None = None
+
+    def take(self, payload: bytes, position: int) -> None:
+        """Replays one record whose checksum is right. Raises StoreCorrupt."""
+        try:
+            (kind,) = _KIND.unpack_from(payload)
+            if kind in (_NO_OP_KIND, _COMMAND_KIND):
+                entry = _entry_of(kind, payload)
+                if self.entries and entry.index != self.entries[-1].index + 1:
+                    raise ValueError(f"entry {entry.index} after {self.entries[-1].index}")
+                self.entries.append(entry)
+            elif kind == _TRUNCATE_KIND:
+                _, index = _TRUNCATE.unpack(payload)
+                del self.entries[max(0, index - self.entries[0].index) :]
+            elif kind == _VOTE_KIND:
+                _, self.current_term = _VOTE.unpack_from(payload)
+                self.voted_for = payload[_VOTE.size :].decode() or None
+            else:
+                raise ValueError(f"kind {kind}")
+        except (ValueError, struct.error, IndexError) as error:
+            raise StoreCorrupt(
+                f"{self.path}: record at byte {position} makes no sense: {error}; `las rejoin`"
+            ) from error
+
+    def term_at(self, index: int) -> int | None:
+        """The term of an entry, or None if it is not here."""
+        position = index - self.entries[0].index
+        return self.entries[position].term if 0 <= position < len(self.entries) else None
+
+    def reconcile(self, covered: tuple[LogEntry, LogEntry] | None) -> None:
+        """Lets the log begin with the two last entries of the snapshot, and keeps what follows.
+
+        A crash between the snapshot's replacement and the journal's leaves the old journal; the
+        library would throw all of it away. Raises StoreCorrupt.
+        """
+        if not self.entries:
+            raise StoreCorrupt(f"{self.path}: holds no entry; `las rejoin`")
+        first = self.entries[0].index
+        if covered is None:
+            if first != 1:
+                raise StoreCorrupt(
+                    f"{self.path}: begins at entry {first} and the snapshot before it is gone; "
+                    "`las rejoin`"
+                )
+            return
+        previous, last = covered
+        if first > last.index:
+            raise StoreCorrupt(
+                f"{self.path}: begins at entry {first}, the snapshot ends at {last.index}; "
+                "`las rejoin`"
+            )
+        if self.term_at(last.index) == last.term:
+            self.entries = [previous, *self.entries[last.index - first :]]
+        else:
+            # A snapshot that was received: what was here before is behind it or in conflict.
+            self.entries = [previous, last]
+
+
+def read_journal(path: Path, disk: Disk) -> JournalContent:
+    """What was written to the journal at `path`, without changing it.
+
+    Raises:
+        StoreCorrupt: the file is missing, or its bytes are not those that were written.
+    """
+    try:
+        data = disk.read_file(path)
+    except OSError as error:
+        raise StoreCorrupt(
+            f"{path}: cannot be read ({error.strerror}); this node has to rejoin (`las rejoin`)"
+        ) from error
+    complete_bytes = _complete_bytes_of(data)
+    if complete_bytes is None:
+        raise StoreCorrupt(f"{path}: not a journal of this format; `las rejoin`")
+    content = JournalContent(path)
+    position = _FILE_HEADER.size
+    while position < max(len(data), complete_bytes):
+        payload = _payload_at(data, position)
+        if payload is None:
+            if position < complete_bytes or not _is_torn(data, position):
+                raise StoreCorrupt(
+                    f"{path}: damaged at byte {position} of {len(data)}; what follows may have "
+                    "been acknowledged, so this node has to rejoin (`las rejoin`)"
+                )
+            # Nothing of it is kept: what was taken so far is written anew.
+            size = len(data) - position
+            logger.warning("%s: leaving out %d unfinished bytes", path, size)
+            break
+        content.take(payload, position)
+        position += _HEADER.size + len(payload) + len(END)
+    return content
+
+
 class Journal(LibraryJournal):  # type: ignore[misc]
     """The log as the library sees it (`raftLog`), and what the guard asks about it."""
 
@@ -87,9 +192,11 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._path = path
         self._disk = disk
         self._fatal = fatal
-        self._entries: list[LogEntry] = []
-        self.current_term = 0
-        self.voted_for: str | None = None
+        content = read_journal(path, disk)
+        content.reconcile(covered)
+        self._entries = content.entries
+        self.current_term = content.current_term
+        self.voted_for = content.voted_for
         # The highest index known to be committed: it only grows while the process lives.
         self.commit_floor = covered[1].index if covered else 1
         self.size_bytes = 0
@@ -97,8 +204,6 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._buffer = bytearray()
         self._unsynced = False
         self._replacement_due = False
-        self._load()
-        self._reconcile(covered)
         self._descriptor = disk.open_to_append(path)
         try:
             # From here on this member speaks of what it has read, so that has to be on the disk. It
@@ -175,85 +280,6 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._unsynced = self._replacement_due = False
         self.syncs += 1
 
-    # ------------------------------------------------------------------ start
-
-    def _load(self) -> None:
-        try:
-            data = self._disk.read_file(self._path)
-        except OSError as error:
-            raise StoreCorrupt(
-                f"{self._path}: cannot be read ({error.strerror}); this node has to rejoin "
-                "(`las rejoin`)"
-            ) from error
-        complete_bytes = _complete_bytes_of(data)
-        if complete_bytes is None:
-            raise StoreCorrupt(f"{self._path}: not a journal of this format; `las rejoin`")
-        position = _FILE_HEADER.size
-        while position < max(len(data), complete_bytes):
-            payload = _payload_at(data, position)
-            if payload is None:
-                if position < complete_bytes or not _is_torn(data, position):
-                    raise StoreCorrupt(
-                        f"{self._path}: damaged at byte {position} of {len(data)}; what follows "
-                        "may have been acknowledged, so this node has to rejoin (`las rejoin`)"
-                    )
-                # Nothing of it is kept: what was taken so far is written anew.
-                size = len(data) - position
-                logger.warning("%s: leaving out %d unfinished bytes", self._path, size)
-                break
-            self._take(payload, position)
-            position += _HEADER.size + len(payload) + len(END)
-
-    def _take(self, payload: bytes, position: int) -> None:
-        """Replays one record whose checksum is right."""
-        try:
-            (kind,) = _KIND.unpack_from(payload)
-            if kind in (_NO_OP_KIND, _COMMAND_KIND):
-                entry = _entry_of(kind, payload)
-                if self._entries and entry.index != self._entries[-1].index + 1:
-                    raise ValueError(f"entry {entry.index} after {self._entries[-1].index}")
-                self._entries.append(entry)
-            elif kind == _TRUNCATE_KIND:
-                _, index = _TRUNCATE.unpack(payload)
-                del self._entries[max(0, index - self._entries[0].index) :]
-            elif kind == _VOTE_KIND:
-                _, self.current_term = _VOTE.unpack_from(payload)
-                self.voted_for = payload[_VOTE.size :].decode() or None
-            else:
-                raise ValueError(f"kind {kind}")
-        except (ValueError, struct.error, IndexError) as error:
-            raise StoreCorrupt(
-                f"{self._path}: record at byte {position} makes no sense: {error}; `las rejoin`"
-            ) from error
-
-    def _reconcile(self, covered: tuple[LogEntry, LogEntry] | None) -> None:
-        """Lets the log begin with the two last entries of the snapshot, and keeps what follows.
-
-        A crash between the snapshot's replacement and the journal's leaves the old journal; the
-        library would throw all of it away.
-        """
-        if not self._entries:
-            raise StoreCorrupt(f"{self._path}: holds no entry; `las rejoin`")
-        first = self._entries[0].index
-        if covered is None:
-            if first != 1:
-                raise StoreCorrupt(
-                    f"{self._path}: begins at entry {first} and the snapshot before it is gone; "
-                    "`las rejoin`"
-                )
-            return
-        previous, last = covered
-        if first > last.index:
-            raise StoreCorrupt(
-                f"{self._path}: begins at entry {first}, the snapshot ends at {last.index}; "
-                "`las rejoin`"
-            )
-        if self.term_at(last.index) == last.term:
-            self._entries = [previous, *self._entries[last.index - first :]]
-        else:
-            # A snapshot that was received: what was here before is behind it or in conflict.
-            self._entries = [previous, last]
-
     # ------------------------------------------------------------------ called by the library
 
     def add(self, command: bytes, idx: int, term: int) -> None:
@@ -310,9 +336,13 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self.current_term, self.voted_for = term, votedForNodeId
 
 
-def create_journal(path: Path, disk: Disk) -> None:
-    """Writes the journal of a member that has promised nothing yet: the initial no-op, term 0."""
-    disk.write_file(path, _content_of([LogEntry(NO_OP, 1, 0)], 0, None))
+def create_journal(path: Path, disk: Disk, *, begun: bool = False) -> None:
+    """Writes the journal of a member that has promised nothing yet: the initial no-op, term 0.
+
+    `begun`: a snapshot that covers `BEGIN_ENTRIES` stands beside it.
+    """
+    entries = list(BEGIN_ENTRIES) if begun else [LogEntry(NO_OP, 1, 0)]
+    disk.write_file(path, _content_of(entries, entries[-1].term, None))
 
 
 def _content_of(entries: list[LogEntry], term: int, voted_for: str | None) -> bytes:

@@ -272,5 +272,7 @@ def check_hello(frame: Frame, *, name: str, own: raft_pb2.Hello) -> None:
         )
     if hello.cluster_id != own.cluster_id:
         raise PeerRefused(
-            f"{name} is of cluster {hello.cluster_id}, {own.name} of {own.cluster_id}"
+            f"{name} is of the group {hello.cluster_id}, {own.name} of {own.cluster_id}: a group "
+            "that began from an import has no members of the one before; `las rejoin` the one that "
+            "has the wrong directory"
         )

@@ -111,6 +111,7 @@ class RaftStatus:
         applied_index: Index up to which its state machine is.
         members_up: Members that it can send to, itself included, by name.
         voting: False while it rejoins.
+        rejoined: Other members whose store was made by `las rejoin`: name and store id.
     """
 
     name: str
@@ -121,6 +122,7 @@ class RaftStatus:
     applied_index: int
     members_up: tuple[str, ...]
     voting: bool = True
+    rejoined: tuple[tuple[str, str], ...] = ()
 
 
 # A command's result, None for a barrier, or the error that its caller gets.
@@ -179,13 +181,14 @@ class RaftMember:
         self._open: set[int] = set()
         self._outcomes: list[tuple[int, Outcome]] = []
         self.refused_frames = 0
+        self._rejoined: dict[str, str] = {}
         manifest = store.manifest
         self._others = tuple(name for name in manifest.members if name != manifest.name)
         timing = timing or Timing()
         rng = random.Random(seed)
         self._snapshots = SnapshotStore(
             store.snapshot_path,
-            cluster_id=manifest.cluster_id,
+            cluster_id=manifest.group_id,
             freeze=self._freeze,
             restore=self._restore,
             disk=store.disk,
@@ -270,7 +273,7 @@ class RaftMember:
                 receiver=self._receiver,
                 pre_vote=pre_vote,
                 may_vote_in=rejoin.may_vote_in,
-                cluster_id=store.manifest.cluster_id,
+                cluster_id=store.manifest.group_id,
                 fatal=self._fatal,
             )
         )
@@ -282,7 +285,7 @@ class RaftMember:
         """Returns what this member says of itself when a stream begins, `receiver` left open."""
         manifest = self._store.manifest
         hello = raft_pb2.Hello(
-            cluster_id=manifest.cluster_id,
+            cluster_id=manifest.group_id,
             name=manifest.name,
             store_id=manifest.store_id,
             rejoined=manifest.rejoined,
@@ -297,8 +300,13 @@ class RaftMember:
             PeerRefused: it has another directory than before, see `las.raft.store`.
         """
         hello = frame.hello
-        self._guarded(lambda: self._store.meet(peer, hello.store_id, rejoined=hello.rejoined))
+        self._guarded(lambda: self._meet_store(peer, hello.store_id, rejoined=hello.rejoined))
         self._rejoin.hear_hello(peer, frame.term, voting=hello.voting)
+
+    def _meet_store(self, peer: str, store_id: str, *, rejoined: bool) -> None:
+        self._store.meet(peer, store_id, rejoined=rejoined)
+        if rejoined:
+            self._rejoined[peer] = store_id
 
     def link_up(self, peer: str) -> None:
         """Frames to `peer` leave from now on."""
@@ -355,6 +363,7 @@ class RaftMember:
             applied_index=applied,
             members_up=tuple(sorted({name, *self._guard.up})),
             voting=not self._store.manifest.rejoining,
+            rejoined=tuple(sorted(self._rejoined.items())),
         )
 
     def close(self, why: str = "this LAS node stops") -> list[tuple[int, Outcome]]:

@@ -379,4 +379,5 @@ def _set_outcome(waiter: asyncio.Future[Outcome], outcome: Outcome) -> None:
 
 def _essence(status: RaftStatus) -> tuple[object, ...]:
     """What `on_change` is called for."""
-    return (status.term, status.leader, status.is_leader, status.members_up, status.voting)
+    mine = (status.term, status.leader, status.is_leader)
+    return (*mine, status.members_up, status.voting, status.rejoined)

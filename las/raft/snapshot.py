@@ -28,7 +28,7 @@ from pysyncobj import SERIALIZER_STATE
 from las.raft.codec import Entry, command_of, text_of
 from las.raft.disk import Disk
 from las.raft.errors import StoreCorrupt
-from las.raft.journal import LogEntry
+from las.raft.journal import BEGIN_ENTRIES, LogEntry
 from las.raft.sessions import SessionRow, Sessions
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,26 @@ class Capture:
             MAGIC, len(header), crc32c.crc32c(header), len(state), crc32c.crc32c(state)
         )
         return head + header, state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """What a group begins with that is made from an older one: the same bytes on each member."""
+
+    recovery: str
+    state: bytes
+
+    def snapshot_of(self, group_id: str) -> tuple[bytes, bytes]:
+        """Head and state of its first snapshot."""
+        previous, last = BEGIN_ENTRIES
+        capture = Capture(
+            previous=previous,
+            last=last,
+            cluster_id=group_id,
+            sessions=(),
+            serialise=lambda: self.state,
+        )
+        return capture.to_parts()
 
 
 def parse_snapshot(data: bytes) -> Snapshot:

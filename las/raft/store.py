@@ -9,6 +9,8 @@ Invariants:
   that its lost predecessor may have promised. Then `vote_floor` keeps it from voting in a term in
   which the predecessor may have voted.
 - One process at a time: the lock file is held while the store is open.
+- A group that began from an import (docs/protocol.md §4.6) has a *group id* of the cluster's id and
+  the import's; members of different ones refuse each other.
 - The store ids of the other members are remembered; one that comes with another store that was not
   made by rejoining (wiped and initialised again, or an old backup) is refused.
 
@@ -33,6 +35,7 @@ from las.raft.errors import (
     WrongMember,
 )
 from las.raft.journal import create_journal
+from las.raft.snapshot import Begin
 
 FORMAT = 1
 # limit: members of one group; more would only slow each commit down
@@ -44,6 +47,7 @@ SNAPSHOT_NAME = "snapshot"
 LOCK_NAME = "lock"
 # What was in a directory before it rejoined is kept here for a person to look at.
 ASIDE_NAME = "before-rejoin"
+GROUP_SEPARATOR = "+"
 
 DrawId = Callable[[], uuid.UUID]
 
@@ -64,7 +68,14 @@ class Manifest:
     vote_floor: int = 0
     # Store ids of the other members, as first heard.
     known_stores: dict[str, str] = field(default_factory=dict)
+    # Id of the import that the group began from; empty for the first group of a cluster.
+    recovery: str = ""
     format: int = FORMAT
+
+    @property
+    def group_id(self) -> str:
+        """The one group of the cluster that this member is of, as `split_group_id` reads it."""
+        return f"{self.cluster_id}{GROUP_SEPARATOR}{self.recovery}".removesuffix(GROUP_SEPARATOR)
 
 
 class Store:
@@ -130,10 +141,11 @@ def init_directory(
     members: Collection[str],
     *,
     cluster_id: str,
+    begin: Begin | None = None,
     disk: Disk | None = None,
     draw_id: DrawId = uuid.uuid4,
 ) -> Manifest:
-    """Makes the directory of a member of a *new* cluster; once per member, before its first start.
+    """Makes the directory of a member of a *new* group; once per member, before its first start.
 
     Args:
         directory: Is made if it is missing; has to be empty.
@@ -141,6 +153,7 @@ def init_directory(
         name: This member's name.
         members: Names of all members, this one included; the same on each.
         cluster_id: A UUID, drawn once for the cluster and given to each member.
+        begin: What the group begins with; nothing if None. The same on each member.
         disk: Where the directory is; tests and the simulator have their own.
         draw_id: Draws the id of the store, which no other ever has.
 
@@ -149,14 +162,17 @@ def init_directory(
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
     disk = disk or Disk()
-    manifest = _new_manifest(cluster, name, members, cluster_id, draw_id, rejoined=False)
+    recovery = "" if begin is None else begin.recovery
+    manifest = _new_manifest(
+        cluster, name, members, (cluster_id, recovery), draw_id, rejoined=False
+    )
     _make_directory(directory, disk)
     if disk.list_directory(directory):
         raise DirectoryNotEmpty(
             f"{directory} is not empty: a store is initialised once; after a loss of data use "
             "`las rejoin`"
         )
-    return _make_store(directory, manifest, disk)
+    return _make_store(directory, manifest, disk, begin)
 
 
 def rejoin_directory(
@@ -171,7 +187,8 @@ def rejoin_directory(
 ) -> Manifest:
     """Makes the directory of a member whose store was lost or is damaged.
 
-    What is there is moved aside, not deleted. The member starts without a vote, see the module.
+    What is there is moved aside, not deleted, also if it is of an earlier group of the cluster. The
+    member starts without a vote, see the module. `cluster_id` is the group's id.
 
     Raises:
         WrongCluster, WrongMember: a manifest is there, and it is somebody else's.
@@ -179,13 +196,14 @@ def rejoin_directory(
         StoreError: the names or the id cannot be used, or the directory cannot be written.
     """
     disk = disk or Disk()
-    manifest = _new_manifest(cluster, name, members, cluster_id, draw_id, rejoined=True)
+    ids = split_group_id(cluster_id)
+    manifest = _new_manifest(cluster, name, members, ids, draw_id, rejoined=True)
     _make_directory(directory, disk)
     lock = _lock(directory, disk)
     try:
         found = _manifest_if_readable(directory, disk)
         if found is not None:
-            _check_owner(directory, found, cluster, name, cluster_id)
+            _check_owner(directory, found, cluster, name, manifest.cluster_id)
         _move_aside(directory, disk)
         return _make_store(directory, manifest, disk)
     finally:
@@ -226,11 +244,17 @@ def open_directory(
     return Store(directory, manifest, lock, disk)
 
 
+def split_group_id(text: str) -> tuple[str, str]:
+    """The cluster's id and the import's in a group's id; the second is empty if it has none."""
+    cluster_id, _, recovery = text.partition(GROUP_SEPARATOR)
+    return cluster_id, recovery
+
+
 def _new_manifest(
     cluster: str,
     name: str,
     members: Collection[str],
-    cluster_id: str,
+    ids: tuple[str, str],
     draw_id: DrawId,
     *,
     rejoined: bool,
@@ -241,9 +265,10 @@ def _new_manifest(
     if len(set(names)) != len(names) or len(names) > MEMBERS_MAX:
         raise StoreError(f"a group has 1 to {MEMBERS_MAX} members with different names")
     try:
-        identity = str(uuid.UUID(cluster_id))
+        identity, recovery = str(uuid.UUID(ids[0])), ids[1] and str(uuid.UUID(ids[1]))
     except ValueError as error:
-        raise StoreError(f"cluster id {cluster_id!r} is not a UUID") from error
+        text = GROUP_SEPARATOR.join(filter(None, ids))
+        raise StoreError(f"cluster id {text!r} is not a UUID") from error
     return Manifest(
         cluster=cluster,
         cluster_id=identity,
@@ -252,6 +277,7 @@ def _new_manifest(
         members=tuple(names),
         rejoined=rejoined,
         rejoining=rejoined,
+        recovery=recovery,
     )
 
 
@@ -262,9 +288,14 @@ def _make_directory(directory: Path, disk: Disk) -> None:
         raise StoreError(f"{directory}: cannot be made: {error.strerror}") from error
 
 
-def _make_store(directory: Path, manifest: Manifest, disk: Disk) -> Manifest:
+def _make_store(
+    directory: Path, manifest: Manifest, disk: Disk, begin: Begin | None = None
+) -> Manifest:
     try:
-        create_journal(directory / JOURNAL_NAME, disk)
+        if begin is not None:
+            parts = begin.snapshot_of(manifest.group_id)
+            disk.write_file(directory / SNAPSHOT_NAME, *parts)
+        create_journal(directory / JOURNAL_NAME, disk, begun=begin is not None)
         # Last: without it there is no store.
         _write_manifest(directory, manifest, disk)
         disk.sync_directory(directory.parent)
@@ -318,7 +349,11 @@ def _manifest_if_readable(directory: Path, disk: Disk) -> Manifest | None:
 
 
 def _write_manifest(directory: Path, manifest: Manifest, disk: Disk) -> None:
-    text = json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n"
+    fields = asdict(manifest)
+    if not manifest.recovery:
+        # An older program knows no such field, and need not.
+        del fields["recovery"]
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     disk.write_file(directory / MANIFEST_NAME, text.encode())
 
 

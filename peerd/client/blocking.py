@@ -233,6 +233,10 @@ class BlockingLas:
         """Deletes a log for good; see `peerd.client.las.LasCalls.delete_log`."""
         return self._thread.run(self._las.delete_log(name, accept_loss=accept_loss, shards=shards))
 
+    def export_state(self) -> bytes:
+        """All that the LAS has committed; see `peerd.client.las.LasCalls.export_state`."""
+        return self._thread.run(self._las.export_state())
+
     def audit(
         self, *, since_ms: int = 0, node: str = "", log: str = "", limit: int = 0
     ) -> fleet_pb2.ListAuditResponse:

@@ -41,6 +41,8 @@ from peerd.transport.status import reason_of, refusal_of_error
 # How long one node may take before another one is asked; a commit takes milliseconds, an election
 # about a second.
 TRY_TIMEOUT_S = 3.0
+# An export is one message a MiB: some 60 for 100,000 shards.
+EXPORT_TIMEOUT_S = 300.0
 
 Answer = TypeVar("Answer")
 Call = Callable[[grpc.aio.Channel, float], Awaitable[Answer]]
@@ -312,6 +314,17 @@ class LasCalls:
             ),
             "asking who changed what",
         )
+
+    async def export_state(self) -> bytes:
+        """All that the LAS has committed, as the file that `las recover --from` takes."""
+        request = fleet_pb2.ExportStateRequest()
+
+        async def read(channel: grpc.aio.Channel, _timeout_s: float) -> bytes:
+            stub = fleet_pb2_grpc.FleetServiceStub(channel)
+            call = stub.ExportState(request, timeout=EXPORT_TIMEOUT_S)
+            return b"".join([answer.chunk async for answer in call])
+
+        return await self.call(read, "exporting the state of the LAS")
 
     # -------------------------------------------------------------------------- forecasts
 

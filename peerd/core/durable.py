@@ -321,7 +321,8 @@ def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
         segment = segments.get(epoch)
         if segment is not None:
             if epoch in operation.cut:
-                segment = replace(segment, commit=min(segment.commit, seal))
+                # An end that a lost commit of the LAS told is no end (§4.6).
+                segment = replace(segment, commit=min(segment.commit, seal), seal=None)
             segments[epoch] = _sealed(segment, seal)
     for epoch in operation.dead:
         dead = segments.pop(epoch, None)

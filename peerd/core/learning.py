@@ -3,6 +3,9 @@
 "Only the committed map lets a store drop batches." An epoch below the open one that the map does
 not list holds no record that is kept: it is dead, ended without records, or lies wholly below
 trimmed-to. "The map fences too": whoever is listed or drops something promises the open epoch.
+
+"Skipped is not dead" (§4.6): what is stored of an epoch that a LAS skipped when it began from older
+data may be acknowledged, so it is kept until a person has given it up.
 """
 
 from peerd.core.durable import DropTrimmed, LearnMap, StoredShard
@@ -14,11 +17,16 @@ def learned(shard: Shard, stored: StoredShard, me: ReplicaId) -> tuple[LearnMap 
     """What of `shard` the store of `me` does not know yet, in the order in which it must learn."""
     sealed = {segment.epoch: segment for segment in shard.sealed}
     seals, dead = [], []
+    cut = [epoch for gap in shard.gaps for epoch in gap.epochs]
     for epoch, segment in stored.segments.items():
         entry = sealed.get(epoch)
         if entry is not None and entry.end is not None:
-            if segment.seal is None:
+            if segment.seal is None or (segment.seal != entry.end and epoch in cut):
                 seals.append((epoch, entry.end))
+        elif (skipped := shard.skipped_with(epoch)) is not None:
+            if skipped.given_up and epoch < shard.open.epoch:
+                dead.append(epoch)
+                cut.append(epoch)
         elif epoch < shard.open.epoch or epoch in shard.dead_epochs:
             dead.append(epoch)
     listed = any(me in segment.holders for segment in shard.sealed)
@@ -30,7 +38,7 @@ def learned(shard: Shard, stored: StoredShard, me: ReplicaId) -> tuple[LearnMap 
             open_epoch=shard.open.epoch,
             seals=tuple(seals),
             dead=tuple(dead),
-            cut=tuple(epoch for gap in shard.gaps for epoch in gap.epochs),
+            cut=tuple(cut),
             trimmed_to=shard.trimmed_to,
         )
         operations.append(learn)

@@ -130,6 +130,13 @@ class Replica:
         """Whether this process orders the shard's appends now."""
         return self._primary is not None
 
+    def leads(self, epoch: Epoch) -> bool:
+        """Whether this process orders `epoch`, and is not just handing the shard over."""
+        primary, switch = self._primary, self._switch
+        if primary is None or primary.epoch != epoch:
+            return False
+        return switch is None or not switch.draining
+
     @property
     def epoch(self) -> Epoch:
         """The own epoch as primary, else the adopted one; 0 if none."""
@@ -505,6 +512,7 @@ class Replica:
     def _prepared_learned(self, shard: Shard, out: Effects) -> None:
         """Become the candidate, or prepare to hand over (§4.1, step 1)."""
         prepared, primary = shard.prepared, self._primary
+        self._decline_lost(shard, out)
         candidate = self._candidate
         if candidate is not None and (
             candidate.prepared.epoch <= shard.open.epoch
@@ -535,6 +543,16 @@ class Replica:
                 self._drain(primary, switch)
         elif self._ready_early is not None:
             self._take_ready(self._ready_early)
+
+    def _decline_lost(self, shard: Shard, out: Effects) -> None:
+        """§4.6: what a lost commit prepared is not switched to any more by who has the new map, so
+        that it can say that it leads.
+        """
+        primary, switch = self._primary, self._switch
+        if primary is None or switch is None or switch.draining or shard.prepared is not None:
+            return
+        if shard.skipped_with(switch.prepared.epoch) is not None:
+            self._decline(primary, switch.prepared, "the commit that prepared it is lost", out)
 
     def _ready(self, event: ev.ReadyReceived, _out: Effects) -> None:
         self._ready_early = event.message

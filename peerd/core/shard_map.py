@@ -92,6 +92,20 @@ class Gap:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class SkippedEpochs:
+    """Epochs [first, last] that the LAS skipped when it began from older data (§4.6): commits that
+    were lost may have drawn them. `given_up`: a person said that stores may drop what they have.
+    """
+
+    first: Epoch
+    last: Epoch
+    given_up: bool = False
+
+    def __post_init__(self) -> None:
+        invariant(self.first <= self.last, "a range of epochs is not empty", skipped=self)
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class Split:
     """A split of a shard: pending while its closed segment is prepared, then for good (§4.3).
 
@@ -138,6 +152,11 @@ class Shard:
     parent: Parent | None = None
     gaps: tuple[Gap, ...] = ()
     trimmed_to: Offset = FIRST_OFFSET
+    skipped: tuple[SkippedEpochs, ...] = ()
+
+    def skipped_with(self, epoch: Epoch) -> SkippedEpochs | None:
+        """The skipped range that `epoch` lies in: nobody here knows what it was drawn for."""
+        return next((each for each in self.skipped if each.first <= epoch <= each.last), None)
 
     def gap_at(self, offset: int) -> Gap | None:
         """The gap that `offset` lies in."""

@@ -34,8 +34,9 @@ from peerd.transport.map_codec import MapMalformed
 from peerd.transport.workload import ShardLoad, WorkloadFigures
 
 # Level of what this version can do, told to the LAS and raised with each step that older versions
-# could not follow. 2: a primary takes nothing in a closed segment (splits).
-FEATURE_LEVEL = 2
+# could not follow. 2: a primary takes nothing in a closed segment (splits). 3: a store keeps what
+# it has of epochs and shards that a LAS skipped when it began from older data.
+FEATURE_LEVEL = 3
 # limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
 WORKLOAD_SHARDS_MAX = 4_096
 
@@ -255,7 +256,12 @@ def _encode_stored(stored: StoredShard) -> fleet_pb2.StoredShard:
         promised=stored.promised,
         adopted=stored.adopted,
         segments=[
-            fleet_pb2.StoredSegment(epoch=segment.epoch, begin=segment.begin, end=segment.end)
+            fleet_pb2.StoredSegment(
+                epoch=segment.epoch,
+                begin=segment.begin,
+                end=segment.end,
+                sealed=segment.seal is not None,
+            )
             for segment in stored.segments.values()
         ],
     )

@@ -247,6 +247,11 @@ class ShardHost:
         replica = self._replicas.get(shard)
         return None if replica is None else replica.readable_limit(epoch)
 
+    def leads(self, shard: ShardId, epoch: Epoch) -> bool:
+        """See `ReplicationHost`."""
+        replica = self._replicas.get(shard)
+        return replica is not None and replica.leads(epoch)
+
     def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """See `ReplicationHost`."""
         replica = self._replicas.get(shard)

@@ -7,6 +7,9 @@ Invariants:
 - The version only grows; an update that is not newer changes nothing (G7: one map). What comes late
   or twice, from whichever source, is therefore harmless.
 - An update is taken whole or not at all.
+- What was learned of a shard by a commit that the LAS has lost since is true and is kept, whatever
+  older the LAS says, until a person has given it up (docs/protocol.md §4.6): so appends and reads
+  find their way, and who asks here is told it, too.
 
 Must not: do IO, or read a clock other than the one it was given.
 """
@@ -80,6 +83,7 @@ class MapCache:
         self.cluster_id = ""
         self.version = 0
         self.next_shard = 0
+        self._skipped: tuple[shard_map_pb2.SkippedShards, ...] = ()
         self.nodes: dict[NodeName, NodeEntry] = {}
         self.logs: dict[str, LogEntry] = {}
         self.shards: dict[ShardId, Shard] = {}
@@ -131,8 +135,13 @@ class MapCache:
         return routes.shards[at]
 
     def is_deleted(self, shard: ShardId) -> bool:
-        """Whether the shard's log was deleted: ids are drawn in order and never again."""
-        return shard < self.next_shard and shard not in self.shards
+        """Whether the shard's log was deleted: ids are drawn in order and never again.
+
+        Of an id that a LAS skipped when it began from older data nobody knows (§4.6).
+        """
+        if shard >= self.next_shard or shard in self.shards:
+            return False
+        return not any(each.first <= shard <= each.last for each in self._skipped)
 
     def is_part(self, log: str, shard: int) -> bool:
         """Whether `shard` is one of the log's, or was until it was split."""
@@ -194,17 +203,43 @@ class MapCache:
         nodes = {node.name: node for node in map(decode_node, update.nodes)}
         logs = {log.name: log for log in map(decode_log, update.logs)}
         shards = {shard.shard: shard for shard in map(decode_shard, update.shards)}
+        shards = {shard: self._newest(entry) for shard, entry in shards.items()}
         if update.full:
-            change = self._replace_all(nodes, logs, shards)
+            strays = self._strays(logs, tuple(update.skipped_shards) or self._skipped)
+            for entry in strays.values():
+                logs.setdefault(entry.log, self.logs[entry.log])
+            change = self._replace_all(nodes, logs, strays | shards)
         else:
             change = self._replace_some(nodes, logs, shards, update)
         self.cluster_id = update.cluster_id or self.cluster_id
         self.version = update.version
-        self.next_shard = max(self.next_shard, update.next_shard)
+        if update.next_shard > self.next_shard:
+            self.next_shard = update.next_shard
+            self._skipped = tuple(update.skipped_shards)
         self.heard_current()
         self._remember(update)
         self._tell(change)
         return change
+
+    def _newest(self, told: Shard) -> Shard:
+        """What is told of a shard, or what is known of it by commits that were lost since."""
+        known = self.shards.get(told.shard)
+        if known is None or known.open.epoch < told.open.epoch:
+            return told
+        skipped = told.skipped_with(known.open.epoch)
+        return told if skipped is None or skipped.given_up else known
+
+    def _strays(
+        self, logs: dict[str, LogEntry], skipped: tuple[shard_map_pb2.SkippedShards, ...]
+    ) -> dict[ShardId, Shard]:
+        """Shards that lost commits created, of logs whose names are no other log's by now."""
+        return {
+            shard: entry
+            for shard, entry in self.shards.items()
+            if any(each.first <= shard <= each.last for each in skipped)
+            and entry.log in self.logs
+            and entry.log not in logs
+        }
 
     def _replace_all(
         self,
@@ -302,4 +337,5 @@ class MapCache:
             logs=[encode_log(entry) for entry in logs],
             shards=[encode_shard(shard) for shard in shards],
             next_shard=0 if log else self.next_shard,
+            skipped_shards=() if log else self._skipped,
         )

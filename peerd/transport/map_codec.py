@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Compression, Gap, Parent, Plan, Segment, Shard, Split
+from peerd.core.shard_map import (
+    Compression,
+    Gap,
+    Parent,
+    Plan,
+    Segment,
+    Shard,
+    SkippedEpochs,
+    Split,
+)
 
 
 class MapMalformed(ValueError):
@@ -192,6 +201,10 @@ def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
         parent=None if shard.parent is None else _encode_parent(shard.parent),
         lost_ranges=[_encode_gap(gap) for gap in shard.gaps],
         trimmed_to=shard.trimmed_to,
+        skipped=[
+            shard_map_pb2.SkippedEpochs(first=each.first, last=each.last, given_up=each.given_up)
+            for each in shard.skipped
+        ],
     )
 
 
@@ -216,6 +229,12 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
             parent=_decode_parent(message.parent) if message.HasField("parent") else None,
             gaps=tuple(_decode_gap(gap) for gap in message.lost_ranges),
             trimmed_to=Offset(message.trimmed_to),
+            skipped=tuple(
+                SkippedEpochs(
+                    first=Epoch(each.first), last=Epoch(each.last), given_up=each.given_up
+                )
+                for each in message.skipped
+            ),
         )
     except (InvariantViolation, MapMalformed) as error:
         raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error

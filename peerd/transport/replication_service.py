@@ -171,6 +171,9 @@ class ReplicationHost(Protocol):
     def ready(self, sender: ReplicaId, ready: Ready) -> None:
         """The next primary is ready."""
 
+    def leads(self, shard: ShardId, epoch: Epoch) -> bool:
+        """Whether this process orders the epoch, and is not just handing the shard over."""
+
     def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """Up to where the epoch may be trimmed as far as this process can tell; None: it cannot."""
 
@@ -373,9 +376,10 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
 
     async def _cut(self, order: replication_pb2.CutOrder) -> replication_pb2.FoundCut:
         shard, epoch = ShardId(order.shard), Epoch(order.epoch)
+        leads = self._host.leads(shard, epoch)
         limit = self._host.trim_limit(shard, epoch)
         if limit is None:
-            return replication_pb2.FoundCut()
+            return replication_pb2.FoundCut(leads=leads)
         before = min(limit, Offset(order.before_offset))
         try:
             cut = await self._host.find_cut(
@@ -384,9 +388,9 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
         except Corrupt as error:
             raise Refused(refusal(Reason.CORRUPT, str(error))) from error
         if cut is None:
-            return replication_pb2.FoundCut()
+            return replication_pb2.FoundCut(leads=leads)
         return replication_pb2.FoundCut(
-            known=True, offset=cut.offset, kept_bytes=cut.kept_bytes, limit=limit
+            known=True, offset=cut.offset, kept_bytes=cut.kept_bytes, limit=limit, leads=leads
         )
 
     async def Hears(

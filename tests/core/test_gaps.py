@@ -12,7 +12,7 @@ from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, Tick
 from peerd.core.limits import Limits
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Gap
+from peerd.core.shard_map import Gap, SkippedEpochs
 from peerd.testing.sim.store import SimStore
 from tests.core.words import SHARD, A, B, C, Peer, batch, segment, shard_map
 
@@ -65,6 +65,41 @@ def test_a_lost_epoch_without_any_record_left_is_dropped_whole():
     peer.learn(shard_map(segment(2, 100), gaps=(whole,), dead_epochs=(Epoch(1),)))
     peer.fsync()
     assert not peer.store.state.segments
+
+
+# ------------------------------------------------------------------ a LAS that began anew
+SKIPPED = SkippedEpochs(first=Epoch(1), last=Epoch(9))
+"""Epoch 1 was drawn by a commit that is lost."""
+
+
+def test_what_a_store_has_of_a_skipped_epoch_is_kept_until_a_person_has_given_it_up():
+    peer = Peer(C, stored(end=6, commit=5))
+    behind = shard_map(segment(10, 0), skipped=(SKIPPED,))
+    peer.learn(behind)
+    peer.fsync()
+    assert peer.store.state.segments[Epoch(1)].end == 6
+    given_up = replace(SKIPPED, given_up=True)
+    peer.learn(replace(behind, skipped=(given_up,)))
+    peer.fsync()
+    assert not peer.store.state.segments
+
+
+def test_it_is_kept_while_the_segment_behind_the_gap_is_not_open():
+    peer = Peer(C, stored(end=6, commit=5))
+    peer.learn(shard_map(segment(1, 0), skipped=(replace(SKIPPED, given_up=True),)))
+    peer.fsync()
+    assert peer.store.state.segments[Epoch(1)].end == 6
+
+
+def test_an_end_that_a_lost_commit_told_is_none_where_the_map_has_a_gap():
+    store = stored(end=6, commit=5)
+    store.submit(LearnMap(shard=SHARD, open_epoch=Epoch(2), seals=((Epoch(1), Offset(5)),)))
+    store.commit()
+    peer = Peer(C, store)
+    peer.learn(BEHIND)
+    peer.fsync()
+    kept = peer.store.state.segments[Epoch(1)]
+    assert (kept.end, kept.commit, kept.seal) == (3, 3, 3)
 
 
 @pytest.mark.parametrize("change", [{"seals": ((Epoch(1), Offset(3)),)}, {"dead": (Epoch(1),)}])

@@ -17,7 +17,7 @@ from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, Offset
 from peerd.core.messages import Adopt, Begin, Frame, Ready
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Plan
+from peerd.core.shard_map import Plan, SkippedEpochs
 from tests.core.words import (
     FIRST_MAP,
     SHARD,
@@ -179,6 +179,27 @@ def test_a_next_primary_that_is_not_ready_in_time_is_declined_for_ever(primary):
     primary.learn(prepared(plan(B), epoch=3))
     ready(primary, epoch=3)
     assert not primary.replica.is_primary
+
+
+def test_what_a_lost_commit_prepared_is_declined_by_who_has_the_new_map(primary):
+    primary.learn(prepared(plan(B)))
+    assert primary.replica.leads(Epoch(1))
+    skipped = (SkippedEpochs(first=Epoch(2), last=Epoch(9)),)
+    primary.learn(replace(FIRST_MAP, skipped=skipped))
+    (declined,) = primary.reports(Declined)
+    assert (declined.prepared, declined.process) == (2, A)
+    ready(primary)
+    assert not primary.sent(B, Begin)
+    assert primary.replica.leads(Epoch(1))
+    assert not primary.replica.leads(Epoch(2))
+    commit(primary)
+
+
+def test_who_is_just_handing_over_does_not_lead(primary):
+    primary.learn(prepared(plan(B)))
+    primary.append()
+    ready(primary)
+    assert not primary.replica.leads(Epoch(1))
 
 
 def test_a_decline_is_repeated_while_the_map_shows_the_segment_prepared(primary):

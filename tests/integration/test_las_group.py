@@ -235,6 +235,13 @@ def test_a_killed_leader_is_replaced_and_nothing_committed_is_lost(group):
     assert logs(group, group.leader()) == ["after", "before"]
 
 
+def rejoins(group: Group, leader: str) -> list[str]:
+    """Who came back by `las rejoin`, as the audit has it."""
+    stub = fleet_pb2_grpc.FleetServiceStub(group.channel(leader))
+    records = stub.ListAudit(fleet_pb2.ListAuditRequest(), timeout=5).records
+    return [record.who for record in records if record.what == "las rejoin"]
+
+
 def test_a_wiped_directory_is_refused_and_comes_back_by_rejoining(group):
     cluster_id = group.init()
     group.serve()
@@ -259,6 +266,7 @@ def test_a_wiped_directory_is_refused_and_comes_back_by_rejoining(group):
         return True if not manifest["rejoining"] else None
 
     until(votes_again, f"{victim} votes again")
+    until(lambda: rejoins(group, leader) == [victim] or None, "it is in the audit, once")
     group.end(third, signal.SIGKILL)
     assert logs(group, group.leader((leader, victim))) == ["orders"]
 

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 
-from las.core.apply import suspicious_epochs
 from las.core.commands import (
     CreateLog,
     Reason,
@@ -14,6 +13,7 @@ from las.core.commands import (
     SetDraining,
     SetNodeState,
 )
+from las.core.recovered import suspicious
 from las.core.state import DEAD_BOOTS_MAX, EVENTS_MAX, KEY_HASHES, NodeState
 from peerd.core.ids import BootId, Epoch, ShardId, StoreId
 from tests.las_core.builders import (
@@ -131,7 +131,7 @@ def test_a_node_keeps_its_judgement_over_a_restart_but_not_its_state():
 
 def test_a_registered_epoch_above_all_drawn_halts_the_shard():
     state = with_log()
-    stored = suspicious_epochs(state, [(SHARD, Epoch(1)), (SHARD, Epoch(2))])
+    stored = suspicious(state, [(SHARD, Epoch(1)), (SHARD, Epoch(2))])
     assert stored == ((SHARD, 2),)
     after, result = do(state, register(2, boot=2, stored=stored))
     assert result.ok
@@ -146,7 +146,7 @@ def test_what_looked_too_high_to_a_lagging_leader_is_looked_at_again():
 
 def test_a_store_of_a_lost_past_is_refused():
     state = with_log()
-    stored = suspicious_epochs(state, [(ShardId(77), Epoch(1))])
+    stored = suspicious(state, [(ShardId(77), Epoch(1))])
     _, result = do(state, register(6, stored=stored))
     assert result.reason is Reason.LAS_LOST_ITS_PAST
 

@@ -15,6 +15,7 @@ from las.core.commands import (
     PrepareSegment,
     Reason,
     RecordRefusal,
+    RecordRejoin,
     SetCompression,
     SetCopies,
     SetDraining,
@@ -80,6 +81,17 @@ def test_a_refused_command_changes_nothing_but_the_record():
     assert (record.ok, record.reason, record.text) == (False, "unknown_log", result.text)
     assert replace(after, audit=before.audit, audited=0) == before
     assert after.version == before.version
+
+
+def test_a_rejoin_of_a_las_node_is_told_once_and_again_for_another_store():
+    rejoin = RecordRejoin(caller=replace(ANN, who="las-2", what="las rejoin"), store="store-7")
+    state = done(fleet(1), rejoin, rejoin)
+    assert (state.audited, newest(state).who) == (1, "las-2")
+    assert "store-7" in newest(state).text
+    state = restore(snapshot(state))
+    assert done(state, rejoin).audited == 1
+    assert done(state, replace(rejoin, store="store-8")).audited == 2
+    assert done(state, replace(rejoin, caller=replace(ANN, who="las-1"))).audited == 2
 
 
 def test_a_refusal_before_any_command_is_told_as_well():

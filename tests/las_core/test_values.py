@@ -20,6 +20,7 @@ from las.core.commands import (
     DeleteLog,
     DropHolder,
     FenceSegment,
+    GiveUpSkipped,
     HaltShard,
     InstallModel,
     MarkAges,
@@ -32,8 +33,10 @@ from las.core.commands import (
     RecordEvent,
     RecordOutages,
     RecordRefusal,
+    RecordRejoin,
     RecoveredSegment,
     RecoverWithGap,
+    ReleaseShards,
     RemoveNode,
     ReplaceNode,
     Result,
@@ -117,6 +120,8 @@ EXAMPLES = [
     OpenCase(case=Case(node=name(1), opened_ms=7, response=Response.PROTECT, probability=0.25)),
     CloseCase(number=1, outcome=Outcome.MISS, closed_ms=9, told="no signal"),
     HaltShard(shard=SHARD, epoch=Epoch(9), node=name(1), why="it promised 9"),
+    ReleaseShards(shards=(SHARD,)),
+    GiveUpSkipped(shard=SHARD, why="two LAS hosts burned"),
     register(1, stored=((SHARD, Epoch(1)),)),
     SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, why="silent"),
     SetAtRisk(node=name(1), at_risk=True),
@@ -126,6 +131,7 @@ EXAMPLES = [
     RecordEvent(node=name(1), kind="at_risk", text="fsync p99 ×31", timestamp_ms=1),
     Audited(caller=ANN, command=SetDraining(node=name(1), draining=True, until_ms=9)),
     RecordRefusal(caller=ANN, target=Target(log="orders"), reason="log_exists", text="it is there"),
+    RecordRejoin(caller=ANN, store="store-7"),
     RecordOutages(
         outages=(
             Outage("p1", "h1", "r1", 1_000, 1_060, Cause.DISK),
@@ -182,7 +188,7 @@ def test_a_result_survives_its_json():
         assert result_from_json(result_to_json(result)) == result
 
 
-AUDITED = command_to_json(EXAMPLES[-3])
+AUDITED = command_to_json(EXAMPLES[-4])
 PREPARE = json.loads(command_to_json(EXAMPLES[1]))
 TORN_LABEL = command_to_json(register(1)).replace('["host","host-1"]', '["host"]')
 
@@ -239,8 +245,8 @@ def rich_cluster() -> Cluster:
         register(3, boot=2),
         *[each for each in EXAMPLES if isinstance(each, OpenCase | CloseCase)],
         StoreModelPiece(digest="ab", number=0, piece="YQ=="),
-        *EXAMPLES[-9:-6],
-        *EXAMPLES[-4:],
+        *EXAMPLES[-10:-7],
+        *EXAMPLES[-5:],
     )
     cluster.restore(snapshot.snapshot(state))
     return cluster
@@ -262,7 +268,7 @@ def test_a_snapshot_has_every_field_of_a_shard():
     """`las.core.snapshot` writes shards field by field: a new field has to be written there."""
     assert {field.name for field in fields(Shard)} == {
         *("shard", "log", "key_hash_low", "key_hash_high", "open", "sealed", "prepared", "fence"),
-        *("dead_epochs", "split", "parent", "gaps", "trimmed_to"),
+        *("dead_epochs", "split", "parent", "gaps", "trimmed_to", "skipped"),
     }
     assert {field.name for field in fields(Segment)} == {
         *("epoch", "begin", "end", "known_commit", "plan", "holders", "wanted_holders"),
@@ -300,8 +306,8 @@ def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
             Cluster("cluster-1").restore(data[:cut])
     with pytest.raises(CodecError, match="goes on after its end"):
         Cluster("cluster-1").restore(data + b"\n[]")
-    with pytest.raises(CodecError, match="format 2 or older"):
-        Cluster("cluster-1").restore(data.replace(b'"format":2', b'"format":3'))
+    with pytest.raises(CodecError, match="format 3 or older"):
+        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":4'))
 
 
 def test_equal_states_make_equal_bytes_whatever_their_history():

@@ -131,7 +131,7 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
             "labels": {"host": self.host},
             "may_lead": True,
             "telemetry_schema": TELEMETRY_SCHEMA.version,
-            "feature_level": 2,
+            "feature_level": 3,
         }
         return fleet_pb2.RegisterRequest(**{**fields, **changes})
 
@@ -197,6 +197,12 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
                 for order in request.orders
             ],
         )
+
+    async def FindCuts(self, request, context):
+        if answer := self.answers.get("FindCuts"):
+            return answer(request)
+        cuts = [replication_pb2.FoundCut() for _ in request.orders]
+        return replication_pb2.FindCutsResponse(store_id=self.store, cuts=cuts)
 
     async def HasBegun(self, request, context):
         if answer := self.answers.get("HasBegun"):

@@ -508,7 +508,7 @@ def test_a_hello_is_compared_with_what_is_known():
     for frame, reason in (
         (hello(name="c"), "was expected"),
         (hello(receiver="c"), "means c"),
-        (hello(cluster_id="y"), "is of cluster y"),
+        (hello(cluster_id="y"), "is of the group y"),
         (Frame(), "did not begin with a Hello"),
     ):
         with pytest.raises(PeerRefused, match=reason):

@@ -7,7 +7,7 @@ import pytest
 
 from las.v1 import shard_map_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.core.shard_map import Plan, Segment, Shard, SkippedEpochs
 from peerd.transport import map_codec
 from peerd.transport.map_cache import UPDATES_KEPT_MAX, MapCache, MapForeign
 from peerd.transport.map_codec import LogEntry, MapMalformed, NodeEntry
@@ -261,6 +261,81 @@ def test_an_id_that_the_whole_map_lacks_is_deleted_if_it_was_drawn_and_only_then
     cache = filled_cache()
     assert [cache.is_deleted(ShardId(each)) for each in (1, 2, 3, 4)] == [False, False, True, False]
     assert not filled_cache(next_shard=0).is_deleted(ShardId(3))
+
+
+def test_an_id_that_was_skipped_is_not_deleted_also_for_whom_the_map_is_passed_on_to():
+    cache = filled_cache()
+    cache.apply(
+        shard_map_pb2.MapUpdate(
+            version=2,
+            next_shard=20,
+            skipped_shards=[shard_map_pb2.SkippedShards(first=4, last=18)],
+        )
+    )
+    passed_on = MapCache(lambda: 0)
+    passed_on.apply(cache.whole())
+    for each in (cache, passed_on):
+        deleted = [number for number in range(1, 22) if each.is_deleted(ShardId(number))]
+        assert deleted == [3, 19]
+    # Of a part of the map nobody concludes anything.
+    part = MapCache(lambda: 0)
+    part.apply(cache.whole("orders"))
+    assert not part.is_deleted(ShardId(19))
+
+
+def anew(*shards, version=1 << 32, given_up=False, logs=("orders",)):
+    """The whole map of a LAS that began from data in which shard 1 is open in epoch 1."""
+    skipped = (SkippedEpochs(first=Epoch(2), last=Epoch(99), given_up=given_up),)
+    entries = [replace(each, skipped=skipped) for each in shards]
+    return shard_map_pb2.MapUpdate(
+        cluster_id="c",
+        version=version,
+        full=True,
+        logs=[log_of(name, *(each.shard for each in entries)) for name in logs],
+        shards=[map_codec.encode_shard(each) for each in entries],
+        next_shard=1 << 32,
+        skipped_shards=[shard_map_pb2.SkippedShards(first=3, last=(1 << 32) - 1)],
+    )
+
+
+def test_what_lost_commits_told_is_kept_until_a_person_has_given_it_up():
+    older = shard(1)
+    newer = replace(older, open=replace(older.open, epoch=Epoch(7)))
+    cache = MapCache(lambda: 0)
+    cache.apply(
+        shard_map_pb2.MapUpdate(
+            cluster_id="c",
+            version=9,
+            full=True,
+            logs=[log_of("orders", 1), log_of("unknown", 3), log_of("taken", 4)],
+            shards=[
+                map_codec.encode_shard(each)
+                for each in (
+                    newer,
+                    replace(shard(3), log="unknown"),
+                    replace(shard(4), log="taken"),
+                )
+            ],
+            next_shard=5,
+        )
+    )
+    change = cache.apply(anew(older, logs=("orders", "taken")))
+    assert (change.removed_shards, change.removed_logs) == ((4,), ())
+    assert cache.shards[ShardId(1)].open.epoch == 7
+    assert cache.shards_of("unknown") == (3,)
+    # A restart of the LAS tells all again, and who asks here is told what is known here.
+    cache.apply(anew(older, version=(1 << 32) + 1, logs=("orders", "taken")))
+    passed_on = MapCache(lambda: 0)
+    passed_on.apply(cache.whole())
+    for each in (cache, passed_on):
+        assert each.shards[ShardId(1)].open.epoch == 7
+        assert each.shards_of("unknown") == (3,)
+    cache.apply(anew(older, version=(1 << 32) + 2, given_up=True))
+    assert cache.shards[ShardId(1)].open.epoch == 1
+    # What was opened since then is newer than all that was lost.
+    opened = anew(replace(older, open=replace(older.open, epoch=Epoch(100))), version=(1 << 32) + 3)
+    passed_on.apply(opened)
+    assert passed_on.shards[ShardId(1)].open.epoch == 100
 
 
 def test_a_change_names_the_shards_that_are_gone_also_under_a_name_that_is_used_again():

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import grpc.aio
 
-from las.core.apply import suspicious_epochs
+from las.core import recovered
 from las.core.commands import RegisterNode, RemoveNode, ReplaceNode, SetDraining
 from las.core.history import Cause
 from las.core.state import ClusterState, Node
@@ -20,6 +20,7 @@ from las.daemon.audit import Auditor
 from las.daemon.audit_view import audit_view
 from las.daemon.config import Policy
 from las.daemon.detector import fleet_heartbeat_ms, fleet_lease_ms
+from las.daemon.exports import Export, Origin
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import MapFeed
@@ -38,6 +39,8 @@ from peerd.core.ids import BootId, NodeName, StoreId
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Context, Refused, refusal
 
+# limit: bytes of one message of an export, as the contract says.
+EXPORT_CHUNK_BYTES = 1024 * 1024
 # limit: samples of one heartbeat, as the contract says.
 SAMPLES_PER_HEARTBEAT_MAX = 120
 # limit: shards of a heartbeat's workload, as the contract says.
@@ -75,6 +78,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self._auditor = auditor
         self._status = status
         self._newest: dict[NodeName, _Session] = {}
+        self._exporting = False
 
     # ------------------------------------------------------------------ peers
 
@@ -86,15 +90,18 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         Raises:
             Refused: WRONG_CLUSTER, STORE_ID_CHANGED, INVALID_ARGUMENT, LIMIT_REACHED,
                 PROCESS_SUPERSEDED (a newer process has registered: this one is dead for good),
-                LAS_LOST_ITS_PAST (the store knows shards that this LAS never created).
+                LAS_LOST_ITS_PAST (the store knows shards that this LAS never created; or it began
+                from older data, and the peer's version would drop what it has forgotten).
         """
         term = self._leadership.require()
         name = NodeName(self._callers.name_of(context))
         self._check_cluster(request.cluster_id, name)
         registration = parse_registration(name, request)
-        stored = suspicious_epochs(self._group.state, registration.epochs)
-        if stored:
-            _log.critical("a store knows more than this LAS", node=name, stored=stored)
+        state = self._group.state
+        stored = recovered.suspicious(state, registration.epochs)
+        outlived = recovered.outlived(state, registration.sealed, registration.adopted)
+        if stored or outlived:
+            _log.critical("a store knows more than this LAS", node=name, stored=stored + outlived)
         command = RegisterNode(
             name=name,
             store=registration.store,
@@ -104,6 +111,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             may_lead=request.may_lead,
             feature_level=max(1, request.feature_level),
             stored=stored[:SUSPICIOUS_EPOCHS_MAX],
+            outlived=outlived[:SUSPICIOUS_EPOCHS_MAX],
+            told_all=max(len(stored), len(outlived)) <= SUSPICIOUS_EPOCHS_MAX,
             at_s=wall_ms() // 1000,
             ended_by=self._why_replaced(term, name),
         )
@@ -326,6 +335,36 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self._leadership.require()
         await self._group.barrier()
         return audit_view(self._group.state, request)
+
+    async def ExportState(
+        self, _request: fleet_pb2.ExportStateRequest, context: Context
+    ) -> AsyncIterator[fleet_pb2.ExportStateResponse]:
+        """All that is committed, as `las.daemon.exports` writes it.
+
+        Raises:
+            Refused: OVERLOADED (another export is under way), NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        self._leadership.require()
+        if self._exporting:
+            raise Refused(refusal(Reason.OVERLOADED, "another export is under way: try again"))
+        self._exporting = True
+        try:
+            await self._group.barrier()
+            status = self._group.status
+            origin = Origin(
+                cluster=self._callers.identity_of(context).cluster,
+                source=self._group.name,
+                index=status.applied_index,
+                term=status.term,
+                proven_index=status.applied_index,
+            )
+            # The state is at least as new as the position that was read before it.
+            export = Export(origin=origin, state=self._group.state)
+            data = await asyncio.to_thread(export.to_bytes)
+            for at in range(0, len(data), EXPORT_CHUNK_BYTES):
+                yield fleet_pb2.ExportStateResponse(chunk=data[at : at + EXPORT_CHUNK_BYTES])
+        finally:
+            self._exporting = False
 
     async def GetWorkload(
         self, request: fleet_pb2.GetWorkloadRequest, context: Context

@@ -11,13 +11,15 @@ from las.core import planner
 from las.core.commands import (
     CreateLog,
     DeleteLog,
+    GiveUpSkipped,
     PrepareSegment,
     PrepareSplit,
     SetCompression,
     SetCopies,
     SetRetention,
 )
-from las.core.state import LOG_SHARDS_MAX, ClusterState, Log
+from las.core.recovered import can_give_up
+from las.core.state import LOG_SHARDS_MAX, ClusterState, Log, ShardEntry
 from las.daemon.audit import AuditedCall, Auditor
 from las.daemon.gap_recovery import Proposal
 from las.daemon.group import Group
@@ -234,7 +236,11 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             context, "recover shard", shard=request.shard, refusals=request.accept_loss
         ) as call:
             await self._group.barrier()
-            proposal = await self._propose_gap(request, self._callers.name_of(context))
+            asker = self._callers.name_of(context)
+            entry = self._group.state.shards.get(ShardId(request.shard))
+            if entry is not None and can_give_up(entry):
+                return await self._give_up_skipped(request, entry, asker, call)
+            proposal = await self._propose_gap(request, asker)
             command = proposal.command
             if request.accept_loss:
                 result = require_ok(await call.submit(command))
@@ -251,6 +257,21 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             primary=command.plan.primary.peer,
         )
 
+    async def _give_up_skipped(
+        self,
+        request: log_admin_pb2.RecoverShardRequest,
+        entry: ShardEntry,
+        asker: str,
+        call: AuditedCall,
+    ) -> log_admin_pb2.RecoverShardResponse:
+        """Of a shard that may have outlived what the LAS began from (§4.6)."""
+        self._leadership.require()
+        shard, why = entry.shard.shard, _why(request, asker)
+        if request.accept_loss:
+            result = require_ok(await call.submit(GiveUpSkipped(shard=shard, why=why)))
+            _log.critical("lost commits given up", shard=shard, why=why, result=result.text)
+        return log_admin_pb2.RecoverShardResponse(recovered=request.accept_loss, waits=entry.halted)
+
     async def _propose_gap(
         self, request: log_admin_pb2.RecoverShardRequest, asker: str
     ) -> Proposal:
@@ -258,12 +279,8 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         shard = ShardId(request.shard)
         if shard not in self._group.state.shards:
             raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
-        why = request.why.strip()
-        if request.accept_loss and not why:
-            raise invalid("why: empty; readers of the gap need one line that says what happened")
-        if len(why) > WHY_CHARACTERS_MAX or not why.isprintable():
-            raise invalid(f"why: one line of at most {WHY_CHARACTERS_MAX} printable characters")
-        return await self._leadership.require().propose_gap(shard, f"{why} ({asker})")
+        why = _why(request, asker)
+        return await self._leadership.require().propose_gap(shard, why)
 
     async def AlterLog(
         self, request: log_admin_pb2.AlterLogRequest, context: Context
@@ -485,6 +502,16 @@ def _storing(state: ClusterState, log: Log) -> list[NodeName]:
 
 def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:
     return request.HasField("retention_bytes") or request.HasField("retention_ms")
+
+
+def _why(request: log_admin_pb2.RecoverShardRequest, asker: str) -> str:
+    """What readers of a gap are told. Raises `Refused`: INVALID_ARGUMENT."""
+    why = request.why.strip()
+    if request.accept_loss and not why:
+        raise invalid("why: empty; readers of the gap need one line that says what happened")
+    if len(why) > WHY_CHARACTERS_MAX or not why.isprintable():
+        raise invalid(f"why: one line of at most {WHY_CHARACTERS_MAX} printable characters")
+    return f"{why} ({asker})"
 
 
 def _compression(asked: shard_map_pb2.Compression.ValueType) -> Compression | None:

@@ -1,6 +1,7 @@
 """What a peer says of itself when it registers, checked and as plain values."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from las.daemon.services.results import invalid
@@ -16,12 +17,16 @@ LABEL_CHARACTERS_MAX = 253
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """`epochs` has for each shard in the store the highest epoch that it knows."""
+    """Of each shard in the store: `epochs` are all that it knows, promised ones too; `adopted` are
+    those that it has adopted or stored; `sealed` those of which the map told it the end.
+    """
 
     store: StoreId
     boot: BootId
     labels: tuple[tuple[str, str], ...]
     epochs: tuple[tuple[ShardId, Epoch], ...]
+    adopted: tuple[tuple[ShardId, Epoch], ...]
+    sealed: tuple[tuple[ShardId, Epoch], ...]
 
 
 def is_id(text: str) -> bool:
@@ -48,10 +53,23 @@ def parse_registration(name: NodeName, request: fleet_pb2.RegisterRequest) -> Re
         store=StoreId(request.store_id),
         boot=BootId(request.boot_id),
         labels=tuple(sorted(request.labels.items())),
-        epochs=tuple((ShardId(shard.shard), _highest(shard)) for shard in request.shards),
+        epochs=_pairs(request, lambda shard: {shard.promised, *_adopted(shard)}),
+        adopted=_pairs(request, _adopted),
+        sealed=_pairs(
+            request, lambda shard: {each.epoch for each in shard.segments if each.sealed}
+        ),
     )
 
 
-def _highest(shard: fleet_pb2.StoredShard) -> Epoch:
-    stored = [segment.epoch for segment in shard.segments]
-    return Epoch(max(shard.promised, shard.adopted, *stored))
+def _pairs(
+    request: fleet_pb2.RegisterRequest, epochs_of: Callable[[fleet_pb2.StoredShard], set[int]]
+) -> tuple[tuple[ShardId, Epoch], ...]:
+    return tuple(
+        (ShardId(shard.shard), Epoch(epoch))
+        for shard in request.shards
+        for epoch in sorted(epochs_of(shard))
+    )
+
+
+def _adopted(shard: fleet_pb2.StoredShard) -> set[int]:
+    return {shard.adopted, *(segment.epoch for segment in shard.segments)}

@@ -74,6 +74,8 @@ class Reports:
         match report.WhichOneof("kind"):
             case "segment_opened":
                 opened = report.segment_opened
+                if (halt := self._lost(opened.shard, opened.epoch)) is not None:
+                    return halt
                 return SegmentOpened(
                     shard=ShardId(opened.shard),
                     epoch=Epoch(opened.epoch),
@@ -129,10 +131,22 @@ class Reports:
         shard, promised = ShardId(met.shard), Epoch(met.promised)
         entry = self._group.state.shards.get(shard)
         if entry is None or promised <= entry.drawn:
-            return None
+            return self._lost(met.shard, met.promised)
         return HaltShard(
             shard=shard,
             epoch=promised,
             node=self._reporter.name,
             why="a replica has promised an epoch that this LAS never drew",
+        )
+
+    def _lost(self, shard: int, epoch: int) -> Command | None:
+        """A report of an epoch that only a lost commit can have drawn stops the shard (§4.6)."""
+        entry = self._group.state.shards.get(ShardId(shard))
+        if entry is None or not entry.shows_skipped(Epoch(epoch)):
+            return None
+        return HaltShard(
+            shard=ShardId(shard),
+            epoch=Epoch(epoch),
+            node=self._reporter.name,
+            why="a commit that is lost drew the epoch",
         )

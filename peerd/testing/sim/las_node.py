@@ -10,9 +10,8 @@ Must not: help the protocol. A node knows its applied state, answers, reports an
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from las.core import apply as las_apply
 from las.core import commands as c
-from las.core import planner, recovery
+from las.core import planner, recovered, recovery
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import GAP_OFFSETS_MIN, ClusterState, Node, NodeState
@@ -395,7 +394,7 @@ class LasNode:
             address=f"{process.id.peer}:7400",
             feature_level=2,
             labels=(("host", process.id.peer),),
-            stored=las_apply.suspicious_epochs(self.state, stored),
+            stored=recovered.suspicious(self.state, stored),
         )
 
         def done(result: c.Result | None) -> None:
