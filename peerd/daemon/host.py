@@ -249,8 +249,7 @@ class ShardHost:
 
     def leads(self, shard: ShardId, epoch: Epoch) -> bool:
         """See `ReplicationHost`."""
-        replica = self._replicas.get(shard)
-        return replica is not None and replica.leads(epoch)
+        return shard in self._replicas and self._replicas[shard].leads(epoch)
 
     def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """See `ReplicationHost`."""
@@ -481,17 +480,13 @@ class ShardHost:
 
     def map_entries(self) -> list[Shard]:
         """The map's entries of all shards that concern this peer."""
-        entries = (self._map.shards.get(shard) for shard in self._replicas)
-        return [entry for entry in entries if entry is not None]
+        return [self._map.shards[each] for each in self._replicas if each in self._map.shards]
 
     def _concerns_me(self, entry: Shard) -> bool:
         mine = self.me.replica
         segments = (*entry.sealed, entry.open, *((entry.prepared,) if entry.prepared else ()))
         return any(
-            mine in segment.plan.replicas
-            or mine in segment.holders
-            or mine in segment.wanted_holders
-            for segment in segments
+            mine in (*each.plan.replicas, *each.holders, *each.wanted_holders) for each in segments
         )
 
     # ------------------------------------------------------------------ store
