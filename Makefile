@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -114,6 +114,9 @@ dev: setup  ## a throw-away cluster on loopback; ARGS="--peers 3 --las 1"
 
 lab: setup  ## record runs of the fault lab for training; ARGS="--runs 4"
 	@$(BIN)/python -m models.lab $(ARGS)
+
+labsmoke: setup  ## try each kind of trouble and look-alike of the fault lab for half a minute (root)
+	@$(BIN)/python -m models.lab --smoke $(or $(KIND),all)
 
 # HEAD=incident|hardware|history, by default all; the last two read PEERD_DATA (../shared/data).
 HEADS := $(or $(HEAD),incident hardware history)

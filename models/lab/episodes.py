@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import cast
 
 from models.lab.plan import Episode, Shared
+from models.lab.room_episodes import ROOM_EPISODES
 from models.lab.watch import LabPeer, PeerWatch
 from peerd.testing.faults import DutyCycle, FaultFile, Faults, Ramp, Shape
 
 STEP_S = 0.2
 # What a peer gets to end by itself once its fault is complete, before it is killed.
 LAST_STAGE_S_MAX = 20.0
+GIVEN_UP = "killed at the end of its fault"
 _HANG_MS = 60_000.0
 _BACKUP_BLOCK_BYTES = 1 << 20
 
@@ -37,6 +39,7 @@ class Outcome:
     begun_s: float | None = None
     stopped_s: float | None = None
     why: str = ""
+    error: Exception | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,7 +70,11 @@ class EpisodeThread:
             return
         self.outcome.begun_s = time.monotonic()
         watch = PeerWatch(self.peer)
+        in_rooms = ROOM_EPISODES.get(self.episode.kind)
         try:
+            if in_rooms is not None and self.peer.room is not None:
+                in_rooms(self, watch, self.peer.room)
+                return
             {
                 "storage_delay": self._storage_delay,
                 "pauses": self._pauses,
@@ -78,80 +85,96 @@ class EpisodeThread:
                 "single_pause": self._single_pause,
                 "restart": self._restart,
             }[self.episode.kind](watch)
+        except Exception as error:  # noqa: BLE001 whatever it is, the run must not count
+            self.outcome.error = error
         finally:
             watch.close()
 
-    def _number(self, name: str) -> float:
+    def number(self, name: str) -> float:
+        """A parameter of the episode."""
         return float(self.episode.parameters[name])
 
-    def _ramp(self, start: float, end: float) -> Ramp:
+    def ramp(self, start: float, end: float) -> Ramp:
+        """What grows from `start` to `end` over the episode's time to grow."""
         begun_s = cast(float, self.outcome.begun_s)
         shape = cast(Shape, self.episode.parameters["shape"])
         grow_s = self.episode.grow_s
         return Ramp(onset_s=begun_s, start=start, end=end, duration_s=grow_s, shape=shape)
 
-    def _follow(self, watch: PeerWatch, seconds: float) -> bool:
+    def follow(self, watch: PeerWatch, seconds: float) -> bool:
         """Wait a step; True when the peer stopped or the run ends."""
         why = watch.stopped()
         if why:
             self.outcome.stopped_s, self.outcome.why = time.monotonic(), why
         return bool(why) or self.ending.wait(seconds)
 
-    def _finish(self, watch: PeerWatch) -> None:
-        """The last stage has begun: see the peer stop, and kill what no longer acknowledges."""
+    def grow(self, watch: PeerWatch, apply: Callable[[float], None], ramp: Ramp) -> None:
+        """Apply what the ramp says until the episode's time is over or the peer stopped."""
+        until_s = ramp.onset_s + self.episode.duration_s
+        while time.monotonic() < until_s:
+            apply(ramp.value(time.monotonic()))
+            if self.follow(watch, STEP_S):
+                return
+
+    def see_end(self, watch: PeerWatch) -> None:
+        """The last stage has begun: see the peer stop, or give it up as one that does not."""
         until_s = time.monotonic() + LAST_STAGE_S_MAX
         while self.outcome.stopped_s is None and time.monotonic() < until_s:
-            if self._follow(watch, STEP_S):
+            if self.follow(watch, STEP_S):
                 break
         if self.outcome.stopped_s is None:
             self.outcome.stopped_s = time.monotonic()
-            self.outcome.why = "killed at the end of its fault"
+            self.outcome.why = GIVEN_UP
+
+    def finish(self, watch: PeerWatch) -> None:
+        """See the peer stop, and kill what no longer acknowledges."""
+        self.see_end(watch)
         if not watch.gone():
             os.kill(self.peer.pid, signal.SIGKILL)
 
     def _storage_delay(self, watch: PeerWatch) -> None:
         file = FaultFile(self.peer.faults_file)
-        ramp = self._ramp(self._number("start_ms"), self._number("end_ms"))
+        ramp = self.ramp(self.number("start_ms"), self.number("end_ms"))
         until_s = ramp.onset_s + self.episode.duration_s
         while time.monotonic() < until_s:
             delay_ms = ramp.value(time.monotonic())
-            jitter_ms = delay_ms * self._number("jitter_share")
+            jitter_ms = delay_ms * self.number("jitter_share")
             file.set(Faults(write_delay_ms=delay_ms, write_delay_jitter_ms=jitter_ms))
-            if self._follow(watch, STEP_S):
+            if self.follow(watch, STEP_S):
                 break
         else:
             fails = self.episode.parameters["ends_by"] == "failed_write"
             file.set(Faults(fail=True) if fails else Faults(write_delay_ms=_HANG_MS))
-        self._finish(watch)
+        self.finish(watch)
 
     def _pauses(self, watch: PeerWatch) -> None:
-        ramp = self._ramp(self._number("start_share"), self._number("end_share"))
-        period_ms = self._number("period_ms")
+        ramp = self.ramp(self.number("start_share"), self.number("end_share"))
+        period_ms = self.number("period_ms")
         cycle = DutyCycle(self.peer.pid, stopped_ms=0.0, running_ms=period_ms)
         cycle.start()
         until_s = ramp.onset_s + self.episode.duration_s
         while time.monotonic() < until_s:
             stopped_ms = period_ms * ramp.value(time.monotonic())
             cycle.set(stopped_ms=stopped_ms, running_ms=period_ms - stopped_ms)
-            if self._follow(watch, STEP_S):
+            if self.follow(watch, STEP_S):
                 break
         cycle.stop()
         if self.outcome.stopped_s is None and not watch.gone():
             os.kill(self.peer.pid, signal.SIGSTOP)
-        self._finish(watch)
+        self.finish(watch)
 
     def _memory_leak(self, watch: PeerWatch) -> None:
-        leak_bytes_per_s = self._number("leak_bytes") / self.episode.duration_s
+        leak_bytes_per_s = self.number("leak_bytes") / self.episode.duration_s
         FaultFile(self.peer.faults_file).set(Faults(leak_bytes_per_s=leak_bytes_per_s))
         until_s = time.monotonic() + self.episode.duration_s
-        while time.monotonic() < until_s and not self._follow(watch, STEP_S):
+        while time.monotonic() < until_s and not self.follow(watch, STEP_S):
             pass
-        self._finish(watch)
+        self.finish(watch)
 
     def _slow(self, watch: PeerWatch) -> None:
         file = FaultFile(self.peer.faults_file)
-        delay_ms = self._number("delay_ms")
-        jitter_ms = delay_ms * self._number("jitter_share")
+        delay_ms = self.number("delay_ms")
+        jitter_ms = delay_ms * self.number("jitter_share")
         file.set(Faults(write_delay_ms=delay_ms, write_delay_jitter_ms=jitter_ms))
         until_s = time.monotonic() + self.episode.duration_s
         while time.monotonic() < until_s and not watch.gone():
@@ -164,7 +187,7 @@ class EpisodeThread:
             return
         os.kill(self.peer.pid, signal.SIGSTOP)
         try:
-            self.ending.wait(self._number("stopped_ms") / 1000.0)
+            self.ending.wait(self.number("stopped_ms") / 1000.0)
         finally:
             os.kill(self.peer.pid, signal.SIGCONT)
 

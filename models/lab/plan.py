@@ -2,6 +2,10 @@
 
 Kinds of fault, look-alike and shared event rotate with the number, so that training runs and
 held-out runs (every third) both see all of them; everything else is drawn.
+
+Runs below `FIRST_IN_ROOMS` are of the first plan: peers that share everything, three kinds of
+fault. From there on each peer has a room of its own (`models/lab/room.py`), and what is done to it
+stands in `models/lab/kinds.py`. A number keeps its plan, so that a recording keeps its meaning.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ import math
 import random
 from dataclasses import dataclass, field
 
+from models.lab import kinds
+
 PEERS = 5
+FIRST_IN_ROOMS = 45
 # Which faults a run has, one peer each. Growing storage delay is the commonest real one.
 FAULTS_BY_TURN: tuple[tuple[str, ...], ...] = (
     ("storage_delay", "pauses"),
@@ -48,6 +55,8 @@ TAIL_S = 12.0
 IDLE_S = (1.0, 20.0)
 # limit: seconds of a run, whatever was drawn.
 RUN_S_MAX = 300.0
+SMOKE_ONSET_S = 10.0
+SMOKE_FAULT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +99,98 @@ class RunPlan:
     faults: tuple[Episode, ...]
     look_alikes: tuple[Episode, ...]
     shared: tuple[Shared, ...]
+    in_rooms: bool = False
+    descriptors_max: int = 0
+    """What a peer in a room may open at once."""
 
 
 def plan_run(number: int, seed: int) -> RunPlan:
     """The plan of run `number`; the same for the same arguments, on any machine."""
+    return _first_plan(number, seed) if number < FIRST_IN_ROOMS else _rooms_plan(number, seed)
+
+
+def smoke_plan(kind: str) -> RunPlan:
+    """A run of half a minute, in rooms, with one fault or look-alike: to see that it works here."""
+    draw = random.Random(kind)
+    is_fault = kind in (*kinds.GRADUAL, *kinds.ABRUPT)
+    duration_s = 0.0 if kind in kinds.ABRUPT else SMOKE_FAULT_S
+    draw_parameters = kinds.fault_parameters if is_fault else kinds.look_alike_parameters
+    what = Episode(
+        kind=kind,
+        peer=1,
+        onset_s=SMOKE_ONSET_S,
+        duration_s=duration_s,
+        grow_s=duration_s,
+        parameters=draw_parameters(kind, draw),
+    )
+    return RunPlan(
+        number=0,
+        seed=0,
+        idle_s=1.0,
+        length_s=SMOKE_ONSET_S + duration_s + 3.0,
+        appends_per_s=150.0,
+        record_bytes=500,
+        shards=6,
+        limit_memory=True,
+        faults=(what,) if is_fault else (),
+        look_alikes=() if is_fault else (what,),
+        shared=(),
+        in_rooms=True,
+        descriptors_max=256,
+    )
+
+
+def _rooms_plan(number: int, seed: int) -> RunPlan:
+    draw = random.Random(f"{seed}/{number}")
+    turn = number - FIRST_IN_ROOMS
+    peers = list(range(PEERS))
+    draw.shuffle(peers)
+    faults = []
+    for kind in kinds.faults_of(turn):
+        abrupt = kind in kinds.ABRUPT
+        duration_s = 0.0 if abrupt else _log_uniform(*kinds.FAULT_S, draw)
+        faults.append(
+            Episode(
+                kind=kind,
+                peer=peers.pop(),
+                onset_s=round(draw.uniform(*kinds.ONSET_S), 1),
+                duration_s=round(duration_s, 1),
+                grow_s=round(duration_s * draw.uniform(*kinds.GROW_SHARE), 1),
+                parameters=kinds.fault_parameters(kind, draw),
+            )
+        )
+    length_s = max(fault.onset_s + fault.duration_s for fault in faults) + TAIL_S
+    look_alikes = []
+    for kind in kinds.look_alikes_of(turn):
+        onset_s, spell_s = kinds.look_alike_times(kind, length_s, draw)
+        look_alikes.append(
+            Episode(
+                kind=kind,
+                peer=peers.pop(),
+                onset_s=round(onset_s, 1),
+                duration_s=round(spell_s, 1),
+                parameters=kinds.look_alike_parameters(kind, draw),
+            )
+        )
+    shared = SHARED_BY_TURN[turn % len(SHARED_BY_TURN)]
+    return RunPlan(
+        number=number,
+        seed=seed,
+        idle_s=round(draw.uniform(*IDLE_S), 1),
+        length_s=round(length_s, 1),
+        appends_per_s=round(_log_uniform(*kinds.APPENDS_PER_S, draw), 1),
+        record_bytes=round(_log_uniform(100.0, 3000.0, draw)),
+        shards=draw.choice((6, 12, 20)),
+        limit_memory=True,
+        faults=tuple(faults),
+        look_alikes=tuple(look_alikes),
+        shared=tuple(_shared(kind, length_s, draw) for kind in shared),
+        in_rooms=True,
+        descriptors_max=round(_log_uniform(*kinds.DESCRIPTORS_MAX, draw)),
+    )
+
+
+def _first_plan(number: int, seed: int) -> RunPlan:
     draw = random.Random(f"{seed}/{number}")
     turn = number // 3 + 2 * (number % 3)
     peers = list(range(PEERS))

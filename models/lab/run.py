@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.dataset import NodeTruth, Run, RunTruth
-from models.lab.episodes import EpisodeThread, limit_memory, run_shared
+from models.lab.episodes import GIVEN_UP, EpisodeThread, limit_memory, run_shared
 from models.lab.plan import Episode, RunPlan, Shared
 from models.lab.watch import LabPeer, PeerWatch
 from peerd.daemon.telemetry.collector import SAMPLE_PERIOD_MS
@@ -54,7 +54,10 @@ def carry_out(
     ending = threading.Event()
     if plan.limit_memory:
         for peer in peers:
-            limit_memory(peer, MEMORY_HEADROOM_BYTES)
+            if peer.room is not None and peer.room.limits is not None:
+                peer.room.limits.set_memory(MEMORY_HEADROOM_BYTES)
+            else:
+                limit_memory(peer, MEMORY_HEADROOM_BYTES)
     episodes = [
         EpisodeThread(
             episode=episode,
@@ -97,7 +100,18 @@ def carry_out(
             watch.close()
     if died:
         raise RunSpoiled(f"{', '.join(died)} ended although nothing was done to it")
+    for episode in episodes:
+        check_episode(episode)
     return assemble(plan, peers, episodes, begun_s)
+
+
+def check_episode(thread: EpisodeThread) -> None:
+    """Raise `RunSpoiled` if what was to be done to a peer was not, or did not do what it should."""
+    kind, peer, outcome = thread.episode.kind, thread.peer, thread.outcome
+    if outcome.error is not None:
+        raise RunSpoiled(f"{kind} on {peer.name}: {outcome.error}")
+    if peer.room is not None and outcome.why == GIVEN_UP:
+        raise RunSpoiled(f"{kind} on {peer.name} did not stop it: its label would be wrong")
 
 
 def _wait_for_end(plan: RunPlan, episodes: Sequence[EpisodeThread], begun_s: float) -> None:
@@ -154,7 +168,8 @@ def assemble(
                 "appends_per_s": plan.appends_per_s,
                 "record_bytes": float(plan.record_bytes),
                 "shards": float(plan.shards),
-            },
+            }
+            | ({"in_rooms": 1.0} if plan.in_rooms else {}),
             shared=[
                 {
                     "kind": event.kind,

@@ -4,20 +4,28 @@
 no acknowledgement for 3 s under offered load. The last shows in the peer's own recording, which
 goes on while its storage hangs: a commit that has been under way for 3 s; and in the recording's
 silence: a process that takes no sample for 3 s acknowledges nothing either.
+
+A peer in a room can stop in more ways, which show from outside: nothing comes back over its network
+for 3 s, not even to a question that needs no disk; or its disk has less left than its reserve for
+3 s, and it refuses all appends.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.lab.room import RESERVE_BYTES, Room
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from peerd.daemon.telemetry.window import RecordingUnreadable, read_recording
 
 STOPPED_AFTER_S = 3.0
+PROBE_PERIOD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +37,43 @@ class LabPeer:
     data_directory: Path
     record_file: Path
     faults_file: Path
+    http_address: tuple[str, int] = ("", 0)
+    room: Room | None = None
+
+
+class AnswerProbe:
+    """Asks a peer over its network, again and again, whether it lives. `close` ends it."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._asked_s: float | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._ask_always, name="probe", daemon=True)
+        self._thread.start()
+
+    def silent_s(self) -> float:
+        """For how long it has not answered the question that it owes an answer to."""
+        asked_s = self._asked_s
+        return 0.0 if asked_s is None else time.monotonic() - asked_s
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._ending.set()
+        self._thread.join()
+
+    def _ask_always(self) -> None:
+        while not self._ending.wait(PROBE_PERIOD_S):
+            self._asked_s = self._asked_s or time.monotonic()
+            if self._answers():
+                self._asked_s = None
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(self._address, timeout=STOPPED_AFTER_S) as asking:
+                asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                return asking.recv(64).startswith(b"HTTP/1.")
+        except OSError:
+            return False
 
 
 class PeerWatch:
@@ -37,9 +82,13 @@ class PeerWatch:
     def __init__(self, peer: LabPeer) -> None:
         self.peer = peer
         self._descriptor = os.pidfd_open(peer.pid)
+        self._probe = AnswerProbe(peer.http_address) if peer.room is not None else None
+        self._reserve_since_s: float | None = None
 
     def close(self) -> None:
         """Watch no longer."""
+        if self._probe is not None:
+            self._probe.close()
         os.close(self._descriptor)
 
     def gone(self) -> bool:
@@ -50,6 +99,11 @@ class PeerWatch:
         """Why the peer counts as stopped now; empty while it does not."""
         if self.gone():
             return "its process is gone"
+        if self._probe is not None:
+            if (silent_s := self._probe.silent_s()) >= STOPPED_AFTER_S:
+                return f"no answer for {silent_s:.1f} s"
+            if self._in_reserve():
+                return "its disk is in its reserve: it refuses appends"
         try:
             recording = read_recording(self.peer.record_file)
         except (OSError, RecordingUnreadable):
@@ -63,3 +117,14 @@ class PeerWatch:
         if age_ms >= STOPPED_AFTER_S * 1000.0:
             return f"a commit is under way for {age_ms / 1000.0:.1f} s"
         return ""
+
+    def _in_reserve(self) -> bool:
+        space = os.statvfs(self.peer.data_directory)
+        now_s = time.monotonic()
+        if space.f_bavail * space.f_frsize >= RESERVE_BYTES:
+            self._reserve_since_s = None
+        elif self._reserve_since_s is None:
+            self._reserve_since_s = now_s
+        return (
+            self._reserve_since_s is not None and now_s - self._reserve_since_s >= STOPPED_AFTER_S
+        )

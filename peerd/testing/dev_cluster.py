@@ -89,16 +89,19 @@ class Member:
         name: str,
         role: Role,
         ports: tuple[int, int, int],
+        *,
         workers: int,
+        host: str = LOOPBACK,
     ) -> None:
         grpc_port, http_port, client_port = ports
+        self.host = host
         self.id = name
         self.role = role
         self.workers = workers if role is Role.PEER else 0
-        self.address = f"{LOOPBACK}:{grpc_port}"
+        self.address = f"{host}:{grpc_port}"
         # Of its front workers, which a LAS node has not.
-        self.client_address = f"{LOOPBACK}:{client_port}" if self.workers else None
-        self.metrics_address = f"{LOOPBACK}:{http_port}"
+        self.client_address = f"{host}:{client_port}" if self.workers else None
+        self.metrics_address = f"{host}:{http_port}"
         self.directory = cluster / name
         self.config = self.directory / "config.toml"
         self.data_dir = self.directory / "data"
@@ -106,6 +109,8 @@ class Member:
         self.log = cluster / "logs" / f"{name}.log"
         # The module that is run; a test may name one with a fault of its own.
         self.program = "peerd.cli.peerd" if role is Role.PEER else "las.daemon.cli"
+        # A command that ends in becoming the daemon, such as `nsenter`; from the next start on.
+        self.prefix: tuple[str, ...] = ()
         # Beside the environment of this process, from the next start on.
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -126,7 +131,8 @@ class Member:
         if self.running:
             raise DevClusterError(f"{self.id} is running already")
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", self.program, "serve", "-c", str(self.config)]
+        command = [*self.prefix, sys.executable, "-m", self.program, "serve"]
+        command += ["-c", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--ready-file", str(self._ready)],
@@ -188,6 +194,8 @@ class DevCluster:
         record_samples: bool = False,
         tls: bool = True,
         las_settings: Mapping[str, object] | None = None,
+        peer_settings: Mapping[str, object] | None = None,
+        hosts: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare the directory; nothing runs yet.
 
@@ -198,6 +206,8 @@ class DevCluster:
             record_samples: Each peer keeps its health samples in DIR/<id>/samples.jsonl, too.
             tls: False: plaintext, to measure what TLS costs.
             las_settings: Further settings of each LAS node, by dotted key.
+            peer_settings: Further settings of each peer, by dotted key.
+            hosts: IP address that a process listens at, by its id; loopback where none is given.
 
         Raises:
             DevClusterError: the directory is another cluster's, or its processes still live.
@@ -207,6 +217,8 @@ class DevCluster:
         self._record_samples = record_samples
         self._tls = tls
         self._las_settings = dict(las_settings or {})
+        self._peer_settings = dict(peer_settings or {})
+        self._hosts = dict(hosts or {})
         earlier = self._read_earlier()
         self.cluster_id = earlier["cluster_id"] if earlier else str(uuid.uuid4())
         self.las, self.peers = self._members(earlier, port_base)
@@ -234,7 +246,8 @@ class DevCluster:
         """Start every process and return once all serve and the LAS counts every peer as up."""
         for member in self.members:
             for address in (member.address, member.metrics_address, member.client_address):
-                if address is not None:
+                # An address of another network can be bound there alone.
+                if address is not None and member.host == LOOPBACK:
                     _check_free(address, member.id)
         try:
             for member in self.members:
@@ -382,7 +395,14 @@ class DevCluster:
             starts += [port_base + PORT_STEP * i for i in range(self.shape.peers)]
             ports = [(start, start + 1, start + 2) for start in starts]
         members = tuple(
-            Member(self.directory, name, role, each, self.shape.workers)
+            Member(
+                self.directory,
+                name,
+                role,
+                each,
+                workers=self.shape.workers,
+                host=self._hosts.get(name, LOOPBACK),
+            )
             for (name, role), each in zip(names, ports, strict=True)
         )
         return members[: self.shape.las], members[self.shape.las :]
@@ -412,9 +432,8 @@ class DevCluster:
 
     def _write_config(self, authority: Authority, member: Member) -> None:
         pki = self.directory / "pki"
-        files = authority.issue(
-            member.role, member.id, [LOOPBACK, "localhost"], pki, CERTIFICATE_DAYS
-        )
+        names = list(dict.fromkeys([member.host, LOOPBACK, "localhost"]))
+        files = authority.issue(member.role, member.id, names, pki, CERTIFICATE_DAYS)
         settings: dict[str, object] = {
             "cluster": "dev",
             "name": member.id,
@@ -448,6 +467,7 @@ class DevCluster:
                 settings["client_listen"] = member.client_address
             if self._record_samples:
                 settings["telemetry.record_file"] = str(member.directory / "samples.jsonl")
+            settings |= self._peer_settings
         # JSON strings, booleans and lists of strings are TOML, too.
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
         _replace(member.config, text)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from models.lab.episodes import EpisodeThread, limit_memory, run_shared
-from models.lab.plan import FAULT_S, PEERS, RUN_S_MAX, Episode, RunPlan, Shared, plan_run
+from models.lab.plan import (
+    FAULT_S,
+    FIRST_IN_ROOMS,
+    PEERS,
+    RUN_S_MAX,
+    Episode,
+    RunPlan,
+    Shared,
+    plan_run,
+)
 from models.lab.run import RunSpoiled, carry_out
 from models.lab.watch import LabPeer, PeerWatch
 from peerd.testing.faults import FaultFile, Faults
@@ -85,7 +94,7 @@ def test_a_plan_is_the_same_for_the_same_seed_and_differs_otherwise():
 
 
 def test_plans_keep_their_bounds_and_no_peer_suffers_twice():
-    for number in range(60):
+    for number in range(FIRST_IN_ROOMS):
         plan = plan_run(number, 7)
         assert plan.length_s <= RUN_S_MAX
         victims = [e.peer for e in (*plan.faults, *plan.look_alikes)]
@@ -103,7 +112,7 @@ def test_training_and_held_out_runs_both_see_every_kind():
             e.kind for p in plans for e in p.shared
         }
 
-    everything = kinds(range(60))
+    everything = kinds(range(FIRST_IN_ROOMS))
     assert len(everything) == 13
     assert kinds(n for n in range(18) if n % 3 == 2) == everything
     assert kinds(n for n in range(18) if n % 3 != 2) == everything
