@@ -13,11 +13,21 @@ import numpy.typing as npt
 from models.features import FEATURES, IDENTITY
 
 _LATENCIES = [FEATURES.index(f"commit_latency_ms_{part}") for part in ("p50", "p99", "max")]
-_OPTIONAL = [FEATURES.index(name) for name in ("process_memory_limit_share", "sample_delay_ms")]
+_OPTIONAL = [
+    FEATURES.index(name)
+    for name in (
+        "process_memory_limit_share",
+        "process_file_descriptors_share",
+        "round_trip_ms_p50",
+        "disk_free_share",
+        "sample_delay_ms",
+    )
+]
 _INPUT_COUNT = FEATURES.index(IDENTITY)
 # A disk may be this many e-folds faster or slower than the lab's (one standard deviation).
 _DISK_SPREAD = 0.6
 _CUT_SHARE = 0.5
+_ABSENT_SHARE = 0.2
 _CUT_SAMPLES_MIN = 14
 _LATE_SAMPLES_MAX = 2
 _ALONE_SHARE = 0.25
@@ -39,7 +49,7 @@ def vary(windows: npt.NDArray[np.float32], random: np.random.Generator) -> npt.N
         factor = np.float32(np.exp(random.normal(0.0, _DISK_SPREAD)))
         varied[peer][:, _LATENCIES] *= factor
     for column in _OPTIONAL:
-        if random.random() < 0.3:
+        if random.random() < _ABSENT_SHARE:
             varied[:, :, column] = np.nan
     return varied
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.lab.kinds import ABRUPT
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -36,9 +37,9 @@ class RecordingRefused(Exception):
 class NodeTruth:
     """What was done to one peer. Seconds of the run; None where it did not happen.
 
-    `kind` is a fault (`storage_delay`, `pauses`, `memory_leak`), a look-alike (`slow_stable`,
-    `slow_step`, `slow_spell`, `single_pause`, `restart`), or `healthy`. `stop_s` is when a fault
-    stopped it: its process gone, its storage failed, or nothing acknowledged for 3 s under load.
+    `kind` is a fault, a look-alike (`models/lab/plan.py` and `models/lab/kinds.py`), or `healthy`.
+    `stop_s` is when a fault stopped it: its process gone, its storage failed, or nothing
+    acknowledged for 3 s under load.
     """
 
     peer: str
@@ -46,6 +47,11 @@ class NodeTruth:
     onset_s: float | None
     stop_s: float | None
     parameters: dict[str, float | str]
+
+    @property
+    def abrupt(self) -> bool:
+        """Whether it stopped without anything that could have announced it."""
+        return self.kind in ABRUPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,11 @@ class RunTruth:
     load: dict[str, float]
     shared: list[dict[str, float | str]]
     nodes: list[NodeTruth]
+
+    @property
+    def in_rooms(self) -> bool:
+        """Whether each peer had a network and a disk of its own (`models/lab/room.py`)."""
+        return bool(self.load.get("in_rooms", 0.0))
 
     @property
     def held_out(self) -> bool:
@@ -74,17 +85,29 @@ class Run:
     def labels(self, horizon_s: float) -> npt.NDArray[np.float32]:
         """[peers, seconds]: 1 if the onset is past and the stop at most `horizon_s` away.
 
-        NaN from the stop on: nothing is left to forecast.
+        NaN from the stop on: nothing is left to forecast. What is abrupt is never foreseeable.
         """
         seconds = np.arange(self.values.shape[1])
         labels = np.zeros(self.values.shape[:2], dtype=np.float32)
         for row, node in enumerate(self.truth.nodes):
             if node.stop_s is None:
                 continue
-            onset_s = node.stop_s if node.onset_s is None else node.onset_s
+            onset_s = node.stop_s if node.onset_s is None or node.abrupt else node.onset_s
             labels[row] = (seconds >= onset_s) & (node.stop_s - seconds <= horizon_s)
             labels[row, seconds >= node.stop_s] = np.nan
         return labels
+
+    def without(self, kind: str) -> Run:
+        """The same, with nothing known of the peers that suffered `kind`: nothing to learn from."""
+        hit = [row for row, node in enumerate(self.truth.nodes) if node.kind == kind]
+        values = self.values.copy()
+        values[hit] = np.nan
+        # Stopped from the first second on: each of their labels is unknown.
+        nodes = [
+            replace(node, onset_s=None, stop_s=0.0) if node.kind == kind else node
+            for node in self.truth.nodes
+        ]
+        return Run(truth=replace(self.truth, nodes=nodes), values=values)
 
     def windows(self, second: int, window: int) -> npt.NDArray[np.float32]:
         """[peers, window, metrics]: what the LAS would hold after that second."""

@@ -1,7 +1,8 @@
 """What the incident head reads: metrics, their scales, the window and its spans.
 
-Only metrics of process scope (and the machine's identity) may stand here: the lab's peers share
-one kernel and one disk, so host and disk metrics would teach nothing true from its recordings.
+Only metrics that are a node's own in the recordings may stand here: those of process scope, the
+machine's identity, and the free space of the disk, which in rooms (`models/lab/room.py`) is each
+peer's own. The lab's peers share one kernel, so other host metrics would teach nothing true.
 """
 
 WINDOW = 120
@@ -22,6 +23,9 @@ INPUTS: tuple[tuple[str, float], ...] = (
     ("process_run_wait_share", 0.05),
     ("process_memory_anonymous_bytes", 1e7),
     ("process_memory_limit_share", 0.05),
+    ("process_file_descriptors_share", 0.05),
+    ("round_trip_ms_p50", 2.0),
+    ("disk_free_share", 0.05),
 )
 FEATURES = (*(name for name, _ in INPUTS), IDENTITY)
 

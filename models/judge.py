@@ -3,7 +3,9 @@
 *Row*: one peer at one second; its label is 1 when it is past its onset and stops within ten
 minutes. *Event*: one node-run; it is *called* at the first second at which the 10-minute
 probability reached `THRESHOLD` in `CONSECUTIVE` seconds running, which is when the policy acts.
-A call before the onset is a false alarm, also on a peer that falls sick later.
+A call before the onset is a false alarm, also on a peer that falls sick later. It is *shielded*
+when the call left at least `SHIELD_S` until the stop. Stops of an abrupt kind count neither for nor
+against: they are told apart.
 
 Intervals: 95 % bootstrap over runs, since rows and peers of one run are not independent.
 """
@@ -25,6 +27,8 @@ from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 THRESHOLD = 0.8
 CONSECUTIVE = 2
+# From the call to the last switch of a shard: a round of the LAS, and the changes of the plan.
+SHIELD_S = 2.0
 # Seconds of a run before which nothing is judged: the peers have only just started.
 FIRST_SECOND = 8
 BOOTSTRAP_ROUNDS = 1000
@@ -56,7 +60,7 @@ class Event:
     @property
     def is_fault(self) -> bool:
         """Whether the peer stopped after an onset."""
-        return self.node.stop_s is not None
+        return self.node.stop_s is not None and not self.node.abrupt
 
     @property
     def foreseen(self) -> bool:
@@ -65,6 +69,17 @@ class Event:
         if self.called_s is None or node.stop_s is None or node.onset_s is None:
             return False
         return node.onset_s <= self.called_s < node.stop_s
+
+    @property
+    def shielded(self) -> bool:
+        """Foreseen early enough for its shards to be elsewhere."""
+        called_s, stop_s = self.called_s, self.node.stop_s
+        return (
+            self.foreseen
+            and called_s is not None
+            and stop_s is not None
+            and stop_s - called_s >= SHIELD_S
+        )
 
     @property
     def false_alarm(self) -> bool:
@@ -170,7 +185,7 @@ def figures(runs: Sequence[Judged]) -> dict[str, float]:
     faults = [event for event in events if event.is_fault]
     leads = [e.node.stop_s - e.called_s for e in faults if e.foreseen]  # type: ignore[operator]
     delays = [e.called_s - e.node.onset_s for e in faults if e.foreseen]  # type: ignore[operator]
-    calm = [event for event in events if not event.is_fault]
+    calm = [event for event in events if not event.is_fault and not event.node.abrupt]
     alarms = [event for event in events if event.false_alarm]
     calls = len(alarms) + len(leads)
     node_hours = sum(event.watched_s for event in events) / 3600.0
@@ -180,6 +195,7 @@ def figures(runs: Sequence[Judged]) -> dict[str, float]:
         "brier": brier(labels, scores),
         "base_rate": float(labels.mean()),
         "foreseen_share": len(leads) / len(faults) if faults else math.nan,
+        "shielded_share": sum(e.shielded for e in faults) / len(faults) if faults else math.nan,
         "precision": len(leads) / calls if calls else math.nan,
         "lead_time_s_median": float(np.median(leads)) if leads else math.nan,
         "delay_after_onset_s_median": float(np.median(delays)) if delays else math.nan,
@@ -205,6 +221,50 @@ def intervals(
         for name, value in measure(chosen).items():
             drawn.setdefault(name, []).append(value)
     return {name: _interval(np.array(values)) for name, values in drawn.items()}
+
+
+def leads(
+    first: Sequence[Judged],
+    second: Sequence[Judged],
+    names: Sequence[str],
+    *,
+    rounds: int = BOOTSTRAP_ROUNDS,
+    seed: int = 0,
+) -> dict[str, tuple[float, tuple[float, float]]]:
+    """By how much the first forecaster's figures exceed the second's on the same runs (paired)."""
+
+    def differences(chosen: Sequence[int]) -> dict[str, float]:
+        ours = figures([first[index] for index in chosen])
+        theirs = figures([second[index] for index in chosen])
+        return {name: ours[name] - theirs[name] for name in names}
+
+    random = np.random.default_rng(seed)
+    draws = [random.integers(0, len(first), size=len(first)).tolist() for _ in range(rounds)]
+    drawn = [differences(draw) for draw in draws]
+    point = differences(range(len(first)))
+    return {
+        name: (point[name], _interval(np.array([each[name] for each in drawn]))) for name in names
+    }
+
+
+def rate_interval(count: int, exposure: float) -> tuple[float, float]:
+    """Exact 95 % interval of a rate from `count` events in `exposure` (Garwood's, of Poisson)."""
+
+    def at_most(mean: float, events: int) -> float:
+        terms = [math.exp(-mean)]
+        for event in range(1, events + 1):
+            terms.append(terms[-1] * mean / event)
+        return sum(terms)
+
+    def solve(events: int, share: float) -> float:
+        low, high = 0.0, 10.0 * (count + 2.0)
+        for _ in range(60):
+            middle = (low + high) / 2.0
+            low, high = (middle, high) if at_most(middle, events) > share else (low, middle)
+        return low
+
+    lower = solve(count - 1, 0.975) if count else 0.0
+    return (lower / exposure, solve(count, 0.025) / exposure)
 
 
 def _interval(values: Array) -> tuple[float, float]:

@@ -7,8 +7,7 @@ the network sees how far a metric has moved, for how long, whether it is still m
 it used to stray. The same, averaged over the other peers of the same machine, tells trouble that
 all share from trouble of one's own. A few small networks with different starts vote.
 
-Only metrics of process scope are read: the lab's peers share one kernel and one disk, so host and
-disk metrics could tell nothing true from these recordings.
+Only metrics that are a node's own in the recordings are read (`models/features.py`).
 
 Missing values: a span without a sample takes the next older one's value, so that a gap looks like
 "no change"; a peer of whom nothing is known does not count among the others.

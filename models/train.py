@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from las.forecast.contract import HORIZONS_S
 from las.forecast.load import SHIPPED_MODEL
 from models.augment import haste, part, vary
+from models.baselines import BoostedTrees
 from models.card import write_card
 from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
@@ -167,6 +168,17 @@ def train(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
     return network
 
 
+def trees(runs: Sequence[Run], *, seed: int = 1) -> BoostedTrees:
+    """Boosted trees on what the network learns from: the same runs, variations and description."""
+    random = np.random.default_rng(seed)
+    rows = [describe_run(run, WindowDescription(), random) for run in runs]
+    return BoostedTrees(
+        torch.cat([each.descriptions for each in rows]).numpy(),
+        torch.cat([each.labels for each in rows]).numpy(),
+        seed=seed,
+    )
+
+
 def main() -> int:
     """Train, export, judge, write the card."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
@@ -190,7 +202,7 @@ def main() -> int:
         training_data=training_hash(training),
         evaluate=lambda path: evaluate(path, held_out),
     )
-    write_card(arguments.out, runs)
+    write_card(arguments.out, runs, {"boosted trees": trees(training, seed=arguments.seed)})
     print(f"trained on {len(training)} runs in {time.monotonic() - begun_s:.0f} s: {arguments.out}")
     return 0
 

@@ -52,20 +52,28 @@ def peers_rooms(cluster: DevCluster, scratch: Path, descriptors_max: int) -> Ite
 def lab_peers(cluster: DevCluster, rooms: Sequence[Room] = ()) -> tuple[LabPeer, ...]:
     """The peers of a started cluster as the lab knows them."""
     housed: Sequence[Room | None] = rooms or [None] * len(cluster.peers)
-    return tuple(_peer(member, room) for member, room in zip(cluster.peers, housed, strict=True))
+    control = _host_and_port(cluster.las[0].metrics_address)
+    return tuple(
+        _peer(member, control, room) for member, room in zip(cluster.peers, housed, strict=True)
+    )
 
 
-def _peer(member: Member, room: Room | None) -> LabPeer:
+def _host_and_port(address: str) -> tuple[str, int]:
+    host_part, _, port = address.rpartition(":")
+    return host_part, int(port)
+
+
+def _peer(member: Member, control: tuple[str, int], room: Room | None) -> LabPeer:
     settings = tomllib.loads(member.config.read_text())
     if member.pid is None:
         raise DevClusterError(f"{member.id} is not running; see {member.log}")
-    address, _, port = member.metrics_address.rpartition(":")
     return LabPeer(
         name=member.id,
         pid=member.pid,
         data_directory=member.data_dir,
         record_file=Path(settings["telemetry"]["record_file"]),
         faults_file=Path(settings["testing"]["faults_file"]),
-        http_address=(address, int(port)),
+        http_address=_host_and_port(member.metrics_address),
+        control_address=control,
         room=room,
     )

@@ -32,6 +32,8 @@ CPU_PERIOD_US = 100_000
 # The kernel's shortest quota. Shares that are too small for it take a longer period.
 CPU_QUOTA_US_MIN = 1_000
 CPU_PERIOD_US_MAX = 1_000_000
+# A run weighs as much as this many others on the machine: its rooms are one group to the kernel.
+CPU_WEIGHT = 16
 # limit: size of a peer's file system: 8 GiB, of which a run of five minutes fills a part.
 DISK_BYTES = 8 << 30
 # What a peer keeps free by default; with less it refuses appends.
@@ -96,6 +98,24 @@ class Limits:
     def enter_command(self) -> str:
         """A line of shell by which the shell enters the groups, with all it starts."""
         return "; ".join(f'echo $$ > "{each / "cgroup.procs"}"' for each in self.directories)
+
+    def enter(self) -> None:
+        """Put this process into the groups, and what it starts from now on."""
+        for directory in self.directories:
+            (directory / "cgroup.procs").write_text(str(os.getpid()))
+
+    def leave(self) -> None:
+        """Put this process back to where the groups were made."""
+        for directory in self.directories:
+            (directory.parent.parent / "cgroup.procs").write_text(str(os.getpid()))
+
+    def set_weight(self, weight: int) -> None:
+        """Give the groups' parent so much of contended processors; 1 is what one group gets."""
+        parent = self.directories[0].parent
+        if self._version == 1:
+            (parent / "cpu.shares").write_text(str(1024 * weight))
+        else:
+            (parent / "cpu.weight").write_text(str(100 * weight))
 
     def set_cpu(self, cores: float | None) -> None:
         """Let it have so many cores and no more; None: all there are."""
@@ -255,6 +275,7 @@ class Rooms:
             Room(index, disk, scratch / f"disk-{index}.img") for index, disk in enumerate(disks)
         ]
         self._group = f"peerd-lab-{os.getpid()}"
+        self._outside: Limits | None = None
 
     def __enter__(self) -> Self:
         """Make them. Raises `RoomError`."""
@@ -265,6 +286,9 @@ class Rooms:
         try:
             for room in self.rooms:
                 room.open(self._group)
+            self._outside = Limits(f"{self._group}/outside", "", version=cgroup_version() or 1)
+            self._outside.enter()
+            self._outside.set_weight(CPU_WEIGHT)
         except BaseException:
             self.close()
             raise
@@ -280,6 +304,9 @@ class Rooms:
 
     def close(self) -> None:
         """Close all of them."""
+        if self._outside is not None:
+            self._outside.leave()
+            self._outside.close()
         for room in self.rooms:
             room.close()
 

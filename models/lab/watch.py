@@ -26,6 +26,7 @@ from peerd.daemon.telemetry.window import RecordingUnreadable, read_recording
 
 STOPPED_AFTER_S = 3.0
 PROBE_PERIOD_S = 0.5
+CONTROL_S_MAX = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +39,26 @@ class LabPeer:
     record_file: Path
     faults_file: Path
     http_address: tuple[str, int] = ("", 0)
+    control_address: tuple[str, int] | None = None
     room: Room | None = None
 
 
 class AnswerProbe:
-    """Asks a peer over its network, again and again, whether it lives. `close` ends it."""
+    """Asks a peer over its network, again and again, whether it lives. `close` ends it.
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    What does not answer while `control` does not either is no sign: the machine is busy.
+    """
+
+    def __init__(self, address: tuple[str, int], control: tuple[str, int] | None = None) -> None:
         self._address = address
+        self._control = control
         self._asked_s: float | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._ask_always, name="probe", daemon=True)
         self._thread.start()
 
     def silent_s(self) -> float:
-        """For how long it has not answered the question that it owes an answer to."""
+        """For how long it has been silent, as far as questions that have ended tell."""
         asked_s = self._asked_s
         return 0.0 if asked_s is None else time.monotonic() - asked_s
 
@@ -63,17 +69,23 @@ class AnswerProbe:
 
     def _ask_always(self) -> None:
         while not self._ending.wait(PROBE_PERIOD_S):
-            self._asked_s = self._asked_s or time.monotonic()
-            if self._answers():
+            begun_s = time.monotonic()
+            if _answers(self._address, STOPPED_AFTER_S) or self._machine_is_busy():
                 self._asked_s = None
+            else:
+                self._asked_s = self._asked_s or begun_s
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(self._address, timeout=STOPPED_AFTER_S) as asking:
-                asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                return asking.recv(64).startswith(b"HTTP/1.")
-        except OSError:
-            return False
+    def _machine_is_busy(self) -> bool:
+        return self._control is not None and not _answers(self._control, CONTROL_S_MAX)
+
+
+def _answers(address: tuple[str, int], timeout_s: float) -> bool:
+    try:
+        with socket.create_connection(address, timeout=timeout_s) as asking:
+            asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            return asking.recv(64).startswith(b"HTTP/1.")
+    except OSError:
+        return False
 
 
 class PeerWatch:
@@ -82,7 +94,9 @@ class PeerWatch:
     def __init__(self, peer: LabPeer) -> None:
         self.peer = peer
         self._descriptor = os.pidfd_open(peer.pid)
-        self._probe = AnswerProbe(peer.http_address) if peer.room is not None else None
+        self._probe = None
+        if peer.room is not None:
+            self._probe = AnswerProbe(peer.http_address, peer.control_address)
         self._reserve_since_s: float | None = None
 
     def close(self) -> None:

@@ -69,6 +69,27 @@ def test_a_node_that_stops_without_an_onset_was_never_foreseeable():
     assert np.nansum(sudden.labels(600.0)[0]) == 0.0
 
 
+def test_an_abrupt_stop_was_never_foreseeable():
+    run = make_run(1, seconds=120)
+    nodes = [replace(run.truth.nodes[0], kind="disk_failure"), *run.truth.nodes[1:]]
+    sudden = replace(run, truth=replace(run.truth, nodes=nodes))
+    labels = sudden.labels(600.0)
+    assert np.nansum(labels[0]) == 0.0
+    assert np.isnan(labels[0, 110:]).all()
+
+
+def test_a_run_without_a_kind_tells_nothing_of_its_peers_and_all_of_the_others():
+    run = make_run(1, seconds=120)
+    rest = run.without("storage_delay")
+    assert np.isnan(rest.values[0]).all()
+    assert np.isnan(rest.labels(600.0)[0]).all()
+    assert np.array_equal(rest.values[1:], run.values[1:], equal_nan=True)
+    assert np.array_equal(rest.labels(600.0)[1:], run.labels(600.0)[1:])
+    untouched = run.without("pauses")
+    assert np.array_equal(untouched.values, run.values, equal_nan=True)
+    assert untouched.truth == run.truth
+
+
 def test_windows_end_with_the_asked_second_and_begin_with_gaps():
     run = make_run(1, seconds=60)
     at = TELEMETRY_SCHEMA.positions["commit_latency_ms_p99"]

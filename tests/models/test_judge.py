@@ -1,13 +1,14 @@
 """Figures against literal cases, and events against runs whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic import make_run
 
 from las.forecast.heuristic import HeuristicForecaster
-from models.evaluate import BaseRate
+from models.baselines import BaseRate, Extrapolation
 from models.judge import (
     Event,
     auroc,
@@ -17,7 +18,10 @@ from models.judge import (
     figures,
     intervals,
     judge_run,
+    leads,
+    rate_interval,
 )
+from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 
 def array(*values):
@@ -69,6 +73,55 @@ def test_a_call_counts_only_between_onset_and_stop():
     assert not event(39.0).foreseen
     assert event(60.0, peer=1).false_alarm
     assert not event(None, peer=1).false_alarm
+
+
+def test_a_call_shields_when_it_leaves_time_for_the_switches():
+    assert event(108.0).shielded
+    assert event(109.0).foreseen
+    assert not event(109.0).shielded
+    assert not event(39.0).shielded
+    assert not event(None).shielded
+
+
+def test_an_abrupt_stop_is_no_fault_to_foresee_but_a_call_before_it_is_a_false_alarm():
+    told = event(60.0)
+    sudden = replace(told, node=replace(told.node, kind="killed"))
+    assert not sudden.is_fault
+    assert sudden.false_alarm
+    assert not replace(sudden, called_s=None).false_alarm
+
+
+def test_leads_are_paired_by_run():
+    runs = [make_run(number) for number in (1, 2, 3)]
+    rule = [judge_run(HeuristicForecaster(), run) for run in runs]
+    base = [judge_run(BaseRate(0.1), run) for run in runs]
+    told = leads(rule, base, ["foreseen_share"], rounds=50)
+    assert told == {"foreseen_share": (1.0, (1.0, 1.0))}
+    assert leads(rule, rule, ["brier"], rounds=50) == {"brier": (0.0, (0.0, 0.0))}
+
+
+def test_the_interval_of_a_rate_is_exact():
+    # Garwood's table for 0, 1 and 10 events in one unit.
+    assert rate_interval(0, 1.0) == pytest.approx((0.0, 3.689), abs=1e-3)
+    assert rate_interval(1, 1.0) == pytest.approx((0.0253, 5.572), abs=1e-3)
+    assert rate_interval(10, 1.0) == pytest.approx((4.795, 18.390), abs=1e-3)
+    assert rate_interval(10, 4.0)[1] == pytest.approx(18.390 / 4.0, abs=1e-3)
+
+
+def test_extrapolation_calls_what_runs_out_within_ten_minutes_and_nothing_else():
+    windows = make_run(1, fault=False).windows(99, Extrapolation.window)
+    at = TELEMETRY_SCHEMA.positions
+    windows[:, :, at["process_memory_limit_share"]] = 0.4
+    windows[:, :, at["disk_free_share"]] = 0.5
+    seconds = np.arange(Extrapolation.window)
+    # 0.4 left, full in 400 s; space that ends in 20 min; descriptors that come back.
+    windows[0, :, at["process_memory_limit_share"]] = 0.6 + (seconds - seconds[-1]) * 0.001
+    windows[1, :, at["disk_free_share"]] = 0.5 - (seconds - seconds[-1]) * (0.5 / 1200.0)
+    windows[2, :, at["process_file_descriptors_share"]] = 0.5 - seconds * 0.001
+    windows[3, :-10, at["process_memory_limit_share"]] = np.nan  # too few to draw a line
+    assert Extrapolation().predict(windows).p_10_min.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
+    windows[1, :, at["disk_free_share"]] = 0.5 - (seconds - seconds[-1]) * (0.5 / 300.0)
+    assert Extrapolation().predict(windows).p_10_min.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_rule_foresees_a_slow_death_and_is_judged_by_row_and_event():

@@ -102,6 +102,8 @@ def test_limits_are_written_in_the_words_of_either_version(tmp_path):
     assert (old / "cpu/run/room-0/cpu.cfs_quota_us").read_text() == "25000"
     limits.set_cpu(None)
     limits.set_writes(None)
+    limits.set_weight(4)
+    assert (old / "cpu/run/cpu.shares").read_text() == "4096"
     assert (old / "cpu/run/room-0/cpu.cfs_quota_us").read_text() == "-1"
     assert (old / "blkio/run/room-0/blkio.throttle.write_iops_device").read_text() == "7:3 0"
 
@@ -110,6 +112,8 @@ def test_limits_are_written_in_the_words_of_either_version(tmp_path):
     limits = room.Limits("run/room-0", "7:3", root=new, version=2)
     assert (new / "cgroup.subtree_control").exists()
     assert (new / "run/cgroup.subtree_control").exists()
+    limits.set_weight(4)
+    assert (new / "run/cpu.weight").read_text() == "400"
     (new / "run/room-0/memory.current").write_text("1000")
     limits.set_memory(500)
     limits.set_writes(12.4)
@@ -147,8 +151,16 @@ def until(condition, seconds=20.0):
 
 def test_a_probe_tells_a_peer_that_answers_from_one_that_does_not(listener, monkeypatch):
     monkeypatch.setattr(watch, "PROBE_PERIOD_S", 0.02)
+    monkeypatch.setattr(watch, "STOPPED_AFTER_S", 0.2)
     probe = AnswerProbe(listener.getsockname())
     until(lambda: probe.silent_s() > 0.3)  # nobody takes the connection
+    # A machine on which nobody answers says nothing of one peer.
+    busy = AnswerProbe(listener.getsockname(), listener.getsockname())
+    monkeypatch.setattr(watch, "CONTROL_S_MAX", 0.05)
+    for _ in range(20):
+        assert busy.silent_s() == 0.0
+        time.sleep(0.05)  # several questions that nobody answers, at 0.2 s each
+    busy.close()
     ending = threading.Event()
 
     def answer():
@@ -171,7 +183,7 @@ def test_a_probe_tells_a_peer_that_answers_from_one_that_does_not(listener, monk
 
 def test_a_full_disk_stops_a_peer_although_it_answers(tmp_path, monkeypatch):
     class Answering:
-        def __init__(self, _address):
+        def __init__(self, _address, _control):
             pass
 
         def silent_s(self):
