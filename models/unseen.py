@@ -59,10 +59,9 @@ def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int)
         else row
         for run, row in zip(runs, rows, strict=True)
     ]
-    third = [row for index, row in enumerate(mine) if index % 3 == 2]
-    part = fit([r for i, r in enumerate(mine) if i % 3 != 2], seed=seed + 1, steps=STEPS)
-    network = fit(mine, seed=seed, steps=STEPS)
-    network.calibration.copy_(calibrate(*log_odds(part, third)))
+    network = fit([r for i, r in enumerate(mine) if i % 3 != 2], seed=seed, steps=STEPS)
+    rest = [row for index, row in enumerate(mine) if index % 3 == 2]
+    network.calibration.copy_(calibrate(*log_odds(network, rest)))
     return NetworkJudge(network)
 
 

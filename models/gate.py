@@ -1,0 +1,87 @@
+"""Whether a new model may take the place of the one that is shipped.
+
+    python -m models.gate CANDIDATE [--live FILE] [--recordings DIR]
+
+Both are played on the held-out runs. Apart for the runs in which peers shared everything and those
+in rooms, the candidate must shield no smaller share of the gradual faults, and must not be worse
+beyond doubt (paired 95 % interval over runs) in average precision or false alarms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from las.forecast.contract import ModelRefused
+from las.forecast.load import SHIPPED_MODEL
+from las.forecast.model import ForecastModel
+from models.dataset import RECORDINGS, RecordingRefused, Run, read_runs
+from models.judge import BOOTSTRAP_ROUNDS, Judged, figures, judge_run, leads
+
+# Each figure, and 1 if more of it is better.
+_COMPARED = (
+    ("shielded_share", 1.0),
+    ("average_precision", 1.0),
+    ("false_alarms_per_node_hour", -1.0),
+)
+
+
+def compare(
+    candidate: Path, live: Path, runs: Sequence[Run], *, rounds: int = BOOTSTRAP_ROUNDS
+) -> tuple[list[str], list[str]]:
+    """Why the candidate is refused (empty: it is not), and the comparison as lines of Markdown.
+
+    Raises `ModelRefused` when either file is no model.
+    """
+    lines = ["| held-out runs | figure | candidate | live | candidate's lead (paired) |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    refusals = []
+    for name, in_rooms in (("shared", False), ("in rooms", True)):
+        chosen = [run for run in runs if run.truth.held_out and run.truth.in_rooms == in_rooms]
+        if not chosen:
+            continue
+        new, old = _judged(candidate, chosen), _judged(live, chosen)
+        told = leads(new, old, [figure for figure, _ in _COMPARED], rounds=rounds)
+        ours, theirs = figures(new), figures(old)
+        for figure, sign in _COMPARED:
+            lead, (low, high) = told[figure]
+            lines.append(
+                f"| {name} | {figure} | {ours[figure]:.3g} | {theirs[figure]:.3g} "
+                f"| {lead:+.3g} ({low:+.3g} to {high:+.3g}) |"
+            )
+            best = high if sign > 0.0 else -low
+            if best < 0.0 or (figure == "shielded_share" and lead < 0.0):
+                refusals.append(
+                    f"{figure} on runs {name}: {ours[figure]:.3g}, live {theirs[figure]:.3g}"
+                )
+    return refusals, lines
+
+
+def _judged(path: Path, runs: Sequence[Run]) -> list[Judged]:
+    model = ForecastModel.load(path)
+    return [judge_run(model, run) for run in runs]
+
+
+def main() -> int:
+    """Print the comparison; 1 when the candidate is refused."""
+    parser = argparse.ArgumentParser(prog="python -m models.gate", description=__doc__)
+    parser.add_argument("candidate", type=Path)
+    parser.add_argument("--live", type=Path, default=SHIPPED_MODEL)
+    parser.add_argument("--recordings", type=Path, default=RECORDINGS)
+    arguments = parser.parse_args()
+    try:
+        refusals, lines = compare(
+            arguments.candidate, arguments.live, read_runs(arguments.recordings)
+        )
+    except (ModelRefused, RecordingRefused, OSError) as error:
+        print(f"gate: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines))
+    print("refused: " + "; ".join(refusals) if refusals else "not worse: it may be shipped")
+    return 1 if refusals else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The gate between a model that was trained and the one that is shipped."""
+
+from dataclasses import replace
+
+import pytest
+from synthetic import make_run
+
+from las.forecast.heuristic import HeuristicForecaster
+from models import gate
+from models.baselines import BaseRate
+
+
+def held_out_runs():
+    runs = [make_run(number) for number in (2, 5, 8)]
+    housed = replace(runs[0].truth, load=runs[0].truth.load | {"in_rooms": 1.0})
+    return [replace(runs[0], truth=housed), *runs[1:]]
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Forecasters in the place of files, by name."""
+    known = {"rule": HeuristicForecaster(), "base": BaseRate(0.1), "alarmist": BaseRate(1.0)}
+    monkeypatch.setattr(gate.ForecastModel, "load", lambda path: known[path])
+
+
+def test_an_equal_and_a_better_one_pass_on_each_kind_of_run(models):
+    for candidate, live in (("rule", "rule"), ("rule", "base")):
+        refusals, lines = gate.compare(candidate, live, held_out_runs(), rounds=40)
+        assert refusals == []
+        assert sum("| in rooms |" in line for line in lines) == 3
+        assert sum("| shared |" in line for line in lines) == 3
+
+
+def test_one_that_shields_less_or_cries_more_is_refused(models):
+    refusals, _ = gate.compare("base", "rule", held_out_runs(), rounds=40)
+    assert any(why.startswith("shielded_share on runs in rooms") for why in refusals)
+    refusals, _ = gate.compare("alarmist", "base", held_out_runs(), rounds=40)
+    assert any(why.startswith("false_alarms_per_node_hour") for why in refusals)
+
+
+def test_runs_of_training_do_not_count(models):
+    refusals, lines = gate.compare("base", "rule", [make_run(1), make_run(3)])
+    assert refusals == []
+    assert len(lines) == 2
