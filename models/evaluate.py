@@ -99,7 +99,7 @@ def _leads(judged: Mapping[str, Sequence[Judged]]) -> list[str]:
     others = [name for name in judged if name not in ("model", "base rate")]
     lines = ["| the model's lead (paired) | " + " | ".join(f"over {n}" for n in others) + " |"]
     lines.append("| --- |" + " --- |" * len(others))
-    told = {name: leads(judged["model"], judged[name], _PAIRED) for name in others}
+    told = {name: leads(judged["model"], judged[name]) for name in others}
     for figure in _PAIRED:
         cells = [_cell(*told[name][figure]) for name in others]
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")

@@ -43,7 +43,7 @@ def compare(
         if not chosen:
             continue
         new, old = _judged(candidate, chosen), _judged(live, chosen)
-        told = leads(new, old, [figure for figure, _ in _COMPARED], rounds=rounds)
+        told = leads(new, old, rounds=rounds)
         ours, theirs = figures(new), figures(old)
         for figure, sign in _COMPARED:
             lead, (low, high) = told[figure]

@@ -181,23 +181,30 @@ def figures(runs: Sequence[Judged]) -> dict[str, float]:
     """All figures of some judged runs together; NaN where there is nothing to count."""
     labels = np.concatenate([run.labels for run in runs])
     scores = np.concatenate([run.probabilities for run in runs])
-    events = [event for run in runs for event in run.events]
-    faults = [event for event in events if event.is_fault]
-    leads = [e.node.stop_s - e.called_s for e in faults if e.foreseen]  # type: ignore[operator]
-    delays = [e.called_s - e.node.onset_s for e in faults if e.foreseen]  # type: ignore[operator]
-    calm = [event for event in events if not event.is_fault and not event.node.abrupt]
-    alarms = [event for event in events if event.false_alarm]
-    calls = len(alarms) + len(leads)
-    node_hours = sum(event.watched_s for event in events) / 3600.0
     return {
         "auroc": auroc(labels, scores),
         "average_precision": average_precision(labels, scores),
         "brier": brier(labels, scores),
         "base_rate": float(labels.mean()),
-        "foreseen_share": len(leads) / len(faults) if faults else math.nan,
+        **event_figures(runs),
+    }
+
+
+def event_figures(runs: Sequence[Judged]) -> dict[str, float]:
+    """The figures that count events."""
+    events = [event for run in runs for event in run.events]
+    faults = [event for event in events if event.is_fault]
+    ahead_s = [e.node.stop_s - e.called_s for e in faults if e.foreseen]  # type: ignore[operator]
+    delays = [e.called_s - e.node.onset_s for e in faults if e.foreseen]  # type: ignore[operator]
+    calm = [event for event in events if not event.is_fault and not event.node.abrupt]
+    alarms = [event for event in events if event.false_alarm]
+    calls = len(alarms) + len(ahead_s)
+    node_hours = sum(event.watched_s for event in events) / 3600.0
+    return {
+        "foreseen_share": len(ahead_s) / len(faults) if faults else math.nan,
         "shielded_share": sum(e.shielded for e in faults) / len(faults) if faults else math.nan,
-        "precision": len(leads) / calls if calls else math.nan,
-        "lead_time_s_median": float(np.median(leads)) if leads else math.nan,
+        "precision": len(ahead_s) / calls if calls else math.nan,
+        "lead_time_s_median": float(np.median(ahead_s)) if ahead_s else math.nan,
         "delay_after_onset_s_median": float(np.median(delays)) if delays else math.nan,
         "false_alarm_share": (
             sum(event.false_alarm for event in calm) / len(calm) if calm else math.nan
@@ -226,24 +233,31 @@ def intervals(
 def leads(
     first: Sequence[Judged],
     second: Sequence[Judged],
-    names: Sequence[str],
     *,
     rounds: int = BOOTSTRAP_ROUNDS,
     seed: int = 0,
 ) -> dict[str, tuple[float, tuple[float, float]]]:
-    """By how much the first forecaster's figures exceed the second's on the same runs (paired)."""
+    """By how much the first forecaster exceeds the second on the same runs (paired).
+
+    In average precision and in what counts events.
+    """
+
+    def measured(runs: Sequence[Judged]) -> dict[str, float]:
+        labels = np.concatenate([run.labels for run in runs])
+        scores = np.concatenate([run.probabilities for run in runs])
+        return {"average_precision": average_precision(labels, scores), **event_figures(runs)}
 
     def differences(chosen: Sequence[int]) -> dict[str, float]:
-        ours = figures([first[index] for index in chosen])
-        theirs = figures([second[index] for index in chosen])
-        return {name: ours[name] - theirs[name] for name in names}
+        ours = measured([first[index] for index in chosen])
+        theirs = measured([second[index] for index in chosen])
+        return {name: ours[name] - theirs[name] for name in ours}
 
     random = np.random.default_rng(seed)
     draws = [random.integers(0, len(first), size=len(first)).tolist() for _ in range(rounds)]
     drawn = [differences(draw) for draw in draws]
-    point = differences(range(len(first)))
     return {
-        name: (point[name], _interval(np.array([each[name] for each in drawn]))) for name in names
+        name: (value, _interval(np.array([each[name] for each in drawn])))
+        for name, value in differences(range(len(first))).items()
     }
 
 

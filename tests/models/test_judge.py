@@ -95,9 +95,8 @@ def test_leads_are_paired_by_run():
     runs = [make_run(number) for number in (1, 2, 3)]
     rule = [judge_run(HeuristicForecaster(), run) for run in runs]
     base = [judge_run(BaseRate(0.1), run) for run in runs]
-    told = leads(rule, base, ["foreseen_share"], rounds=50)
-    assert told == {"foreseen_share": (1.0, (1.0, 1.0))}
-    assert leads(rule, rule, ["brier"], rounds=50) == {"brier": (0.0, (0.0, 0.0))}
+    assert leads(rule, base, rounds=50)["foreseen_share"] == (1.0, (1.0, 1.0))
+    assert leads(rule, rule, rounds=50)["average_precision"] == (0.0, (0.0, 0.0))
 
 
 def test_the_interval_of_a_rate_is_exact():
