@@ -1,6 +1,9 @@
-"""Trains the incident head on the lab's recordings and ships it with its card.
+"""Trains the incident head on the lab's recordings, and ships it with its card if the gate lets it.
 
-    python -m models.train [--recordings DIR] [--out FILE] [--seed N] [--steps N]
+    python -m models.train [--recordings DIR] [--out FILE] [--seed N] [--steps N] [--ungated]
+
+The candidate and its card are left in `build/models`; they take the place of `--out` when
+`models/gate.py` finds them no worse.
 
 Everything random comes from the seed. Held-out runs (`models/dataset.py`) are not looked at before
 the model is finished. Calibration is fitted on predictions for runs that the predicting
@@ -10,6 +13,7 @@ network had not seen: five folds by run.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +33,7 @@ from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
 from models.export import export
 from models.features import FEATURES, WINDOW
+from models.gate import compare
 from models.network import IncidentNetwork, WindowDescription, calibrated
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
@@ -43,6 +48,8 @@ VARIATIONS = 6
 STRIDE_S = 2
 # Seconds of a run before which there is nothing to judge.
 FIRST_SECOND = 8
+
+CANDIDATES = Path("build/models")
 
 _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
 
@@ -186,6 +193,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=SHIPPED_MODEL)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--ungated", action="store_true", help="ship it although it is worse")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the matrices are small; threads would only wait for each other
     begun_s = time.monotonic()
@@ -194,16 +202,27 @@ def main() -> int:
     held_out = [run for run in runs if run.truth.held_out]
     network = train(training, seed=arguments.seed, steps=arguments.steps)
     labels = np.concatenate([run.labels(HORIZONS_S[0]).ravel() for run in training])
+    candidate = CANDIDATES / arguments.out.name
+    CANDIDATES.mkdir(parents=True, exist_ok=True)
     export(
         network,
         training,
-        arguments.out,
+        candidate,
         base_rate=float(np.nanmean(labels)),
         training_data=training_hash(training),
         evaluate=lambda path: evaluate(path, held_out),
     )
-    write_card(arguments.out, runs, {"boosted trees": trees(training, seed=arguments.seed)})
-    print(f"trained on {len(training)} runs in {time.monotonic() - begun_s:.0f} s: {arguments.out}")
+    card = write_card(candidate, runs, {"boosted trees": trees(training, seed=arguments.seed)})
+    took_s = time.monotonic() - begun_s
+    print(f"trained on {len(training)} runs in {took_s:.0f} s: {candidate}")
+    if arguments.out.exists() and not arguments.ungated:
+        refusals, lines = compare(candidate, arguments.out, runs)
+        print("\n".join(lines))
+        if refusals:
+            print(f"refused, {arguments.out} stays: {'; '.join(refusals)}")
+            return 1
+    shutil.copy(candidate, arguments.out)
+    shutil.copy(card, arguments.out.with_suffix(".md"))
     return 0
 
 
