@@ -14,12 +14,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from las.forecast.contract import ModelRefused
 from las.forecast.load import SHIPPED_MODEL
 from las.forecast.model import ForecastModel
 from models.dataset import RECORDINGS, RecordingRefused, Run, read_runs
 from models.judge import BOOTSTRAP_ROUNDS, Judged, figures, judge_run, leads
+from models.made_up import healthy_hosts, seconds_until_called
 
+# What noise of one second's samples may cost.
+LATER_S_MAX = 1.0
 # Each figure, and 1 if more of it is better.
 _COMPARED = (
     ("shielded_share", 1.0),
@@ -56,7 +61,20 @@ def compare(
                 refusals.append(
                     f"{figure} on runs {name}: {ours[figure]:.3g}, live {theirs[figure]:.3g}"
                 )
+    if any(True for _ in healthy_hosts(runs)):
+        late, now = _seconds_until_called(candidate, runs), _seconds_until_called(live, runs)
+        lines.append(f"| made up | seconds until a fast one is called | {late:.3g} | {now:.3g} | |")
+        if late > now + LATER_S_MAX:
+            refusals.append(
+                f"a disk that grows slow fast is called after {late:.3g} s, not {now:.3g}"
+            )
     return refusals, lines
+
+
+def _seconds_until_called(path: Path, runs: Sequence[Run]) -> float:
+    model = ForecastModel.load(path)
+    seconds = [s for onset in (30, 60) for s in seconds_until_called(model, runs, onset)]
+    return float(np.median(seconds))
 
 
 def _judged(path: Path, runs: Sequence[Run]) -> list[Judged]:

@@ -135,7 +135,7 @@ class IncidentNetwork(nn.Module):
     calibration: Tensor
     later: Tensor
 
-    def __init__(self, *, members: int = 5, hidden: int = 24, dropout: float = 0.2) -> None:
+    def __init__(self, *, members: int = 5, hidden: int = 40, dropout: float = 0.2) -> None:
         super().__init__()
         self.describe = WindowDescription()
         width = self.describe.width

@@ -7,7 +7,7 @@ The candidate and its card are left in `build/models`; they take the place of `-
 
 Everything random comes from the seed. Held-out runs (`models/dataset.py`) are not looked at before
 the model is finished. Calibration is fitted on predictions for runs that the predicting
-network had not seen: five folds by run.
+network had not seen: folds by run.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from models.network import IncidentNetwork, WindowDescription, calibrated
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 BATCH_ROWS = 512
-STEPS = 600
+STEPS = 1100
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.5
-FOLDS = 5
+FOLDS = 3
 # Varied copies of each moment that are trained on, beside the moment as it was recorded.
 VARIATIONS = 6
 # Every so many seconds of a run are a moment: neighbours differ too little to be worth it.

@@ -38,6 +38,13 @@ def test_one_that_shields_less_or_cries_more_is_refused(models):
     assert any(why.startswith("false_alarms_per_node_hour") for why in refusals)
 
 
+def test_one_that_calls_a_fast_disk_later_is_refused(models):
+    # Long enough to lay the made-up trouble over a peer that is well.
+    refusals, lines = gate.compare("base", "rule", held_out_runs(), rounds=40)
+    assert any("made up" in line for line in lines)
+    assert any(why.startswith("a disk that grows slow fast") for why in refusals)
+
+
 def test_runs_of_training_do_not_count(models):
     refusals, lines = gate.compare("base", "rule", [make_run(1), make_run(3)])
     assert refusals == []

@@ -9,10 +9,10 @@ from las.forecast.load import SHIPPED_MODEL
 from las.forecast.model import ForecastModel
 from models.dataset import RECORDINGS, read_runs, training_hash
 from models.evaluate import judged_by_all
-from models.judge import CONSECUTIVE, THRESHOLD, figures
+from models.judge import figures
 from models.lab import kinds
+from models.made_up import called_after, healthy_hosts, seconds_until_called, slowed
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
-from peerd.testing.faults import Ramp
 
 AT = TELEMETRY_SCHEMA.positions
 FAULTS = {"storage_delay", "pauses", "memory_leak"}
@@ -90,49 +90,10 @@ def test_it_foresees_every_fault_of_the_held_out_runs(judged):
     assert all(e.foreseen for e in faults)
 
 
-def healthy_hosts(runs):
-    """Held-out runs with the row of a peer to whom nothing was done, for 80 s of load."""
-    for run in runs:
-        calm = [i for i, node in enumerate(run.truth.nodes) if node.kind == "healthy"]
-        if run.truth.held_out and calm and run.values.shape[1] >= 90:
-            yield run, calm[0]
-
-
-def called_after(model, run, onset, until):
-    """[seconds, peers]: whether each peer is called at each second after the onset."""
-    windows = np.concatenate([run.windows(s, model.window) for s in range(onset, until)])
-    windows[:, :, AT["machine_identity"]] = np.repeat(
-        np.arange(until - onset, dtype=np.float32), len(run.values)
-    )[:, None]
-    above = model.predict(windows).p_10_min.reshape(until - onset, -1) >= THRESHOLD
-    held = np.lib.stride_tricks.sliding_window_view(above, CONSECUTIVE, axis=0)
-    return held.all(axis=2)
-
-
-def slowed(run, row, onset, delay_ms):
-    """The run, with that peer's commits slower by `delay_ms` [seconds from the onset]."""
-    values = run.values.copy()
-    here = slice(onset, onset + len(delay_ms))
-    for part in ("p50", "p99", "max"):
-        values[row, here, AT[f"commit_latency_ms_{part}"]] += delay_ms
-    latency_ms = values[row, here, AT["commit_latency_ms_p50"]]
-    fewer = np.fmin(values[row, here, AT["commits_per_s"]], 1000.0 / latency_ms)
-    values[row, here, AT["commits_per_s"]] = fewer
-    stalls = np.where(delay_ms >= 100.0, fewer, 0.0)
-    values[row, here, AT["commit_stalls_per_s"]] += stalls
-    return type(run)(truth=run.truth, values=values)
-
-
 @pytest.mark.parametrize("onset", [30, 60])
 def test_a_disk_that_grows_slow_within_a_quarter_minute_is_called_soon_after(model, runs, onset):
     """Made up: only the commits get slower, so it has less to go by than with a real disk."""
-    ramp = Ramp(onset_s=0.0, start=1.0, end=180.0, duration_s=15.0)
-    delay_ms = np.array([ramp.value(second + 0.5) for second in range(24)], dtype=np.float32)
-    seconds = []
-    for run, row in healthy_hosts(runs):
-        called = called_after(model, slowed(run, row, onset, delay_ms), onset, onset + 24)
-        first = np.flatnonzero(called[:, row])
-        seconds.append(int(first[0]) if len(first) else len(delay_ms))
+    seconds = seconds_until_called(model, runs, onset)
     assert np.median(seconds) <= 17
     assert np.quantile(seconds, 0.8, method="lower") < 20
 
