@@ -188,7 +188,7 @@ async def test_one_that_this_node_cannot_use_leaves_the_one_it_has(las, monkeypa
 
     await until(told, "it is told")
     # The first round may be yet to come.
-    await until(lambda: las.term.forecaster.latest.model_id, "it forecasts")
+    await until(lambda: las.term.forecaster.latest.model_id != "", "it forecasts")
     assert las.term.forecaster.latest.model_id == "heuristic"
     assert (await models(las)).answering == "heuristic"
 
