@@ -13,6 +13,7 @@ from typing import cast
 from las.core import (
     audit,
     casebook,
+    many_shards,
     membership,
     models,
     outages,
@@ -329,6 +330,7 @@ _HANDLERS = cast(
         c.WithdrawSegment: segments.withdraw_segment,
         c.FenceSegment: segments.fence_segment,
         c.OpenSegment: segments.open_segment,
+        c.ChangeShards: many_shards.change_shards,
         c.RecoverWithGap: segments.recover_with_gap,
         c.WantHolders: segments.want_holders,
         c.AddHolder: segments.add_holder,

@@ -120,6 +120,38 @@ class OpenSegment:
     ended_prepared: RecoveredSegment | None = None
 
 
+FenceRow = tuple[ShardId, Epoch, Epoch, int]
+"""Shard, open epoch, prepared epoch (0 = none), and the place of the reason in `whys`."""
+
+EndRow = tuple[Offset, Offset, tuple[int, ...]]
+"""A `RecoveredSegment`: end, known commit, and the places of its holders in `stores`."""
+
+OpenRow = tuple[ShardId, Epoch, int, tuple[int, ...], tuple[int, ...], int, EndRow, EndRow | None]
+"""Shard, fence, the primary's place in `processes`, the voters' and non-voters' places in `stores`,
+acks, where the open segment ended, and where the prepared one did.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeShards:
+    """`FenceSegment` and `OpenSegment` for many shards, each by itself; see `las.core.many_shards`.
+
+    Rows name what they share by its place in a table, so that 500 of them fit in a command.
+
+    Attributes:
+        whys: reasons of fences.
+        stores: peer and store id.
+        processes: place of the store in `stores`, and boot id.
+        fences, opens: a row for each shard.
+    """
+
+    whys: tuple[str, ...] = ()
+    stores: tuple[tuple[NodeName, StoreId], ...] = ()
+    processes: tuple[tuple[int, BootId], ...] = ()
+    fences: tuple[FenceRow, ...] = ()
+    opens: tuple[OpenRow, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverWithGap:
     """A person finishes the fence with too few answers: as `OpenSegment`, and the shard goes on at
@@ -465,6 +497,7 @@ Command = (
     | WithdrawSegment
     | FenceSegment
     | OpenSegment
+    | ChangeShards
     | RecoverWithGap
     | WantHolders
     | AddHolder
@@ -505,6 +538,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "withdraw_segment": WithdrawSegment,
     "fence_segment": FenceSegment,
     "open_segment": OpenSegment,
+    "change_shards": ChangeShards,
     "recover_with_gap": RecoverWithGap,
     "want_holders": WantHolders,
     "add_holder": AddHolder,
@@ -570,12 +604,23 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """The outcome of one of the changes of a `ChangeShards`; a text only if it was refused."""
+
+    ok: bool = True
+    reason: Reason = Reason.NONE
+    text: str = ""
+    epoch: Epoch = NO_EPOCH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The outcome of a command. `ok`: the state is now as the command wants it.
 
     `epoch` is the epoch that was drawn, or the one that stands in the way. `shards` are those of a
     new log, or those that a registration halted. `taken` is what became of outages, `version` that
-    of a model.
+    of a model. `each` has the outcomes of a `ChangeShards`, first of its fences; it is itself ok
+    whatever they are.
     """
 
     ok: bool
@@ -585,6 +630,7 @@ class Result:
     shards: tuple[ShardId, ...] = ()
     taken: Taken = NOTHING_TAKEN
     version: int = 0
+    each: tuple[ShardResult, ...] = ()
 
 
 # ---------------------------------------------------------------------------------- JSON

@@ -14,6 +14,7 @@ from las.core.state import Change, ClusterState, ShardEntry
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
 
 _NOTHING: frozenset[ShardId] = frozenset()
+_NO_CHANGE = Change()
 
 
 class FleetIndex:
@@ -43,6 +44,8 @@ class FleetIndex:
 
     def update(self, state: ClusterState) -> Change:
         """Follow `state`; what changed since the last update, or everything in it."""
+        if state.version == self.version:
+            return _NO_CHANGE
         change = state.changed_ids(self.version)
         if change is None:
             self._clear()

@@ -84,6 +84,26 @@ class Shortage:
 Action = Recover | Prepare | Want | Shortage
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """A shard for which there is no room now: for its change, or for copies of its past.
+
+    `order` says who goes first among those that lack the same; lower is sooner.
+    """
+
+    shard: ShardId
+    copies: bool
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What one round found: what to do now, the most urgent first, and what has to wait."""
+
+    actions: list[Action]
+    later: list[Later]
+
+
 class _Round:
     """What one round of planning looks at."""
 
@@ -117,12 +137,28 @@ def plan(
     shards that may need something. `placement` serves a planner that knows of every change, and
     tells it by `Placement.refresh`: then none is built.
     """
-    seen = _Round(state, view, limits, index, placement)
+    wanted = state.shards if shards is None else shards
+    return _planned(_Round(state, view, limits, index, placement), wanted).actions
+
+
+def plan_round(
+    state: ClusterState,
+    view: FleetView,
+    limits: Limits,
+    *,
+    index: FleetIndex,
+    shards: Iterable[ShardId],
+) -> Planned:
+    """What `plan` says for `shards`, and for which of them `limits` leave no room now."""
+    return _planned(_Round(state, view, limits, index), shards)
+
+
+def _planned(seen: _Round, shards: Iterable[ShardId]) -> Planned:
     recoveries: list[Recover] = []
     needs: list[_Need] = []
     wants: list[Want] = []
-    for shard in sorted(state.shards if shards is None else set(shards)):
-        entry = state.shards.get(shard)
+    for shard in sorted(set(shards)):
+        entry = seen.state.shards.get(shard)
         if entry is None or entry.halted:
             continue
         wants += _wants(seen, entry)
@@ -132,8 +168,10 @@ def plan(
         elif found is not None:
             needs.append(found)
     wants.sort(key=lambda each: (not each.kept_tail, each.healthy, each.shard, each.epoch))
-    prepares, shortages = _prepares(seen, needs)
-    return [*recoveries, *prepares, *_within(seen, wants), *shortages]
+    later: list[Later] = []
+    prepares, shortages = _prepares(seen, needs, later)
+    fetches = _within(seen, wants, later)
+    return Planned(actions=[*recoveries, *prepares, *fetches, *shortages], later=later)
 
 
 # ---------------------------------------------------------------------------------- open segments
@@ -166,14 +204,18 @@ def _need(seen: _Round, entry: ShardEntry) -> Recover | _Need | None:
     return _Need(entry=entry, troubles=tuple(troubles), stalled=stalled, urgency=urgency)
 
 
-def _prepares(seen: _Round, needs: list[_Need]) -> tuple[list[Prepare], list[Shortage]]:
-    """Plans for the most urgent needs, as many as may be under way."""
+def _prepares(
+    seen: _Round, needs: list[_Need], later: list[Later]
+) -> tuple[list[Prepare], list[Shortage]]:
+    """Plans for the most urgent needs, as many as may be under way; the others go to `later`."""
     room = seen.limits.changes_max - len(seen.index.unsettled)
     prepares: list[Prepare] = []
     shortages: list[Shortage] = []
     for need in sorted(needs, key=lambda each: (each.urgency, each.entry.shard.shard)):
         if len(prepares) >= room:
-            break
+            order = (need.urgency,)
+            later.append(Later(shard=need.entry.shard.shard, copies=False, order=order))
+            continue
         found = _answer(seen, need)
         if isinstance(found, Prepare):
             prepares.append(found)
@@ -427,8 +469,10 @@ def _choose(
     return chosen
 
 
-def _within(seen: _Round, wants: list[Want]) -> list[Want]:
-    """The wants that fit beside the fetches under way; those that only take back always fit."""
+def _within(seen: _Round, wants: list[Want], later: list[Later]) -> list[Want]:
+    """The wants that fit beside the fetches under way, and those that only take back; the others
+    go to `later`.
+    """
     room = seen.limits.copies_max - seen.index.fetching
     kept = []
     for want in wants:
@@ -438,6 +482,9 @@ def _within(seen: _Round, wants: list[Want]) -> list[Want]:
         if more <= 0 or more <= room:
             kept.append(want)
             room -= more
+        else:
+            order = (not want.kept_tail, want.healthy)
+            later.append(Later(shard=want.shard, copies=True, order=order))
     return kept
 
 

@@ -10,10 +10,14 @@ Correctness rests on four guards that every command below shares:
    the primary before it, or by a fence that asked its voters, and in no other way.
 
 A halted shard (§4.4) is changed by nothing.
+
+`fenced` and `reopened` say what becomes of one shard and touch nothing else, so that one command
+may do it for many (`las.core.many_shards`).
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from las.core import split
 from las.core.commands import (
@@ -47,20 +51,29 @@ from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, ShardId
 from peerd.core.shard_map import Gap, Plan, Segment, Shard, Split
 
 Applied = tuple[ClusterState, Result]
+NextEntry = tuple[ShardEntry | None, Result]
+"""The shard's next entry, or None if it stays as it is; and the outcome."""
+
+Kept = TypeVar("Kept", ClusterState, None)
 
 
-def refuse(state: ClusterState, reason: Reason, text: str, epoch: Epoch = NO_EPOCH) -> Applied:
-    """The state unchanged, and why."""
-    return state, Result(ok=False, reason=reason, text=text, epoch=epoch)
+def refuse(kept: Kept, reason: Reason, text: str, epoch: Epoch = NO_EPOCH) -> tuple[Kept, Result]:
+    """What is unchanged, and why."""
+    return kept, Result(ok=False, reason=reason, text=text, epoch=epoch)
 
 
-def _kept(state: ClusterState, text: str, epoch: Epoch) -> Applied:
-    """The state unchanged because it is already what the command wants."""
-    return state, Result(ok=True, text=text, epoch=epoch)
+def _kept(kept: Kept, text: str, epoch: Epoch) -> tuple[Kept, Result]:
+    """Unchanged because it is already what the command wants."""
+    return kept, Result(ok=True, text=text, epoch=epoch)
 
 
 def _put(state: ClusterState, entry: ShardEntry, text: str, epoch: Epoch) -> Applied:
     return state.changed(shards=(entry,)), Result(ok=True, text=text, epoch=epoch)
+
+
+def _applied(state: ClusterState, change: NextEntry) -> Applied:
+    entry, result = change
+    return state if entry is None else state.changed(shards=(entry,)), result
 
 
 # ---------------------------------------------------------------------------------- planned
@@ -189,20 +202,25 @@ def fence_segment(state: ClusterState, command: FenceSegment) -> Applied:
     | `FenceSegment(e, e′)` | open is e, prepared is e′ (or nothing) | draws f; fence is f. A new
     LAS leader goes on with the same f. |
     """
+    return _applied(state, fenced(state, command))
+
+
+def fenced(state: ClusterState, command: FenceSegment) -> NextEntry:
+    """What `FenceSegment` makes of its shard; it reads nothing else of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return _unknown_shard(None, command.shard)
     shard = entry.shard
     if entry.halted:
-        return _halted(state, entry)
+        return _halted(None, entry)
     if shard.open.epoch != command.epoch or _prepared_epoch(shard) != command.prepared:
         seen = f"open {shard.open.epoch}, prepared {_prepared_epoch(shard)}"
-        return _changed(state, f"the shard is not as it was seen: {seen}", shard.open.epoch)
+        return _changed(None, f"the shard is not as it was seen: {seen}", shard.open.epoch)
     if shard.fence != NO_EPOCH:
-        return _kept(state, "this fence stands already; finish it", shard.fence)
+        return _kept(None, "this fence stands already; finish it", shard.fence)
     drawn = Epoch(entry.drawn + 1)
     after = replace(entry, shard=replace(shard, fence=drawn), drawn=drawn)
-    return _put(state, after, f"fenced with {drawn}: {command.why}", drawn)
+    return after, Result(ok=True, text=f"fenced with {drawn}: {command.why}", epoch=drawn)
 
 
 def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
@@ -214,6 +232,11 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     A pending split is undone; the plan is closed if the shard is split (§4.3). If a person gave up
     what lost commits may have opened, f is open behind a gap (§4.6).
     """
+    return _applied(state, reopened(state, command))
+
+
+def reopened(state: ClusterState, command: OpenSegment) -> NextEntry:
+    """What `OpenSegment` makes of its shard; it also reads the nodes and the log."""
     entry = state.shards.get(command.shard)
     if entry is None or not entry.gap_why or entry.shard.is_split:
         return _finish_fence(state, command, None)
@@ -241,7 +264,8 @@ def recover_with_gap(state: ClusterState, command: RecoverWithGap) -> Applied:
         return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
     if len(shard.gaps) >= GAPS_MAX:
         return refuse(state, Reason.LIMIT_REACHED, f"the shard has {GAPS_MAX} gaps, the bound")
-    return _finish_fence(state, command, _gap(shard, end, command.resume_at, command.why))
+    gap = _gap(shard, end, command.resume_at, command.why)
+    return _applied(state, _finish_fence(state, command, gap))
 
 
 def _gap(shard: Shard, begin: Offset, end: Offset, why: str) -> Gap:
@@ -272,17 +296,17 @@ def _gap_error(state: ClusterState, shard: Shard, command: RecoverWithGap, end: 
 
 def _finish_fence(
     state: ClusterState, command: OpenSegment | RecoverWithGap, gap: Gap | None
-) -> Applied:
+) -> NextEntry:
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return _unknown_shard(None, command.shard)
     shard = entry.shard
     if entry.halted:
-        return _halted(state, entry)
+        return _halted(None, entry)
     if shard.open.epoch == command.fence:
-        return _kept(state, "opened already", command.fence)
+        return _kept(None, "opened already", command.fence)
     if shard.fence == NO_EPOCH or shard.fence != command.fence:
-        return _changed(state, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
+        return _changed(None, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
     plan = split.closed_as(shard, command.plan)
     wrong = plan_error(state, shard.log, plan)
     begin = shard.open.begin or Offset(0)
@@ -294,7 +318,7 @@ def _finish_fence(
             begin = command.ended.end
             wrong = wrong or _ending_error(shard, shard.prepared, begin, command.ended_prepared)
     if wrong:
-        return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
+        return refuse(None, Reason.INVALID_ARGUMENT, wrong, command.fence)
     chain = _Chain(shard)
     chain.seal(shard.open, command.ended)
     if shard.prepared is not None and command.ended_prepared is not None:
@@ -305,8 +329,8 @@ def _finish_fence(
     if gap is not None:
         begin = chain.lose(gap)
     opened = chain.open(command.fence, plan, begin, split.undone(shard))
-    after = replace(entry, shard=opened, gap_why="")
-    return _put(state, after, f"opened at {begin}", command.fence)
+    result = Result(ok=True, text=f"opened at {begin}", epoch=command.fence)
+    return replace(entry, shard=opened, gap_why=""), result
 
 
 # ---------------------------------------------------------------------------------- holders
@@ -459,16 +483,16 @@ def unless_free(state: ClusterState, entry: ShardEntry) -> Applied | None:
     return None
 
 
-def _unknown_shard(state: ClusterState, shard: ShardId) -> Applied:
-    return refuse(state, Reason.UNKNOWN_SHARD, f"there is no shard {shard}")
+def _unknown_shard(kept: Kept, shard: ShardId) -> tuple[Kept, Result]:
+    return refuse(kept, Reason.UNKNOWN_SHARD, f"there is no shard {shard}")
 
 
-def _changed(state: ClusterState, text: str, epoch: Epoch) -> Applied:
-    return refuse(state, Reason.STATE_CHANGED, text, epoch)
+def _changed(kept: Kept, text: str, epoch: Epoch) -> tuple[Kept, Result]:
+    return refuse(kept, Reason.STATE_CHANGED, text, epoch)
 
 
-def _halted(state: ClusterState, entry: ShardEntry) -> Applied:
-    return refuse(state, Reason.HALTED, f"shard {entry.shard.shard} is halted: {entry.halted}")
+def _halted(kept: Kept, entry: ShardEntry) -> tuple[Kept, Result]:
+    return refuse(kept, Reason.HALTED, f"shard {entry.shard.shard} is halted: {entry.halted}")
 
 
 def _prepared_epoch(shard: Shard) -> Epoch:

@@ -10,16 +10,19 @@ executor goes on where the last one stopped, and a step that is done twice is re
   stands.
 - *Copies*: commit `WantHolders`; the new holders fetch and report.
 
-Bounds: each kind of work has one; what does not fit stays to be looked at. One look goes through a
-bounded number of shards, so that the event loop it shares with heartbeats stays responsive.
+Bounds: each kind of work has one; what does not fit waits in a backlog until there is room. One
+look goes through a bounded number of shards, so that the event loop it shares with heartbeats stays
+responsive. Shards without a primary come first; one that is being recovered is looked at again when
+that is over.
 
 Must not: weigh evidence (detector), choose places (planner), decide ends (recovery).
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from las.core.commands import (
     PrepareSegment,
@@ -30,8 +33,17 @@ from las.core.commands import (
 from las.core.history import Cause
 from las.core.index import FleetIndex
 from las.core.placement import Limits, Placement
-from las.core.planner import Action, Prepare, Recover, Shortage, Want, plan
+from las.core.planner import (
+    Action,
+    Prepare,
+    Recover,
+    Shortage,
+    Want,
+    plan_round,
+    primary_gone,
+)
 from las.core.state import ClusterState, NodeState
+from las.daemon.backlog import Backlog
 from las.daemon.detector import Ask, Detector, Judged, Verdict
 from las.daemon.reconcile import (
     Consensus,
@@ -43,6 +55,7 @@ from las.daemon.reconcile import (
     entry_of,
     is_running,
 )
+from las.daemon.shard_changes import ShardChanges
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
 from peerd.core.shard_map import Plan
 from peerd.daemon.logging import get_logger
@@ -54,6 +67,8 @@ Work = Callable[[], Coroutine[None, None, None]]
 
 # limit: shards planned for in one look, some 50 ms of the event loop; the others come next.
 LOOK_SHARDS_MAX = 4_096
+# limit: the same while shards wait for their recovery: all others share the loop with it.
+LOOK_SHARDS_IN_RECOVERY_MAX = 256
 # limit: shards looked at again in each look though nothing is known to have changed: 100,000 of
 # them in 20 seconds.
 SWEEP_SHARDS_MAX = 512
@@ -123,7 +138,11 @@ class Executor:
         self._again_at = Tick(0)
         self._sweep: list[ShardId] = []
         self._busy: set[object] = set()
-        self._recovering = 0
+        self._recovering: set[ShardId] = set()
+        self._without_primary = Backlog()
+        self._unchanged = Backlog()
+        self._uncopied = Backlog()
+        self._preparing = 0
         self._prepared_since: dict[tuple[ShardId, Epoch], Tick] = {}
         self._shortages: dict[ShardId, str] = {}
         self._pauses_ms: dict[NodeName, tuple[int, int]] = {}
@@ -138,7 +157,7 @@ class Executor:
     @property
     def recovering(self) -> int:
         """Shards that are being recovered now."""
-        return self._recovering
+        return len(self._recovering)
 
     def take_pause_ms(self, node: NodeName) -> int:
         """Shard-milliseconds without appends that a node's last failure cost; told once.
@@ -157,6 +176,7 @@ class Executor:
         async with asyncio.TaskGroup() as group:
             recovery = Recovery(
                 consensus=self._consensus,
+                change=ShardChanges(self._consensus, group).submit,
                 peers=self._peers,
                 promises=PromiseBatcher(self._peers, group),
                 timing=self._recovery_timing,
@@ -185,20 +205,32 @@ class Executor:
         for shard, why in self._hanging(state, index, now):
             self._start_recovery(group, recovery, shard, why)
         self._collect_dirty(state, index, now)
-        shards: set[ShardId] = set()
-        while self._look_at and len(shards) < LOOK_SHARDS_MAX:
-            shards.add(self._look_at.pop())
-        if shards:
+        if shards := self._next_shards(index):
             view = self._detector.view(state, now)
-            actions = plan(state, view, self._limits, index=index, shards=shards)
-            if _may_be_cut(actions, self._limits, index):
-                self._again |= shards
+            changes_max = max(0, self._limits.changes_max - self._preparing)
+            limits = replace(self._limits, changes_max=changes_max)
+            planned = plan_round(state, view, limits, index=index, shards=shards)
+            for later in planned.later:
+                backlog = self._uncopied if later.copies else self._unchanged
+                backlog.add(later.shard, later.order)
             for shard in shards:
                 self._shortages.pop(shard, None)
-            for action in actions:
+            for action in planned.actions:
                 self._act(group, recovery, state, action)
         for command in self._story.due(now, self._timing.story_ms):
             self._start(group, ("story", command.node, command.kind), partial(self._tell, command))
+
+    def _next_shards(self, index: FleetIndex) -> set[ShardId]:
+        """What this look goes through: what there is room for, then what may need something."""
+        shards = set(self._without_primary.take(RECOVERIES_MAX - len(self._recovering)))
+        # Twice the room, since not each of them still needs it.
+        shards.update(self._unchanged.take(2 * (self._limits.changes_max - len(index.unsettled))))
+        shards.update(self._uncopied.take(2 * (self._limits.copies_max - index.fetching)))
+        many = LOOK_SHARDS_IN_RECOVERY_MAX if self._without_primary else LOOK_SHARDS_MAX
+        while self._look_at and many > 0:
+            shards.add(self._look_at.pop())
+            many -= 1
+        return shards - self._recovering
 
     def _collect_dirty(self, state: ClusterState, index: FleetIndex, now: Tick) -> None:
         """Shards that may need something: what changed, what was put off, and a few in turn."""
@@ -209,11 +241,12 @@ class Executor:
         else:
             self._look_at.update(change.shards)
             for node in change.nodes:
-                self._look_at.update(index.shards_of(node))
+                self._look_at_all_of(node, state, index)
         self._look_at |= self._detector.stalled_shards()
         if now >= self._again_at:
             self._look_at |= self._again
-            self._look_at.update(self._shortages)
+            # Each comes back behind the others, so all have their turn.
+            self._look_at.update(islice(self._shortages, SWEEP_SHARDS_MAX))
             for shard in [each for each in self._shortages if each not in state.shards]:
                 del self._shortages[shard]
             self._again = set()
@@ -223,13 +256,21 @@ class Executor:
             self._look_at.update(self._sweep[-SWEEP_SHARDS_MAX:])
             del self._sweep[-SWEEP_SHARDS_MAX:]
 
+    def _look_at_all_of(self, node: NodeName, state: ClusterState, index: FleetIndex) -> None:
+        """A node has become another: look at its shards, at those that it cannot lead first."""
+        for shard in index.shards_of(node):
+            if primary_gone(state, state.shards[shard]):
+                self._without_primary.add(shard, ())
+            else:
+                self._look_at.add(shard)
+
     def _hanging(
         self, state: ClusterState, index: FleetIndex, now: Tick
     ) -> list[tuple[ShardId, str]]:
         """Prepared segments that neither began nor were declined in time."""
         since: dict[tuple[ShardId, Epoch], Tick] = {}
         hanging = []
-        for shard in index.unsettled:
+        for shard in index.unsettled - self._recovering:
             entry = state.shards[shard]
             prepared = entry.shard.prepared
             if prepared is None or entry.shard.fence != NO_EPOCH or entry.halted:
@@ -286,15 +327,15 @@ class Executor:
     ) -> None:
         if shard in self._busy:
             return
-        if self._recovering >= RECOVERIES_MAX:
-            self._again.add(shard)
+        if len(self._recovering) >= RECOVERIES_MAX:
+            self._without_primary.add(shard, ())
             return
-        self._recovering += 1
+        self._recovering.add(shard)
         self._create(group, shard, partial(self._recover, recovery, shard, why))
 
     def _start(self, group: asyncio.TaskGroup, key: object, work: Work) -> bool:
         """Start `work`; False if work of that key is under way, or too much is."""
-        if key in self._busy or len(self._busy) - self._recovering >= TASKS_MAX:
+        if key in self._busy or len(self._busy) - len(self._recovering) >= TASKS_MAX:
             return False
         self._create(group, key, work)
         return True
@@ -346,9 +387,14 @@ class Executor:
             _log.info("node judged", node=verdict.node, state=verdict.state, why=verdict.why)
 
     async def _prepare(self, action: Prepare, before: Plan) -> None:
-        result = await self._consensus.submit(
-            PrepareSegment(shard=action.shard, epoch=action.epoch, plan=action.plan, why=action.why)
+        command = PrepareSegment(
+            shard=action.shard, epoch=action.epoch, plan=action.plan, why=action.why
         )
+        self._preparing += 1
+        try:
+            result = await self._consensus.submit(command)
+        finally:
+            self._preparing -= 1
         if not result.ok:
             self._again.add(action.shard)
             return
@@ -369,7 +415,7 @@ class Executor:
             primary = entry_of(state, shard).shard.open.plan.primary
             outcome = await recovery.recover(shard, why)
         finally:
-            self._recovering -= 1
+            self._recovering.discard(shard)
             self._again.add(shard)
         _log.info("shard recovered", shard=shard, why=why, outcome=outcome.text)
         if outcome.opened is not None:
@@ -385,15 +431,6 @@ class Executor:
         if self._shortages.get(action.shard) != action.why:
             _log.warning("too few nodes", shard=action.shard, why=action.why)
         self._shortages[action.shard] = action.why
-
-
-def _may_be_cut(actions: Iterable[Action], limits: Limits, index: FleetIndex) -> bool:
-    """Whether the planner may have left something out because enough is under way."""
-    prepares = sum(isinstance(action, Prepare) for action in actions)
-    wanted = sum(len(action.holders) for action in actions if isinstance(action, Want))
-    changes_left = limits.changes_max - len(index.unsettled) - prepares
-    copies_left = limits.copies_max - index.fetching - wanted
-    return changes_left <= 0 or copies_left < limits.copies_per_segment_max
 
 
 @dataclass(slots=True)

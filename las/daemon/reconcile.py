@@ -12,7 +12,7 @@ Nothing here is kept between two leaders. Must not decide where a segment ends, 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from las.core.commands import (
     SegmentOpened,
 )
 from las.core.index import FleetIndex
+from las.core.many_shards import ShardChange
 from las.core.placement import Placement
 from las.core.planner import recovery_plan
 from las.core.recovery import (
@@ -223,13 +224,18 @@ class Recovery:
         self,
         *,
         consensus: Consensus,
+        change: Callable[[ShardChange], Awaitable[Result]],
         peers: PeerCalls,
         promises: PromiseBatcher,
         timing: RecoveryTiming,
         placement: Callable[[], Placement],
     ) -> None:
-        """`placement` gives one of the newest state, or a little older."""
+        """`change` commits like `consensus.submit`, together with other shards' changes.
+
+        `placement` gives one of the newest state, or a little older.
+        """
         self._consensus = consensus
+        self._change = change
         self._peers = peers
         self._promises = promises
         self._timing = timing
@@ -247,7 +253,7 @@ class Recovery:
             if entry.prepared is not None and await self.confirm_begun(shard):
                 return Outcome(text="the prepared segment had begun")
             entry = self._shard(shard)
-            fenced = await self._consensus.submit(
+            fenced = await self._change(
                 FenceSegment(
                     shard=shard,
                     epoch=entry.open.epoch,
@@ -298,7 +304,7 @@ class Recovery:
                 answered=frozenset(answers),
             )
             if plan is not None:
-                result = await self._consensus.submit(
+                result = await self._change(
                     OpenSegment(
                         shard=shard,
                         fence=fence,

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from las.core import snapshot
 from las.core.apply import apply
 from las.core.codec import CodecError
-from las.core.commands import Audited, command_from_json
+from las.core.commands import (
+    Audited,
+    ChangeShards,
+    Command,
+    Result,
+    command_from_json,
+)
+from las.core.many_shards import changes_of, result_of
 from las.core.state import ClusterState
 from peerd.core.ids import ShardId
 from peerd.testing.trace import MapCommitted
@@ -46,11 +53,22 @@ class MapReplay:
         after, result = apply(before, command)
         self.state = after
         told = command.command if isinstance(command, Audited) else command
+        parts = _parts(told, result)
         changed = tuple(
-            MapCommitted(at_ms, after.shards[shard].shard, told, result)
+            MapCommitted(at_ms, after.shards[shard].shard, *parts.get(shard, (told, result)))
             for shard in _changed(before, after)
         )
         return MapChanged(after.version, changed) if changed else None
+
+
+def _parts(command: Command, result: Result) -> dict[ShardId, tuple[Command, Result]]:
+    """What a command for many shards does to each: as much as the plain command for it alone."""
+    if not isinstance(command, ChangeShards) or not result.ok:
+        return {}
+    return {
+        change.shard: (change, result_of(each))
+        for change, each in zip(changes_of(command), result.each, strict=True)
+    }
 
 
 def _changed(before: ClusterState, after: ClusterState) -> Iterator[ShardId]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from las.core.cluster import Cluster
 from las.core.commands import (
     AddHolder,
+    ChangeShards,
     Command,
     Result,
     SegmentOpened,
@@ -20,6 +21,7 @@ from las.core.commands import (
     result_from_json,
 )
 from las.core.index import FleetIndex
+from las.core.many_shards import changes_of
 from las.core.recovery import EpochAnswer
 from las.core.snapshot import snapshot
 from las.core.state import ClusterState
@@ -91,6 +93,8 @@ class ModelFleet:
         self.leading = True
         self.hold_reports = False
         self.commands: list[Command] = []
+        self.joined: list[int] = []
+        """How many shards each `ChangeShards` was for; its changes are in `commands`."""
         self.promise_calls = 0
         self.acked: list[tuple[ShardId, int, int, int]] = []
         self._next_record = 1
@@ -114,7 +118,11 @@ class ModelFleet:
 
     def commit(self, command: Command) -> Result:
         result = result_from_json(self.cluster.apply(command_to_json(command)))
-        self.commands.append(command)
+        if isinstance(command, ChangeShards):
+            self.joined.append(len(result.each))
+            self.commands.extend(changes_of(command))
+        else:
+            self.commands.append(command)
         self.pump()
         self._changed.set()
         return result

@@ -15,6 +15,7 @@ from las.core.commands import (
     AddHolder,
     Audited,
     Caller,
+    ChangeShards,
     CloseCase,
     CreateLog,
     DeleteLog,
@@ -63,7 +64,7 @@ from las.core.ledger import Case, Outcome, Response
 from las.core.model_registry import ModelHead
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
-from peerd.core.ids import Epoch, Offset, StoreId
+from peerd.core.ids import Epoch, Offset, ShardId, StoreId
 from peerd.core.shard_map import Compression, Plan, Segment, Shard
 from tests.las_core.builders import (
     SHARD,
@@ -94,6 +95,25 @@ EXAMPLES = [
         plan=plan_of(2, 2, 3),
         ended=ENDED,
         ended_prepared=ENDED,
+    ),
+    ChangeShards(
+        whys=("peer-1 is gone",),
+        stores=((name(2), StoreId("store-2")), (name(3), StoreId("store-3"))),
+        processes=((0, process(2).boot),),
+        fences=((SHARD, Epoch(1), Epoch(2), 0),),
+        opens=(
+            (ShardId(2), Epoch(3), 0, (0, 1), (), 2, (Offset(9), Offset(7), (0,)), None),
+            (
+                ShardId(3),
+                Epoch(3),
+                0,
+                (0,),
+                (1,),
+                1,
+                (Offset(9), Offset(7), (0,)),
+                (Offset(9), Offset(9), ()),
+            ),
+        ),
     ),
     RecoverWithGap(
         shard=SHARD,

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 
 from las.core.cluster import Cluster
-from las.core.commands import CreateLog, command_to_json
+from las.core.commands import CreateLog, FenceSegment, command_to_json
+from las.core.many_shards import joined
 from las.core.model_registry import NO_MODELS
 from las.core.state import ClusterState
 from las.daemon import recorder
 from las.daemon.recorder import RecordedMachine
+from peerd.core.ids import Epoch, ShardId
 from peerd.recorder.recording import Committed, MapState, Recording
 from peerd.recorder.ring import RingError
 from peerd.testing.replay import Replay, main
@@ -73,6 +75,18 @@ def test_models_are_no_part_of_what_is_recorded(tmp_path):
     for command in commands(0, 200):  # the ring wraps: a state is recorded anew
         machine.apply(command_to_json(command))
     assert last_state(tmp_path / "las-1.ring") == replace(cluster.state, models=NO_MODELS)
+
+
+def test_a_command_for_many_shards_is_told_as_the_plain_one_of_each(tmp_path):
+    fences = [FenceSegment(shard=ShardId(each), epoch=Epoch(1), why="gone") for each in (1, 2, 3)]
+    stale = replace(fences[2], epoch=Epoch(7))
+    cluster = recorded(tmp_path, 3)
+    machine = RecordedMachine(cluster, tmp_path / "las-1.ring", RING_BYTES, "las-1")
+    machine.apply(command_to_json(joined([*fences[:2], stale])[0]))
+    told = [each for each in Replay(tmp_path).records() if isinstance(each.command, FenceSegment)]
+    assert [each.command for each in told] == fences[:2]
+    assert [each.result.epoch for each in told] == [2, 2]
+    assert last_state(tmp_path / "las-1.ring") == cluster.state
 
 
 def test_what_every_node_applied_is_told_once(tmp_path):
