@@ -10,6 +10,7 @@ whatever must come out the same on every LAS node sorts first.
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
 
@@ -22,8 +23,12 @@ BUCKETS = 512
 
 def _bucket_of(key: int | str) -> int:
     # Not hash(): str hashes differ between processes, which would make two LAS nodes' costs differ.
-    number = key if isinstance(key, int) else zlib.crc32(key.encode())
-    return number % BUCKETS
+    return (key if isinstance(key, int) else _number_of(key)) % BUCKETS
+
+
+@lru_cache(maxsize=32_768)
+def _number_of(key: str) -> int:
+    return zlib.crc32(key.encode())
 
 
 class PersistentMap(Mapping[Key, Value]):

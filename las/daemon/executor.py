@@ -42,7 +42,7 @@ from las.core.planner import (
     plan_round,
     primary_gone,
 )
-from las.core.state import ClusterState, NodeState
+from las.core.state import ClusterState, Node, NodeState
 from las.daemon.backlog import Backlog
 from las.daemon.detector import Ask, Detector, Judged, Verdict
 from las.daemon.reconcile import (
@@ -78,14 +78,24 @@ RECOVERIES_MAX = 2_048
 TASKS_MAX = 1_024
 
 
+# How long one set of free places serves recoveries, if no node changes.
+PLACES_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    at: Tick
+    nodes: Mapping[NodeName, Node]
+    places: Placement
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorTiming:
     """In milliseconds.
 
     Attributes:
         look_ms: pause between two looks if nothing wakes the executor.
-        rest_ms: the shortest pause between two looks, whatever wakes it; also how long one set of
-            free places serves the recoveries of a wave.
+        rest_ms: the shortest pause between two looks, whatever wakes it.
         again_ms: pause before shards are planned for again that did not fit, or lacked nodes.
         hang_ms: age from which a prepared segment hangs, above the 5 s after which its old primary
             declines it.
@@ -147,7 +157,7 @@ class Executor:
         self._shortages: dict[ShardId, str] = {}
         self._pauses_ms: dict[NodeName, tuple[int, int]] = {}
         self._silent_ms: dict[NodeName, int] = {}
-        self._placement: tuple[Tick, Placement] | None = None
+        self._placement: _Places | None = None
 
     @property
     def shortages(self) -> Mapping[ShardId, str]:
@@ -289,11 +299,14 @@ class Executor:
     def _shared_placement(self) -> Placement:
         """Where there is room: looked up for a wave of recoveries and not for each shard."""
         now = self._now()
-        if self._placement is None or now - self._placement[0] >= self._timing.rest_ms:
-            state, index = self._consensus.indexed()
+        state, index = self._consensus.indexed()
+        found = self._placement
+        # It counts what it placed itself, so it ages only by what others did.
+        if found is None or found.nodes is not state.nodes or now - found.at >= PLACES_MS:
             view = self._detector.view(state, now)
-            self._placement = now, Placement(state, view, self._limits, index)
-        return self._placement[1]
+            places = Placement(state, view, self._limits, index)
+            found = self._placement = _Places(now, state.nodes, places)
+        return found.places
 
     # ------------------------------------------------------------------ acting
     def _act_on_verdict(self, group: asyncio.TaskGroup, verdict: Verdict) -> None:
