@@ -3,6 +3,10 @@
 - *planned*: the shard is handed over to another voter.
 - *kill*: the primary's process gets SIGKILL, and is started again when appends go on elsewhere.
 - *stop*: it gets SIGSTOP, as a machine that hangs, and SIGCONT when appends go on elsewhere.
+- *host-off*: nothing passes its machine's link any more, either way, and nobody is told. The link
+  is mended when appends go on elsewhere.
+- *one-way*: the link loses what goes one way: in the first round what the primary sends, in the
+  next what is sent to it, and so on in turn.
 
 The load is open: so many appends a second, due whatever the cluster does. The pause of a round is
 the longest time between two acknowledgements from its beginning to that of the next one.
@@ -17,12 +21,14 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from peerd.bench.machines import Machines
 from peerd.bench.workers import BenchFailed
 from peerd.client.blocking import Client, connect
 from peerd.client.errors import PeerdError
@@ -45,6 +51,13 @@ class Kind(StrEnum):
     PLANNED = "planned"
     KILL = "kill"
     STOP = "stop"
+    HOST_OFF = "host-off"
+    ONE_WAY = "one-way"
+
+    @property
+    def cuts_links(self) -> bool:
+        """Whether each peer needs a machine of its own."""
+        return self in (Kind.HOST_OFF, Kind.ONE_WAY)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,10 +137,18 @@ class SteadyLoad:
 class Rounds:
     """Does the rounds on a running cluster, which is whole again after each."""
 
-    def __init__(self, cluster: DevCluster, kind: Kind, told: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        cluster: DevCluster,
+        kind: Kind,
+        told: Callable[[int], None],
+        machines: Machines | None = None,
+    ) -> None:
+        """`machines` are those of the cluster, for a kind that cuts links."""
         self._cluster = cluster
         self._kind = kind
         self._told = told
+        self._machines = machines
 
     def run(self, rounds: int, rate_per_s: float) -> FailoverResult:
         """Append, let the rounds happen, and read everything back.
@@ -145,7 +166,7 @@ class Rounds:
                 for number in range(rounds):
                     time.sleep(CALM_S)
                     begun_s.append(time.monotonic())
-                    self._round(client, load)
+                    self._round(client, load, number)
                     self._told(number + 1)
                 time.sleep(CALM_S)
             return FailoverResult(
@@ -155,28 +176,37 @@ class Rounds:
                 lost=_lost(client, load),
             )
 
-    def _round(self, client: Client, load: SteadyLoad) -> None:
+    def _round(self, client: Client, load: SteadyLoad, number: int) -> None:
         shard = _shard(client)
         before = shard.open
         primary = before.plan.primary.peer
-        victim = self._cluster.member(primary)
         if self._kind is Kind.PLANNED:
             target = next(v.peer for v in before.plan.voters if v.peer != primary)
             client.las.switch_primary(shard.shard, target)
-        elif self._kind is Kind.KILL:
-            victim.kill()
-        else:
-            victim.signal(signal.SIGSTOP)
-        try:
+        with self._suffering(primary, number):
             self._until(lambda: _shard(client).open.epoch > before.epoch, "another primary")
             self._await_acks(load)
-        finally:
-            victim.signal(signal.SIGCONT)
         if self._kind is Kind.KILL:
             self._cluster.restart(primary)
         self._cluster.wait_whole()
         wanted = len(before.plan.voters)
         self._until(lambda: len(_shard(client).open.plan.voters) >= wanted, "all copies again")
+
+    @contextmanager
+    def _suffering(self, primary: str, number: int) -> Iterator[None]:
+        """Within it the primary suffers what the kind says; what can be mended is at the end."""
+        victim = self._cluster.member(primary)
+        with ExitStack() as mended:
+            if self._kind is Kind.KILL:
+                victim.kill()
+            elif self._kind is Kind.STOP:
+                mended.callback(victim.signal, signal.SIGCONT)
+                victim.signal(signal.SIGSTOP)
+            elif self._machines is not None:
+                ways = (self._machines.mute, self._machines.deaf)
+                cut = self._machines.off if self._kind is Kind.HOST_OFF else ways[number % 2]
+                mended.enter_context(cut(primary))
+            yield
 
     def _await_acks(self, load: SteadyLoad) -> None:
         wanted = len(load.acked_s) + 20

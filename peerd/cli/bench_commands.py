@@ -14,6 +14,7 @@ from peerd.bench.appending import AppendJob
 from peerd.bench.clusters import throw_away
 from peerd.bench.failover import FailoverResult, Kind, Rounds
 from peerd.bench.machine import calibrate
+from peerd.bench.machines import Machines, enter
 from peerd.bench.runs import AppendResult, Told, disk_json, run_appends, run_reads
 from peerd.bench.workers import CLIENTS_MAX, BenchFailed
 from peerd.cli.output import (
@@ -214,13 +215,22 @@ def failover(  # noqa: PLR0917 -- the options of the command
     Only a cluster that this command started itself is hurt. Every acknowledged record is read back.
     Exit status 1 if one is lost or an append failed.
 
+    host-off and one-way cut links of network namespaces that this command makes: as root, on Linux.
+
     Example: peerctl bench failover --kind kill --rounds 20
     """
-    with one_line_errors(), _progress("rounds") as told:
+    with one_line_errors():
         try:
-            with throw_away(peers, las=las) as cluster:
+            if kind.cuts_links:
+                enter("peerd.cli.peerctl", sys.argv[1:])
+            names = [f"peer-{at + 1}" for at in range(peers)]
+            machines = Machines(names) if kind.cuts_links else None
+            with (
+                _progress("rounds") as told,
+                throw_away(peers, las=las, machines=machines) as cluster,
+            ):
                 disk_ms = calibrate(cluster.directory)
-                result = Rounds(cluster, kind, told).run(rounds, rate)
+                result = Rounds(cluster, kind, told, machines).run(rounds, rate)
                 disk_ms += calibrate(cluster.directory)
         except (BenchFailed, DevClusterError) as error:
             fail(str(error), EXIT_REFUSED)

@@ -24,6 +24,8 @@ from peerd.daemon.supervisor import Supervisor
 
 # Frames that are missing when a neighbour counts as silent.
 FRAMES_MISSING = 4
+# Looks in the time of one frame: so much sooner is told what has lasted long enough.
+LOOKS_PER_PERIOD = 5
 # limit: frame periods that a look may come late; beyond it this process slept itself
 OWN_LAG_PERIODS_MAX = 2
 # A suspicion is told again this often while its reason lasts. Milliseconds.
@@ -55,6 +57,8 @@ class Neighbours:
         report: ReportSuspect,
     ) -> None:
         self._frame_period_ms = frame_period_ms
+        self.look_period_ms = frame_period_ms // LOOKS_PER_PERIOD
+        """Milliseconds between two looks."""
         self._now_ms = now_ms
         self._supervisor = supervisor
         self._report = report
@@ -90,9 +94,9 @@ class Neighbours:
             self._begin_probe(process.peer, process.boot)
 
     def look(self) -> None:
-        """Tell of neighbours that fell silent; call it every frame period."""
+        """Tell of neighbours that fell silent; call it every `look_period_ms`."""
         now_ms = self._now_ms()
-        late_ms = now_ms - self._looked_at_ms - self._frame_period_ms
+        late_ms = now_ms - self._looked_at_ms - self.look_period_ms
         self._looked_at_ms = now_ms
         slept = late_ms > OWN_LAG_PERIODS_MAX * self._frame_period_ms
         silence_ms = FRAMES_MISSING * self._frame_period_ms

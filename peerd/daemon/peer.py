@@ -366,15 +366,21 @@ class Peer:
         self.supervisor.start("repairer", self.repairer.run())
         self.supervisor.start("scrub", self.scrubber.run())
         self.supervisor.start("pulse", self._pulse())
+        self.supervisor.start("watch of the neighbours", self._watch_neighbours())
         self.supervisor.start("loop lag", watch_loop_lag(self.own))
 
     async def _pulse(self) -> None:
-        """Frames that say "I live", both ways, and the look for those that do not."""
+        """Frames that say "I live", both ways."""
         while True:
             self._links.pulse()
             self._replication.pulse()
-            self._neighbours.look()
             await asyncio.sleep(self.config.replication.beat_ms / 1000)
+
+    async def _watch_neighbours(self) -> None:
+        """The look for those whose frames stay away."""
+        while True:
+            self._neighbours.look()
+            await asyncio.sleep(self._neighbours.look_period_ms / 1000)
 
     # ------------------------------------------------------------------ telling
 

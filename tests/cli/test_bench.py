@@ -84,7 +84,9 @@ def test_read_tells_batches_objects_and_following(cluster):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["planned", "kill", "stop"])
+@pytest.mark.parametrize(
+    "kind", ["planned", "kill", "stop", pytest.param("host-off", marks=pytest.mark.root)]
+)
 def test_failover_rounds_lose_nothing(kind):
     done = peerctl_bench(
         *("failover", "--kind", kind, "--rounds", "1", "--rate", "50", "--las", "1", "-o", "json"),

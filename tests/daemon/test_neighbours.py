@@ -28,8 +28,8 @@ class Bench:
         self.neighbours.expect({OTHER.peer: "not an address"})
 
     def pass_ms(self, duration_ms: int) -> None:
-        for _ in range(duration_ms // PERIOD_MS):
-            self.now_ms += PERIOD_MS
+        for _ in range(duration_ms // self.neighbours.look_period_ms):
+            self.now_ms += self.neighbours.look_period_ms
             self.neighbours.look()
 
 
@@ -56,6 +56,18 @@ async def test_a_suspicion_is_told_again_only_while_it_lasts(bench) -> None:
     assert bench.neighbours.silent_ms(OTHER.peer) == 750
 
 
+async def test_a_silence_is_told_soon_after_it_has_lasted_long_enough(bench) -> None:
+    """Wherever between two looks the last frame came."""
+    bench.pass_ms(500)
+    bench.now_ms += 1
+    bench.neighbours.heard(OTHER)
+    bench.now_ms -= 1
+    bench.pass_ms(1_000)
+    assert bench.told == []
+    bench.pass_ms(50)
+    assert [silent_ms for _, _, _, silent_ms in bench.told] == [1_049]
+
+
 async def test_who_was_never_heard_or_is_no_neighbour_is_no_suspect(bench) -> None:
     bench.pass_ms(5000)
     assert bench.told == []
@@ -72,7 +84,9 @@ async def test_a_hang_of_the_own_loop_is_no_silence_of_others(bench) -> None:
     bench.now_ms += 5000
     bench.neighbours.look()
     assert bench.told == []
-    bench.pass_ms(1000)
+    bench.pass_ms(950)
+    assert bench.told == []
+    bench.pass_ms(50)
     assert len(bench.told) == 1
 
 
