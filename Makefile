@@ -103,7 +103,7 @@ soak: setup  ## a steady load with a stopped shadow and a stuck reader: does any
 bench: setup  ## measure the project's bars; ONLY=one,many QUICK=1 ARGS="--rounds 9"
 	@$(BIN)/python -m tests.bench.table $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(ARGS)
 
-bench-fleet: setup  ## what 10,000 peers, 100,000 shards, a dead rack and a killed leader of 1,000 shards cost; ONLY="size kill"
+bench-fleet: setup  ## what 10,000 peers, a dead rack, silent deaths and a killed leader of many shards cost; ONLY="size kill-log"
 	@$(BIN)/python -m tests.bench.bench_fleet $(ONLY)
 
 demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)

@@ -9,7 +9,7 @@ whatever must come out the same on every LAS node sorts first.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
@@ -94,8 +94,30 @@ class PersistentMap(Mapping[Key, Value]):
         # A small map has hundreds of empty buckets: without a step of Python code for each.
         return chain.from_iterable(filter(None, self._buckets))
 
+    def items(self) -> "_Items[Key, Value]":
+        """As of every mapping, without a look-up for each key."""
+        return _Items(self)
+
+    def values(self) -> "_Values[Value]":
+        """As of every mapping, without a look-up for each key."""
+        return _Values(self)
+
     def __len__(self) -> int:
         return self._size
 
     def __repr__(self) -> str:
         return f"PersistentMap({dict(sorted(self.items()))!r})"
+
+
+class _Items(ItemsView[Key, Value]):
+    _mapping: PersistentMap[Key, Value]
+
+    def __iter__(self) -> Iterator[tuple[Key, Value]]:
+        return chain.from_iterable(bucket.items() for bucket in self._mapping._buckets if bucket)
+
+
+class _Values(ValuesView[Value]):
+    _mapping: PersistentMap[int | str, Value]
+
+    def __iter__(self) -> Iterator[Value]:
+        return chain.from_iterable(bucket.values() for bucket in self._mapping._buckets if bucket)

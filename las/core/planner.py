@@ -148,9 +148,10 @@ def plan_round(
     *,
     index: FleetIndex,
     shards: Iterable[ShardId],
+    placement: Placement,
 ) -> Planned:
     """What `plan` says for `shards`, and for which of them `limits` leave no room now."""
-    return _planned(_Round(state, view, limits, index), shards)
+    return _planned(_Round(state, view, limits, index, placement), shards)
 
 
 def _planned(seen: _Round, shards: Iterable[ShardId]) -> Planned:

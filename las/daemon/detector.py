@@ -149,6 +149,7 @@ class Detector:
         self._lease_ms = timing.lease_ms
         self._judged_at = now
         self._nodes: dict[NodeName, _Watched] = {}
+        self._known_nodes: Mapping[NodeName, Node] = {}
         self._down_since: dict[NodeName, Tick] = {}
         self._stalls: dict[tuple[ShardId, ReplicaId], tuple[Epoch, Tick]] = {}
         self._acted_for: dict[NodeName, tuple[NodeName, Tick]] = {}
@@ -229,7 +230,12 @@ class Detector:
         isolated = self._is_isolated(state, now)
         for name, node in state.nodes.items():
             watched = self._watched(name, node.boot, now)
-            if node.state is NodeState.UP:
+            is_up = node.state is NodeState.UP
+            if is_up and self._nothing_against(watched, now) and name not in liars:
+                # True of nearly all of them, and there is nothing else to find out.
+                self._down_since.pop(name, None)
+                continue
+            if is_up:
                 self._down_since.pop(name, None)
                 found = self._judge_up(state, index, node, liars, isolated)
             else:
@@ -298,6 +304,14 @@ class Detector:
             return None
         watched.asking = True
         return Ask(node=node.name, boot=node.boot, witnesses=witnesses)
+
+    def _nothing_against(self, watched: _Watched, now: Tick) -> bool:
+        """Nobody accuses it, its stream stands, and it was heard within the lease."""
+        return (
+            not watched.accusations
+            and not watched.broken
+            and now - watched.heard_at <= self._lease_ms
+        )
 
     def _judge_down(self, node: Node, watched: _Watched) -> Judged | None:
         """A node that is down but is heard, and whom nobody accuses any more, is up."""
@@ -374,11 +388,12 @@ class Detector:
 
     def _is_isolated(self, state: ClusterState, now: Tick) -> bool:
         """Whether more than half of the nodes that are up fell silent, so that it may be us."""
+        oldest = now - self._lease_ms
+        silent = {name for name, watched in self._nodes.items() if watched.heard_at < oldest}
+        if not silent:
+            return False
         up = [name for name, node in state.nodes.items() if node.state is NodeState.UP]
-        silent = sum(
-            name in self._nodes and self._lease_over(self._nodes[name], now) for name in up
-        )
-        return 2 * silent > len(up)
+        return 2 * len(silent.intersection(up)) > len(up)
 
     def _lease_over(self, watched: _Watched, now: Tick) -> bool:
         return now - watched.heard_at > self._lease_ms
@@ -403,9 +418,11 @@ class Detector:
 
     def _forget(self, state: ClusterState, now: Tick) -> None:
         oldest = now - self._timing.accusation_ms
-        for name in [name for name in self._nodes if name not in state.nodes]:
-            del self._nodes[name]
-        for watched in self._nodes.values():
+        if state.nodes is not self._known_nodes or len(self._nodes) > len(state.nodes):
+            self._known_nodes = state.nodes
+            for name in [name for name in self._nodes if name not in state.nodes]:
+                del self._nodes[name]
+        for watched in [each for each in self._nodes.values() if each.accusations]:
             for accuser in [each for each, told in watched.accusations.items() if told.at < oldest]:
                 del watched.accusations[accuser]
         for stall in [each for each, (_, at) in self._stalls.items() if at < oldest]:

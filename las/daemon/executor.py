@@ -19,7 +19,7 @@ Must not: weigh evidence (detector), choose places (planner), decide ends (recov
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -78,8 +78,10 @@ RECOVERIES_MAX = 2_048
 TASKS_MAX = 1_024
 
 
-# How long one set of free places serves recoveries, if no node changes.
-PLACES_MS = 500
+# How long one set of free places serves looks and recoveries.
+PLACES_MS = 2_000
+# limit: nodes that are taken one by one into a set of free places; for more it is made anew.
+REFRESHED_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,8 @@ class Executor:
             view = self._detector.view(state, now)
             changes_max = max(0, self._limits.changes_max - self._preparing)
             limits = replace(self._limits, changes_max=changes_max)
-            planned = plan_round(state, view, limits, index=index, shards=shards)
+            places = self._places_in(state, index)
+            planned = plan_round(state, view, limits, index=index, shards=shards, placement=places)
             for later in planned.later:
                 backlog = self._uncopied if later.copies else self._unchanged
                 backlog.add(later.shard, later.order)
@@ -249,6 +252,7 @@ class Executor:
         if change is None:
             self._look_at.update(state.shards)
         else:
+            self._refresh_places(state, change.nodes)
             self._look_at.update(change.shards)
             for node in change.nodes:
                 self._look_at_all_of(node, state, index)
@@ -297,9 +301,11 @@ class Executor:
         return hanging
 
     def _shared_placement(self) -> Placement:
-        """Where there is room: looked up for a wave of recoveries and not for each shard."""
+        return self._places_in(*self._consensus.indexed())
+
+    def _places_in(self, state: ClusterState, index: FleetIndex) -> Placement:
+        """Where there is room: looked up for many looks and recoveries, not for each."""
         now = self._now()
-        state, index = self._consensus.indexed()
         found = self._placement
         # It counts what it placed itself, so it ages only by what others did.
         if found is None or found.nodes is not state.nodes or now - found.at >= PLACES_MS:
@@ -307,6 +313,23 @@ class Executor:
             places = Placement(state, view, self._limits, index)
             found = self._placement = _Places(now, state.nodes, places)
         return found.places
+
+    def _refresh_places(self, state: ClusterState, changed: Iterable[NodeName]) -> None:
+        """Take `changed` nodes, all that differ since the last look, into the set of free places.
+
+        It is of that look's state or of a newer one, so it lacks no other change.
+        """
+        found = self._placement
+        if found is None or found.nodes is state.nodes:
+            return
+        nodes = [state.nodes.get(name) for name in changed]
+        if None in nodes or len(nodes) > REFRESHED_MAX:
+            self._placement = None
+            return
+        for node in nodes:
+            if node is not None:
+                found.places.refresh(node)
+        self._placement = _Places(found.at, state.nodes, found.places)
 
     # ------------------------------------------------------------------ acting
     def _act_on_verdict(self, group: asyncio.TaskGroup, verdict: Verdict) -> None:

@@ -1,6 +1,6 @@
 """What a large fleet costs the LAS: its memory, its snapshot, its planning, its heartbeats.
 
-    make bench-fleet ONLY="size heartbeats rack kill stutter"
+    make bench-fleet ONLY="size heartbeats rack detect kill kill-log stutter"
 
 - *size*: a committed state of 10,000 peers and 100,000 shards, each with a sealed past. Memory;
   the snapshot, written beside a thread that does what the consensus thread does, whose longest
@@ -10,8 +10,12 @@
 - *rack*: 20 of 100 peers die at once, and with them the primaries of 20,000 shards. The real
   executor recovers them in virtual time: a commit takes 10 ms and a store 20 ms to answer, and
   whatever the leader computes takes the CPU time that it takes.
+- *detect*: one of 10,000 peers after the other falls silent, as a host that is off: neighbours miss
+  four frames, the real detector and executor weigh it, ask, and open its shards elsewhere. Virtual
+  time as with the rack.
 - *kill*: a cluster of real processes, in which each of four peers leads 1,000 shards. One gets
-  SIGKILL; from then on an append is under way to each of its shards.
+  SIGKILL while an append is under way to each of its shards; another one follows.
+- *kill-log*: the same in a cluster of five peers with one log of 1,000 shards.
 - *stutter*: a primary under load is stopped and continued, 300 to 900 ms at a time. Its own view is
   that everybody else stalls. Told are its healthy shadows that were taken out of the voters.
 """
@@ -20,122 +24,45 @@ import argparse
 import asyncio
 import gc
 import json
-import logging
 import multiprocessing
-import selectors
 import signal
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc.aio
 import psutil
-import structlog
 
 import peerd.aio
 from las.core.apply import apply
 from las.core.cluster import Cluster
 from las.core.commands import (
-    ChangeShards,
-    Command,
-    OpenSegment,
-    PrepareSegment,
     RecordEvent,
-    Result,
-    SegmentOpened,
     SetNodeState,
     command_to_json,
-    result_from_json,
 )
 from las.core.index import FleetIndex
-from las.core.persistent import PersistentMap
 from las.core.placement import FleetView, Limits
 from las.core.planner import Recover, plan
-from las.core.recovery import EpochAnswer
 from las.core.snapshot import restore
-from las.core.state import ClusterState, Log, Node, NodeState, ShardEntry, key_range
-from las.daemon.reconcile import Promised, PromiseOrder
+from las.core.state import ClusterState, NodeState
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
 from peerd.core.ids import (
-    BootId,
-    Epoch,
     NodeName,
-    Offset,
-    ReplicaId,
-    ShardId,
-    StoreId,
     Tick,
 )
-from peerd.core.shard_map import Plan, Segment, Shard
 from peerd.testing.dev_cluster import DevCluster, Shape
 from peerd.testing.faults import DutyCycle
+from tests.bench.fleet_state import NODES, SHARDS, fleet, node
+from tests.bench.virtual_fleet import detect, rack
 
-NODES = 10_000
-SHARDS = 100_000
-LOG_SHARDS = 1_000
 STREAMS = 128
 HEARTBEATS_S = 5.0
-
-
-def node(number: int) -> Node:
-    """A peer; twenty share a rack."""
-    return Node(
-        name=NodeName(f"peer-{number}"),
-        store=StoreId(f"{number:032x}"),
-        boot=BootId(f"{number + (1 << 64):032x}"),
-        address=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:7400",
-        labels=(("host", f"host-{number}"), ("rack", f"rack-{number // 20}")),
-        feature_level=2,
-    )
-
-
-def entry(number: int, nodes: Sequence[Node]) -> ShardEntry:
-    """A shard with one sealed segment, its three copies in three racks."""
-    low, high = key_range((number - 1) % LOG_SHARDS, LOG_SHARDS)
-    three = [nodes[(number + step * 37) % len(nodes)] for step in range(3)]
-    replicas = tuple(each.replica for each in three)
-    plan_ = Plan(primary=three[0].process, voters=replicas, acks=2)
-    sealed = Segment(
-        epoch=Epoch(1),
-        plan=plan_,
-        begin=Offset(0),
-        end=Offset(1_000),
-        known_commit=Offset(1_000),
-        holders=tuple(sorted(replicas)),
-    )
-    shard = Shard(
-        shard=ShardId(number),
-        log=f"log-{(number - 1) // LOG_SHARDS}",
-        key_hash_low=low,
-        key_hash_high=high,
-        open=Segment(epoch=Epoch(2), plan=plan_, begin=Offset(1_000)),
-        sealed=(sealed,),
-    )
-    return ShardEntry(shard=shard, drawn=Epoch(2))
-
-
-def fleet(nodes: int, shards: int) -> ClusterState:
-    """A committed state."""
-    peers = [node(number) for number in range(nodes)]
-    entries = [entry(number, peers) for number in range(1, shards + 1)]
-    logs: dict[str, list[ShardId]] = {}
-    for each in entries:
-        logs.setdefault(each.shard.log, []).append(each.shard.shard)
-    return ClusterState(
-        cluster_id="00000000-0000-4000-8000-000000000001",
-        version=1,
-        next_shard=ShardId(shards + 1),
-        nodes=PersistentMap((peer.name, peer) for peer in peers),
-        logs=PersistentMap(
-            (name, Log(name=name, copies=3, acks=2, shards=tuple(ids)))
-            for name, ids in logs.items()
-        ),
-        shards=PersistentMap((each.shard.shard, each) for each in entries),
-    )
 
 
 def rss_anon_bytes() -> int:
@@ -355,216 +282,75 @@ def heartbeats() -> dict[str, object]:
             server.join()
 
 
-# ---------------------------------------------------------------------------------- rack
-# What a commit takes beside the leader's CPU, and a store to make promises durable.
-COMMIT_S = 0.010
-PROMISE_S = 0.020
-
-
-class NoWaiting(selectors.SelectSelector):
-    """What would be waited for is added to `skipped_s` instead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        found = super().select(0)
-        if not found and timeout is not None and timeout > 0:
-            self.skipped_s += timeout
-        return found
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock is this process's CPU time plus all that it would have waited.
-
-    So work takes as long as it takes alone on a core, whatever else the machine does.
-    """
-
-    def __init__(self) -> None:
-        self._waits = NoWaiting()
-        super().__init__(self._waits)
-
-    def time(self) -> float:
-        return time.process_time() + self._waits.skipped_s
-
-
-class AnswersInTime:
-    """A group and peers: each command is applied, each store that is up promises and has all."""
-
-    def __init__(self, state: ClusterState) -> None:
-        self.cluster = Cluster(state.cluster_id)
-        self.cluster._become(state)
-        self.index = FleetIndex()
-        self.commands = 0
-        self.changes: list[int] = []
-        self.opened = 0
-        self.promise_calls = 0
-
-    def indexed(self) -> tuple[ClusterState, FleetIndex]:
-        self.index.update(self.cluster.state)
-        return self.cluster.state, self.index
-
-    async def submit(self, command: Command) -> Result:
-        text = command_to_json(command)
-        await asyncio.sleep(COMMIT_S)
-        self.commands += 1
-        result = result_from_json(self.cluster.apply(text))
-        if isinstance(command, PrepareSegment) and result.ok:
-            asyncio.get_running_loop().call_later(PROMISE_S, self._begin, command, result.epoch)
-        if isinstance(command, ChangeShards):
-            self.changes.append(len(result.each))
-            self.opened += len(command.opens)
-            assert all(each.ok for each in result.each)
-        self.opened += isinstance(command, OpenSegment)
-        return result
-
-    def _begin(self, command: PrepareSegment, epoch: Epoch) -> None:
-        """The new primary has begun and says so."""
-        begun = SegmentOpened(shard=command.shard, epoch=epoch, begin=Offset(1_001), holders=())
-        self.cluster.apply(command_to_json(begun))
-
-    async def promise(
-        self, target: ReplicaId, orders: Sequence[PromiseOrder]
-    ) -> Sequence[Promised] | None:
-        await asyncio.sleep(PROMISE_S)
-        self.promise_calls += 1
-        if not self.cluster.state.is_up(target):
-            return None
-        begun = EpochAnswer(
-            adopted=True, begin=Offset(1_000), end=Offset(1_001), commit=Offset(1_000)
-        )
-        return [
-            Promised(shard=order.shard, promised=order.fence, open=begun, prepared=EpochAnswer())
-            for order in orders
-        ]
-
-    async def has_begun(self, target: object, shard: object, epoch: object) -> None:
-        return None
-
-    async def hears(self, witness: object, suspect: object) -> None:
-        return None
-
-
-async def _lose_a_rack() -> dict[str, object]:
-    from las.daemon.detector import Detector, DetectorTiming
-    from las.daemon.executor import Executor
-    from peerd.daemon.process import settle_garbage
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    loop = asyncio.get_running_loop()
-
-    def now_ms() -> int:
-        return int(loop.time() * 1000)
-
-    group = AnswersInTime(fleet(100, 100_000))
-    state = group.cluster.state
-    # Twenty peers that lead 1,000 shards each; no two of them are among the three of one shard.
-    dead = [node(number) for number in range(20)]
-    names = {each.name for each in dead}
-    lost = [
-        shard for shard, each in state.shards.items() if each.shard.open.plan.primary.peer in names
-    ]
-    detector = Detector(DetectorTiming(lease_ms=600_000), Tick(now_ms()))
-    for each in state.nodes.values():
-        detector.heard(each.name, each.boot, Tick(now_ms()), 1 << 40)
-    executor = Executor(
-        consensus=group,
-        peers=group,
-        detector=detector,
-        limits=Limits(),
-        now=lambda: Tick(now_ms()),
-        wall_ms=now_ms,
-    )
-    settle_garbage()
-    running = asyncio.create_task(executor.run())
-    await asyncio.sleep(8.0)  # the first looks at 100,000 shards find nothing to do
-    before, began_s, cpu_s = group.commands, loop.time(), time.process_time()
-    for each in dead:
-        detector.stream_broken(each.name, each.boot)
-    await asyncio.gather(
-        *(
-            group.submit(SetNodeState(node=each.name, boot=each.boot, state=NodeState.DOWN))
-            for each in dead
-        )
-    )
-    executor.wake()
-    # Looked at now and then, so that looking costs nothing beside what is measured.
-    while group.opened < len(lost) and loop.time() - began_s < 120:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    took_s, used_s = loop.time() - began_s, time.process_time() - cpu_s
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    shards = group.cluster.state.shards
-    return {
-        "shards_without_primary": len(lost),
-        "not_recovered": sum(shards[each].shard.open.plan.primary.peer in names for each in lost),
-        "recovered_within_s_virtual": round(took_s, 2),
-        "leader_cpu_s": round(used_s, 2),
-        "commands": group.commands - before,
-        "shards_in_a_command": {
-            "most": max(group.changes),
-            "median": sorted(group.changes)[len(group.changes) // 2],
-        },
-        "promise_calls": group.promise_calls,
-    }
-
-
-def rack() -> dict[str, object]:
-    """20 peers and 20,000 shards."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(_lose_a_rack())
-
-
 # ---------------------------------------------------------------------------------- kill
-LED_SHARDS = 1_000
-KILL_PEERS = 4
-CREATED_AT_ONCE = 250
+APPENDED_AT_ONCE = 100
 
 
-async def _kill_a_leader_of_many(config: Path, kill: Callable[[str], None]) -> dict[str, object]:
-    options = ClientOptions(call_timeout_s=60.0)
+async def _kill_a_leader_of_many(
+    config: Path, kill: Callable[[str], None], *, logs: int, shards: int
+) -> dict[str, object]:
+    """Appends are under way to all shards of the victim when it is killed, and one more follows."""
+    options = ClientOptions(call_timeout_s=60.0, append_timeout_s=60.0)
     async with peerd.aio.connect(credentials=config, options=options) as client:
-        led: list[tuple[str, int]] = []
-        victim = ""
-        for number in range(KILL_PEERS * LED_SHARDS // CREATED_AT_ONCE):
+        places: dict[str, list[tuple[str, int]]] = {}
+        for number in range(logs):
             log = f"many-{number}"
-            await client.create_log(log, shards=CREATED_AT_ONCE, copies=3, acks=2)
-            _, shards = await client.describe_log(log)
-            for shard in shards:
-                victim = victim or shard.open.plan.primary.peer
-                if shard.open.plan.primary.peer == victim:
-                    led.append((log, shard.shard))
+            await client.create_log(log, shards=shards, copies=3, acks=2)
+            _, entries = await client.describe_log(log)
+            for entry_ in entries:
+                leader = entry_.open.plan.primary.peer
+                places.setdefault(leader, []).append((log, entry_.shard))
+        victim = max(places, key=lambda name: len(places[name]))
+        led = places[victim]
 
         async def append(log: str, shard: int) -> float:
             await client.append(log, b"x", shard=shard)
             return time.monotonic()
 
-        for at in range(0, len(led), 100):
-            await asyncio.gather(*(append(*each) for each in led[at : at + 100]))
-        kill(victim)
+        for at in range(0, len(led), APPENDED_AT_ONCE):
+            await asyncio.gather(*(append(*each) for each in led[at : at + APPENDED_AT_ONCE]))
+        under_way = [client.append_nowait(log, b"y", shard=shard) for log, shard in led]
+        await asyncio.sleep(0)
         began_s = time.monotonic()
-        acked = await asyncio.gather(*(append(*each) for each in led), return_exceptions=True)
+        kill(victim)
+        later = asyncio.gather(*(append(*each) for each in led), return_exceptions=True)
+        before = await asyncio.gather(*under_way, return_exceptions=True)
+        acked = await later
     pauses = sorted(at - began_s for at in acked if isinstance(at, float))
+    errors = Counter(
+        type(each).__name__ for each in (*before, *acked) if isinstance(each, BaseException)
+    )
     return {
+        "shards": logs * shards,
         "shards_led_by_the_killed_peer": len(led),
         "writable_again": len(pauses),
-        "errors": len(led) - len(pauses),
+        "errors": dict(errors),
         "median_s": round(pauses[len(pauses) // 2], 3) if pauses else None,
         "all_within_s": round(pauses[-1], 3) if pauses else None,
     }
 
 
+def _killed(peers: int, *, logs: int, shards: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
+        shape = Shape(peers=peers, las=3)
+        with DevCluster(Path(directory) / "dev", shape, port_base=None) as cluster:
+
+            def kill_one(name: str) -> None:
+                cluster.member(name).kill()
+
+            return asyncio.run(
+                _kill_a_leader_of_many(cluster.peerctl_toml, kill_one, logs=logs, shards=shards)
+            )
+
+
 def kill() -> dict[str, object]:
     """1,000 shards on the killed peer."""
-    with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
-        shape = Shape(peers=KILL_PEERS, las=3)
-        with DevCluster(Path(directory) / "dev", shape, port_base=None) as cluster:
-            return asyncio.run(
-                _kill_a_leader_of_many(
-                    cluster.peerctl_toml, lambda name: cluster.member(name).kill()
-                )
-            )
+    return _killed(4, logs=16, shards=250)
+
+
+def kill_log() -> dict[str, object]:
+    """One log of 1,000 shards, of which the killed peer leads a fifth."""
+    return _killed(5, logs=1, shards=1_000)
 
 
 # ---------------------------------------------------------------------------------- stutter
@@ -619,7 +405,9 @@ CASES = {
     "size": size,
     "heartbeats": heartbeats,
     "rack": rack,
+    "detect": detect,
     "kill": kill,
+    "kill-log": kill_log,
     "stutter": stutter,
 }
 

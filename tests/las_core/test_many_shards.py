@@ -84,6 +84,8 @@ def test_it_is_the_same_as_one_command_after_another(seed: int):
         )
     halted = ShardId(rng.randint(1, SHARDS))
     state = done(state, HaltShard(shard=halted, epoch=Epoch(9), node=NodeName("peer-1"), why="9"))
+    behind_a_gap = state.shards[ShardId(rng.randint(1, SHARDS))]
+    state = state.changed(shards=(replace(behind_a_gap, gap_why="given up"),))
     for _ in range(6):
         kind = rng.choice((_some_fence, _some_open))
         some = rng.sample(range(1, SHARDS + 3), rng.randint(1, SHARDS))

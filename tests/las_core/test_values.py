@@ -180,6 +180,18 @@ def test_a_persistent_map_is_a_dict_whose_past_stays(steps):
         assert len(found) == len(expected)
 
 
+def test_a_persistent_map_has_the_views_of_a_mapping():
+    kept = PersistentMap((number, f"v{number % 3}") for number in range(2_000)).without(7)
+    plain = {number: f"v{number % 3}" for number in range(2_000) if number != 7}
+    assert dict(kept.items()) == plain
+    assert sorted(kept.values()) == sorted(plain.values())
+    assert (len(kept.items()), len(kept.values())) == (1_999, 1_999)
+    assert (8, "v2") in kept.items()
+    assert (7, "v1") not in kept.items()
+    assert "v9" not in kept.values()
+    assert set(kept.items()) == set(plain.items())
+
+
 def test_a_persistent_map_takes_names_too():
     kept = PersistentMap([("b", 1), ("a", 2)])
     assert kept["a"] == 2
