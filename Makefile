@@ -25,7 +25,7 @@ STUBS := $(VENV)/stubs.stamp
 .PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: $(INSTALLED) $(EDITABLE) $(STUBS)  ## make .venv with everything that is needed (idempotent)
 	@:

@@ -24,7 +24,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 HOME = Path("usr/lib/peerd")
 PROGRAMS = ("peerd", "las", "peerctl")
-COMPLETED = ("peerctl", "las", "peerd")
 LICENSE = "Apache-2.0"
 MAINTAINER = "The peerd authors <peerd@localhost>"
 SUMMARY = "replicated transaction log that moves its data before a machine dies"
@@ -46,7 +45,7 @@ def main() -> int:
         python = interpreter(arguments.python)
         stage(tree, Path(scratch), python)
         build = {"deb": build_deb, "rpm": build_rpm}[arguments.kind]
-        sys.stdout.write(f"{build(tree, Path(scratch), arguments.out, python)}\n")
+        sys.stdout.write(f"{build(tree, arguments.out, python)}\n")
     return 0
 
 
@@ -144,7 +143,7 @@ def project_version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"])
 
 
-def build_deb(tree: Path, _scratch: Path, out: Path, python: Path) -> Path:
+def build_deb(tree: Path, out: Path, python: Path) -> Path:
     """A Debian package of `tree`; returns its file."""
     version, machine = project_version(), run("dpkg", "--print-architecture").strip()
     size_kib = sum(path.lstat().st_size for path in tree.rglob("*")) // 1024
@@ -168,8 +167,9 @@ def build_deb(tree: Path, _scratch: Path, out: Path, python: Path) -> Path:
     return package
 
 
-def build_rpm(tree: Path, scratch: Path, out: Path, python: Path) -> Path:
+def build_rpm(tree: Path, out: Path, python: Path) -> Path:
     """An RPM package of `tree`; returns its file."""
+    scratch = tree.parent
     spec = scratch / "peerd.spec"
     spec.write_text(
         (HERE / "peerd.spec.in")

@@ -15,7 +15,7 @@ class ServiceManager:
     """systemd, or nobody. Used on the event loop."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Raises nothing: a socket that does not answer is nobody."""
+        """`environment` is that of the process; a socket that does not answer is nobody."""
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._watchdog_s = _watchdog_s(environment)
 
