@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded torture torture-las powercut fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -78,6 +78,10 @@ recorded: setup  ## record real processes under kill -9 and replay them; RUNS=20
 
 torture: setup  ## kill -9 of loaded peers again and again: nothing acknowledged is lost; ROUNDS=100
 	@$(BIN)/python -m tests.integration.test_torture $(or $(ROUNDS),100)
+
+torture-las: setup  ## LAS members killed, stopped, cut off, on failing disks (root): nothing acknowledged is lost; MINUTES=20 MEMBERS=5 SEED=1
+	@$(BIN)/python -m tests.raft.raft_torture --minutes $(or $(MINUTES),20) --members $(or $(MEMBERS),3) \
+		--seed $(or $(SEED),1) $(or $(ARGS),--links --disks)
 
 powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
 	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)

@@ -1,10 +1,11 @@
 """One member as a process of its own, told what to do by lines of JSON on its standard input.
 
-{"id": 1, "op": "submit", "item": "x", "command_id": ["c", 1], "timeout_ms": 1000}, "barrier",
-"status", "items", "bench" → {"id": 1, "result": …} or {"id": 1, "error": …} on standard output.
+{"id": 1, "op": "submit", "item": "c 1", "command_id": ["c", 1], "timeout_ms": 1000}, "barrier",
+"status", "state", "bench" → {"id": 1, "result": …} or {"id": 1, "error": …} on standard output.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import sys
@@ -21,23 +22,47 @@ logger = logging.getLogger(__name__)
 
 
 class Items:
-    """A list of what was submitted; the result is the position."""
+    """What was applied, in a form that does not grow: see `raft_torture` for what it proves.
+
+    `count` items; `last` of each client; `chain`, a hash over all items in order; `wrong`, what
+    must never come.
+    """
 
     def __init__(self):
-        self.items = ()
         self.count = 0
+        self.chain = ""
+        self.last = {}
+        self.wrong = []
 
     def apply(self, command):
-        self.items = (*self.items, command) if command != "bench" else self.items
         self.count += 1
-        return str(len(self.items))
+        if command == "bench":
+            return str(self.count)
+        client, _, number = command.partition(" ")
+        sequence = int(number)
+        before = self.last.get(client, 0)
+        if sequence != before + 1:
+            self.wrong = [*self.wrong, f"{client}: {sequence} after {before}"]
+        self.last = {**self.last, client: sequence}
+        self.chain = hashlib.sha256(f"{self.chain} {command}".encode()).hexdigest()
+        return str(self.count)
+
+    def state(self):
+        return {
+            "count": self.count,
+            "chain": self.chain,
+            "last": self.last,
+            "wrong": self.wrong,
+        }
 
     def freeze(self):
-        items = self.items
-        return lambda: json.dumps(items).encode()
+        state = self.state()
+        return lambda: json.dumps(state).encode()
 
     def restore(self, snapshot):
-        self.items = tuple(json.loads(snapshot))
+        state = json.loads(snapshot)
+        self.count, self.chain = state["count"], state["chain"]
+        self.last, self.wrong = state["last"], state["wrong"]
 
 
 class Process:
@@ -96,14 +121,14 @@ class Process:
 
     async def barrier(self, request):
         await self.node.barrier(timeout_ms=request["timeout_ms"])
-        return self.machine.items
+        return self.machine.state()
 
     async def status(self, request):
         status = self.node.status()
         return {"is_leader": status.is_leader, "term": status.term, "leader": status.leader}
 
-    async def items(self, request):
-        return self.machine.items
+    async def state(self, request):
+        return self.machine.state()
 
     async def bench(self, request):
         """Commands of `bytes` each, `outstanding` at a time."""

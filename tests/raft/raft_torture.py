@@ -1,10 +1,22 @@
-"""Real processes under kill -9 and pause: nothing acknowledged is lost or applied twice.
+"""Real processes in real trouble: nothing acknowledged is lost, applied twice or read stale.
 
-`python tests/raft/raft_torture.py SECONDS SEED` runs it for as long as wanted, and
-`python tests/raft/raft_torture.py bench` measures commits and fail-over.
+`python -m tests.raft.raft_torture` is the long form: three or five members (`--members`) for
+`--minutes`, compaction every 60 entries, and one or two troubles at a time, drawn from a seed: one
+member killed, all killed, one stopped; as root also the link of one cut in one direction or both
+(`--links`, in network namespaces of its own) and its disk slow or failing (`--disks`, through FUSE,
+needs libfuse2). `--bench` measures commits and fail-over instead.
+
+What is checked. Each client gives its items one after the other, each until it has an outcome, with
+the same command id each time. So a member's state is, for each client, the number of its last item:
+- lost: at the end a member has less than was acknowledged, or an item is missing between two;
+- applied twice: an item came that is not newer than the client's last;
+- diverged: two members have other chains of hashes after the same number of items;
+- stale: what a barrier lets through lacks an item that was acknowledged before it was asked.
 """
 
+import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -15,14 +27,22 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from las.raft import init_directory
+from las.raft.node import FAIL_STOP_STATUS
+from peerd.bench.machines import Machines, enter
+from peerd.testing.faults import FaultFile, Faults
+from peerd.testing.slow_disk import SlowDisk
 
 CLUSTER_ID = "b2f1c7de-3d0a-4e5b-9a43-1c1f5c6f0c77"
-NAMES = ("las-1", "las-2", "las-3")
 HERE = Path(__file__).parent
 ANSWER_S = 15.0
+PORT = 7300
+CLIENTS = 3
+CATCH_UP_S = 60.0
+SAY_EVERY_S = 60.0
 
 
 def free_addresses(count):
@@ -42,16 +62,18 @@ def say(line):
 class Member:
     """A process and the questions to it that are open."""
 
-    def __init__(self, name, root, members, compaction_entries):
+    def __init__(self, name, root, members, compaction_entries, prefix=()):
         self.name = name
+        self.prefix = prefix
         self.settings = {
             "name": name,
             "members": members,
-            "directory": str(root / name),
-            "seed": NAMES.index(name),
+            "directory": str(root / name / "data"),
+            "seed": int(name.rpartition("-")[2]),
             "compaction_entries": compaction_entries,
         }
         self.log_path = root / f"{name}.log"
+        self.faults = FaultFile(root / f"{name}.faults.json")
         self.process = None
         self.numbers = itertools.count(1)
         self.open = {}
@@ -61,6 +83,7 @@ class Member:
         path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
         with self.log_path.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self.prefix,
                 sys.executable,
                 str(HERE / "raft_process.py"),
                 json.dumps(self.settings),
@@ -99,34 +122,146 @@ class Member:
             self.open.pop(number, None)
 
     async def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGKILL)
+        await self.gone()
+
+    async def gone(self):
+        """Returns its exit status when it has ended and its last words are read."""
+        status = await self.process.wait()
         await self.reader
         self.process.stdin.close()
+        return status
+
+
+class Troubles:
+    """What can befall a member; each ends with the member well again.
+
+    `counts` says how often each did.
+    """
+
+    def __init__(self, members, draws, machines=None, *, disks=False):
+        self._members = members
+        self._random = draws
+        self._machines = machines
+        kinds = [(self.kill, 4), (self.kill_all, 2), (self.stop, 3)]
+        if machines is not None:
+            kinds += [(self.off, 2), (self.mute, 2), (self.deaf, 2)]
+        if disks:
+            kinds += [(self.slow_disk, 2), (self.failing_disk, 2)]
+        self._kinds, self._weights = zip(*kinds, strict=True)
+        self.counts = {kind.__name__: 0 for kind in self._kinds}
+
+    async def strike(self, how_many):
+        """Draws so many troubles for as many members, and waits until they are over."""
+        victims = self._random.sample(list(self._members.values()), how_many)
+        kinds = self._random.choices(self._kinds, self._weights, k=how_many)
+        if self.kill_all in kinds:
+            kinds = [self.kill_all]
+        for kind in kinds:
+            self.counts[kind.__name__] += 1
+        pairs = zip(kinds, victims, strict=False)
+        await asyncio.gather(*(kind(victim) for kind, victim in pairs))
+
+    async def _a_while(self, low_s=0.2, high_s=2.5):
+        await asyncio.sleep(self._random.uniform(low_s, high_s))
+
+    async def kill(self, victim):
+        await victim.kill()
+        await self._a_while(0.0, 1.0)
+        await victim.start()
+
+    async def kill_all(self, _victim):
+        for member in self._members.values():
+            await member.kill()
+        for member in self._members.values():
+            await member.start()
+
+    async def stop(self, victim):
+        victim.process.send_signal(signal.SIGSTOP)
+        await self._a_while()
+        victim.process.send_signal(signal.SIGCONT)
+
+    async def off(self, victim):
+        with self._machines.off(victim.name):
+            await self._a_while(0.5, 4.0)
+
+    async def mute(self, victim):
+        with self._machines.mute(victim.name):
+            await self._a_while(0.5, 4.0)
+
+    async def deaf(self, victim):
+        with self._machines.deaf(victim.name):
+            await self._a_while(0.5, 4.0)
+
+    async def slow_disk(self, victim):
+        victim.faults.set(Faults(write_delay_ms=self._random.uniform(20.0, 400.0)))
+        await self._a_while(0.5, 4.0)
+        victim.faults.clear()
+
+    async def failing_disk(self, victim):
+        """A member that cannot write in doubt ends itself, and comes back when its disk does."""
+        victim.faults.set(Faults(fail=True))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(victim.process.wait(), 3.0)
+        victim.faults.clear()
+        if victim.process.returncode is None:
+            # It wrote nothing in that time; or it does just now, and may yet end.
+            await victim.kill()
+        else:
+            assert await victim.gone() == FAIL_STOP_STATUS, f"{victim.name}: see its log"
+        await victim.start()
 
 
 class Torture:
-    """Clients that append and retry, a nemesis that kills and pauses."""
+    """Clients that append and retry, an auditor that reads, and trouble."""
 
-    def __init__(self, root, seed, *, compaction_entries=150):
+    def __init__(self, root, seed, *, count=3, compaction_entries=60, machines=None, disks=False):
         self.random = random.Random(seed)
-        addresses = dict(zip(NAMES, free_addresses(len(NAMES)), strict=True))
-        for name in NAMES:
-            init_directory(root / name, "test", name, NAMES, cluster_id=CLUSTER_ID)
-        self.members = {name: Member(name, root, addresses, compaction_entries) for name in NAMES}
-        self.acknowledged = {}
-        self.stale = []
+        names = [f"las-{number}" for number in range(1, count + 1)]
+        if machines is None:
+            addresses = dict(zip(names, free_addresses(count), strict=True))
+        else:
+            addresses = {name: f"{machines.host(name)}:{PORT}" for name in names}
+        self.members = {
+            name: Member(
+                name,
+                root,
+                addresses,
+                compaction_entries,
+                prefix=() if machines is None else machines.prefix(name),
+            )
+            for name in names
+        }
+        self.disks = [
+            SlowDisk(root / name, root / f"{name}.backing", self.members[name].faults.path)
+            for name in names
+            if disks
+        ]
+        self.troubles = Troubles(self.members, self.random, machines, disks=disks)
+        self.acknowledged = dict.fromkeys((f"client-{number}" for number in range(CLIENTS)), 0)
+        self.chains = {}
+        self.reads = 0
         self.over = False
-        self.kills = self.pauses = 0
 
-    async def start(self):
-        for member in self.members.values():
-            await member.start()
-
-    async def end(self):
-        for member in self.members.values():
-            if member.process is not None and member.process.returncode is None:
-                await member.kill()
+    @contextlib.asynccontextmanager
+    async def running(self):
+        """Within it the members run, from empty directories."""
+        with contextlib.ExitStack() as mounted:
+            for disk in self.disks:
+                mounted.enter_context(disk)
+            try:
+                for name, member in self.members.items():
+                    directory = Path(member.settings["directory"])
+                    init_directory(
+                        directory, "test", name, list(self.members), cluster_id=CLUSTER_ID
+                    )
+                    await member.start()
+                yield self
+            finally:
+                for member in self.members.values():
+                    if member.process is not None and member.process.returncode is None:
+                        await member.kill()
 
     async def leader(self):
         deadline = time.monotonic() + 30
@@ -138,18 +273,17 @@ class Torture:
             await asyncio.sleep(0.01)
         raise AssertionError("no leader within 30 s")
 
-    async def client(self, number):
+    async def client(self, client):
         """Gives each item until it has an outcome, always with the same id."""
-        names = itertools.cycle(NAMES)
+        names = itertools.cycle(self.members)
         name = next(names)
         for sequence in itertools.count(1):
-            item = f"{number}-{sequence}"
             while True:
                 answer = await self.members[name].ask(
-                    "submit", item=item, command_id=[f"client-{number}", sequence]
+                    "submit", item=f"{client} {sequence}", command_id=[client, sequence]
                 )
                 if "result" in answer:
-                    self.acknowledged[item] = int(answer["result"])
+                    self.acknowledged[client] = sequence
                     break
                 if self.over:
                     return
@@ -159,78 +293,78 @@ class Torture:
                 return
             await asyncio.sleep(0.005)
 
-    async def auditor(self):
+    async def auditor(self, member):
         """What a barrier lets through has everything that was acknowledged before it."""
         while not self.over:
             before = dict(self.acknowledged)
-            for member in self.members.values():
-                answer = await member.ask("barrier")
-                if "result" in answer:
-                    self.stale += sorted(before.keys() - set(answer["result"]))
+            answer = await member.ask("barrier")
+            if "result" in answer:
+                self.check(member, answer["result"], before)
             await asyncio.sleep(0.05)
 
-    async def nemesis(self, seconds):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def check(self, member, state, acknowledged):
+        """Raises AssertionError: the state of a member is none that it may have."""
+        self.reads += 1
+        assert not state["wrong"], f"{member.name}: {state['wrong']}"
+        for client, sequence in acknowledged.items():
+            held = state["last"].get(client, 0)
+            assert held >= sequence, f"{member.name}: {client} has {held}, acked {sequence}"
+        chain = self.chains.setdefault(state["count"], state["chain"])
+        assert state["chain"] == chain, f"{member.name} diverged at {state['count']}"
+
+    async def trouble(self, seconds, told):
+        begun = said = time.monotonic()
+        two_at_once = 0.3 if len(self.members) > 3 else 0.1
+        while (now := time.monotonic()) - begun < seconds:
+            if now - said >= SAY_EVERY_S:
+                said = now
+                told(f"{now - begun:.0f} s: {self.account()}")
             await asyncio.sleep(self.random.uniform(0.3, 1.5))
-            victims = self.random.sample(NAMES, self.random.choice([1, 1, 1, 3]))
-            if len(victims) == 1 and self.random.random() < 0.4:
-                victim = self.members[victims[0]]
-                self.pauses += 1
-                victim.process.send_signal(signal.SIGSTOP)
-                await asyncio.sleep(self.random.uniform(0.2, 2.5))
-                victim.process.send_signal(signal.SIGCONT)
-                continue
-            for name in victims:
-                self.kills += 1
-                await self.members[name].kill()
-            await asyncio.sleep(self.random.uniform(0.0, 1.0))
-            for name in victims:
-                await self.members[name].start()
+            for member in self.members.values():
+                assert member.process.returncode is None, f"{member.name} ended by itself"
+            await self.troubles.strike(2 if self.random.random() < two_at_once else 1)
 
-    async def run(self, seconds):
-        """Returns the items that all members hold at the end; raises AssertionError."""
-        clients = [asyncio.create_task(self.client(number)) for number in range(3)]
-        auditor = asyncio.create_task(self.auditor())
-        await self.nemesis(seconds)
-        self.over = True
-        await asyncio.gather(auditor, *clients)
+    async def run(self, seconds, told):
+        """Raises AssertionError: a promise was broken."""
+        async with asyncio.TaskGroup() as tasks:
+            for client in self.acknowledged:
+                tasks.create_task(self.client(client))
+            for member in self.members.values():
+                tasks.create_task(self.auditor(member))
+            await self.trouble(seconds, told)
+            self.over = True
         leader = await self.leader()
-        answer = await leader.ask("barrier")
-        items = answer["result"]
-        deadline = time.monotonic() + 30
+        last = (await leader.ask("barrier"))["result"]
+        deadline = time.monotonic() + CATCH_UP_S
         for member in self.members.values():
-            while (await member.ask("items")).get("result") != items:
-                assert time.monotonic() < deadline, f"{member.name} does not catch up"
+            while (state := (await member.ask("state")).get("result")) != last:
+                assert time.monotonic() < deadline, f"{member.name} has {state}, not {last}"
                 await asyncio.sleep(0.05)
-        for item, position in self.acknowledged.items():
-            assert items[position - 1 : position] == [item], f"acknowledged {item} is lost"
-        assert len(set(items)) == len(items), "applied twice"
-        assert not self.stale, f"barriers did not see {self.stale[:5]}"
-        return items
+            self.check(member, state, self.acknowledged)
+
+    def account(self):
+        """What was done and survived, in words."""
+        done = ", ".join(f"{count} {kind}" for kind, count in self.troubles.counts.items())
+        return f"{done}; {sum(self.acknowledged.values())} acknowledged, {self.reads} reads"
 
 
-async def torture(seconds, seed, root):
-    run = Torture(root, seed)
+async def torture(seconds, seed, root, *, told=lambda line: None, **options):
+    """Returns an account. Raises AssertionError: a promise was broken."""
+    run = Torture(root, seed, **options)
     try:
-        await run.start()
-        items = await run.run(seconds)
-    finally:
-        await run.end()
+        async with run.running():
+            await run.run(seconds, told)
+    except* AssertionError as broken:
+        raise AssertionError("; ".join(map(str, broken.exceptions))) from broken
     for member in run.members.values():
         log = member.log_path.read_text()
         assert " ERROR " not in log, log
         assert "Traceback" not in log, log
-    return (
-        f"seed {seed}: {run.kills} kills, {run.pauses} pauses, {len(run.acknowledged)} "
-        f"acknowledged, {len(items)} applied"
-    )
+    return run.account()
 
 
 async def bench(root):
-    run = Torture(root, 1, compaction_entries=5000)
-    try:
-        await run.start()
+    async with Torture(root, 1, compaction_entries=5000).running() as run:
         leader = await run.leader()
         for outstanding, count in ((1, 300), (32, 2000), (256, 6000)):
             answer = await leader.ask("bench", count=count, outstanding=outstanding)
@@ -248,20 +382,52 @@ async def bench(root):
             say(f"new leader after {time.monotonic() - started:.2f} s")
             await leader.start()
             await asyncio.sleep(1.5)
-    finally:
-        await run.end()
 
 
-def main():
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="raft_torture", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--members", type=int, default=3, choices=(3, 5))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compaction-entries", type=int, default=60)
+    parser.add_argument("--links", action="store_true", help="cut links too (root)")
+    parser.add_argument("--disks", action="store_true", help="disks fail and slow too (root)")
+    parser.add_argument("--bench", action="store_true", help="measure instead")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    told = arguments(sys.argv[1:])
+    machines = None
+    if told.links:
+        enter("tests.raft.raft_torture", sys.argv[1:])
+        machines = Machines([f"las-{number}" for number in range(1, told.members + 1)])
     directory = Path(tempfile.mkdtemp(prefix="raft-torture-"))
     try:
-        if sys.argv[1] == "bench":
+        if told.bench:
             asyncio.run(bench(directory))
-        else:
-            say(asyncio.run(torture(float(sys.argv[1]), int(sys.argv[2]), directory)))
-    finally:
-        shutil.rmtree(directory)
+            return 0
+        account = asyncio.run(
+            torture(
+                told.minutes * 60.0,
+                told.seed,
+                directory,
+                told=say,
+                count=told.members,
+                compaction_entries=told.compaction_entries,
+                machines=machines,
+                disks=told.disks,
+            )
+        )
+    except AssertionError as broken:
+        say(f"seed {told.seed}: BROKEN: {broken}")
+        say(f"the members' data and logs stay in {directory}")
+        return 1
+    say(f"seed {told.seed}: 0 lost, 0 applied twice, 0 diverged, 0 stale: {account}")
+    shutil.rmtree(directory)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

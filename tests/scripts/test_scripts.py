@@ -41,7 +41,7 @@ def test_it_says_in_its_first_line_what_it_shows(path):
 
 @pytest.fixture
 def no_garbage_collection() -> Iterator[None]:
-    """The collector walks what all tests before have left, which may take longer than any script."""
+    """Its walk over what all tests before have left may take longer than any script."""
     gc.collect()
     gc.disable()
     yield
