@@ -32,6 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_CERTIFICATE = "ca.pem"
 AUTHORITY_KEY = "ca-key.pem"
+NEXT_AUTHORITY_KEY = "next-ca-key.pem"
 # A throw-away cluster forgets its authority with its directory; a lasting one renews it in time.
 AUTHORITY_DAYS = 3650
 # limit: days a certificate may be valid; longer ones are refused by some TLS stacks
@@ -123,9 +124,12 @@ class Authority:
         cluster: str,
         certificate: x509.Certificate,
         key: ec.EllipticCurvePrivateKey,
+        trusted: Sequence[x509.Certificate],
     ) -> None:
+        """`certificate` is of `key` and signs; `trusted` are all that are to be trusted now."""
         self.cluster = cluster
         self.certificate = certificate
+        self.trusted = tuple(trusted)
         self._key = key
 
     def issue(
@@ -169,7 +173,7 @@ class Authority:
         )
         if not overwrite:
             _refuse_existing(files.key, files.certificate)
-        self._write_own_certificate(files.ca)
+        self._write_trusted(files.ca)
         write_atomically(files.key, _key_pem(key), KEY_MODE, overwrite=overwrite)
         write_atomically(
             files.certificate, _certificate_pem(certificate), CERTIFICATE_MODE, overwrite=overwrite
@@ -193,10 +197,11 @@ class Authority:
                 f"the certificate would outlive its authority (ends {authority_end:%Y-%m-%d}): "
                 f"ask for at most {max(0, (authority_end - now).days)} days or renew the authority"
             )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name)])
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
         names += [_host_name(host) for host in dict.fromkeys(hosts)]
         return (
-            _builder(identity.name, self.certificate.subject, public_key, now, end)
+            _builder(subject, self.certificate.subject, public_key, now, end)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -208,12 +213,16 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
-    def _write_own_certificate(self, path: Path) -> None:
-        content = _certificate_pem(self.certificate)
+    def _write_trusted(self, path: Path) -> None:
+        """Writes or replaces what the holder trusts; not what another authority left there."""
+        content = _bundle_pem(self.trusted)
         if path.exists():
             if path.read_bytes() == content:
                 return
-            raise PkiError(f"{path} is the certificate of another authority: use another directory")
+            if not set(read_certificates(path)) & set(self.trusted):
+                raise PkiError(
+                    f"{path} is the certificate of another authority: use another directory"
+                )
         # Two issuers may meet here; both write the same bytes, so the later one may replace.
         write_atomically(path, content, CERTIFICATE_MODE, overwrite=True)
 
@@ -227,12 +236,29 @@ def create_authority(directory: Path, cluster: str) -> Authority:
     """
     check_cluster_name(cluster)
     _make_directory(directory)
+    _refuse_existing(directory / AUTHORITY_KEY, directory / AUTHORITY_CERTIFICATE)
     key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _authority_certificate(cluster, key)
+    write_atomically(directory / AUTHORITY_KEY, _key_pem(key), KEY_MODE)
+    write_atomically(
+        directory / AUTHORITY_CERTIFICATE, _certificate_pem(certificate), CERTIFICATE_MODE
+    )
+    return Authority(cluster=cluster, certificate=certificate, key=key, trusted=[certificate])
+
+
+def _authority_certificate(cluster: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     now = _now()
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{cluster} authority")])
-    certificate = (
+    # Two authorities of one cluster must have two names: some TLS stacks look an issuer up by it.
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, cluster),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "authority"),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(8)),
+        ]
+    )
+    return (
         _builder(
-            f"{cluster} authority",
+            subject,
             subject,
             key.public_key(),
             now,
@@ -246,27 +272,23 @@ def create_authority(directory: Path, cluster: str) -> Authority:
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _refuse_existing(directory / AUTHORITY_KEY, directory / AUTHORITY_CERTIFICATE)
-    write_atomically(directory / AUTHORITY_KEY, _key_pem(key), KEY_MODE)
-    write_atomically(
-        directory / AUTHORITY_CERTIFICATE, _certificate_pem(certificate), CERTIFICATE_MODE
-    )
-    return Authority(cluster=cluster, certificate=certificate, key=key)
 
 
 def load_authority(directory: Path) -> Authority:
     """Reads the authority that `create_authority` left in `directory`.
+
+    While it is being replaced (`begin_rotation`) two certificates are there; the one that belongs
+    to the key signs, both are trusted.
 
     Raises:
         PkiError: a file is missing or unreadable, they do not belong together, the certificate
             has expired, or it was not made by `create_authority`.
     """
     certificate_path = directory / AUTHORITY_CERTIFICATE
-    certificate = read_certificates(certificate_path)[0]
-    key = read_key(directory / AUTHORITY_KEY)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != (
-        certificate.public_key()
-    ):
+    trusted = read_certificates(certificate_path)
+    key = _read_authority_key(directory / AUTHORITY_KEY)
+    certificate = _certificate_of(key, trusted)
+    if certificate is None:
         raise PkiError(f"{directory / AUTHORITY_KEY} is not the key of {certificate_path}")
     if certificate.not_valid_after_utc <= _now():
         raise PkiError(
@@ -278,7 +300,85 @@ def load_authority(directory: Path) -> Authority:
         raise PkiError(f"{certificate_path} names no cluster: was it made by `peerctl pki init`?")
     cluster = uris[0].removeprefix(_SCHEME)
     check_cluster_name(cluster)
-    return Authority(cluster=cluster, certificate=certificate, key=key)
+    return Authority(cluster=cluster, certificate=certificate, key=key, trusted=trusted)
+
+
+def begin_rotation(directory: Path) -> Authority:
+    """Makes the next authority and trusts it beside the present one, which goes on signing.
+
+    Interrupted and called again, it goes on.
+
+    Raises:
+        PkiError: as `load_authority`, or a rotation has begun already.
+    """
+    present = load_authority(directory)
+    path = directory / NEXT_AUTHORITY_KEY
+    if len(present.trusted) > 1:
+        raise PkiError(
+            f"{directory} trusts {len(present.trusted)} authorities: end that rotation first "
+            "(`peerctl pki rotate switch`, then `finish`)"
+        )
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_atomically(path, _key_pem(key), KEY_MODE)
+    upcoming = _authority_certificate(present.cluster, _read_authority_key(path))
+    _replace_trusted(directory, [present.certificate, upcoming])
+    return load_authority(directory)
+
+
+def switch_rotation(directory: Path) -> Authority:
+    """From here on the next authority signs. All hosts have to trust it by now.
+
+    Raises:
+        PkiError: as `load_authority`, or no rotation has begun.
+    """
+    present = load_authority(directory)
+    path = directory / NEXT_AUTHORITY_KEY
+    if len(present.trusted) < 2 or not path.exists():
+        raise PkiError(f"{directory} has no next authority: `peerctl pki rotate begin` makes one")
+    if _certificate_of(_read_authority_key(path), present.trusted) is None:
+        raise PkiError(f"{path} is the key of none that {AUTHORITY_CERTIFICATE} trusts")
+    try:
+        path.replace(directory / AUTHORITY_KEY)
+    except OSError as error:
+        raise PkiError(f"cannot replace {AUTHORITY_KEY}: {error.strerror or error}") from error
+    _sync_directory(directory)
+    return load_authority(directory)
+
+
+def finish_rotation(directory: Path) -> Authority:
+    """Trusts the authority that signs alone; all certificates have to be of it by now.
+
+    Raises:
+        PkiError: as `load_authority`, or there is nothing to finish.
+    """
+    present = load_authority(directory)
+    if (directory / NEXT_AUTHORITY_KEY).exists():
+        raise PkiError("the next authority does not sign yet: `peerctl pki rotate switch` first")
+    if len(present.trusted) < 2:
+        raise PkiError(f"{directory} trusts one authority alone: there is nothing to finish")
+    _replace_trusted(directory, [present.certificate])
+    return load_authority(directory)
+
+
+def _replace_trusted(directory: Path, trusted: Sequence[x509.Certificate]) -> None:
+    write_atomically(
+        directory / AUTHORITY_CERTIFICATE, _bundle_pem(trusted), CERTIFICATE_MODE, overwrite=True
+    )
+
+
+def _read_authority_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = read_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise PkiError(f"{path} is no key of an authority made by `peerctl pki init`")
+    return key
+
+
+def _certificate_of(
+    key: ec.EllipticCurvePrivateKey, certificates: Sequence[x509.Certificate]
+) -> x509.Certificate | None:
+    public = key.public_key()
+    return next((each for each in certificates if each.public_key() == public), None)
 
 
 def check_cluster_name(cluster: str) -> str:
@@ -316,6 +416,16 @@ def uris_of(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """Returns the DNS names and IP addresses at which its holder may be dialled."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
 def identity_among(names: Sequence[str]) -> Identity:
@@ -423,7 +533,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _builder(
-    common_name: str,
+    subject: x509.Name,
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     now: datetime.datetime,
@@ -431,7 +541,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
@@ -478,6 +588,10 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def _bundle_pem(certificates: Sequence[x509.Certificate]) -> bytes:
+    return b"".join(map(_certificate_pem, certificates))
 
 
 def _certificate_pem(certificate: x509.Certificate) -> bytes:

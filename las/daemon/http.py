@@ -14,15 +14,23 @@ from las.daemon.prometheus import Kind as PrometheusFailure
 from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
+from peerd.transport.credentials import Credentials
+
+DAY_S = 24 * 3_600.0
 
 
 class LasExporter(Collector):
     """Register with a `CollectorRegistry`; everything is looked up at each scrape."""
 
     def __init__(
-        self, group: Group, leading: Callable[[], Term | None], status: StatusView
+        self,
+        group: Group,
+        leading: Callable[[], Term | None],
+        status: StatusView,
+        credentials: Credentials | None,
     ) -> None:
         """`leading` gives the term under way on this node, if it leads."""
+        self._credentials = credentials
         self._group = group
         self._leading = leading
         self._status = status
@@ -31,6 +39,13 @@ class LasExporter(Collector):
         """All metrics of one scrape."""
         yield from self._consensus()
         yield from self._map()
+        if self._credentials is not None:
+            yield from _gauges(
+                las_certificate_expiry_days=(
+                    "Until this node's certificate, or the last authority it trusts, expires",
+                    self._credentials.expires_in_s() / DAY_S,
+                )
+            )
         term = self._leading()
         if term is not None:
             yield from _fleet(term)

@@ -67,6 +67,7 @@ from las.v1 import (
     shard_map_pb2_grpc,
 )
 from peerd.core.check import InvariantViolation
+from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.errors import (
     BrokenInvariant,
     CannotStart,
@@ -81,9 +82,10 @@ from peerd.daemon.supervisor import Supervisor
 from peerd.pki import Identity
 from peerd.recorder.ring import FILE_NAME, RingError
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
 from peerd.transport.options import SERVER_OPTIONS
-from peerd.transport.tls import plaintext_metadata, server_credentials
+from peerd.transport.tls import plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
 from peerd.v1 import incident_pb2, incident_pb2_grpc
 
@@ -123,7 +125,7 @@ class LasNode:
         self._ended: asyncio.Future[DaemonError] = asyncio.get_running_loop().create_future()
         self._plaintext = config.tls is None
         self._callers = Callers(config.cluster, plaintext=self._plaintext)
-        self._channels = member_channels(config.tls_files())
+        self._credentials = daemon_credentials(config)
         self._metadata = plaintext_metadata(identity) if self._plaintext else ()
         self._calls: GrpcPeerCalls | None = None
         self._server = grpc.aio.server(
@@ -169,9 +171,7 @@ class LasNode:
 
     async def _bring_up(self) -> None:
         config = self.config
-        files = config.tls_files()
-        credentials = None if files is None else server_credentials(files)
-        port = bind_grpc(self._server, config.listen, credentials)
+        port = bind_grpc(self._server, config.listen, self._credentials)
         host, advertised_port = split_address(config.advertise)
         self.address = f"{host}:{advertised_port or port}"
         cluster_id = await asyncio.to_thread(_cluster_id, config)
@@ -207,7 +207,7 @@ class LasNode:
                 seed=secrets.randbits(32),
             ),
             self._recorded(group.machine),
-            channel_factory=self._channels,
+            channel_factory=member_channels(self._credentials),
             metadata=self._metadata,
             identify=self._callers.name_of,
             on_change=group.status_changed,
@@ -231,7 +231,7 @@ class LasNode:
         """Make the parts and introduce them to each other."""
         policy = self.config.policy
         feed = MapFeed()
-        self._calls = calls = GrpcPeerCalls(group, self._channels, self._metadata)
+        self._calls = calls = GrpcPeerCalls(group, Channels(self._credentials, self._metadata))
         self._leadership = leadership = Leadership(
             group,
             self.supervisor,
@@ -277,7 +277,7 @@ class LasNode:
 
     async def _open_http(self) -> None:
         registry = CollectorRegistry()
-        registry.register(LasExporter(self.group, self._leading, self.status))
+        registry.register(LasExporter(self.group, self._leading, self.status, self._credentials))
         self._http = HttpEndpoint(registry, self.why_not_ready)
         host, port = split_address(self.config.http_listen)
         self.http_address = f"{host}:{await self._http.start(host, port)}"

@@ -9,7 +9,6 @@ Bound: one channel for each node of the committed map.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -18,10 +17,10 @@ from las.core.recovery import EpochAnswer
 from las.daemon.group import Group
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
 from las.daemon.trimmer import CutOrder, FoundCut
-from las.raft.links import ChannelFactory, Metadata
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.transport.channels import Channels
 from peerd.transport.map_codec import decode_replica
 
 # A promise needs an fsync of the store, which a sick disk may hold up; who asks goes on with
@@ -36,22 +35,15 @@ CUTS_TIMEOUT_S = 3.0
 _log = get_logger("peers")
 
 
-@dataclass(slots=True)
-class _Dialled:
-    address: str
-    boot: BootId
-    channel: grpc.aio.Channel
-
-
 class GrpcPeerCalls:
     """Fulfils `las.daemon.reconcile.PeerCalls`. Used on the event loop."""
 
-    def __init__(self, group: Group, factory: ChannelFactory, metadata: Metadata) -> None:
-        """`metadata` goes with each call; it names this node where no certificate does."""
+    def __init__(self, group: Group, channels: Channels) -> None:
+        """Ends with `close`, which also closes the channels."""
         self._group = group
-        self._factory = factory
-        self._metadata = metadata
-        self._dialled: dict[NodeName, _Dialled] = {}
+        self._channels = channels
+        self._metadata = channels.metadata
+        self._dialled: dict[NodeName, tuple[str, BootId]] = {}
         self._silent: dict[ReplicaId, grpc.StatusCode] = {}
 
     async def promise(
@@ -72,7 +64,7 @@ class GrpcPeerCalls:
             ],
         )
         try:
-            stub = await self._stub(target.peer)
+            stub = self._stub(target.peer)
             answer = await stub.Promise(request, timeout=PROMISE_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             self._note_silence(target, error)
@@ -92,7 +84,7 @@ class GrpcPeerCalls:
             epoch=epoch,
         )
         try:
-            stub = await self._stub(target.peer)
+            stub = self._stub(target.peer)
             answer = await stub.HasBegun(request, timeout=BEGUN_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             _log.info("no answer", node=target.peer, shard=shard, why=_words(error))
@@ -121,7 +113,7 @@ class GrpcPeerCalls:
             ],
         )
         try:
-            stub = await self._stub(target.peer)
+            stub = self._stub(target.peer)
             answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             _log.info("no cuts", node=target.peer, why=_words(error))
@@ -147,7 +139,7 @@ class GrpcPeerCalls:
             ],
         )
         try:
-            stub = await self._stub(target.peer)
+            stub = self._stub(target.peer)
             answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             _log.info("does not say what it leads", node=target.peer, why=_words(error))
@@ -160,7 +152,7 @@ class GrpcPeerCalls:
     async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
         """See `PeerCalls`."""
         try:
-            stub = await self._stub(witness)
+            stub = self._stub(witness)
             answer = await stub.Hears(
                 replication_pb2.HearsRequest(peer=suspect),
                 timeout=HEARS_TIMEOUT_S,
@@ -172,9 +164,7 @@ class GrpcPeerCalls:
 
     async def close(self) -> None:
         """End all channels."""
-        while self._dialled:
-            _, dialled = self._dialled.popitem()
-            await dialled.channel.close()
+        await self._channels.close()
 
     def _note_silence(self, target: ReplicaId, error: grpc.aio.AioRpcError) -> None:
         """Log that a store makes no promise: once, not each time that it is asked again."""
@@ -182,19 +172,14 @@ class GrpcPeerCalls:
             self._silent[target] = error.code()
             _log.info("no promise", store=target.store, node=target.peer, why=_words(error))
 
-    async def _stub(self, name: NodeName) -> "replication_pb2_grpc.ReplicationServiceAsyncStub":
+    def _stub(self, name: NodeName) -> "replication_pb2_grpc.ReplicationServiceAsyncStub":
         """Of the process of `name` that registered last."""
         node = self._group.state.nodes[name]
         dialled = self._dialled.get(name)
-        if dialled is None or (dialled.address, dialled.boot) != (node.address, node.boot):
-            fresh = _Dialled(
-                address=node.address, boot=node.boot, channel=self._factory(node.address)
-            )
-            self._dialled[name] = fresh
-            if dialled is not None:
-                await dialled.channel.close()
-            dialled = fresh
-        return replication_pb2_grpc.ReplicationServiceStub(dialled.channel)
+        if dialled != (node.address, node.boot):
+            self._channels.retire(node.address)
+            self._dialled[name] = node.address, node.boot
+        return replication_pb2_grpc.ReplicationServiceStub(self._channels.to(node.address))
 
 
 def _promised(message: replication_pb2.Promised) -> Promised:

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ MACHINES_MAX = 200
 # Frames to it reach nobody: no interface has it.
 NOBODY = "02:00:00:00:00:ff"
 _NAMES = Path("/run/netns")
+# Cuts under way of what a place sends to an address: two machines' may have some in common.
+_cuts: Counter[tuple[tuple[str, ...], str]] = Counter()
 
 
 def enter(module: str, arguments: Sequence[str]) -> None:
@@ -135,13 +138,16 @@ def _misled(place: tuple[str, ...], device: str, addresses: Sequence[str]) -> It
 def _mislead(place: tuple[str, ...], device: str, addresses: Sequence[str]) -> None:
     """Let what goes to `addresses` go to nobody."""
     for each in addresses:
+        _cuts[place, each] += 1
         entry = ("neigh", "replace", each, "lladdr", NOBODY, "dev", device, "nud", "permanent")
         _ip(*place, *entry)
 
 
 def _mend(place: tuple[str, ...], device: str, addresses: Sequence[str]) -> None:
     for each in addresses:
-        _ip(*place, "neigh", "del", each, "dev", device)
+        _cuts[place, each] -= 1
+        if not _cuts[place, each]:
+            _ip(*place, "neigh", "del", each, "dev", device)
 
 
 def _link(name: str) -> str:

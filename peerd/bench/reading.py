@@ -23,12 +23,13 @@ from peerd.bench.latencies import Latencies
 from peerd.bench.loops import open_loop
 from peerd.bench.workers import Stage
 from peerd.client.credentials import access
-from peerd.client.directory import ClientChannels, Directory, make_channels
+from peerd.client.directory import Directory, make_channels
 from peerd.client.errors import CorruptData, Unavailable, error_of_call
 from peerd.client.options import ClientOptions
 from peerd.client.values import NewRecord
 from peerd.core.ids import ShardId
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.channels import Channels
 from peerd.v1 import log_pb2
 
 _READ = "/peerd.v1.LogService/Read"
@@ -146,7 +147,7 @@ class ReadJob:
     async def _read_batches(
         self,
         directory: Directory,
-        channels: ClientChannels,
+        channels: Channels,
         shard: ShardId,
         counts: ReadCounts,
     ) -> None:

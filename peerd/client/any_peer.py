@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from peerd.client.directory import ClientChannels, Directory
+from peerd.client.directory import Directory
 from peerd.client.errors import (
     OutcomeUnknown,
     PeerdError,
@@ -21,6 +21,7 @@ from peerd.client.errors import (
 from peerd.client.known_logs import KnownLogs
 from peerd.client.las import TRY_TIMEOUT_S
 from peerd.client.options import RETRY_STEP_S
+from peerd.transport.channels import Channels
 from peerd.v1 import log_pb2_grpc
 
 Answer = TypeVar("Answer")
@@ -36,7 +37,7 @@ class AnyPeer:
     def __init__(
         self,
         directory: Directory,
-        channels: ClientChannels,
+        channels: Channels,
         known_logs: KnownLogs,
         timeout_s: float,
         check_open: Callable[[], None],

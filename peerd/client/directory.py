@@ -20,10 +20,11 @@ from las.v1 import shard_map_pb2, shard_map_pb2_grpc
 from peerd.client.credentials import Access
 from peerd.client.errors import AccessDenied, ConnectFailed, PeerdError, error_of_call
 from peerd.pki import PkiError
+from peerd.transport.channels import Channels
+from peerd.transport.credentials import Credentials
 from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
-from peerd.transport.options import CHANNEL_OPTIONS
-from peerd.transport.tls import channel_credentials, explain_connect_failure
+from peerd.transport.tls import explain_connect_failure
 
 # limit: watches of the map open at once
 WATCHES_MAX = 2
@@ -31,48 +32,14 @@ WATCHES_MAX = 2
 ADDRESSES_MAX = 64
 # Between two watches: short, because a failover is waited for; it is one small call to one address.
 WATCH_RETRY_MS = 50
-# gRPC tells once more of each call that ended with its channel; to a loop that is closed by then it
-# does so with a traceback on stderr.
-SETTLE_S = 0.02
 # How long an address may take to give the map before the next one is tried.
 GET_TIMEOUT_MS = 1_000
-
-
-class ClientChannels:
-    """One channel for each address, kept until the client closes."""
-
-    def __init__(self, access: Access) -> None:
-        self._credentials = None if access.tls is None else channel_credentials(access.tls)
-        self._channels: dict[str, grpc.aio.Channel] = {}
-
-    def to(self, address: str) -> grpc.aio.Channel:
-        """The channel to `address` (host:port). It connects, and connects again, by itself."""
-        channel = self._channels.get(address)
-        if channel is None:
-            if self._credentials is None:
-                channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            else:
-                channel = grpc.aio.secure_channel(
-                    address, self._credentials, options=CHANNEL_OPTIONS
-                )
-            self._channels[address] = channel
-        return channel
-
-    def warm(self, address: str) -> None:
-        """Begins to connect, so that the first call need not wait for it."""
-        self.to(address).get_state(try_to_connect=True)
-
-    async def close(self) -> None:
-        """Closes them all; calls on them end."""
-        for channel in self._channels.values():
-            await channel.close()
-        await asyncio.sleep(SETTLE_S)
 
 
 class Directory:
     """The map as the client knows it. `start` before use, `close` after."""
 
-    def __init__(self, access: Access, channels: ClientChannels) -> None:
+    def __init__(self, access: Access, channels: Channels) -> None:
         self.cache = MapCache(_clock_ms)
         self._access = access
         self._channels = channels
@@ -191,14 +158,14 @@ class Directory:
         return "; ".join([f"cannot connect: {explained}", *others[:2]])
 
 
-def make_channels(access: Access) -> ClientChannels:
+def make_channels(access: Access) -> Channels:
     """The channels of a client.
 
     Raises:
         ConnectFailed: a TLS file cannot be read.
     """
     try:
-        return ClientChannels(access)
+        return Channels(None if access.tls is None else Credentials(access.tls))
     except PkiError as error:
         raise ConnectFailed(str(error)) from error
 

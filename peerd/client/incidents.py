@@ -4,16 +4,16 @@ from pathlib import Path
 
 import grpc.aio
 
-from peerd.client.directory import ClientChannels
 from peerd.client.errors import Unavailable, error_of_call
 from peerd.recorder.ring import RING_BYTES_MAX
+from peerd.transport.channels import Channels
 from peerd.v1 import incident_pb2, incident_pb2_grpc
 
 # How long one recording may take: 64 MiB over a link that also carries appends. Seconds.
 SAVE_TIMEOUT_S = 60.0
 
 
-async def save_recording(channels: ClientChannels, address: str, path: Path) -> int:
+async def save_recording(channels: Channels, address: str, path: Path) -> int:
     """Write the recording of the process at `address` to `path`; returns its bytes.
 
     A file of that name is there only when it is whole. Raises `PeerdError`, or `OSError` if it

@@ -24,7 +24,6 @@ from las.v1 import (
     model_pb2_grpc,
 )
 from peerd.client.credentials import Access
-from peerd.client.directory import ClientChannels
 from peerd.client.errors import (
     LasUnavailable,
     LogExists,
@@ -35,6 +34,7 @@ from peerd.client.errors import (
 from peerd.client.options import SLOW_RETRY_STEP_S, compression_named
 from peerd.core.errors import Reason
 from peerd.core.shard_map import Shard
+from peerd.transport.channels import Channels
 from peerd.transport.map_codec import LogEntry, decode_log, decode_shard, encode_compression
 from peerd.transport.status import reason_of, refusal_of_error
 
@@ -51,7 +51,7 @@ Call = Callable[[grpc.aio.Channel, float], Awaitable[Answer]]
 class LasCalls:
     """The LAS services as the client uses them."""
 
-    def __init__(self, access: Access, channels: ClientChannels, timeout_s: float) -> None:
+    def __init__(self, access: Access, channels: Channels, timeout_s: float) -> None:
         """`timeout_s` bounds each call, tries at several nodes included."""
         self._channels = channels
         self._timeout_s = timeout_s

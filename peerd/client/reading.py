@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import grpc.aio
 
-from peerd.client.directory import ClientChannels, Directory
+from peerd.client.directory import Directory
 from peerd.client.errors import (
     CorruptData,
     InvalidRequest,
@@ -32,6 +32,7 @@ from peerd.client.positions import KeptPosition
 from peerd.client.values import Position, Record
 from peerd.core.ids import ShardId
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.channels import Channels
 from peerd.v1 import errors_pb2, log_pb2
 
 StartAt = Literal["earliest", "latest"] | int | datetime.datetime | Position
@@ -49,7 +50,7 @@ class RecordStream:
     def __init__(
         self,
         directory: Directory,
-        channels: ClientChannels,
+        channels: Channels,
         known_logs: KnownLogs,
         *,
         log: str,

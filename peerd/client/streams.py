@@ -20,9 +20,9 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from peerd.client.directory import ClientChannels
 from peerd.client.options import APPENDS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, RETRY_STEP_S
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.channels import Channels
 from peerd.transport.status import refusal_of_error
 from peerd.transport.wire_form import sized_tag, varint
 from peerd.v1 import errors_pb2, log_pb2
@@ -80,8 +80,9 @@ def _serialized(sent: Sent) -> tuple[bytes, ...]:
 class PeerStream:
     """The stream to one address. It opens when there is something to send, again and again."""
 
-    def __init__(self, address: str, channels: ClientChannels) -> None:
+    def __init__(self, address: str, channels: Channels) -> None:
         self.address = address
+        self._channels = channels
         self._channel = channels.to(address)
         self._outbox: deque[Sent] = deque()
         self._unanswered: dict[int, Sent] = {}
@@ -113,9 +114,12 @@ class PeerStream:
             await asyncio.sleep(RETRY_STEP_S)
 
     async def _connected(self) -> None:
+        # Anew each time: the certificate may have been renewed meanwhile.
+        self._channel = self._channels.to(self.address)
         state = self._channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
             await self._channel.wait_for_state_change(state)
+            self._channel = self._channels.to(self.address)
             state = self._channel.get_state(try_to_connect=True)
 
     async def _converse(self) -> None:
@@ -182,7 +186,7 @@ class PeerStream:
 class Streams:
     """The streams of a client, by address."""
 
-    def __init__(self, channels: ClientChannels) -> None:
+    def __init__(self, channels: Channels) -> None:
         self._channels = channels
         self._streams: dict[str, PeerStream] = {}
         self.next_request_id: Callable[[], int] = itertools.count(1).__next__

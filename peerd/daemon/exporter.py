@@ -18,6 +18,8 @@ from peerd.daemon.scrubber import ScrubStatistics
 from peerd.storage.options import Space
 from peerd.transport.workload import WorkloadFigures
 
+DAY_S = 24 * 3_600.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatistics:
@@ -36,6 +38,7 @@ class PeerStatistics:
     tasks: int
     workload: WorkloadFigures
     fronts: list[FrontStatistics]
+    certificate_expiry_s: float | None
 
 
 class PeerExporter(Collector):
@@ -90,6 +93,13 @@ class PeerExporter(Collector):
             peerd_copied_bytes=("Bytes read for copies", now.copier.copied_bytes),
             peerd_copied_segments=("Sealed segments copied here", now.copier.copied_segments),
         )
+        if now.certificate_expiry_s is not None:
+            yield from _gauges(
+                peerd_certificate_expiry_days=(
+                    "Until this peer's certificate, or the last authority it trusts, expires",
+                    now.certificate_expiry_s / DAY_S,
+                )
+            )
         yield from _care(now.repairer, now.scrubber)
         yield from _links(now.links)
         yield from _fronts(now.fronts)

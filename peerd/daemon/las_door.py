@@ -13,7 +13,7 @@ import grpc.aio
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import ShardId
-from peerd.daemon.channels import Channels
+from peerd.transport.channels import Channels
 from peerd.transport.limits import RETRY_AFTER_MS, RETRY_STEP_MS
 from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
 

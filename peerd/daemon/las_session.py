@@ -24,10 +24,10 @@ import grpc.aio
 
 from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason
-from peerd.daemon.channels import Channels
 from peerd.daemon.errors import DaemonError, RegistrationRefused, Superseded
 from peerd.daemon.logging import get_logger
 from peerd.daemon.reports import ReportQueue, is_evidence
+from peerd.transport.channels import Channels
 from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.status import reason_of, refusal_of_error
 

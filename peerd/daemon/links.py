@@ -25,11 +25,11 @@ import grpc.aio
 
 from peerd.core.ids import NodeName, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Ack, Adopt, Expect, Frame
-from peerd.daemon.channels import Channels
 from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
 from peerd.daemon.supervisor import Supervisor
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.transport.channels import Channels
 from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.map_codec import decode_process, encode_process
 from peerd.transport.replication_codec import (

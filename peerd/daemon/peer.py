@@ -27,7 +27,7 @@ from peerd.core.durable import Outcome
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.core.limits import Limits
-from peerd.daemon.channels import Channels
+from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
 from peerd.daemon.cores import CoreWatch
@@ -61,13 +61,14 @@ from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
 from peerd.transport.limits import ByteBudget
 from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.replication_service import ReplicationService
-from peerd.transport.tls import explain_connect_failure, server_credentials
+from peerd.transport.tls import explain_connect_failure, plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
 from peerd.v1 import incident_pb2, incident_pb2_grpc
 
@@ -102,7 +103,10 @@ class Peer:
         self.http_address = ""
         self.client_address: str | None = None
         self._plaintext = config.tls is None
-        self._channels = Channels(identity, config.tls_files())
+        self._credentials = daemon_credentials(config)
+        self._channels = Channels(
+            self._credentials, plaintext_metadata(identity) if self._plaintext else ()
+        )
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS,
             interceptors=[
@@ -154,9 +158,7 @@ class Peer:
     # ------------------------------------------------------------------ coming up
 
     async def _bring_up(self) -> None:
-        files = self.config.tls_files()
-        credentials = None if files is None else server_credentials(files)
-        port = bind_grpc(self._server, self.config.listen, credentials)
+        port = bind_grpc(self._server, self.config.listen, self._credentials)
         host, advertised_port = split_address(self.config.advertise)
         self.address = f"{host}:{advertised_port or port}"
         if self.config.workers:
@@ -408,6 +410,9 @@ class Peer:
             tasks=self.supervisor.task_count,
             workload=self.own.workload.figures(self._loop.time()),
             fronts=[] if self._fronts is None else self._fronts.statistics(),
+            certificate_expiry_s=(
+                None if self._credentials is None else self._credentials.expires_in_s()
+            ),
         )
 
     def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:

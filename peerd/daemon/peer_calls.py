@@ -15,8 +15,8 @@ from peerd.core.events import BeginAnswered
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Begin, ConfirmEpoch, Ready
 from peerd.core.producer import TableSnapshot
-from peerd.daemon.channels import Channels
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.transport.channels import Channels
 from peerd.transport.host_api import HolderUnavailable
 from peerd.transport.map_cache import MapCache
 from peerd.transport.replication_codec import (

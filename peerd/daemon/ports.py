@@ -2,10 +2,10 @@
 
 import socket
 
-import grpc
 import grpc.aio
 
 from peerd.daemon.errors import PortInUse
+from peerd.transport.credentials import Credentials
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -14,14 +14,12 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def bind_grpc(
-    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
-) -> int:
+def bind_grpc(server: grpc.aio.Server, address: str, credentials: Credentials | None) -> int:
     """Listen on `address`; port 0 takes a free one. Returns the port. Raises `PortInUse`."""
     try:
         if credentials is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, credentials.server())
     except RuntimeError as error:
         raise PortInUse.from_os_error("listen", address, _cause(address)) from error
 

@@ -24,7 +24,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class ChannelSource(Protocol):
-    """Channels to other peers; `peerd.daemon.channels.Channels` is one."""
+    """Channels to other peers; `peerd.transport.channels.Channels` is one."""
 
     @property
     def metadata(self) -> Metadata:

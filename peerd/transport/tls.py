@@ -1,4 +1,4 @@
-"""Mutual TLS: credentials from files, the caller's identity, and words for what went wrong.
+"""Mutual TLS: files that are judged, the caller's identity, and words for what went wrong.
 
 Both ends present a certificate of the cluster's authority. A server learns from it who calls
 (`identity_of`); a client verifies that the server's certificate carries the host name or address
@@ -20,7 +20,6 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-import grpc
 import grpc.aio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -45,11 +44,10 @@ __all__ = [
     "Role",
     "TlsError",
     "TlsFiles",
-    "channel_credentials",
     "explain_connect_failure",
     "identity_of",
     "plaintext_metadata",
-    "server_credentials",
+    "read_tls_file",
     "validate",
 ]
 
@@ -72,31 +70,6 @@ class TlsError(PkiError):
 
 class ForeignClusterError(IdentityError):
     """The caller is known, but belongs to another cluster."""
-
-
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Returns credentials of a server that refuses callers without a certificate of `files.ca`.
-
-    Raises:
-        TlsError: a file cannot be read. Contents are judged by `validate`.
-    """
-    pair = (_read(files.key, "tls.key"), _read(files.certificate, "tls.certificate"))
-    return grpc.ssl_server_credentials(
-        [pair], root_certificates=_read(files.ca, "tls.ca"), require_client_auth=True
-    )
-
-
-def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """Returns credentials with which a client shows who it is and verifies the server.
-
-    Raises:
-        TlsError: a file cannot be read. Contents are judged by `validate`.
-    """
-    return grpc.ssl_channel_credentials(
-        root_certificates=_read(files.ca, "tls.ca"),
-        private_key=_read(files.key, "tls.key"),
-        certificate_chain=_read(files.certificate, "tls.certificate"),
-    )
 
 
 def validate(files: TlsFiles, role: Role | None = None, cluster: str | None = None) -> Identity:
@@ -193,7 +166,8 @@ def _claimed_identity(
 # ------------------------------------------------------------------------------ checks of files
 
 
-def _read(path: Path, key: str) -> bytes:
+def read_tls_file(path: Path, key: str) -> bytes:
+    """The contents of a file of the setting `key`. Raises TlsError: it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -43,3 +43,34 @@ def test_mistakes_are_one_line():
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("peerctl: ")
     assert peerctl("issue", "king", "arthur").exit_code == 2
+
+
+def test_certificates_are_shown_and_renewed():
+    peerctl("init", "shop")
+    peerctl("issue", "peer", "peer-1", "--host", "10.0.0.1", "--days", "5")
+    assert peerctl("issue", "peer", "peer-1", "--host", "10.0.0.1").exit_code == 1
+    shown = json.loads(peerctl("show", "-o", "json").stdout)["certificates"]
+    (peer,) = (row for row in shown if row["identity"] == "spiffe://shop/peer/peer-1")
+    assert (peer["hosts"], peer["days_left"], peer["valid"]) == (["10.0.0.1"], 4, True)
+    renewed = peerctl("issue", "peer", "peer-1", "--host", "10.0.0.1", "--days", "9", "--renew")
+    assert renewed.exit_code == 0
+    shown = json.loads(peerctl("show", "pki/peer-1.cert.pem", "-o", "json").stdout)
+    assert [row["days_left"] for row in shown["certificates"]] == [8]
+    assert "peer-1.cert.pem" in peerctl("show").stdout
+
+
+def test_an_authority_is_replaced_step_by_step():
+    peerctl("init", "shop")
+    assert peerctl("rotate", "switch").exit_code == 1
+    begun = peerctl("rotate", "begin")
+    assert "trusts 2" in begun.stdout
+    assert "next: bring ca.pem" in begun.stdout
+    assert peerctl("rotate", "switch").exit_code == 0
+    assert json.loads(peerctl("rotate", "finish", "-o", "json").stdout)["trusted"] == 1
+
+
+def test_nothing_to_show_is_said():
+    for arguments in (("show",), ("show", "no-such.pem")):
+        done = peerctl(*arguments)
+        assert done.exit_code == 1
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -16,10 +16,10 @@ from peerd.client.errors import CLASSES, error_of_refusal
 from peerd.core.errors import Reason, Taken
 from peerd.testing.memory import CLUSTER, MemoryCluster
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.credentials import Credentials
 from peerd.transport.map_service import add_map_service
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.status import Refused, refusal
-from peerd.transport.tls import server_credentials
 from peerd.transport.typed_errors import TypedErrors
 
 PEERCTL = """\
@@ -116,7 +116,7 @@ async def tls_cluster(tmp_path):
         guards = [AuthorizationInterceptor(CLUSTER), TypedErrors(cluster.bugs.append)]
         server = grpc.aio.server(interceptors=guards, options=SERVER_OPTIONS)
         add_map_service(server, cluster.hosts["peer-1"].cache)
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(server_files))
+        port = server.add_secure_port("127.0.0.1:0", Credentials(server_files).server())
         await server.start()
         yield f"127.0.0.1:{port}", client_files, stranger_files
         await server.stop(None)

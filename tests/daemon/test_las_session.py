@@ -7,12 +7,13 @@ import structlog.testing
 
 from las.v1 import fleet_pb2, shard_map_pb2
 from peerd.core.errors import Reason
-from peerd.daemon.channels import Channels
 from peerd.daemon.errors import EXIT_FAILED, RegistrationRefused, Superseded
 from peerd.daemon.las_session import LasSession
 from peerd.daemon.reports import REPORTS_MAX, report_key
 from peerd.pki import Identity, Role
+from peerd.transport.channels import Channels
 from peerd.transport.status import Refused, refusal
+from peerd.transport.tls import plaintext_metadata
 from tests.daemon.fleet import CLUSTER, StandInLas, until
 
 
@@ -41,7 +42,9 @@ class Client:
 
 @pytest.fixture
 async def channels():
-    channels = Channels(Identity(cluster=CLUSTER, role=Role.PEER, name="peer-1"), None)
+    channels = Channels(
+        None, plaintext_metadata(Identity(cluster=CLUSTER, role=Role.PEER, name="peer-1"))
+    )
     yield channels
     await channels.close()
 

@@ -15,9 +15,9 @@ import pytest
 
 from las.v1 import fleet_pb2, fleet_pb2_grpc, log_admin_pb2, log_admin_pb2_grpc
 from peerd.pki import Authority, Role, TlsFiles, create_authority
+from peerd.transport.credentials import Credentials
 from peerd.transport.options import CHANNEL_OPTIONS
 from peerd.transport.status import name_of, refusal_of_error
-from peerd.transport.tls import channel_credentials
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -138,7 +138,7 @@ class Group:
     def channel(self, name: str) -> grpc.Channel:
         if name not in self._channels:
             self._channels[name] = grpc.secure_channel(
-                self.members[name], channel_credentials(self.admin), options=CHANNEL_OPTIONS
+                self.members[name], Credentials(self.admin).channel()[1], options=CHANNEL_OPTIONS
             )
         return self._channels[name]
 
@@ -179,7 +179,7 @@ def register(group: Group, leader: str, number: int) -> None:
     directory = group.directory / f"peer-{number}"
     files = group.authority.issue(Role.PEER, f"peer-{number}", HOSTS, directory, 7)
     with grpc.secure_channel(
-        group.members[leader], channel_credentials(files), options=CHANNEL_OPTIONS
+        group.members[leader], Credentials(files).channel()[1], options=CHANNEL_OPTIONS
     ) as channel:
         answer = fleet_pb2_grpc.FleetServiceStub(channel).Register(
             fleet_pb2.RegisterRequest(
@@ -289,7 +289,7 @@ def test_a_stranger_gets_nothing_and_others_only_what_is_theirs(alone):
     files = stranger.issue(Role.ADMIN, "eve", HOSTS, alone.directory / "eve", 7)
     mixed = TlsFiles(ca=alone.admin.ca, certificate=files.certificate, key=files.key)
     with grpc.secure_channel(
-        alone.members[leader], channel_credentials(mixed), options=CHANNEL_OPTIONS
+        alone.members[leader], Credentials(mixed).channel()[1], options=CHANNEL_OPTIONS
     ) as channel:
         stub = log_admin_pb2_grpc.LogAdminServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failure:
@@ -297,7 +297,7 @@ def test_a_stranger_gets_nothing_and_others_only_what_is_theirs(alone):
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     reader = alone.authority.issue(Role.READER, "rob", HOSTS, alone.directory / "rob", 7)
     with grpc.secure_channel(
-        alone.members[leader], channel_credentials(reader), options=CHANNEL_OPTIONS
+        alone.members[leader], Credentials(reader).channel()[1], options=CHANNEL_OPTIONS
     ) as channel:
         stub = log_admin_pb2_grpc.LogAdminServiceStub(channel)
         assert list(stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=5).logs) == []

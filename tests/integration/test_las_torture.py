@@ -3,7 +3,6 @@
 As a process of its own, which enters network namespaces of its own.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ MINUTES = 0.4
 pytestmark = [
     pytest.mark.fuse,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces and FUSE"),
+    pytest.mark.root,
 ]
 
 

@@ -91,10 +91,10 @@ async def test_a_dead_peer_gives_no_answer_and_its_next_process_is_dialled_anew(
     assert await calls.hears(peer.name, "peer-9") is None
     assert await calls.promise(ReplicaId(peer.name, peer.store), [ORDER]) is None
     assert await calls.has_begun(process, ShardId(1), Epoch(4)) is None
-    before = calls._dialled[peer.name].channel
+    before = calls._channels.to(peer.address)
     again = StandInPeer(1, las.node.address, port=int(peer.address.rpartition(":")[2]))
     again.boot = "a" * 32
     await again.start()
     assert await calls.hears(peer.name, "peer-9") is not None
-    assert calls._dialled[peer.name].channel is not before
+    assert calls._channels.to(peer.address) is not before
     await again.stop()

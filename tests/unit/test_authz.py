@@ -18,12 +18,11 @@ from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2, shard_map_pb2_grpc
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role, TlsFiles, create_authority
 from peerd.transport.authz import ALLOWED_ROLES, AuthorizationInterceptor, allowed_roles
+from peerd.transport.credentials import Credentials
 from peerd.transport.options import CHANNEL_OPTIONS, SERVER_OPTIONS
 from peerd.transport.tls import (
-    channel_credentials,
     identity_of,
     plaintext_metadata,
-    server_credentials,
 )
 from peerd.v1 import log_pb2, log_pb2_grpc
 
@@ -139,7 +138,7 @@ async def serving(files, cluster="shop") -> AsyncIterator[tuple[int, NamingFleet
     if plaintext:
         port = server.add_insecure_port("127.0.0.1:0")
     else:
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(files))
+        port = server.add_secure_port("127.0.0.1:0", Credentials(files).server())
     await server.start()
     try:
         yield port, fleet
@@ -151,7 +150,7 @@ def dial(port, files) -> grpc.aio.Channel:
     target = f"127.0.0.1:{port}"
     if files is None:
         return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, channel_credentials(files), options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, Credentials(files).channel()[1], options=CHANNEL_OPTIONS)
 
 
 async def refusal(awaitable) -> tuple[grpc.StatusCode, str, str, str]:

@@ -56,6 +56,14 @@ for cut in (made.off, made.mute, made.deaf):
     with cut("a"):
         told[cut.__name__] = heard(0.2)
     told[f"after {cut.__name__}"] = heard(5.0)
+# Both cut what b sends to a: the end of one is not the end of the other.
+mute, deaf = made.mute("b"), made.deaf("a")
+mute.__enter__()
+deaf.__enter__()
+mute.__exit__(None, None, None)
+told["still deaf"] = heard(0.2)
+deaf.__exit__(None, None, None)
+told["after both"] = heard(5.0)
 print(json.dumps(told))
 """
 
@@ -80,10 +88,11 @@ def test_a_cut_loses_what_it_says_and_is_mended_whole():
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    for whole in ("whole", "after off", "after mute", "after deaf"):
+    for whole in ("whole", "after off", "after mute", "after deaf", "after both"):
         assert told[whole] == EVERY_WAY, whole
     assert told["off"] == ["b to others", "others to b"]
     assert told["mute"] == ["b to a", "b to others", "others to a", "others to b"]
+    assert told["still deaf"] == told["deaf"]
     assert told["deaf"] == ["a to b", "a to others", "b to others", "others to b"]
 
 

@@ -15,9 +15,12 @@ from peerd.pki import (
     IdentityError,
     PkiError,
     Role,
+    begin_rotation,
     create_authority,
+    finish_rotation,
     load_authority,
     read_certificates,
+    switch_rotation,
     uris_of,
     write_atomically,
 )
@@ -204,3 +207,49 @@ def test_two_writers_of_one_file_cannot_both_win(tmp_path):
         write_atomically(tmp_path / "key", b"second", 0o600)
     assert (tmp_path / "key").read_bytes() == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_an_authority_is_replaced_in_three_steps(tmp_path):
+    old = create_authority(tmp_path, "shop")
+    begun = begin_rotation(tmp_path)
+    assert begun.certificate == old.certificate
+    assert len(begun.trusted) == 2
+    assert len(read_certificates(begun.issue(Role.PEER, "a", [], tmp_path / "a", 1).ca)) == 2
+    switched = switch_rotation(tmp_path)
+    assert switched.certificate != old.certificate
+    assert switched.certificate.subject != old.certificate.subject
+    assert set(switched.trusted) == set(begun.trusted)
+    finished = finish_rotation(tmp_path)
+    assert finished.trusted == (switched.certificate,)
+    renewed = finished.issue(Role.PEER, "a", [], tmp_path / "a", 1, overwrite=True)
+    assert read_certificates(renewed.ca) == [finished.certificate]
+    assert mode_of(tmp_path / "ca-key.pem") == 0o600
+
+
+def test_a_step_out_of_order_changes_nothing(tmp_path):
+    create_authority(tmp_path, "shop")
+    for step in (switch_rotation, finish_rotation):
+        with pytest.raises(PkiError):
+            step(tmp_path)
+    begin_rotation(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(PkiError, match="end that rotation first"):
+        begin_rotation(tmp_path)
+    with pytest.raises(PkiError, match="switch"):
+        finish_rotation(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_a_rotation_that_was_interrupted_goes_on(tmp_path):
+    create_authority(tmp_path, "shop")
+    before = (tmp_path / "ca.pem").read_bytes()
+    begin_rotation(tmp_path)
+    key = (tmp_path / "next-ca-key.pem").read_bytes()
+    (tmp_path / "ca.pem").write_bytes(before)
+    assert len(begin_rotation(tmp_path).trusted) == 2
+    assert (tmp_path / "next-ca-key.pem").read_bytes() == key
+    switch_rotation(tmp_path)
+
+
+def test_names_of_any_allowed_length_have_an_authority(tmp_path):
+    create_authority(tmp_path, "c" * 63).issue(Role.PEER, "n" * 63, [], tmp_path, 1)

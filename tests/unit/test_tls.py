@@ -17,12 +17,11 @@ from grpc_health.v1.health import aio as health_aio
 
 from peerd import pki
 from peerd.pki import Identity, Role, TlsFiles, create_authority
+from peerd.transport.credentials import Credentials
 from peerd.transport.options import CHANNEL_OPTIONS, SERVER_OPTIONS
 from peerd.transport.tls import (
     TlsError,
-    channel_credentials,
     explain_connect_failure,
-    server_credentials,
     validate,
 )
 
@@ -132,7 +131,7 @@ async def serving(files: TlsFiles | None) -> AsyncIterator[int]:
     if files is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:
-        port = server.add_secure_port("127.0.0.1:0", server_credentials(files))
+        port = server.add_secure_port("127.0.0.1:0", Credentials(files).server())
     await server.start()
     try:
         yield port
@@ -146,7 +145,7 @@ async def check_health(port: int, files: TlsFiles | None) -> health_pb2.HealthCh
         channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
     else:
         channel = grpc.aio.secure_channel(
-            target, channel_credentials(files), options=CHANNEL_OPTIONS
+            target, Credentials(files).channel()[1], options=CHANNEL_OPTIONS
         )
     async with channel:
         return await health_pb2_grpc.HealthStub(channel).Check(

@@ -38,7 +38,7 @@ from grpc_health.v1.health import aio as health
 from las.v1 import shard_map_pb2
 from peerd.allocator import keep_freed_memory
 from peerd.core.check import InvariantViolation
-from peerd.daemon.channels import Channels
+from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
 from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import (
@@ -65,11 +65,12 @@ from peerd.daemon.logging import configure_logging, get_logger
 from peerd.daemon.ports import bind_grpc
 from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_limits
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.channels import Channels
 from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
 from peerd.transport.options import FRONT_SERVER_OPTIONS
-from peerd.transport.tls import server_credentials
+from peerd.transport.tls import plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
 from peerd.transport.waiting import wait_for
 
@@ -104,7 +105,10 @@ class Worker:
         configure_logging(peer=config.name, worker=str(settings.worker))
         self._appends = SequencerAppends(settings.sequencer, self._map_cache, self._loop.time)
         self._appends.connect(connection)
-        channels = Channels(verify_identity(config), config.tls_files())
+        identity, credentials = verify_identity(config), daemon_credentials(config)
+        channels = Channels(
+            credentials, plaintext_metadata(identity) if credentials is None else ()
+        )
         log_service = LogService(
             NothingHere(settings.sequencer, settings.worker),
             self._map_cache,
@@ -117,8 +121,7 @@ class Worker:
         health_servicer = health.HealthServicer()
         server = _server(config)
         add_client_services(server, log_service, self._map_cache, health_servicer)
-        files = config.tls_files()
-        bind_grpc(server, settings.listen, None if files is None else server_credentials(files))
+        bind_grpc(server, settings.listen, credentials)
         await server.start()
         for service in ("", *CLIENT_SERVICES):
             await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
