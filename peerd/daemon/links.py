@@ -40,8 +40,9 @@ from peerd.transport.replication_codec import (
     size_bytes,
 )
 
-# Frame periods of 250 ms between two pings: one a second is as often as samples are taken.
-PULSES_PER_PING = 4
+# Frame periods of 250 ms between two pings whose way there and back is measured: one a second is as
+# often as samples are taken.
+PULSES_PER_MEASURED_PING = 4
 # The other end has this long to name itself. Seconds.
 HELLO_TIMEOUT_S = 2.0
 # The second pause before dialling again (the first is none); it doubles with each attempt.
@@ -53,7 +54,6 @@ ReplicateCall = grpc.aio.StreamStreamCall[
     replication_pb2.ReplicateRequest, replication_pb2.ReplicateResponse
 ]
 
-_ALIVE = replication_pb2.ReplicateRequest(alive=True)
 _log = get_logger("links")
 
 
@@ -145,7 +145,8 @@ class Link:
         self._wrote = False
         self._pulses = 0
         self._ping = 0
-        self._ping_due = False
+        self._measured_ping = 0
+        self._measure_due = False
         self._pinged_s: float | None = None
         self._round_trip_ms: float | None = None
         self._overflowed = False
@@ -166,13 +167,13 @@ class Link:
         self._wake.set()
 
     def pulse(self) -> None:
-        """A frame period has passed: say that this process lives, unless frames said so."""
+        """A frame period has passed: ask whether the other end hears, unless frames do."""
         self._pulse_due = not self._wrote
         self._wrote = False
         self._pulses += 1
-        if self._pulses % PULSES_PER_PING == 0 and self._process is not None:
+        if self._pulses % PULSES_PER_MEASURED_PING == 0 and self._process is not None:
             if self._pinged_s is None:
-                self._ping_due = True
+                self._measure_due = True
             elif self._round_trip_ms is not None:
                 # It knows pings, and this one is late: the wait itself is worth telling.
                 self._took((self._now_s() - self._pinged_s) * 1000.0)
@@ -254,14 +255,12 @@ class Link:
             while self._queue and len(self._under_way) < self._limits.under_way_messages_max:
                 await write_to(call, self._next_message())
                 self._wrote = True
-            if self._ping_due:
-                self._ping_due = self._pulse_due = False
+            if self._measure_due or self._pulse_due:
                 self._ping += 1
-                self._pinged_s = self._now_s()
+                if self._measure_due:
+                    self._measured_ping, self._pinged_s = self._ping, self._now_s()
+                self._measure_due = self._pulse_due = False
                 await write_to(call, replication_pb2.ReplicateRequest(alive=True, ping=self._ping))
-            if self._pulse_due:
-                self._pulse_due = False
-                await write_to(call, _ALIVE)
 
     def _next_message(self) -> replication_pb2.ReplicateRequest:
         """Join what waits, in order, up to `message_bytes_max`."""
@@ -289,8 +288,11 @@ class Link:
     async def _read(self, call: ReplicateCall, process: ProcessId) -> None:
         while True:
             answer = await self._next(call)
-            self._neighbours.heard(process)
-            if answer.pong == self._ping and self._pinged_s is not None:
+            if answer.pong or answer.taken or answer.acks or answer.expects:
+                self._neighbours.answered(process, a_ping=answer.pong > 0)
+            else:
+                self._neighbours.heard(process)
+            if answer.pong >= self._measured_ping and self._pinged_s is not None:
                 self._took((self._now_s() - self._pinged_s) * 1000.0)
                 self._pinged_s = None
             if answer.taken:
@@ -323,7 +325,7 @@ class Link:
 
     def _forget(self) -> None:
         """The stream is over: nothing of it may reach the next one."""
-        self._ping_due = False
+        self._measure_due = False
         self._pinged_s = self._round_trip_ms = None
         self._process = None
         self._breaks += 1

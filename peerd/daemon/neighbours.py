@@ -3,7 +3,9 @@
 docs/protocol.md §6. A neighbour is a peer with which this one shares an open or prepared segment:
 frames travel between them, or will when one becomes primary. Two kinds of evidence go to the LAS:
 - the stream broke and the address refuses connections: strong, told at once;
-- no frame for `FRAMES_MISSING` periods.
+- no frame for `FRAMES_MISSING` periods, or no answer to what was sent to it: a peer to which
+  nothing gets through is as useless as a dead one, and what it sends still comes for a while, until
+  its TCP waits for an acknowledgement.
 
 Invariants:
 - Only a process that was heard before is suspected, and by the boot id that was heard: a report
@@ -41,6 +43,7 @@ ReportSuspect = Callable[[NodeName, BootId, bool, int], None]
 class _Heard:
     boot: BootId
     at_ms: int
+    answers: bool = False
     told_at_ms: int | None = None
     told_refused: bool = False
 
@@ -74,7 +77,21 @@ class Neighbours:
             del self._heard[peer]
 
     def heard(self, process: ProcessId) -> None:
-        """A frame, or an answer to one, came from `process`."""
+        """Something came from `process`; that counts for nothing once it answers pings."""
+        known = self._heard.get(process.peer)
+        if known is None or known.boot != process.boot or not known.answers:
+            self._touch(process)
+
+    def answered(self, process: ProcessId, *, a_ping: bool) -> None:
+        """An answer came to what was sent to `process`; `a_ping`: to one of those of each period.
+
+        From its first answered ping on, only answers count: they prove both ways of the link.
+        """
+        self._touch(process)
+        if a_ping and (known := self._heard.get(process.peer)) is not None:
+            known.answers = True
+
+    def _touch(self, process: ProcessId) -> None:
         known = self._heard.get(process.peer)
         if known is not None and known.boot == process.boot:
             known.at_ms = self._now_ms()
@@ -91,6 +108,8 @@ class Neighbours:
         """A stream with `process` ended unexpectedly: see whether its address still accepts."""
         known = self._heard.get(process.peer)
         if known is not None and known.boot == process.boot:
+            # Nothing is sent to it until there is another stream, so nothing can be answered.
+            known.answers = False
             self._begin_probe(process.peer, process.boot)
 
     def look(self) -> None:

@@ -184,9 +184,17 @@ class Wire:
         return False
 
 
-class Deaf:
+class Listener:
+    """Stands in for `Neighbours`: what was heard, and how."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
     def heard(self, process: ProcessId) -> None:
-        """Nobody counts silence here."""
+        self.told.append("heard")
+
+    def answered(self, process: ProcessId, *, a_ping: bool) -> None:
+        self.told.append("pong" if a_ping else "answer")
 
 
 async def settled() -> None:
@@ -196,7 +204,7 @@ async def settled() -> None:
 
 async def test_a_ping_a_second_measures_the_way_there_and_back() -> None:
     made, events, clock = link()
-    made._neighbours = Deaf()
+    made._neighbours = listener = Listener()
     wire = Wire()
     tasks = [
         asyncio.ensure_future(made._write(wire)),
@@ -209,25 +217,58 @@ async def test_a_ping_a_second_measures_the_way_there_and_back() -> None:
             await settled()
 
     await second()
-    (ping,) = [message.ping for message in wire.written if message.ping]
+    # Each asks whether it is heard; the last one is measured.
+    assert [message.ping for message in wire.written] == [1, 2, 3, 4]
+    ping = 4
     # Without an answer to any ping the other end may be of a version that knows none.
     clock[0] = 5.0
     await second()
+    await wire.answers.put(replication_pb2.ReplicateResponse(pong=ping - 1))
+    await settled()
     assert events.round_trips == []
     await wire.answers.put(replication_pb2.ReplicateResponse(pong=ping))
     await settled()
     assert events.round_trips == [5_000.0]
     await second()
-    assert [message.ping for message in wire.written if message.ping] == [ping, ping + 1]
+    assert [message.ping for message in wire.written] == list(range(1, 13))
     # It answered before: a late answer is told while it is late.
     clock[0] = 5.75
     await second()
     assert events.round_trips[1:] == [750.0]
     assert made.statistics().round_trip_ms == 750.0
+    assert listener.told == ["pong", "pong"]
     made._forget()
     assert made.statistics().round_trip_ms is None
     for task in tasks:
         task.cancel()
+
+
+async def test_only_what_answers_proves_that_this_end_is_heard() -> None:
+    made, _, _ = link()
+    made._neighbours = listener = Listener()
+    wire = Wire()
+    task = asyncio.ensure_future(made._read(wire, made._process))
+    for answer in (
+        replication_pb2.ReplicateResponse(alive=True),
+        replication_pb2.ReplicateResponse(taken=1),
+        replication_pb2.ReplicateResponse(pong=1),
+    ):
+        await wire.answers.put(answer)
+    await settled()
+    assert listener.told == ["heard", "answer", "pong"]
+    task.cancel()
+
+
+async def test_frames_that_flow_need_no_ping_but_the_measured_one() -> None:
+    made, _, _ = link()
+    wire = Wire()
+    task = asyncio.ensure_future(made._write(wire))
+    for _ in range(4):
+        made._wrote = True
+        made.pulse()
+        await settled()
+    assert [message.ping for message in wire.written] == [1]
+    task.cancel()
 
 
 async def test_a_ping_is_answered_once_and_at_once() -> None:

@@ -56,6 +56,45 @@ async def test_a_suspicion_is_told_again_only_while_it_lasts(bench) -> None:
     assert bench.neighbours.silent_ms(OTHER.peer) == 750
 
 
+async def test_who_answers_pings_is_judged_by_answers_alone(bench) -> None:
+    """What a peer sends while nothing reaches it any more does not count."""
+    bench.neighbours.answered(OTHER, a_ping=True)
+    for _ in range(4):
+        bench.pass_ms(250)
+        bench.neighbours.heard(OTHER)
+    assert [silent_ms for _, _, _, silent_ms in bench.told] == [1000]
+    bench.neighbours.answered(OTHER, a_ping=False)
+    bench.pass_ms(750)
+    assert len(bench.told) == 1
+
+
+async def test_who_answers_no_pings_is_judged_by_what_comes(bench) -> None:
+    """An earlier version knows none; acknowledgements alone stop when nothing is appended."""
+    bench.neighbours.answered(OTHER, a_ping=False)
+    for _ in range(8):
+        bench.pass_ms(250)
+        bench.neighbours.heard(OTHER)
+    assert bench.told == []
+
+
+async def test_without_a_stream_to_it_what_comes_counts_again(bench) -> None:
+    bench.neighbours.answered(OTHER, a_ping=True)
+    bench.neighbours.stream_broke(OTHER)
+    for _ in range(8):
+        bench.pass_ms(250)
+        bench.neighbours.heard(OTHER)
+    assert bench.told == []
+
+
+async def test_another_process_of_the_same_name_begins_anew(bench) -> None:
+    bench.neighbours.answered(OTHER, a_ping=True)
+    after = ProcessId(OTHER.peer, OTHER.replica.store, BootId("c" * 32))
+    bench.pass_ms(500)
+    bench.neighbours.heard(after)
+    bench.pass_ms(750)
+    assert bench.told == []
+
+
 async def test_a_silence_is_told_soon_after_it_has_lasted_long_enough(bench) -> None:
     """Wherever between two looks the last frame came."""
     bench.pass_ms(500)
