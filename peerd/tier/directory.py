@@ -1,0 +1,134 @@
+"""A directory as an object store: a mount of a large disk, or of a network file system.
+
+An object is written to a file of its own name in `tmp`, flushed, and then linked to its name, which
+fails if there is one: so a name appears with all its bytes or not at all, also at a power cut. The
+directory is flushed before anybody is told.
+
+Calls run in a few threads, since a file system may hang: the event loop never waits for it.
+"""
+
+import asyncio
+import errno
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from peerd.tier.errors import MissingObject, NoCredentials, TierError, TierUnavailable
+from peerd.tier.store import LISTED_MAX, Listed
+
+# limit: calls to the file system at a time; a hanging one keeps a thread until it ends
+THREADS_MAX = 8
+_TEMPORARY = "tmp"
+
+T = TypeVar("T")
+
+
+class DirectoryBackend:
+    """Objects as files below `root`, which is made if it is not there."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._threads = ThreadPoolExecutor(THREADS_MAX, "tier")
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return str(self._root)
+
+    async def create(self, key: str, data: bytes) -> bool:
+        """See `Backend`."""
+        return await self._threaded(lambda: self._create(self._path(key), data))
+
+    async def read(self, key: str, begin: int, end: int) -> bytes:
+        """See `Backend`."""
+
+        def read() -> bytes:
+            with self._path(key).open("rb") as file:
+                file.seek(begin)
+                return file.read(end - begin)
+
+        return await self._threaded(read)
+
+    async def size_bytes(self, key: str) -> int:
+        """See `Backend`."""
+        return await self._threaded(lambda: self._path(key).stat().st_size)
+
+    async def listed(self, prefix: str) -> list[Listed]:
+        """See `Backend`."""
+        return await self._threaded(lambda: self._listed(self._path(prefix)))
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """See `Backend`."""
+
+        def remove() -> None:
+            for key in keys:
+                self._path(key).unlink(missing_ok=True)
+
+        await self._threaded(remove)
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not all(parts) or not {".", ".."}.isdisjoint(parts):
+            raise TierError(f"{key!r:.80} is no name of an object")
+        return self._root.joinpath(*parts)
+
+    def _create(self, path: Path, data: bytes) -> bool:
+        temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}.part"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _make_durably(path.parent, self._root)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return False
+            _flush(path.parent)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _listed(self, folder: Path) -> list[Listed]:
+        found: list[Listed] = []
+        if not folder.is_dir():
+            return found
+        for path in folder.rglob("*"):
+            if path.is_file() and len(found) < LISTED_MAX:
+                key = path.relative_to(self._root).as_posix()
+                found.append(Listed(key=key, size_bytes=path.stat().st_size))
+        return found
+
+    async def _threaded(self, call: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, call)
+        except FileNotFoundError as error:
+            raise MissingObject(f"{error.filename} is not there") from error
+        except PermissionError as error:
+            raise NoCredentials(f"{error.filename}: {error.strerror}") from error
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "")
+            raise TierUnavailable(f"{self.name}: {error.strerror} {name}") from error
+
+
+def _make_durably(folder: Path, root: Path) -> None:
+    """Make a folder below `root`, and each that it lies in, so that a power cut leaves them."""
+    if folder.is_dir():
+        return
+    if folder != root:
+        _make_durably(folder.parent, root)
+    folder.mkdir(parents=folder == root, exist_ok=True)
+    _flush(folder.parent)
+
+
+def _flush(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,144 @@
+"""A real S3 server for tests (SeaweedFS), and a proxy in front of it that spoils on purpose."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from sys import executable
+
+ACCESS_KEY = "tier-access"
+SECRET_KEY = "tier-secret"
+BUCKET = "peerd"
+_WEED = Path(executable).with_name("weed")
+_START_S = 40
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def s3_server(directory: Path) -> Iterator[str]:
+    """`http://host:port` of an S3 server with `BUCKET`; it asks for `ACCESS_KEY`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "name": "peerd",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    config = directory / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    kinds = ["master", "volume", "filer", "s3"]
+    ports = dict(zip([*kinds, *(f"{kind}.grpc" for kind in kinds)], free_ports(8), strict=True))
+    arguments = [
+        f"-{kind}.port{suffix}={ports[kind + suffix]}" for kind in kinds for suffix in ("", ".grpc")
+    ]
+    data = directory / "data"
+    data.mkdir(exist_ok=True)
+    command = [
+        *(str(_WEED), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-s3"),
+        *(f"-s3.config={config}", "-master.telemetry=false", "-master.volumeSizeLimitMB=128"),
+        *("-volume.max=30", "-volume.minFreeSpace=1MiB", "-s3.iam=false", *arguments),
+    ]
+    with (directory / "weed.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+        try:
+            _wait(process, ports["s3"], ports["filer"])
+            yield f"http://127.0.0.1:{ports['s3']}"
+        finally:
+            process.kill()  # it takes its time over a polite end, and nobody needs its data
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], *ports: int) -> None:
+    deadline = time.monotonic() + _START_S
+    for port in ports:
+        while True:
+            assert process.poll() is None, "the S3 server ended"
+            assert time.monotonic() < deadline, "the S3 server does not come up"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+
+
+@dataclass
+class SpoilingProxy:
+    """Passes bytes on to a server, one connection for each request.
+
+    `fail_every`: each n-th request is answered with 500, unseen by the server. `lose_puts`: so many
+    puts reach the server and their answers do not come back. `hang`: requests wait for ever.
+    """
+
+    target: str
+    fail_every: int = 0
+    lose_puts: int = 0
+    hang: bool = False
+    requests: int = 0
+    url: str = ""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["SpoilingProxy"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._one(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        length = next(
+            (int(line[15:]) for line in lines if line.lower().startswith(b"content-length:")), 0
+        )
+        body = await reader.readexactly(length)
+        self.requests += 1
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.fail_every and self.requests % self.fail_every == 0:
+            writer.write(b"HTTP/1.1 500 Spoilt\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        host, _, port = self.target.removeprefix("http://").partition(":")
+        there, upward = await asyncio.open_connection(host, int(port))
+        try:
+            kept = [line for line in lines[1:-2] if not line.lower().startswith(b"connection:")]
+            # The host is signed: it stays as the client named it.
+            upward.write(b"\r\n".join([lines[0], *kept, b"Connection: close", b"", b""]) + body)
+            await upward.drain()
+            answer = bytearray()
+            while piece := await there.read(1 << 16):
+                answer += piece
+        finally:
+            upward.close()
+        if self.lose_puts and head.startswith(b"PUT"):
+            self.lose_puts -= 1
+            return
+        writer.write(bytes(answer))
+        await writer.drain()
