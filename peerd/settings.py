@@ -83,7 +83,7 @@ class Key:
 
     @property
     def is_path(self) -> bool:
-        """Whether its value is a path, which in a file is relative to that file."""
+        """Whether its value is a path, or a list of them; in a file relative to that file."""
         return Path in (self.annotation, *get_args(self.annotation))
 
 
@@ -254,7 +254,7 @@ def _from_file(key: Key | None, value: object, path: Path) -> object:
     if key is not None and key.is_path and isinstance(value, str):
         return path.parent.absolute() / Path(value).expanduser()
     if isinstance(value, list):
-        return tuple(value)
+        return tuple([_from_file(key, each, path) for each in value])
     return value
 
 
@@ -263,11 +263,14 @@ def _from_text(key: Key, text: str, place: str) -> object:
 
     Lists are written `a,b,c`, mappings `name=value,name=value`.
     """
-    if key.is_path:
-        return Path(text).expanduser().absolute()
     origin = get_origin(key.annotation)
+    if key.is_path and origin is not tuple:
+        return Path(text).expanduser().absolute()
     if origin is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(
+            [Path(each).expanduser().absolute() for each in parts] if key.is_path else parts
+        )
     if origin is dict:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         return {name.strip(): value.strip() for name, _, value in pairs}

@@ -20,6 +20,7 @@ from las.core import (
     recovered,
     retention,
     segments,
+    tier,
     trim,
 )
 from las.core import commands as c
@@ -39,6 +40,7 @@ from las.core.state import (
     ShardEntry,
     key_range,
 )
+from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.core.shard_map import Plan, Segment, Shard
 
@@ -214,6 +216,8 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
     if wrong := recovered.registration_error(state, command):
         return refuse(state, Reason.LAS_LOST_ITS_PAST, wrong)
+    if wrong := tier.registration_error(state, command.name, command.feature_level):
+        return refuse(state, Reason.STATE_CHANGED, wrong)
     node = Node(
         name=command.name,
         store=command.store,
@@ -336,12 +340,15 @@ _HANDLERS = cast(
         c.AddHolder: segments.add_holder,
         c.DropHolder: segments.drop_holder,
         c.TrimShard: trim.trim_shard,
+        TierShard: tier.tier_shard,
+        CoolShard: tier.cool_shard,
         c.HaltShard: segments.halt_shard,
         c.ReleaseShards: recovered.release_shards,
         c.GiveUpSkipped: recovered.give_up_skipped,
         c.SetCopies: set_copies,
         c.DeleteLog: delete_log,
         c.SetRetention: retention.set_retention,
+        SetTier: tier.set_tier,
         c.SetCompression: set_compression,
         c.MarkAges: retention.mark_ages,
         c.RegisterNode: register_node,

@@ -190,8 +190,10 @@ def _shard_words(entry: ShardEntry) -> str:
         parts.append("split" if shard.split.is_committed else "split pending")
     if shard.gaps:
         parts.append(f"gaps: {len(shard.gaps)}")
-    if shard.trimmed_to:
-        parts.append(f"trimmed to {shard.trimmed_to}")
+    if shard.kept_from:
+        parts.append(f"trimmed to {shard.kept_from}")
+    if shard.tier is not None and shard.tier.begin < shard.tier.end:
+        parts.append(f"in the tier from {shard.tier.begin} to {shard.tier.end}")
     if entry.halted:
         parts.append("halted")
     return ", ".join(parts)
@@ -203,6 +205,8 @@ def _log_words(log: Log) -> str:
         parts.append(f"keeps {log.retention_bytes} bytes a shard")
     if log.retention_ms:
         parts.append(f"keeps {log.retention_ms} ms")
+    if log.hot_bytes:
+        parts.append(f"{log.hot_bytes} hot bytes a shard")
     if log.compression is not Compression.NONE:
         parts.append(f"packed with {log.compression}")
     return ", ".join(parts)

@@ -15,6 +15,7 @@ from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
 from las.core.ledger import Case, Outcome
 from las.core.model_registry import ModelHead
 from las.core.state import NO_NODE, NO_SHARD, NodeState
+from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import (
     NO_EPOCH,
@@ -503,12 +504,15 @@ Command = (
     | AddHolder
     | DropHolder
     | TrimShard
+    | TierShard
+    | CoolShard
     | HaltShard
     | ReleaseShards
     | GiveUpSkipped
     | SetCopies
     | DeleteLog
     | SetRetention
+    | SetTier
     | SetCompression
     | MarkAges
     | RegisterNode
@@ -544,12 +548,15 @@ COMMANDS: Mapping[str, type[Command]] = {
     "add_holder": AddHolder,
     "drop_holder": DropHolder,
     "trim_shard": TrimShard,
+    "tier_shard": TierShard,
+    "cool_shard": CoolShard,
     "halt_shard": HaltShard,
     "release_shards": ReleaseShards,
     "give_up_skipped": GiveUpSkipped,
     "set_copies": SetCopies,
     "delete_log": DeleteLog,
     "set_retention": SetRetention,
+    "set_tier": SetTier,
     "set_compression": SetCompression,
     "mark_ages": MarkAges,
     "register_node": RegisterNode,

@@ -30,16 +30,17 @@ from las.core.state import (
 )
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split
+from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split, Tiered
 
-FORMAT = 3
+FORMAT = 4
 """Version of this format. A reader refuses what it does not know: an older program must not guess.
 
 1 had neither audit records nor ends of drains, and is still read. 2 has neither a group that
-began from older data nor LAS nodes that rejoined; without these, 2 is written.
+began from older data nor LAS nodes that rejoined, 3 no tier. The lowest that fits is written.
 """
+_WITHOUT_TIER = 3
 _WITHOUT = 2
-_FORMATS_READ = frozenset({1, _WITHOUT, FORMAT})
+_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, FORMAT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +124,10 @@ def _rarities(entry: ShardEntry) -> list[JsonValue]:
     """
     shard = entry.shard
     skipped: list[JsonValue] = []
-    if shard.skipped:
+    if shard.skipped or shard.tier is not None:
         skipped = [[encode(each) for each in shard.skipped], entry.gap_why]
+    if shard.tier is not None:
+        skipped.append([shard.tier.begin, shard.tier.end, shard.tier.manifest])
     usual = shard.split or shard.parent or shard.gaps or shard.trimmed_to or entry.ages
     if not (usual or skipped):
         return []
@@ -157,7 +160,7 @@ def snapshot(state: ClusterState) -> bytes:
     if state.models != NO_MODELS:
         lines.append(to_json(encode(state.models)))
     header = _Header(
-        format=FORMAT if state.recovery.id or state.rejoined else _WITHOUT,
+        format=_format_of(state),
         cluster_id=state.cluster_id,
         version=state.version,
         next_shard=state.next_shard,
@@ -179,6 +182,15 @@ def snapshot(state: ClusterState) -> bytes:
         rejoined=state.rejoined,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
+
+
+def _format_of(state: ClusterState) -> int:
+    tiered = any(log.hot_bytes for log in state.logs.values()) or any(
+        entry.shard.tier is not None for entry in state.shards.values()
+    )
+    if tiered:
+        return FORMAT
+    return _WITHOUT_TIER if state.recovery.id or state.rejoined else _WITHOUT
 
 
 @dataclass(slots=True)
@@ -214,8 +226,8 @@ class _Reader:
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
         # A row of an older program ends before what its shards could not have.
-        rarities = (*cast(list[JsonValue], row[11:]), *(None,) * 7)
-        split, parent, gaps, trimmed_to, ages, skipped, gap_why = rarities[:7]
+        rarities = (*cast(list[JsonValue], row[11:]), *(None,) * 8)
+        split, parent, gaps, trimmed_to, ages, skipped, gap_why, tier = rarities[:8]
         return ShardEntry(
             shard=Shard(
                 shard=ShardId(cast(int, shard)),
@@ -234,6 +246,7 @@ class _Reader:
                 skipped=tuple(
                     decode(SkippedEpochs, each) for each in cast(list[JsonValue], skipped or [])
                 ),
+                tier=None if tier is None else _tier_of(cast(tuple[int, int, str], tier)),
             ),
             drawn=Epoch(cast(int, drawn)),
             halted=cast(str, halted),
@@ -243,6 +256,11 @@ class _Reader:
             ),
             gap_why=cast(str, gap_why or ""),
         )
+
+
+def _tier_of(row: tuple[int, int, str]) -> Tiered:
+    begin, end, manifest = row
+    return Tiered(begin=Offset(begin), end=Offset(end), manifest=manifest)
 
 
 def restore(data: bytes) -> ClusterState:

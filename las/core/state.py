@@ -140,6 +140,7 @@ class Log:
 
     Of each shard `retention_bytes` at least are kept, and what is younger than `retention_ms`; 0:
     for ever. `compression` is what clients do with its batches, unless a producer says otherwise.
+    The newest `hot_bytes` of a shard stay in stores, what is older goes to the tier; 0: all stays.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Log:
     retention_bytes: int = 0
     retention_ms: int = 0
     compression: Compression = Compression.NONE
+    hot_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

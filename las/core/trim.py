@@ -11,6 +11,8 @@ Why nothing is lost that should be kept, and nothing is needed that is gone:
   replica ever asks for a batch that is gone.
 - *The past that proves.* The newest sealed segment stays listed when all of it is trimmed: its
   holders, and their producer tables as of its end, are where the next primary looks (§3.1).
+- *In the tier, too.* What is trimmed is kept nowhere: the primary removes its objects from the
+  tier once the map says so.
 """
 
 from dataclasses import replace
@@ -18,7 +20,7 @@ from dataclasses import replace
 from las.core.commands import Reason, Result, TrimShard
 from las.core.segments import Applied, refuse, unless_free
 from las.core.state import ClusterState
-from peerd.core.ids import FIRST_OFFSET
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset
 from peerd.core.shard_map import Shard, stable_end
 
 
@@ -34,43 +36,50 @@ def trim_shard(state: ClusterState, command: TrimShard) -> Applied:
     if entry is None:
         return refuse(state, Reason.UNKNOWN_SHARD, f"there is no shard {command.shard}")
     shard = entry.shard
-    if command.trimmed_to <= shard.trimmed_to:
+    if command.trimmed_to <= shard.kept_from:
         return state, Result(ok=True, text="trimmed already", epoch=command.epoch)
     if (refused := unless_free(state, entry)) is not None:
         return refused
-    if wrong := _offset_error(shard, command):
+    if wrong := offset_error(shard, command.epoch, command.trimmed_to):
         return refuse(state, Reason.STATE_CHANGED, wrong, shard.open.epoch)
-    after = _left(replace(shard, trimmed_to=command.trimmed_to))
+    after = left(_trimmed(shard, command.trimmed_to))
     ages = tuple(mark for mark in entry.ages if mark.offset > command.trimmed_to)
     changed = state.changed(shards=(replace(entry, shard=after, ages=ages),))
     return changed, Result(ok=True, text=f"trimmed to {command.trimmed_to}", epoch=command.epoch)
 
 
-def _offset_error(shard: Shard, command: TrimShard) -> str:
-    segment = next(
-        (each for each in (*shard.sealed, shard.open) if each.epoch == command.epoch), None
-    )
+def _trimmed(shard: Shard, offset: Offset) -> Shard:
+    """`shard` without what lies below `offset`, in stores and in the tier."""
+    tier = shard.tier
+    if tier is not None:
+        tier = replace(tier, begin=offset, end=max(tier.end, offset))
+    return replace(shard, trimmed_to=max(shard.trimmed_to, offset), tier=tier)
+
+
+def offset_error(shard: Shard, epoch: Epoch, offset: Offset) -> str:
+    """Why `offset` is no place of segment `epoch` below which all may go; empty if it is."""
+    segment = next((each for each in (*shard.sealed, shard.open) if each.epoch == epoch), None)
     if segment is None or segment.begin is None:
-        return f"shard {shard.shard} has no segment {command.epoch} in its chain"
+        return f"shard {shard.shard} has no segment {epoch} in its chain"
     # What the open segment may lose its primary has told; of a sealed one the map tells it, too.
     bound = None if segment.end is None else stable_end(segment, FIRST_OFFSET)
-    if command.trimmed_to < segment.begin or (bound is not None and command.trimmed_to > bound):
-        return f"{command.trimmed_to} lies outside what may be read of segment {command.epoch}"
+    if offset < segment.begin or (bound is not None and offset > bound):
+        return f"{offset} lies outside what may be read of segment {epoch}"
     return ""
 
 
-def _left(shard: Shard) -> Shard:
-    """`shard` without the segments and gaps that are trimmed as a whole."""
+def left(shard: Shard) -> Shard:
+    """`shard` without the segments and gaps of which nothing is kept."""
     sealed = [
         segment
         for at, segment in enumerate(shard.sealed, 1)
-        if at == len(shard.sealed) or segment.end is None or segment.end > shard.trimmed_to
+        if at == len(shard.sealed) or segment.end is None or segment.end > shard.kept_from
     ]
     # Without a sealed segment the gaps tell that nobody has the table as of the open one's begin.
     first = sealed[0].begin if sealed else FIRST_OFFSET
     gaps = tuple(
         gap
         for gap in shard.gaps
-        if gap.end > shard.trimmed_to or (first is not None and gap.begin >= first)
+        if gap.end > shard.kept_from or (first is not None and gap.begin >= first)
     )
     return replace(shard, sealed=tuple(sealed), gaps=gaps)

@@ -131,6 +131,7 @@ def encode_las_log(log: Log) -> shard_map_pb2.Log:
             retention_bytes=log.retention_bytes,
             retention_ms=log.retention_ms,
             compression=log.compression,
+            hot_bytes=log.hot_bytes,
         )
     )
 

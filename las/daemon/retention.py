@@ -180,7 +180,10 @@ class Retention:
     async def _trim_by_age(self, entry: ShardEntry, before: Offset, cut: FoundCut | None) -> None:
         """Trim to the last cut at or below `before`. Raises `CannotTell`."""
         shard, opened = entry.shard, entry.shard.open
-        if before > (opened.begin or FIRST_OFFSET):
+        if shard.kept_from < before <= shard.trimmed_to:
+            # In the tier alone. What was committed when the clock was marked ends with a batch.
+            await self._commit_cold(entry, before)
+        elif before > (opened.begin or FIRST_OFFSET):
             if cut is not None:
                 offset = max(opened.begin or FIRST_OFFSET, cut.offset)
                 await self._trimmer.commit(shard, opened.epoch, offset)
@@ -188,6 +191,13 @@ class Retention:
             result = await self._trimmer.trim(shard.shard, before)
             if result is None or result.ok:
                 self._looked[shard.shard] = before
+
+    async def _commit_cold(self, entry: ShardEntry, before: Offset) -> None:
+        shard = entry.shard
+        for segment in (*shard.sealed, shard.open):
+            begin = segment.begin or FIRST_OFFSET
+            if begin < before and (segment.end is None or before <= segment.end):
+                await self._trimmer.commit(shard, segment.epoch, before)
 
     async def _trim_by_bytes(
         self, entry: ShardEntry, keep_bytes: int, cut: FoundCut | None
@@ -197,9 +207,9 @@ class Retention:
         if cut is None:
             return False
         for segment in reversed((*shard.sealed, shard.open)):
-            begin = max(segment.begin or FIRST_OFFSET, shard.trimmed_to)
+            begin = max(segment.begin or FIRST_OFFSET, shard.kept_from)
             if segment.end is not None:
-                if segment.end <= shard.trimmed_to:
+                if segment.end <= shard.kept_from:
                     return False
                 known = self._sealed_bytes.get((shard.shard, segment.epoch, begin))
                 if known is not None and known < keep_bytes:

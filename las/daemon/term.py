@@ -14,6 +14,7 @@ from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
 from las.daemon.config import LasConfig, Telemetry
+from las.daemon.cooling import Cooling
 from las.daemon.detector import Detector, DetectorTiming, Judged
 from las.daemon.evidence import LAST_SAMPLES, cause_of_end, cause_of_silence
 from las.daemon.executor import Executor
@@ -108,6 +109,7 @@ class Term:
             period_ms=policy.retention_period_ms,
             clock=self.clock,
         )
+        self._cooling = Cooling(group, self.trimmer, period_ms=policy.retention_period_ms)
         self._story = Story(group, self.forecaster.words, wall_ms)
 
     def works(self) -> Iterator[tuple[str, Work]]:
@@ -120,6 +122,7 @@ class Term:
         yield "story", self._story.run()
         yield "ledger", self.ledger.run()
         yield "retention", self._retention.run()
+        yield "cooling", self._cooling.run()
         yield "deadlines", self._deadlines.run()
         yield "release", self._releaser.run()
         yield "rejoins", self._record_rejoins()

@@ -80,7 +80,7 @@ class Trimmer:
         entry = entry_of(state, shard).shard
         for segment in reversed((*entry.sealed, entry.open)):
             begin = segment.begin or FIRST_OFFSET
-            if before <= max(begin, entry.trimmed_to):
+            if before <= max(begin, entry.kept_from):
                 continue
             if segment.end is not None and before >= segment.end == stable_end(
                 segment, FIRST_OFFSET
@@ -95,7 +95,7 @@ class Trimmer:
         self, entry: Shard, epoch: Epoch, offset: Offset, submit: Submit | None = None
     ) -> Result | None:
         """Commit a trim; None if it would change nothing."""
-        if offset <= entry.trimmed_to:
+        if offset <= entry.kept_from:
             return None
         command = TrimShard(shard=entry.shard, epoch=epoch, trimmed_to=offset)
         return await (submit or self._consensus.submit)(command)

@@ -100,7 +100,7 @@ def describe(
             return
         typer.echo(
             f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk; "
-            f"{_retention(log)}{_packed(log)}"
+            f"{_retention(log)}{'; ' if log.hot_bytes else ''}{_hot(log)}{_packed(log)}"
         )
         columns = [
             "shard",
@@ -109,6 +109,8 @@ def describe(
             "voters",
             "non-voters",
             "first",
+            "local",
+            "tier",
             "end",
             "segments",
             "",
@@ -292,6 +294,36 @@ def retain(
             typer.echo(f"{log}: {_retention(kept)}")
 
 
+@log_app.command("tier")
+def tier(
+    log: LogName,
+    hot_bytes: Annotated[
+        int,
+        typer.Option("--hot-bytes", min=0, help="Bytes of each shard that peers keep. 0: all."),
+    ],
+    config: ConfigOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Say how much of a log stays on its peers' disks. What is older goes to the tier.
+
+    The peers need a tier in their configuration (`tier.url`). With 0 nothing more goes there; what
+    is there stays readable.
+
+    Example: peerctl log tier orders --hot-bytes 10737418240
+    """
+    with connected(config) as client:
+        kept = client.set_tier(log, hot_bytes)
+        if output is Format.JSON:
+            print_json(_log_json(kept))
+        else:
+            typer.echo(f"{log}: {_hot(kept) or 'its peers keep all'}")
+
+
+def _hot(log: LogEntry) -> str:
+    """What of a log its peers keep, in words; empty if all."""
+    return f"the newest {log.hot_bytes} bytes of a shard on its peers" if log.hot_bytes else ""
+
+
 def _retention(log: LogEntry) -> str:
     """How long a log keeps its records, in words."""
     if not (log.retention_bytes or log.retention_ms):
@@ -327,7 +359,9 @@ def _shard_row(log: str, shard: Shard, tails: dict[int, int]) -> list[str]:
         plan.primary.peer,
         " ".join(replica.peer for replica in plan.voters),
         " ".join(replica.peer for replica in plan.non_voters) or "-",
+        str(shard.kept_from),
         str(shard.trimmed_to),
+        "-" if shard.tier is None else str(shard.tier.end),
         str(tails.get(shard.shard, "?")),
         str(len(shard.sealed) + 1),
         note,
@@ -343,6 +377,7 @@ def _log_json(log: LogEntry) -> dict[str, object]:
         "retention_bytes": log.retention_bytes,
         "retention_ms": log.retention_ms,
         "compression": log.compression,
+        "hot_bytes": log.hot_bytes,
     }
 
 
@@ -351,7 +386,15 @@ def _shard_json(shard: Shard, tails: dict[int, int]) -> dict[str, object]:
         "shard": shard.shard,
         "key_hash_low": shard.key_hash_low,
         "key_hash_high": shard.key_hash_high,
-        "first_offset": shard.trimmed_to,
+        "first_offset": shard.kept_from,
+        "stored_from": shard.trimmed_to,
+        "tier": None
+        if shard.tier is None
+        else {
+            "begin": shard.tier.begin,
+            "end": shard.tier.end,
+            "manifest": shard.tier.manifest,
+        },
         "committed": tails.get(shard.shard),
         "open": _segment_json(shard.open),
         "prepared": None if shard.prepared is None else _segment_json(shard.prepared),

@@ -415,6 +415,19 @@ class Client:
             name, retention_bytes=retention_bytes, retention_ms=retention_ms
         )
 
+    async def set_tier(self, name: str, hot_bytes: int) -> LogEntry:
+        """Says how many bytes of each shard stay on its peers' disks; the rest goes to the tier.
+
+        0: nothing more goes there. What is there already stays, and is read from there.
+
+        Raises:
+            UnknownLog, InvalidRequest, AccessDenied: what they say.
+            StateConflict: some peer runs a version that knows no tier.
+            LasUnavailable: nobody answered in time; it may be done.
+        """
+        self._check_open()
+        return await self.las.set_tier(name, hot_bytes)
+
     async def set_compression(self, name: str, compression: str) -> LogEntry:
         """Says how clients pack what they append to a log from now on: "zstd" or "none".
 

@@ -500,6 +500,10 @@ class Client:
             )
         )
 
+    def set_tier(self, name: str, hot_bytes: int) -> LogEntry:
+        """Says how many bytes of each shard stay on its peers' disks; the rest goes to the tier."""
+        return self._thread.run(self._client.set_tier(name, hot_bytes))
+
     def set_compression(self, name: str, compression: str) -> LogEntry:
         """Says how clients pack what they append to a log from now on: "zstd" or "none"."""
         return self._thread.run(self._client.set_compression(name, compression))

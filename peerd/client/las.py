@@ -177,6 +177,17 @@ class LasCalls:
         )
         return decode_log(response.log)
 
+    async def set_tier(self, name: str, hot_bytes: int) -> LogEntry:
+        """See `Client.set_tier`."""
+        request = log_admin_pb2.AlterLogRequest(name=name, hot_bytes=hot_bytes)
+        response = await self.call(
+            lambda channel, timeout_s: log_admin_pb2_grpc.LogAdminServiceStub(channel).AlterLog(
+                request, timeout=timeout_s
+            ),
+            f"changing the tier of {name!r}",
+        )
+        return decode_log(response.log)
+
     async def set_compression(self, name: str, compression: str) -> LogEntry:
         """See `Client.set_compression`."""
         request = log_admin_pb2.AlterLogRequest(

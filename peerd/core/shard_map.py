@@ -2,8 +2,8 @@
 
 Both sides use them: the LAS core commits them, the peer core reacts to them. Invariants that
 `Shard` checks when it is built (G7): sealed segments, with the gaps between them, tile
-[0, begin of the open one) in epoch order. Of what is trimmed the oldest ones are left out; those
-that are listed tile from some offset that is not above `trimmed_to`.
+[0, begin of the open one) in epoch order. Of what is not kept any more the oldest ones are left
+out; those that are listed tile from some offset that is not above `kept_from`.
 """
 
 from enum import StrEnum
@@ -136,6 +136,21 @@ class Parent:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class Tiered:
+    """Offsets [begin, end) are in the object tier, read back and verified (docs/tiers.md).
+
+    `manifest` is the name of the list of their objects. A lost range may lie between them.
+    """
+
+    begin: Offset
+    end: Offset
+    manifest: str
+
+    def __post_init__(self) -> None:
+        invariant(self.begin <= self.end, "the tier ends where it begins or later", tier=self)
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class Shard:
     """A chain of sealed segments and the open one; see `las.v1.Shard` for the same on the wire."""
 
@@ -153,6 +168,14 @@ class Shard:
     gaps: tuple[Gap, ...] = ()
     trimmed_to: Offset = FIRST_OFFSET
     skipped: tuple[SkippedEpochs, ...] = ()
+    tier: Tiered | None = None
+
+    @property
+    def kept_from(self) -> Offset:
+        """The first offset that may be read. Below `trimmed_to` no store keeps anything: what lies
+        between the two is in the tier alone.
+        """
+        return self.trimmed_to if self.tier is None else self.tier.begin
 
     def skipped_with(self, epoch: Epoch) -> SkippedEpochs | None:
         """The skipped range that `epoch` lies in: nobody here knows what it was drawn for."""
@@ -177,7 +200,10 @@ class Shard:
     def __post_init__(self) -> None:
         gaps = {gap.begin: gap.end for gap in self.gaps}
         at, epoch = self._listed_from, 0
-        invariant(at <= self.trimmed_to, "segments tile from what is trimmed on", shard=self)
+        invariant(at <= self.kept_from, "segments tile from what is kept on", shard=self)
+        if self.tier is not None:
+            inside = self.tier.begin <= self.trimmed_to <= self.tier.end
+            invariant(inside, "stores keep what the tier does not have", shard=self)
         for segment in (*self.sealed, self.open):
             # A quorum may be lost again before a record was taken: then one gap follows another.
             while at in gaps:

@@ -45,6 +45,8 @@ WORKERS_MAX = 32
 CORES_FOR_WORKERS_MIN = 4
 # limit: workers by default; as many as the appends of a busy peer need
 WORKERS_DEFAULT_MAX = 8
+# limit: keys of the tier; one more with each rotation, until what the oldest wrote is gone
+TIER_KEYS_MAX = 64
 # limit: LAS addresses in a configuration; a group has 1, 3 or 5 nodes
 LAS_ADDRESSES_MAX = 9
 
@@ -199,6 +201,67 @@ class Scrub(Section):
     )
 
 
+class Tier(Section):
+    """The object store for what is too old for this peer's disk (docs/tiers.md)."""
+
+    url: str = Field(
+        default="",
+        pattern=r"^(s3://[^/\s]+(/[^\s]*)?|file:///[^\s]+)?$",
+        description="`s3://bucket/prefix`, or `file:///directory` for the mount of a large disk, "
+        "the same on all peers. Empty: this peer has no tier",
+    )
+    endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="Address of an S3 server that is not Amazon's, `https://host:port`",
+    )
+    region: str = Field(default="", description="Region of the bucket, where the server has some")
+    access_key_id_file: Path | None = Field(
+        default=None,
+        description="File with the access key id. Without it the environment (`AWS_…`) and the "
+        "machine's role are asked",
+    )
+    secret_access_key_file: Path | None = Field(
+        default=None, description="File with the secret access key; a systemd credential is one"
+    )
+    key_files: tuple[Path, ...] = Field(
+        default=(),
+        max_length=TIER_KEYS_MAX,
+        description="Files with keys of 32 bytes, or 64 hexadecimal digits: what goes to the tier "
+        "is encrypted with the first, and read with any of them. None: it is not encrypted",
+    )
+    object_bytes: int = Field(
+        default=32 * MIB,
+        ge=4 * KIB,
+        le=256 * MIB,
+        description="Bytes of records in one object; memory for some three of them is needed",
+    )
+    cache_bytes: int = Field(
+        default=32 * MIB, ge=MIB, description="Bytes of records from the tier kept in memory"
+    )
+    upload_bytes_per_s_max: int = Field(
+        default=80 * MIB, ge=64 * KIB, description="Bytes a second that go to the tier at most"
+    )
+    deadline_ms: int = Field(
+        default=30_000,
+        ge=100,
+        le=600_000,
+        description="Time that one call to the object store may take",
+    )
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=20,
+        description="Times that a call is tried, with growing pauses, before it has failed",
+    )
+    remove_after_s: int = Field(
+        default=60,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="Time that objects stay in the tier after what is in them was trimmed",
+    )
+
+
 class Telemetry(Section):
     """What the peer tells about its health."""
 
@@ -292,6 +355,7 @@ class PeerdConfig(Endpoint):
     replication: Replication = Field(default_factory=Replication)
     copier: Copier = Field(default_factory=Copier)
     scrub: Scrub = Field(default_factory=Scrub)
+    tier: Tier = Field(default_factory=Tier)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     testing: Testing = Field(default_factory=Testing)
 
@@ -335,6 +399,8 @@ def _mistakes(config: PeerdConfig) -> Iterator[tuple[str, str]]:
             "storage.reserve_bytes",
             "leaves no room: it must be below storage.map_size_bytes_max",
         )
+    if (config.tier.access_key_id_file is None) != (config.tier.secret_access_key_file is None):
+        yield "tier.access_key_id_file", "and tier.secret_access_key_file go together"
     if 0 < config.flight_recorder_bytes < RING_BYTES_MIN:
         yield "flight_recorder_bytes", f"must be 0 (off) or at least {RING_BYTES_MIN}"
     if config.append.batch_bytes_max > config.append.inflight_bytes_max:

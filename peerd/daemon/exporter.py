@@ -15,6 +15,7 @@ from peerd.daemon.las_session import SessionStatistics
 from peerd.daemon.links import LinkStatistics
 from peerd.daemon.repairer import RepairStatistics
 from peerd.daemon.scrubber import ScrubStatistics
+from peerd.daemon.uploader import UploadStatistics
 from peerd.storage.options import Space
 from peerd.transport.workload import WorkloadFigures
 
@@ -31,6 +32,7 @@ class PeerStatistics:
     copier: CopierStatistics
     repairer: RepairStatistics
     scrubber: ScrubStatistics
+    uploader: UploadStatistics | None
     space: Space
     storage_queued_bytes: int
     map_version: int
@@ -101,9 +103,35 @@ class PeerExporter(Collector):
                 )
             )
         yield from _care(now.repairer, now.scrubber)
+        if now.uploader is not None:
+            yield from _tier(now.uploader)
         yield from _links(now.links)
         yield from _fronts(now.fronts)
         yield from _workload(now.workload)
+
+
+def _tier(uploads: UploadStatistics) -> Iterator[Metric]:
+    """What went to the tier from here, and what waits to."""
+    yield from _gauges(
+        peerd_tier_oldest_waiting_seconds=(
+            "Age of the oldest record that could be in the tier and is not yet",
+            uploads.oldest_waiting_s,
+        )
+    )
+    yield from _counters(
+        peerd_tier_objects=("Objects put into the tier, verified", uploads.objects),
+        peerd_tier_uploaded_bytes=("Payload bytes in them", uploads.payload_bytes),
+        peerd_tier_removed_objects=(
+            "Objects and manifests removed that nobody needs",
+            uploads.removed_objects,
+        ),
+    )
+    errors = CounterMetricFamily(
+        "peerd_tier_errors", "Uploads that failed and are tried again", labels=["code"]
+    )
+    for code, count in sorted(uploads.errors.items()):
+        errors.add_metric([code], count)
+    yield errors
 
 
 def _care(repairs: RepairStatistics, scrub: ScrubStatistics) -> Iterator[Metric]:

@@ -35,8 +35,9 @@ from peerd.transport.workload import ShardLoad, WorkloadFigures
 
 # Level of what this version can do, told to the LAS and raised with each step that older versions
 # could not follow. 2: a primary takes nothing in a closed segment (splits). 3: a store keeps what
-# it has of epochs and shards that a LAS skipped when it began from older data.
-FEATURE_LEVEL = 3
+# it has of epochs and shards that a LAS skipped when it began from older data. 4: what stores do
+# not keep any more may be in the tier.
+FEATURE_LEVEL = 4
 # limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
 WORKLOAD_SHARDS_MAX = 4_096
 

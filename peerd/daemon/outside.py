@@ -30,7 +30,9 @@ from peerd.daemon.reader import StoreReader
 from peerd.daemon.repairer import Repairer
 from peerd.daemon.reports import encode_report
 from peerd.daemon.supervisor import Supervisor
+from peerd.daemon.tier import Tier
 from peerd.storage.errors import Corrupt
+from peerd.tier.errors import TierError
 from peerd.transport.map_cache import MapCache
 from peerd.transport.status import Refused
 
@@ -58,6 +60,7 @@ class Surroundings:
         repairer: Repairer,
         report: Callable[[fleet_pb2.PeerReport], None],
         supervisor: Supervisor,
+        tier: Tier | None = None,
     ) -> None:
         self._me = me
         self._host = host
@@ -69,6 +72,7 @@ class Surroundings:
         self._repairer = repairer
         self._report = report
         self._supervisor = supervisor
+        self._tier = tier
         self._calling: set[CallKey] = set()
         self._loads = asyncio.Semaphore(LOADS_MAX)
         self._look_again = False
@@ -220,7 +224,19 @@ class Surroundings:
         self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
     ) -> Cut | None:
         """See `Outside`."""
-        return await self._reader.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
+        hot = await self._reader.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
+        entry = self._map.shards.get(shard)
+        if hot is None or self._tier is None or entry is None or entry.tier is None:
+            return hot
+        if before > entry.trimmed_to and hot.kept_bytes >= keep_bytes:
+            return hot
+        try:
+            return await self._tier.find_cut(
+                entry, epoch, hot, before=before, keep_bytes=keep_bytes
+            )
+        except TierError as error:
+            _log.warning("the tier does not tell", shard=shard, code=error.code, why=str(error))
+            return hot
 
     def neighbours_changed(self) -> None:
         """See `Outside`. Looks once for all changes of one turn of the loop."""

@@ -28,7 +28,7 @@ from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.core.limits import Limits
 from peerd.daemon.certificates import daemon_credentials
-from peerd.daemon.config import PeerdConfig, verify_identity
+from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
 from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
@@ -53,6 +53,8 @@ from peerd.daemon.supervisor import Supervisor
 from peerd.daemon.telemetry.collector import watch_loop_lag
 from peerd.daemon.telemetry.exporter import TelemetryExporter
 from peerd.daemon.telemetry.own import OwnMetrics
+from peerd.daemon.tier import Tier, open_tier
+from peerd.daemon.uploader import Uploader
 from peerd.internal.v1 import replication_pb2_grpc
 from peerd.pki import Identity
 from peerd.recorder.flight import FlightRecorder
@@ -60,6 +62,7 @@ from peerd.recorder.ring import FILE_NAME, RingError
 from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
+from peerd.tier.errors import NotConfigured
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
@@ -67,6 +70,7 @@ from peerd.transport.limits import ByteBudget
 from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache
 from peerd.transport.options import SERVER_OPTIONS
+from peerd.transport.read_source import ReadSource
 from peerd.transport.replication_service import ReplicationService
 from peerd.transport.tls import explain_connect_failure, plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
@@ -118,6 +122,10 @@ class Peer:
         self._ended: asyncio.Future[DaemonError] = self._loop.create_future()
         self._health = health.HealthServicer()
         self._store: Store | None = None
+        try:
+            self._tier = open_tier(config.tier, lambda: self.map_cache.cluster_id)
+        except NotConfigured as error:
+            raise ConfigError(f"tier: {error}") from error
         self._recorder: FlightRecorder | None = None
         self._http: HttpEndpoint | None = None
         self._fronts: Fronts | None = None
@@ -271,6 +279,7 @@ class Peer:
                 repairer=self.repairer,
                 report=self.session.report,
                 supervisor=self.supervisor,
+                tier=self._tier,
             )
         )
 
@@ -302,6 +311,23 @@ class Peer:
             interval_s=self.config.scrub.interval_s,
             now_s=self._loop.time,
         )
+        self._uploader = None if self._tier is None else self._make_uploader(self._tier)
+
+    def _make_uploader(self, tier: Tier) -> Uploader:
+        settings = self.config.tier
+        return Uploader(
+            me=self.me,
+            host=self.host,
+            map_cache=self.map_cache,
+            source=ReadSource(self.host, self.map_cache, tier),
+            tier=tier,
+            report=self.session.report,
+            object_bytes=settings.object_bytes,
+            bytes_per_s_max=settings.upload_bytes_per_s_max,
+            remove_after_s=settings.remove_after_s,
+            now_s=self._loop.time,
+            wall_ms=lambda: time.time_ns() // 1_000_000,
+        )
 
     def _make_links(self) -> Links:
         replication = self.config.replication
@@ -328,6 +354,7 @@ class Peer:
             edge_limits(self.config),
             LasDoor(self.config.las, self._channels),
             budget=self._append_budget,
+            cold=self._tier,
             cores_are_scarce=CoreWatch().are_scarce,
             workload=self.own.workload,
         )
@@ -367,6 +394,8 @@ class Peer:
         self.supervisor.start("copier", self.copier.run())
         self.supervisor.start("repairer", self.repairer.run())
         self.supervisor.start("scrub", self.scrubber.run())
+        if self._uploader is not None:
+            self.supervisor.start("uploader", self._uploader.run())
         self.supervisor.start("pulse", self._pulse())
         self.supervisor.start("watch of the neighbours", self._watch_neighbours())
         self.supervisor.start("loop lag", watch_loop_lag(self.own))
@@ -403,6 +432,7 @@ class Peer:
             copier=self.copier.statistics(),
             repairer=self.repairer.statistics(),
             scrubber=self.scrubber.statistics(),
+            uploader=None if self._uploader is None else self._uploader.statistics(),
             space=self.host.space(),
             storage_queued_bytes=self.host.storage_queued_bytes,
             map_version=self.map_cache.version,

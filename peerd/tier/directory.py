@@ -4,17 +4,20 @@ An object is written to a file of its own name in `tmp`, flushed, and then linke
 fails if there is one: so a name appears with all its bytes or not at all, also at a power cut. The
 directory is flushed before anybody is told.
 
-Calls run in a few threads, since a file system may hang: the event loop never waits for it.
+Calls run in a few threads, since a file system may hang: the event loop never waits for it, nor
+does the end of the process. A thread that hangs keeps its place until it comes back, whoever gave
+up waiting for it.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from peerd.tier.errors import MissingObject, NoCredentials, TierError, TierUnavailable
 from peerd.tier.store import LISTED_MAX, Listed
@@ -31,7 +34,7 @@ class DirectoryBackend:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._threads = ThreadPoolExecutor(THREADS_MAX, "tier")
+        self._places = asyncio.Semaphore(THREADS_MAX)
 
     @property
     def name(self) -> str:
@@ -104,9 +107,31 @@ class DirectoryBackend:
         return found
 
     async def _threaded(self, call: Callable[[], T]) -> T:
+        await self._places.acquire()
         loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def answered(result: T | None, error: Exception | None) -> None:
+            self._places.release()
+            if answer.done():
+                return  # nobody waits for it any more
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(cast(T, result))
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                result = call()
+            except Exception as error:  # noqa: BLE001 - raised where it is awaited
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
+                loop.call_soon_threadsafe(answered, result, failure)
+
+        threading.Thread(target=run, name="tier", daemon=True).start()
         try:
-            return await loop.run_in_executor(self._threads, call)
+            return await answer
         except FileNotFoundError as error:
             raise MissingObject(f"{error.filename} is not there") from error
         except PermissionError as error:

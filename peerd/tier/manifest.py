@@ -35,7 +35,7 @@ MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 # limit: the largest offset, epoch or time that a manifest may name
 _NUMBER_MAX = (1 << 64) - 1
 _NAME = re.compile(r"manifest-(\d{20})-([0-9a-f]{32})")
-_OBJECT_NAME = re.compile(r"(\d{20})-(\d{20})-(\d{20})-(\d{2})\.chunk")
+_OBJECT_NAME = re.compile(r"(\d{20})-(\d{20})-(\d{20})-([0-9a-f]{8})\.chunk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +90,9 @@ def prefix_of(cluster: str, log: str, shard: ShardId) -> str:
     return f"cluster-{cluster}/log-{log}/shard-{shard:020d}"
 
 
-def object_name(epoch: Epoch, begin: Offset, end: Offset, attempt: int) -> str:
-    """The name of an object; another `attempt` where there is one already that is none."""
-    return f"{epoch:020d}-{begin:020d}-{end:020d}-{attempt:02d}.chunk"
+def object_name(epoch: Epoch, begin: Offset, end: Offset, mark: int) -> str:
+    """The name of an object; with another `mark` where there is one already that is of no use."""
+    return f"{epoch:020d}-{begin:020d}-{end:020d}-{mark:08x}.chunk"
 
 
 def end_of_name(name: str) -> Offset | None:

@@ -72,10 +72,9 @@ class _Cache(Generic[Key, Kept]):
 class TierReader:
     """Used on an event loop."""
 
-    def __init__(self, store: TierStore, keys: KeyRing, *, cluster: str, cache_bytes: int) -> None:
+    def __init__(self, store: TierStore, keys: KeyRing, *, cache_bytes: int) -> None:
         self._store = store
         self._keys = keys
-        self._cluster = cluster
         self._manifests: _Cache[tuple[ShardId, str], Manifest] = _Cache(
             MANIFEST_ENTRIES_MAX, lambda each: 1 + len(each.entries)
         )
@@ -91,11 +90,11 @@ class TierReader:
         """Unpacked bytes of the blocks that are kept."""
         return self._blocks.weight
 
-    async def manifest(self, log: str, shard: ShardId, name: str) -> Manifest:
-        """The manifest that the map names. Raises `TierError`."""
+    async def manifest(self, cluster: str, log: str, shard: ShardId, name: str) -> Manifest:
+        """The manifest that the map of this cluster names. Raises `TierError`."""
         known = self._manifests.get((shard, name))
         if known is None:
-            known = await read_manifest(self._store, self._cluster, log, shard, name)
+            known = await read_manifest(self._store, cluster, log, shard, name)
             self._manifests.put((shard, name), known)
         return known
 

@@ -15,6 +15,7 @@ Must not: overwrite; remove.
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Sequence
 
 from peerd.core.ids import Offset
@@ -33,8 +34,9 @@ from peerd.tier.manifest import Entry, Manifest, object_name, prefix_of
 from peerd.tier.reader import read_index, read_manifest
 from peerd.tier.store import TierStore
 
-# limit: names that are tried where there is something already that cannot be used
-ATTEMPTS_MAX = 16
+# limit: names that are tried where there is something already that cannot be used; all but the
+# first are drawn by chance, so that a later try meets others
+ATTEMPTS_MAX = 3
 # limit: bytes of one request while an object is read back, unless one block has more
 _READ_BACK_BYTES = 4 * 1024 * 1024
 
@@ -51,12 +53,15 @@ async def put_object(
     prefix = prefix_of(listed.cluster, listed.log, listed.shard)
     failure: TierError | None = None
     for attempt in range(ATTEMPTS_MAX):
-        name = object_name(index.owner.epoch, index.begin, index.end, attempt)
-        await store.create(f"{prefix}/{name}", data)
+        mark = secrets.randbits(32) if attempt else 0
+        name = object_name(index.owner.epoch, index.begin, index.end, mark)
+        is_new = await store.create(f"{prefix}/{name}", data)
         try:
             found = await verify(store, keys, f"{prefix}/{name}", index)
         except _UNUSABLE as error:
             failure = error
+            if is_new:
+                break  # it would do the same to another one
             continue
         return Entry(
             name=name,

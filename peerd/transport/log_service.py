@@ -31,7 +31,7 @@ from peerd.transport.limits import (
 from peerd.transport.map_cache import MapCache
 from peerd.transport.position_service import PositionService
 from peerd.transport.read_path import LogRead, ReadServices, ShardRead, Start
-from peerd.transport.read_source import ReadSource
+from peerd.transport.read_source import ColdSource, ReadSource
 from peerd.transport.router import FORWARDED_KEY, ChannelSource, Router
 from peerd.transport.status import Context, Refused, refusal
 from peerd.transport.tail_service import TailService
@@ -54,6 +54,7 @@ class LogService:
         *,
         append_host: AppendHost | None = None,
         budget: ByteBudget | None = None,
+        cold: ColdSource | None = None,
         cores_are_scarce: Callable[[], bool] = lambda: False,
         workload: Workload | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class LogService:
             las: Asks the LAS for what clients want.
             append_host: Takes the appends in place of `host`: in a front worker, the sequencer.
             budget: Of unanswered bytes, if it is shared; one of the limits' size otherwise.
+            cold: The tier, if this peer has one.
             cores_are_scarce: Whether work waits for a core here; asked for each batch.
             workload: Gets what is read; its owner gives it what is appended.
         """
@@ -85,7 +87,7 @@ class LogService:
         self._read_services = ReadServices(
             host=host,
             cache=cache,
-            source=ReadSource(host, cache),
+            source=ReadSource(host, cache, cold),
             router=self._router,
             wait_ms=limits.no_primary_wait_ms,
             workload=workload or Workload(),

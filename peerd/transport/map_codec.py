@@ -22,6 +22,7 @@ from peerd.core.shard_map import (
     Shard,
     SkippedEpochs,
     Split,
+    Tiered,
 )
 
 
@@ -65,6 +66,7 @@ class LogEntry:
     retention_bytes: int = 0
     retention_ms: int = 0
     compression: Compression = Compression.NONE
+    hot_bytes: int = 0
 
 
 # ------------------------------------------------------------------------------ replicas, processes
@@ -185,6 +187,14 @@ def _decode_gap(message: shard_map_pb2.LostRange) -> Gap:
     )
 
 
+def _encode_tier(tier: Tiered) -> shard_map_pb2.TierRange:
+    return shard_map_pb2.TierRange(begin=tier.begin, end=tier.end, manifest=tier.manifest)
+
+
+def _decode_tier(message: shard_map_pb2.TierRange) -> Tiered:
+    return Tiered(begin=Offset(message.begin), end=Offset(message.end), manifest=message.manifest)
+
+
 def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
     """The wire form of a shard's entry."""
     return shard_map_pb2.Shard(
@@ -205,6 +215,7 @@ def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
             shard_map_pb2.SkippedEpochs(first=each.first, last=each.last, given_up=each.given_up)
             for each in shard.skipped
         ],
+        tier=None if shard.tier is None else _encode_tier(shard.tier),
     )
 
 
@@ -235,6 +246,7 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
                 )
                 for each in message.skipped
             ),
+            tier=_decode_tier(message.tier) if message.HasField("tier") else None,
         )
     except (InvariantViolation, MapMalformed) as error:
         raise MapMalformed(f"shard {message.shard} of log {message.log!r}: {error}") from error
@@ -283,6 +295,7 @@ def encode_log(log: LogEntry) -> shard_map_pb2.Log:
         retention_bytes=log.retention_bytes,
         retention_ms=log.retention_ms,
         compression=encode_compression(log.compression),
+        hot_bytes=log.hot_bytes,
     )
 
 
@@ -296,6 +309,7 @@ def decode_log(message: shard_map_pb2.Log) -> LogEntry:
         retention_bytes=message.retention_bytes,
         retention_ms=message.retention_ms,
         compression=decode_compression(message.compression) or Compression.NONE,
+        hot_bytes=message.hot_bytes,
     )
 
 

@@ -173,9 +173,14 @@ class ShardRead:
             if span is None:
                 return
             stop = self._known_end() if self.follow or self.tail is None else self.tail
-            batches = await self.services.source.read(
-                self.shard, span, self.next, stop, READ_MESSAGE_BYTES
-            )
+            try:
+                batches = await self.services.source.read(
+                    self.shard, span, self.next, stop, READ_MESSAGE_BYTES
+                )
+            except Refused:
+                if self._gap_here(self.next) is None:
+                    raise
+                continue  # it was trimmed meanwhile
             if not batches:
                 return
             self.next = batches[-1].end
@@ -195,16 +200,16 @@ class ShardRead:
         return self._known_end() - self.next if self._gap_here(self.next) is None else 0
 
     @property
-    def _trimmed_to(self) -> int:
+    def _kept_from(self) -> int:
         entry = self.services.cache.shards.get(self.shard)
-        return 0 if entry is None else entry.trimmed_to
+        return 0 if entry is None else entry.kept_from
 
     def _gap_here(self, offset: int) -> log_pb2.Gap | None:
-        if offset < self._trimmed_to:
+        if offset < self._kept_from:
             return log_pb2.Gap(
                 shard=self.shard,
                 first_offset=offset,
-                next_offset=self._trimmed_to,
+                next_offset=self._kept_from,
                 reason=errors_pb2.ERROR_REASON_TRIMMED,
                 message="trimmed: not kept any more",
             )
@@ -230,14 +235,14 @@ class ShardRead:
         if start.timestamp_ms is not None:
             return await self.services.source.offset_at(self.shard, start.timestamp_ms, tail)
         if start.offset is None:
-            return self._trimmed_to
-        if start.offset < self._trimmed_to and not start.resumed:
+            return self._kept_from
+        if start.offset < self._kept_from and not start.resumed:
             raise Refused(
                 refusal(
                     Reason.TRIMMED,
                     f"offset {start.offset} of shard {self.shard} was trimmed: the first one left "
-                    f"is {self._trimmed_to}",
-                    first_offset=self._trimmed_to,
+                    f"is {self._kept_from}",
+                    first_offset=self._kept_from,
                 )
             )
         if start.offset > tail and not start.resumed:

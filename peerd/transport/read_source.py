@@ -7,6 +7,7 @@ Invariants (docs/protocol.md §7):
   known to have it (G12). Of an open segment nothing beyond a commit offset: the store that serves
   it holds to that, be it ours or another's.
 - What leaves here has no gap: each batch begins where the one before ended.
+- Below trimmed-to no store is asked: what is kept there is in the tier (docs/tiers.md).
 
 Must not: wait for anything but a store's answer; when to try again is the caller's to say.
 """
@@ -14,14 +15,18 @@ Must not: wait for anything but a store's answer; when to try again is the calle
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.errors import Reason
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
-from peerd.core.shard_map import Shard, stable_end
+from peerd.core.shard_map import Segment, Shard, stable_end
+from peerd.tier.errors import DamagedObject, ForeignObject, NotConfigured, TierError
 from peerd.transport.host_api import Corrupt, HolderUnavailable, ShardHost
+from peerd.transport.limits import RETRY_AFTER_MS
 from peerd.transport.map_cache import MapCache
 from peerd.transport.status import Refused, refusal
+from peerd.v1 import errors_pb2
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,14 +44,31 @@ class Span:
     limit: Offset | None
     end: Offset | None
     holders: tuple[ReplicaId, ...]
+    is_cold: bool = False
+    """No store has it: it is in the tier alone."""
+
+
+class ColdSource(Protocol):
+    """The tier, as a source of batches. Each call raises `TierError`."""
+
+    async def read(
+        self, entry: Shard, epoch: Epoch, offset: Offset, stop: Offset, bytes_max: int
+    ) -> list[PlacedBatch]:
+        """As `ReadSource.read`, of one epoch."""
+
+    async def find_time(
+        self, entry: Shard, begin: Offset, end: Offset, timestamp_ms: int
+    ) -> Offset:
+        """Base of the first batch in [begin, end) that is not older; `end` if there is none."""
 
 
 class ReadSource:
-    """Batches of any shard, from this store or another peer's."""
+    """Batches of any shard, from this store, another peer's, or the tier."""
 
-    def __init__(self, host: ShardHost, cache: MapCache) -> None:
+    def __init__(self, host: ShardHost, cache: MapCache, cold: ColdSource | None = None) -> None:
         self._host = host
         self._cache = cache
+        self._cold = cold
 
     # -------------------------------------------------------------------------- the chain
 
@@ -58,6 +80,7 @@ class ReadSource:
         if entry is None:
             return
         for segment in entry.sealed:
+            yield from _cold_span(entry, segment)
             if segment.begin is not None and (segment.end or 0) > entry.trimmed_to:
                 yield Span(
                     epoch=segment.epoch,
@@ -66,6 +89,7 @@ class ReadSource:
                     end=segment.end,
                     holders=segment.holders,
                 )
+        yield from _cold_span(entry, entry.open)
         yield from self._newest(shard, entry)
 
     def _newest(self, shard: ShardId, entry: Shard) -> Iterator[Span]:
@@ -106,13 +130,18 @@ class ReadSource:
         Empty if nothing of that is known to be committed yet where it lies.
 
         Raises:
-            Refused: CORRUPT, if every copy that could be reached is damaged.
+            Refused: CORRUPT, if every copy that could be reached is damaged; RANGE_UNAVAILABLE, if
+                the tier does not give what it alone has.
         """
         stop = to_offset if span.end is None else min(to_offset, span.end)
         if span.limit is not None:
             stop = min(stop, span.limit)
         if offset >= stop:
             return []
+        if span.is_cold:
+            return _fitting(
+                await self._read_cold(shard, span, offset, stop, bytes_max), offset, stop
+            )
         damaged = False
         limit = self._host.readable_limit(shard, span.epoch)
         if limit is not None and offset < min(limit, stop):
@@ -138,6 +167,22 @@ class ReadSource:
         if damaged:
             raise Refused(refusal(Reason.CORRUPT, _damaged(shard, span, offset)))
         return []
+
+    async def _read_cold(
+        self, shard: ShardId, span: Span, offset: int, stop: int, bytes_max: int
+    ) -> list[PlacedBatch]:
+        cold, entry = self._cold_and(shard, offset)
+        try:
+            return await cold.read(entry, span.epoch, Offset(offset), Offset(stop), bytes_max)
+        except TierError as error:
+            raise Refused(_cold_refusal(shard, offset, error)) from error
+
+    def _cold_and(self, shard: ShardId, offset: int) -> tuple[ColdSource, Shard]:
+        entry = self._cache.shards.get(shard)
+        if self._cold is None or entry is None:
+            error = NotConfigured(f"{self._host.me.peer} was given no tier: set tier.url")
+            raise Refused(_cold_refusal(shard, offset, error))
+        return self._cold, entry
 
     def _others(self, span: Span) -> list[ReplicaId]:
         """Other stores that may have the span, those on nodes that are up first."""
@@ -168,6 +213,12 @@ class ReadSource:
         return result
 
     async def _search(self, shard: ShardId, span: Span, timestamp_ms: int, end: int) -> int:
+        if span.is_cold:
+            cold, entry = self._cold_and(shard, span.begin)
+            try:
+                return await cold.find_time(entry, span.begin, Offset(end), timestamp_ms)
+            except TierError as error:
+                raise Refused(_cold_refusal(shard, span.begin, error)) from error
         limit = self._host.readable_limit(shard, span.epoch)
         if limit is not None and limit >= end:
             try:
@@ -190,6 +241,26 @@ class ReadSource:
         if not batches:
             raise Refused(refusal(Reason.RANGE_UNAVAILABLE, unavailable(shard, offset)))
         return batches[0]
+
+
+def _cold_span(entry: Shard, segment: Segment) -> Iterator[Span]:
+    """What of a segment is in the tier alone, if anything is."""
+    if segment.begin is None or entry.kept_from == entry.trimmed_to:
+        return
+    begin = max(segment.begin, entry.kept_from)
+    end = entry.trimmed_to if segment.end is None else min(segment.end, entry.trimmed_to)
+    if begin < end:
+        yield Span(epoch=segment.epoch, begin=begin, limit=end, end=end, holders=(), is_cold=True)
+
+
+def _cold_refusal(shard: int, offset: int, error: TierError) -> errors_pb2.Refusal:
+    """What a reader is told of what the tier does not give."""
+    damaged = isinstance(error, DamagedObject | ForeignObject)
+    return refusal(
+        Reason.CORRUPT if damaged else Reason.RANGE_UNAVAILABLE,
+        f"offset {offset} of shard {shard} is in the tier alone: {error.code}: {error}",
+        retry_after_ms=RETRY_AFTER_MS,
+    )
 
 
 def unavailable(shard: int, offset: int) -> str:

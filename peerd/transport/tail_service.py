@@ -157,7 +157,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=entry.trimmed_to,
+            first_offset=entry.kept_from,
             peer=self._host.me.peer,
         )
 
@@ -197,7 +197,7 @@ class TailService:
             shard=shard,
             epoch=epoch,
             committed=committed,
-            first_offset=self._entry(log, shard).trimmed_to,
+            first_offset=self._entry(log, shard).kept_from,
             peer=self._host.me.peer,
         )
 

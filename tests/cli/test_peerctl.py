@@ -132,6 +132,20 @@ def test_old_records_are_let_go(peerctl, refused):
     assert refused("log", "trim", "old/9999", "--before", "1")[1].startswith("old has no shard")
 
 
+def test_a_log_may_be_tiered(peerctl, refused):
+    (shard,) = json.loads(peerctl("log", "create", "cold", "--shards", "1", "-o", "json"))["shards"]
+    said = peerctl("log", "tier", "cold", "--hot-bytes", "1000000")
+    assert said == "cold: the newest 1000000 bytes of a shard on its peers\n"
+    first = peerctl("log", "describe", "cold").splitlines()[0]
+    assert first.endswith("keeps everything; the newest 1000000 bytes of a shard on its peers")
+    described = json.loads(peerctl("log", "describe", "cold", "-o", "json"))
+    assert described["hot_bytes"] == 1_000_000
+    (entry,) = described["shards"]
+    assert (entry["shard"], entry["stored_from"], entry["tier"]) == (shard, 0, None)
+    assert peerctl("log", "tier", "cold", "--hot-bytes", "0") == "cold: its peers keep all\n"
+    assert "there is no log" in refused("log", "tier", "nothing", "--hot-bytes", "1")[1]
+
+
 def test_a_log_may_be_packed(peerctl, refused):
     asked = ("log", "create", "packed", "--shards", "1", "--compression", "zstd", "-o", "json")
     assert json.loads(peerctl(*asked))["compression"] == "zstd"
@@ -145,7 +159,7 @@ def test_a_log_may_be_packed(peerctl, refused):
 
 def test_the_same_as_json(peerctl):
     created = json.loads(peerctl("log", "create", "bills", "--shards", "2", "-o", "json"))
-    policy = {"retention_bytes", "retention_ms", "compression"}
+    policy = {"retention_bytes", "retention_ms", "compression", "hot_bytes"}
     assert created.keys() == {"name", "copies", "acks", "shards"} | policy
     assert created in json.loads(peerctl("log", "list", "-o", "json"))
     described = json.loads(peerctl("log", "describe", "bills", "-o", "json"))

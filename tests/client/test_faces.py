@@ -30,6 +30,7 @@ ASYNC_ONLY = {
         "split_shard",
         "set_copies",
         "set_retention",
+        "set_tier",
         "set_compression",
         "trim_shard",
         "call",

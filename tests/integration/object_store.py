@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -86,6 +87,27 @@ class SpoilingProxy:
     requests: int = 0
     url: str = ""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def in_a_thread(self) -> Iterator["SpoilingProxy"]:
+        """The same, for a test that has no event loop. Switches may be turned meanwhile."""
+        loop, ready = asyncio.new_event_loop(), threading.Event()
+        over = asyncio.Event()
+
+        async def serve() -> None:
+            async with self.running():
+                ready.set()
+                await over.wait()
+
+        thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(over.set)
+            thread.join(10)
+            loop.close()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["SpoilingProxy"]:

@@ -65,7 +65,7 @@ def s3(
 
 
 async def read_back(store, listed, keys=NO_KEYS):
-    reader = TierReader(store, keys, cluster="shop", cache_bytes=8 << 20)
+    reader = TierReader(store, keys, cache_bytes=8 << 20)
     found, at = [], Offset(0)
     while at < listed.entries[-1].end:
         found += await reader.read(listed, Epoch(3), at, listed.entries[-1].end, 1 << 20)
@@ -112,8 +112,8 @@ async def test_every_third_request_fails_and_nothing_is_lost(url, keys):
         entry = await put_object(store, keys, LISTED, *object_of(batches, keys=keys))
         listed = replace(LISTED, entries=(entry,))
         name = await put_manifest(store, listed)
-        reader = TierReader(store, keys, cluster="shop", cache_bytes=8 << 20)
-        assert await reader.manifest("orders", LISTED.shard, name) == listed
+        reader = TierReader(store, keys, cache_bytes=8 << 20)
+        assert await reader.manifest("shop", "orders", LISTED.shard, name) == listed
         assert await read_back(store, listed, keys) == plain(batches)
         assert store.statistics().failures > 2
 

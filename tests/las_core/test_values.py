@@ -64,6 +64,7 @@ from las.core.ledger import Case, Outcome, Response
 from las.core.model_registry import ModelHead
 from las.core.persistent import PersistentMap
 from las.core.state import NodeState
+from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.ids import Epoch, Offset, ShardId, StoreId
 from peerd.core.shard_map import Compression, Plan, Segment, Shard
 from tests.las_core.builders import (
@@ -128,6 +129,17 @@ EXAMPLES = [
     AddHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
     DropHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
     TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(7)),
+    TierShard(
+        shard=SHARD,
+        epoch=Epoch(1),
+        by=process(1),
+        follows="",
+        begin=Offset(0),
+        end=Offset(7),
+        manifest="manifest-1",
+    ),
+    CoolShard(shard=SHARD, epoch=Epoch(1), cold_to=Offset(7)),
+    SetTier(log="orders", hot_bytes=1 << 30),
     SetCopies(log="orders", copies=3, acks=1),
     SetCompression(log="orders", compression=Compression.ZSTD),
     DeleteLog(log="orders", shards=(SHARD,)),
@@ -300,7 +312,7 @@ def test_a_snapshot_has_every_field_of_a_shard():
     """`las.core.snapshot` writes shards field by field: a new field has to be written there."""
     assert {field.name for field in fields(Shard)} == {
         *("shard", "log", "key_hash_low", "key_hash_high", "open", "sealed", "prepared", "fence"),
-        *("dead_epochs", "split", "parent", "gaps", "trimmed_to", "skipped"),
+        *("dead_epochs", "split", "parent", "gaps", "trimmed_to", "skipped", "tier"),
     }
     assert {field.name for field in fields(Segment)} == {
         *("epoch", "begin", "end", "known_commit", "plan", "holders", "wanted_holders"),
@@ -338,8 +350,8 @@ def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
             Cluster("cluster-1").restore(data[:cut])
     with pytest.raises(CodecError, match="goes on after its end"):
         Cluster("cluster-1").restore(data + b"\n[]")
-    with pytest.raises(CodecError, match="format 3 or older"):
-        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":4'))
+    with pytest.raises(CodecError, match="format 4 or older"):
+        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":5'))
 
 
 def test_equal_states_make_equal_bytes_whatever_their_history():

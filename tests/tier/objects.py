@@ -40,7 +40,7 @@ def batches_of(
             payload_crc=crc32c(payload),
             producer=b"p" * 16 if number % 2 else b"",
             first_sequence=number * records,
-            timestamp_ms=1_000_000 + number * 1_000,
+            timestamp_ms=1_000_000 + base // records * 1_000,
             payload_bytes=size,
         )
         made.append(PlacedBatch(base=Offset(base), header=header, payload=payload))

@@ -48,7 +48,7 @@ async def filled(backend, sizes, *, keys=NO_KEYS, objects: int = 2):
 
 
 def reader_of(backend, *, keys=NO_KEYS, cache_bytes: int = 64 << 20) -> TierReader:
-    return TierReader(patient(backend), keys, cluster="shop", cache_bytes=cache_bytes)
+    return TierReader(patient(backend), keys, cache_bytes=cache_bytes)
 
 
 async def read_all(reader, listed, end, bytes_max=100_000):
@@ -68,7 +68,9 @@ async def test_all_that_was_written_is_read(keys, cache_bytes):
     reader = reader_of(backend, keys=keys, cache_bytes=cache_bytes)
     assert plain(await read_all(reader, listed, batches[-1].end)) == plain(batches)
     assert (
-        await reader.manifest("orders", ShardId(7), await put_manifest(patient(backend), listed))
+        await reader.manifest(
+            "shop", "orders", ShardId(7), await put_manifest(patient(backend), listed)
+        )
         == listed
     )
 
@@ -233,7 +235,7 @@ async def test_what_nobody_needs_is_told():
     _, listed = await filled(backend, [100] * 4, objects=3)
     listed = replace(listed, generation=5)
     names = [each.name for each in listed.entries]
-    orphan = names[0].replace("-00.chunk", "-01.chunk")
+    orphan = names[0].replace("-00000000.chunk", "-0000abcd.chunk")
     on_its_way = names[2].replace(f"{36:020d}", f"{48:020d}")
     old = [f"manifest-{number:020d}-{'ab' * 16}" for number in range(8)]
     gone = leftovers(

@@ -1,6 +1,7 @@
 """Patience with a store, and a directory as one."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -100,6 +101,20 @@ async def test_a_file_in_the_way_passes_no_exception_of_python(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(TierUnavailable):
         await patient(DirectoryBackend(tmp_path / "file")).create("a/b", b"x")
+
+
+async def test_a_file_system_that_hangs_is_given_up_and_keeps_few_threads(tmp_path, monkeypatch):
+    backend = DirectoryBackend(tmp_path / "tier")
+    going_on = threading.Event()
+    monkeypatch.setattr(backend, "_create", lambda path, data: going_on.wait(60))
+    store = patient(backend, deadline_ms=20, attempts=1)
+    for _ in range(20):
+        with pytest.raises(TierUnavailable, match="within 20 ms"):
+            await store.create("a/b", b"x")
+    assert sum(thread.name == "tier" for thread in threading.enumerate()) == 8
+    going_on.set()
+    monkeypatch.undo()
+    assert await patient(backend).create("a/b", b"x")
 
 
 def test_keys_come_from_files(tmp_path):

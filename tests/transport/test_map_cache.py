@@ -7,7 +7,7 @@ import pytest
 
 from las.v1 import shard_map_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard, SkippedEpochs
+from peerd.core.shard_map import Plan, Segment, Shard, SkippedEpochs, Tiered
 from peerd.transport import map_codec
 from peerd.transport.map_cache import UPDATES_KEPT_MAX, MapCache, MapForeign
 from peerd.transport.map_codec import LogEntry, MapMalformed, NodeEntry
@@ -98,6 +98,21 @@ def test_a_shard_with_every_field_set_survives_the_wire():
     )
     wire = shard_map_pb2.Shard.FromString(map_codec.encode_shard(whole).SerializeToString())
     assert map_codec.decode_shard(wire) == whole
+
+
+def test_what_is_in_the_tier_survives_the_wire():
+    whole = replace(
+        shard(),
+        trimmed_to=Offset(5),
+        tier=Tiered(begin=Offset(2), end=Offset(9), manifest="manifest-1"),
+    )
+    wire = shard_map_pb2.Shard.FromString(map_codec.encode_shard(whole).SerializeToString())
+    assert map_codec.decode_shard(wire) == whole
+    wire.tier.end = 4
+    with pytest.raises(MapMalformed, match="stores keep what the tier does not have"):
+        map_codec.decode_shard(wire)
+    policy = replace(orders(1), hot_bytes=7)
+    assert map_codec.decode_log(map_codec.encode_log(policy)) == policy
 
 
 @pytest.mark.parametrize("entry", [node(1), replace(node(2), may_lead=False, up=False)])

@@ -87,6 +87,19 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path):
     assert config.tls.key == Path("/etc/peerd/peer-1.key.pem")
 
 
+def test_lists_of_paths_are_relative_to_the_file_or_the_working_directory(tmp_path, monkeypatch):
+    config = load_peer(tmp_path, 'tier.key_files = ["new.key", "/etc/peerd/old.key"]\n' + PEER)
+    assert config.tier.key_files == (tmp_path / "new.key", Path("/etc/peerd/old.key"))
+    monkeypatch.chdir(tmp_path.parent)
+    config = load_peer(tmp_path, environment={"PEERD_TIER_KEY_FILES": "a.key, /b.key"})
+    assert config.tier.key_files == (tmp_path.parent / "a.key", Path("/b.key"))
+
+
+@pytest.mark.parametrize("url", ["http://x", "s3://", "file://host/x", "cold", "s3://a b"])
+def test_a_tier_is_a_bucket_or_a_directory(tmp_path, url):
+    assert "tier.url" in mistake(load_peer, tmp_path, f'tier.url = "{url}"\n' + PEER)
+
+
 def test_paths_elsewhere_are_relative_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     config = load_peer(
@@ -285,6 +298,11 @@ WITHOUT_TLS = PEER.partition("[tls]")[0]
         ('advertise = "0.0.0.0:7400"\n' + PEER, ":1", "advertise: 0.0.0.0:7400 cannot be dialled"),
         ("append.batch_bytes_max = 4_000_000\n" + PEER, ":1", "must not exceed replication.frame"),
         (
+            'tier.access_key_id_file = "id"\n' + PEER,
+            ":1",
+            "tier.access_key_id_file: and tier.secret_access_key_file go together",
+        ),
+        (
             "storage.map_size_bytes_max = 1_000_000_000\n" + PEER,
             ":1",
             "storage.reserve_bytes: leaves no room",
@@ -377,6 +395,7 @@ UNITS = ("_ms", "_s", "_bytes", "_bytes_max", "_bytes_per_s", "_bytes_per_s_max"
 WITHOUT_UNIT = {
     "replication.frames_inflight_max",
     "workers",
+    "tier.attempts",
     "policy.threshold",
     "policy.off_share",
     "policy.consecutive",

@@ -20,6 +20,7 @@ from las.core.commands import (
 )
 from las.core.recovered import can_give_up
 from las.core.state import LOG_SHARDS_MAX, ClusterState, Log, ShardEntry
+from las.core.tier_commands import SetTier
 from las.daemon.audit import AuditedCall, Auditor
 from las.daemon.gap_recovery import Proposal
 from las.daemon.group import Group
@@ -290,7 +291,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         Raises:
             Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, NOT_LAS_LEADER.
         """
-        what = "log retain" if _changes_retention(request) else "log alter"
+        what = _what(request)
         async with self._auditor.call(context, what, log=request.name) as call:
             await self._group.barrier()
             log = self._group.state.logs.get(request.name)
@@ -310,6 +311,8 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 require_ok(await call.submit(SetCopies(log=log.name, copies=copies, acks=acks)))
             if _changes_retention(request):
                 require_ok(await call.submit(_retention(request, log)))
+            if request.HasField("hot_bytes"):
+                require_ok(await call.submit(SetTier(log=log.name, hot_bytes=request.hot_bytes)))
             if compression is not None:
                 command = SetCompression(log=log.name, compression=compression)
                 require_ok(await call.submit(command))
@@ -458,7 +461,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 ) from error
             if result is not None:
                 require_ok(result)
-            first = self._shard(number).trimmed_to
+            first = self._shard(number).kept_from
             return log_admin_pb2.TrimShardResponse(first_offset=first)
 
     async def _split(self, number: ShardId, epoch: Epoch) -> tuple[ShardId, ...]:
@@ -498,6 +501,13 @@ def _storing(state: ClusterState, log: Log) -> list[NodeName]:
             members = (*segment.plan.replicas, *segment.holders, *segment.wanted_holders)
             names.update(replica.peer for replica in members)
     return sorted(name for name in names if name in state.nodes)
+
+
+def _what(request: log_admin_pb2.AlterLogRequest) -> str:
+    """What the audit calls the change."""
+    if request.HasField("hot_bytes"):
+        return "log tier"
+    return "log retain" if _changes_retention(request) else "log alter"
 
 
 def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:

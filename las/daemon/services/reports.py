@@ -18,6 +18,7 @@ from las.core.commands import (
 )
 from las.core.history import Cause
 from las.core.state import Node, NodeState
+from las.core.tier_commands import TierShard
 from las.daemon.group import Group
 from las.daemon.services.results import invalid
 from las.daemon.term import Term, wall_ms
@@ -98,6 +99,17 @@ class Reports:
                 lost = report.holder_lost
                 return DropHolder(
                     shard=ShardId(lost.shard), epoch=Epoch(lost.epoch), holder=me.replica
+                )
+            case "shard_tiered":
+                tiered = report.shard_tiered
+                return TierShard(
+                    shard=ShardId(tiered.shard),
+                    epoch=Epoch(tiered.epoch),
+                    by=me.process,
+                    follows=tiered.follows,
+                    begin=Offset(tiered.begin),
+                    end=Offset(tiered.end),
+                    manifest=tiered.manifest,
                 )
             case "higher_promise":
                 return self._higher_promise(report.higher_promise)

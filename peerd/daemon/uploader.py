@@ -1,0 +1,323 @@
+"""Puts what shards have beyond their hot bytes into the tier (docs/tiers.md).
+
+Of each shard its primary does it: the map names exactly one, it knows what is committed, and it
+reads what it does not store from holders, as for readers. A primary that was deposed and does not
+know it changes nothing: what it writes no map names (`las.core.tier`).
+
+Invariants:
+- Put, read back, compared, listed, committed to the map, in this order (`peerd.tier.writing`). A
+  store drops only what the map says, and the map says only what was reported from here.
+- Only committed batches, each from the epoch that the map gives for it (`ReadSource`), in order and
+  without a hole; a lost range is none.
+- Nothing is remembered: where it goes on is what the map says. So a restart at any point loses at
+  most the work on one object.
+- Objects are removed when the map has not kept them for `remove_after_s`.
+
+Bounds: one object at a time, a budget of bytes a second, one look in `LOOK_PERIOD_S`; a shard that
+fails waits longer and longer, and the others go on.
+
+Must not: decide what stores drop.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from las.v1 import fleet_pb2
+from peerd.core.ids import FIRST_OFFSET, Offset, ProcessId, ShardId
+from peerd.core.shard_map import Shard
+from peerd.daemon.copier import Budget
+from peerd.daemon.host import ShardHost
+from peerd.daemon.logging import get_logger
+from peerd.daemon.tier import Tier
+from peerd.storage.errors import StorageError
+from peerd.tier.errors import TierError
+from peerd.tier.format import Index, ObjectWriter, Owner
+from peerd.tier.manifest import Manifest, prefix_of
+from peerd.tier.writing import leftovers, put_manifest, put_object
+from peerd.transport.map_cache import MapCache
+from peerd.transport.read_source import ReadSource, Span
+from peerd.transport.status import Refused
+
+LOOK_PERIOD_S = 1.0
+# limit: bytes of one read while an object grows; small enough that appends come in between
+SLICE_BYTES_MAX = 1024 * 1024
+# How long a commit of the map is waited for before all is looked at again.
+COMMIT_WAIT_S = 10.0
+# A shard that failed is tried again after a second, then twice as long each time.
+AGAIN_AFTER_S = 1.0
+# limit: times that it is doubled: what fails again and again is tried four times a minute
+AGAIN_DOUBLINGS_MAX = 4
+# Leftovers are looked for after so many objects of a shard: each leaves an old manifest.
+TIDY_EVERY = 16
+
+_log = get_logger("tier")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadStatistics:
+    """Since the start of the process; `oldest_waiting_s` is the age of the oldest record that could
+    be in the tier and is not yet, 0 if there is none.
+    """
+
+    objects: int
+    payload_bytes: int
+    removed_objects: int
+    errors: dict[str, int]
+    oldest_waiting_s: float
+
+
+@dataclass(slots=True)
+class _Care:
+    """What is known of one shard, to be forgotten at any time."""
+
+    not_before_s: float = 0.0
+    failures: int = 0
+    untidy: int = TIDY_EVERY
+    kept_from: Offset = FIRST_OFFSET
+    kept_since_s: float = 0.0
+    waiting_since_ms: int | None = None
+
+
+class Uploader:
+    """One per process with a tier; `run` is its only task."""
+
+    def __init__(
+        self,
+        *,
+        me: ProcessId,
+        host: ShardHost,
+        map_cache: MapCache,
+        source: ReadSource,
+        tier: Tier,
+        report: Callable[[fleet_pb2.PeerReport], None],
+        object_bytes: int,
+        bytes_per_s_max: int,
+        remove_after_s: float,
+        now_s: Callable[[], float],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._me = me
+        self._host = host
+        self._map = map_cache
+        self._source = source
+        self._tier = tier
+        self._report = report
+        self._object_bytes = object_bytes
+        self._remove_after_s = remove_after_s
+        self._now_s = now_s
+        self._wall_ms = wall_ms
+        self._budget = Budget(bytes_per_s_max, now_s)
+        self._care: dict[ShardId, _Care] = {}
+        self._objects = self._payload_bytes = self._removed_objects = 0
+        self._errors: Counter[str] = Counter()
+
+    def statistics(self) -> UploadStatistics:
+        """Counts, now."""
+        waiting = [
+            each.waiting_since_ms
+            for each in self._care.values()
+            if each.waiting_since_ms is not None
+        ]
+        age_ms = max(0, self._wall_ms() - min(waiting)) if waiting else 0
+        return UploadStatistics(
+            objects=self._objects,
+            payload_bytes=self._payload_bytes,
+            removed_objects=self._removed_objects,
+            errors=dict(self._errors),
+            oldest_waiting_s=age_ms / 1000,
+        )
+
+    async def run(self) -> None:
+        """Look at the shards that this process orders, for ever."""
+        while True:
+            if not await self.look():
+                await asyncio.sleep(LOOK_PERIOD_S)
+
+    async def look(self) -> bool:
+        """One object of each shard that has one; whether there was any."""
+        mine = {
+            entry.shard: entry
+            for entry in self._host.map_entries()
+            if self._map.cluster_id
+            and entry.open.plan.primary == self._me
+            and (entry.tier is not None or self._hot_bytes(entry))
+        }
+        self._care = {shard: self._care.get(shard, _Care()) for shard in mine}
+        some = False
+        for shard, entry in mine.items():
+            care = self._care[shard]
+            if care.not_before_s > self._now_s():
+                continue
+            try:
+                some = await self._upload(entry, care) or some
+                await self._tidy(shard, care)
+                care.failures = 0
+            except (TierError, StorageError, Refused) as error:
+                self._failed(shard, care, error)
+        return some
+
+    def _hot_bytes(self, entry: Shard) -> int:
+        log = self._map.logs.get(entry.log)
+        return 0 if log is None else log.hot_bytes
+
+    def _failed(self, shard: ShardId, care: _Care, error: Exception) -> None:
+        code = error.code if isinstance(error, TierError) else "NOT_READABLE"
+        self._errors[code] += 1
+        again_after_s = AGAIN_AFTER_S * 2 ** min(care.failures, AGAIN_DOUBLINGS_MAX)
+        care.failures += 1
+        care.not_before_s = self._now_s() + again_after_s
+        _log.warning(
+            "not tiered now", shard=shard, code=code, why=str(error), again_after_s=again_after_s
+        )
+
+    # -------------------------------------------------------------------------- one object
+    async def _upload(self, entry: Shard, care: _Care) -> bool:
+        """Raises `TierError`, or what store and reader raise."""
+        begin = self._next_offset(entry)
+        span = self._source.span_at(entry.shard, begin) if self._hot_bytes(entry) else None
+        stop = None if span is None else await self._stop(entry, span, begin)
+        if span is None or stop is None or stop <= begin:
+            care.waiting_since_ms = None
+            return False
+        listed = await self._listed(entry)
+        owner = Owner(
+            cluster=self._tier.cluster_id, log=entry.log, shard=entry.shard, epoch=span.epoch
+        )
+        made = await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
+        if made is None:
+            return False
+        data, index = made
+        new = await put_object(self._tier.store, self._tier.keys, listed, data, index)
+        del data, made
+        kept = [each for each in listed.entries if each.end > entry.kept_from]
+        following = replace(
+            listed,
+            generation=listed.generation + 1,
+            epoch=entry.open.epoch,
+            entries=(*kept, new),
+        )
+        name = await put_manifest(self._tier.store, following)
+        if not await self._commit(entry, new.end, name):
+            return False
+        care.untidy += 1
+        self._objects += 1
+        self._payload_bytes += index.payload_bytes
+        _log.info(
+            "tiered",
+            shard=entry.shard,
+            begin=new.begin,
+            end=new.end,
+            payload_bytes=new.payload_bytes,
+            object_bytes=new.object_bytes,
+        )
+        return True
+
+    def _next_offset(self, entry: Shard) -> Offset:
+        """Where the tier goes on: behind what it has, and behind a lost range."""
+        at = entry.trimmed_to if entry.tier is None else entry.tier.end
+        while (gap := entry.gap_at(at)) is not None:
+            at = gap.end
+        return at
+
+    async def _stop(self, entry: Shard, span: Span, begin: Offset) -> Offset | None:
+        """Up to where the segment may be tiered now: a sealed one as far as it may be read, the
+        open one by whole chunks.
+        """
+        if span.is_cold or span.epoch > entry.open.epoch:
+            return None
+        if span.end is not None:
+            return span.end if span.limit is None else min(span.limit, span.end)
+        committed = self._host.committed(entry.shard)
+        if committed is None or committed[0] != span.epoch or committed[1] <= begin:
+            return None
+        cut = await self._host.find_cut(entry.shard, span.epoch, before=committed[1], keep_bytes=0)
+        return None if cut is None else cut.offset
+
+    async def _listed(self, entry: Shard) -> Manifest:
+        """The manifest that the map names, or the empty one before the first."""
+        if entry.tier is not None and entry.tier.manifest:
+            return await self._tier.manifest(entry)
+        return Manifest(
+            cluster=self._tier.cluster_id,
+            log=entry.log,
+            shard=entry.shard,
+            generation=0,
+            epoch=entry.open.epoch,
+            key_hash_low=entry.key_hash_low,
+            key_hash_high=entry.key_hash_high,
+        )
+
+    async def _object(
+        self, writer: ObjectWriter, span: Span, stop: Offset, care: _Care
+    ) -> tuple[bytes, Index] | None:
+        """The next object, of `object_bytes` or one batch; None if nothing can be read now."""
+        while writer.end < stop and writer.payload_bytes < self._object_bytes:
+            room_bytes = min(SLICE_BYTES_MAX, self._object_bytes - writer.payload_bytes)
+            batches = await self._source.read(
+                writer.owner.shard, span, writer.end, stop, room_bytes
+            )
+            if not batches:
+                break
+            if care.waiting_since_ms is None or writer.end == writer.begin:
+                care.waiting_since_ms = batches[0].header.timestamp_ms
+            await asyncio.to_thread(writer.add, batches)
+            size_bytes = sum(batch.header.payload_bytes for batch in batches)
+            await asyncio.sleep(self._budget.spend(size_bytes))
+        if writer.end == writer.begin:
+            return None
+        return await asyncio.to_thread(writer.finish)
+
+    async def _commit(self, entry: Shard, end: Offset, manifest: str) -> bool:
+        """Have the map name the manifest; False if it does not in time, or names another one."""
+        tier = entry.tier
+        begin = entry.trimmed_to if tier is None else tier.end
+        self._report(
+            fleet_pb2.PeerReport(
+                shard_tiered=fleet_pb2.ShardTiered(
+                    shard=entry.shard,
+                    epoch=entry.open.epoch,
+                    follows="" if tier is None else tier.manifest,
+                    begin=begin,
+                    end=end,
+                    manifest=manifest,
+                )
+            )
+        )
+        try:
+            async with asyncio.timeout(COMMIT_WAIT_S):
+                while True:
+                    changed = self._map.changed
+                    now = self._map.shards.get(entry.shard)
+                    if now is None or now.open.epoch != entry.open.epoch:
+                        return False
+                    if now.tier is not None and now.tier.manifest == manifest:
+                        return True
+                    if now.tier != tier and now.tier is not None and now.tier.end >= end:
+                        return False
+                    await changed.wait()
+        except TimeoutError:
+            _log.warning("the map does not name it yet", shard=entry.shard, manifest=manifest)
+            return False
+
+    # -------------------------------------------------------------------------- leftovers
+    async def _tidy(self, shard: ShardId, care: _Care) -> None:
+        """Remove what nobody needs. Raises `TierError`."""
+        entry = self._map.shards.get(shard)
+        if entry is None or entry.tier is None or not entry.tier.manifest:
+            return
+        now_s = self._now_s()
+        if entry.kept_from != care.kept_from:
+            care.kept_from, care.kept_since_s = entry.kept_from, now_s
+            care.untidy = max(care.untidy, TIDY_EVERY)
+        if care.untidy < TIDY_EVERY or now_s - care.kept_since_s < self._remove_after_s:
+            return
+        listed = await self._tier.manifest(entry)
+        prefix = prefix_of(self._tier.cluster_id, entry.log, shard)
+        found = await self._tier.store.listed(prefix)
+        names = [each.key.removeprefix(f"{prefix}/") for each in found]
+        gone = leftovers(names, listed, kept_from=entry.kept_from, written_to=entry.tier.end)
+        await self._tier.store.remove([f"{prefix}/{name}" for name in gone])
+        self._removed_objects += len(gone)
+        care.untidy = 0
