@@ -414,8 +414,13 @@ class BlockOpener:
 
     def batches(self, number: int, stored: bytes | memoryview) -> list[PlacedBatch]:
         """The block's batches, each with a sound checksum. Raises `DamagedObject`."""
-        block = self.index.blocks[number]
-        return _batches_of(self.raw(number, stored), block)
+        return _batches_of(self.raw(number, stored), self.index.blocks[number])
+
+    def checked(self, number: int, stored: bytes | memoryview) -> bytes:
+        """As `raw`, once its batches have passed their checks. Raises `DamagedObject`."""
+        raw = self.raw(number, stored)
+        _batches_of(raw, self.index.blocks[number])
+        return raw
 
 
 def _unpacked(packed: bytes | memoryview, raw_bytes: int, number: int) -> bytes:

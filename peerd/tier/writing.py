@@ -111,8 +111,7 @@ def _digest(digest: "hashlib._Hash", opener: BlockOpener, numbers: range, data: 
     for number in numbers:
         at = opener.index.blocks[number].position - begin
         stored = view[at : at + opener.index.blocks[number].stored_bytes]
-        opener.batches(number, stored)
-        digest.update(opener.raw(number, stored))
+        digest.update(opener.checked(number, stored))
 
 
 async def put_manifest(store: TierStore, listed: Manifest) -> str:
