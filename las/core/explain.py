@@ -12,6 +12,7 @@ from las.core import planner
 from las.core.index import FleetIndex
 from las.core.placement import FleetView, Health, Limits, Placement
 from las.core.planner import Action
+from las.core.rebalance import REBALANCED
 from las.core.state import ClusterState, Node, NodeState, ShardEntry
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
 from peerd.core.shard_map import Plan
@@ -79,6 +80,7 @@ def explain_shard(
         for segment in entry.shard.sealed
     )
     facts.append(f"{short} of {len(entry.shard.sealed)} sealed segments lack healthy copies")
+    facts += _moved(state, entry)
     facts += _considered(state, view, limits, plan)
     if not actions:
         facts.append("nothing is to be changed, or what is needed is under way")
@@ -98,6 +100,20 @@ def _about_plan(
     if plan.non_voters:
         names = ", ".join(each.peer for each in plan.non_voters)
         yield f"{names} get everything, and nobody waits for them"
+
+
+def _moved(state: ClusterState, entry: ShardEntry) -> Iterable[str]:
+    """Why the shard was moved to where it is, if that is remembered of one of its voters."""
+    begin = f"shard {entry.shard.shard}: "
+    told = [
+        event
+        for voter in entry.shard.open.plan.voters
+        for event in state.events.get(voter.peer, ())
+        if event.kind == REBALANCED and event.text.startswith(begin)
+    ]
+    if told:
+        last = max(told, key=lambda event: event.timestamp_ms)
+        yield f"moved so that nodes carry alike: {last.text.removeprefix(begin)}"
 
 
 def _voters(state: ClusterState, plan: Plan) -> str:

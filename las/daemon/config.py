@@ -185,6 +185,33 @@ class Policy(Section):
         description="Bytes a second of background copying that one node may be given",
     )
 
+    rebalance: bool = Field(
+        default=True,
+        description="Whether votes and leads are moved where nodes carry more or less than others. "
+        "`peerctl rebalance` does it once, also without this",
+    )
+    rebalance_band: float = Field(
+        default=0.1,
+        ge=0.01,
+        le=1.0,
+        description="Share of what is even by which a node must carry more, or less, before "
+        "anything is moved; then nodes are brought within half of it",
+    )
+    rebalance_after_s: int = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="Time without any change of the nodes, or of the LAS leader, before anything "
+        "is moved",
+    )
+    rebalance_moves_per_s: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Shards moved in a second over the whole fleet; each of them takes appends "
+        "some 20 ms later for it",
+    )
+
     def rules(self) -> Rules:
         """The numbers of the judgement."""
         named = {each.name for each in fields(Rules)}

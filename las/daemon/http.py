@@ -136,6 +136,14 @@ def _fleet(term: Term) -> Iterator[Metric]:
             len(latest.verdict.held_back),
         ),
     )
+    moves = CounterMetricFamily(
+        "las_rebalance_moves",
+        "Moves that make nodes carry alike, since this node leads: votes, and leads alone",
+        labels=["what"],
+    )
+    for what, count in term.rebalancer.moved.items():
+        moves.add_metric([what], count)
+    yield moves
     decisions = CounterMetricFamily(
         "las_forecast_decisions", "Nodes judged since this node leads", labels=["judgement"]
     )

@@ -117,6 +117,7 @@ class StatusView:
             copying=index.fetching,
             warnings=self.warnings(term),
             map_version=state.version,
+            rebalance="" if term is None else term.rebalancer.told,
         )
 
     # ------------------------------------------------------------------ what is wrong

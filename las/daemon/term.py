@@ -23,6 +23,7 @@ from las.daemon.gap_recovery import Proposal, propose
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.model import Model
+from las.daemon.rebalancer import Rebalancer
 from las.daemon.reconcile import PeerCalls
 from las.daemon.release import LeadCalls, Releaser
 from las.daemon.retention import Retention
@@ -30,6 +31,7 @@ from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.story import Story
 from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
+from las.daemon.writes import Writes
 from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
 from peerd.pki import Role
@@ -111,6 +113,16 @@ class Term:
         )
         self._cooling = Cooling(group, self.trimmer, period_ms=policy.retention_period_ms)
         self._story = Story(group, self.forecaster.words, wall_ms)
+        self._writes = Writes(self.vitals, lambda: group.state, now_ms)
+        self.rebalancer = Rebalancer(
+            group,
+            policy,
+            view=self.view,
+            limits=self.limits,
+            writes=lambda: self._writes.rates,
+            now_ms=now_ms,
+            wall_ms=wall_ms,
+        )
 
     def works(self) -> Iterator[tuple[str, Work]]:
         """What runs while the term lasts, by name; each goes on until it is cancelled."""
@@ -126,6 +138,8 @@ class Term:
         yield "deadlines", self._deadlines.run()
         yield "release", self._releaser.run()
         yield "rejoins", self._record_rejoins()
+        yield "writes", self._writes.run()
+        yield "rebalance", self.rebalancer.run()
 
     def _map_version(self, name: NodeName) -> int:
         heard = self.vitals.of(name)

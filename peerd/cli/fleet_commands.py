@@ -98,6 +98,8 @@ def _glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     ]
     if answer.copying:
         lines.append(("moving", f"{answer.copying} copies under way"))
+    if answer.rebalance.startswith("moving"):
+        lines.append(("balance", answer.rebalance))
     if not answer.warnings:
         lines.append(("", "nothing is wrong"))
     return lines

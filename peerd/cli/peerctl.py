@@ -26,6 +26,7 @@ from peerd.cli import (
     output,
     pki_commands,
     position_commands,
+    rebalance_commands,
     recover_commands,
     workload_commands,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.callback()(output.before_command)
 app.command()(fleet_commands.status)
 app.command()(workload_commands.workload)
+app.command()(rebalance_commands.rebalance)
 app.command()(log_commands.append)
 app.command()(log_commands.read)
 app.command()(log_commands.tail)

@@ -289,6 +289,10 @@ class BlockingLas:
         """What clients do to each shard; see `peerd.client.las.LasCalls.workload`."""
         return self._thread.run(self._las.workload(node, log))
 
+    def rebalance(self, *, dry_run: bool = False) -> fleet_pb2.RebalanceResponse:
+        """Moves votes and leads until nodes carry alike, or tells what would be moved."""
+        return self._thread.run(self._las.rebalance(dry_run=dry_run))
+
     def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
         """What stopping a node now would cost."""
         return self._thread.run(self._las.check_stop(node))

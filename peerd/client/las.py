@@ -294,6 +294,16 @@ class LasCalls:
             "asking for the workload",
         )
 
+    async def rebalance(self, *, dry_run: bool = False) -> fleet_pb2.RebalanceResponse:
+        """Moves votes and leads until nodes carry alike, or tells what would be moved."""
+        request = fleet_pb2.RebalanceRequest(dry_run=dry_run)
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).Rebalance(
+                request, timeout=timeout_s
+            ),
+            "asking what is to be moved",
+        )
+
     async def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
         """What stopping a node now would cost."""
         request = fleet_pb2.CheckStopRequest(node=node)

@@ -9,9 +9,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from las.v1 import forecast_pb2
+from las.v1 import fleet_pb2, forecast_pb2
 from peerd.cli.fleet_commands import _case_row, _print_forecasts
 from peerd.cli.peerctl import app
+from peerd.cli.rebalance_commands import _print as _print_rebalance
 from peerd.client.blocking import connect
 
 pytestmark = pytest.mark.timeout(300)
@@ -446,6 +447,36 @@ def test_a_cluster_that_is_not_there_is_one_line(cluster, tmp_path):
     assert done.exit_code == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("peerctl: cannot connect: 127.0.0.1:1")
+
+
+# ---------------------------------------------------------------------------------- rebalance
+def test_what_each_node_carries_is_shown(peerctl, log, cluster):
+    answer = json.loads(peerctl("rebalance", "--dry-run", "-o", "json"))
+    assert {each["node"] for each in answer["nodes"]} == {peer.id for peer in cluster.peers}
+    assert all(each["votes"] >= 2 for each in answer["nodes"]), log
+    assert answer["state"] == "off"
+    shown = peerctl("rebalance", "--dry-run")
+    assert "peer-3" in shown
+    assert "even would be" in shown
+
+
+def test_moves_are_shown_with_their_reasons(capsys):
+    share = fleet_pb2.NodeShare(node="peer-1", weight=12, votes=9, leads=4, weight_after=10)
+    move = fleet_pb2.RebalanceMove(
+        shard=7, log="orders", leaves="peer-1", joins="peer-6", why="peer-1 carries 12.0"
+    )
+    answer = fleet_pb2.RebalanceResponse(state="off", nodes=[share], moves=[move], more=True)
+    _print_rebalance(answer, dry_run=True)
+    shown = capsys.readouterr().out
+    assert "12.0 → 10.0" in shown
+    assert "orders/7" in shown
+    assert "peer-1 carries 12.0" in shown
+    assert "1 or more moves; what is stored stays where it is. At the moment: off" in shown
+    assert "nothing was moved for this" in shown
+    _print_rebalance(answer, dry_run=False)
+    assert "it has begun" in capsys.readouterr().out
+    _print_rebalance(fleet_pb2.RebalanceResponse(), dry_run=False)
+    assert "nothing is to be moved" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------- workload

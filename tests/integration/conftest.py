@@ -12,7 +12,10 @@ from peerd.testing.dev_cluster import DevCluster, Shape
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """Three LAS nodes and four peers, on free ports."""
     directory = tmp_path_factory.mktemp("cluster") / "dev"
-    with DevCluster(directory, Shape(peers=4, las=3), port_base=None) as running:
+    # What a test put somewhere stays there, however long the others take.
+    still = {"policy.rebalance": False}
+    shape = Shape(peers=4, las=3)
+    with DevCluster(directory, shape, port_base=None, las_settings=still) as running:
         yield running
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from las.core.commands import SetAtRisk, SetDraining
+from las.core.commands import RecordEvent, SetAtRisk, SetDraining
 from las.core.explain import explain_node, explain_shard
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits
@@ -54,3 +54,20 @@ def test_a_node_that_nothing_needs_is_expendable():
     facts = explain_node(state, VIEW, LIMITS, name(5), indexed(state)).facts
     assert facts[1] == "leads 0 shards, votes in 0, holds 0 sealed segments"
     assert facts[2].startswith("expendable")
+
+
+def test_why_a_shard_was_moved_is_told_as_long_as_a_voter_remembers():
+    def told(number: int, text: str, at: int) -> RecordEvent:
+        return RecordEvent(node=name(number), kind="rebalance", text=text, timestamp_ms=at)
+
+    state = done(
+        with_log(),
+        told(2, "shard 1: peer-2 votes in place of peer-4; for a reason", 5),
+        told(3, "shard 1: peer-3 votes in place of peer-5; for another", 4),
+        told(2, "shard 11: peer-2 votes in place of peer-4; for a third", 9),
+    )
+    facts = explain_shard(state, VIEW, LIMITS, SHARD, indexed(state)).facts
+    moved = [fact for fact in facts if fact.startswith("moved")]
+    assert moved == [
+        "moved so that nodes carry alike: peer-2 votes in place of peer-4; for a reason"
+    ]

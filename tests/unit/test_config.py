@@ -407,6 +407,7 @@ WITHOUT_UNIT = {
     "policy.replace_factor",
     "policy.breaker_share",
     "policy.holdout",
+    "policy.rebalance_band",
 }
 
 

@@ -24,6 +24,7 @@ from las.daemon.exports import Export, Origin
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import MapFeed
+from las.daemon.rebalance_view import asked_for, rebalance_view
 from las.daemon.services.callers import Callers
 from las.daemon.services.forecast import known_node
 from las.daemon.services.registration import is_id, parse_registration
@@ -375,6 +376,22 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         if request.node:
             known_node(state, request.node)
         return workload_view(state, term.vitals, request, now_ms())
+
+    async def Rebalance(
+        self, request: fleet_pb2.RebalanceRequest, context: Context
+    ) -> fleet_pb2.RebalanceResponse:
+        """What is to be moved so that nodes carry alike; begins with it, unless only to tell.
+
+        Raises:
+            Refused: NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        term = self._leadership.require()
+        found = await term.rebalancer.propose()
+        if found.moves and not request.dry_run:
+            async with self._auditor.call(context, "rebalance") as call:
+                await call.submit(asked_for(found, wall_ms()))
+            term.rebalancer.ask()
+        return rebalance_view(self._group.state, found, term.rebalancer.told)
 
     async def CheckStop(
         self, request: fleet_pb2.CheckStopRequest, context: Context

@@ -222,6 +222,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
                 shard=shard, epoch=entry.shard.open.epoch, plan=plan, why="asked for by an operator"
             )
             result = require_ok(await call.submit(command))
+            term.rebalancer.placed(shard, node)
             return log_admin_pb2.SwitchPrimaryResponse(epoch=result.epoch)
 
     async def RecoverShard(

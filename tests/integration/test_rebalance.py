@@ -1,0 +1,53 @@
+"""A peer that joins takes its part of votes and leads, under load, and nothing is lost."""
+
+import pytest
+
+from las.v1.shard_map_pb2 import NODE_STATE_UP
+from peerd.client.blocking import Client, connect
+from peerd.testing.dev_cluster import DevCluster, Shape
+from tests.integration.load import Load, assert_nothing_lost, until
+
+pytestmark = pytest.mark.timeout(180)
+
+SHARDS = 8
+
+
+def carried(client: Client) -> dict[str, tuple[int, int]]:
+    """Votes and leads of each node that is up."""
+    nodes = client.las.status().nodes
+    return {
+        each.node.name: (each.voting, each.primaries)
+        for each in nodes
+        if each.node.state == NODE_STATE_UP
+    }
+
+
+def is_even(client: Client, late: str) -> bool:
+    """Whether the peer has about its part, and leads as many as the others."""
+    found = carried(client)
+    leads = [leads for _, leads in found.values()]
+    return found.get(late, (0, 0))[0] >= 3 * SHARDS // 4 - 1 and max(leads) - min(leads) <= 1
+
+
+def test_a_peer_that_joins_takes_its_part(tmp_path):
+    shape = Shape(peers=4, las=1, zones=("zone-a",))
+    settings = {"policy.rebalance_after_s": 0, "policy.rebalance_moves_per_s": 4}
+    with (
+        DevCluster(tmp_path / "dev", shape, port_base=None, las_settings=settings) as cluster,
+        connect(credentials=cluster.peerctl_toml) as client,
+    ):
+        late = cluster.peers[-1]
+        late.kill()
+        until(lambda: len(carried(client)) == 3, "the fourth peer is down")
+        client.create_log("orders", shards=SHARDS, copies=3, acks=2)
+        assert {votes for votes, _ in carried(client).values()} == {SHARDS}
+        with Load(cluster.peerctl_toml, "orders") as load:
+            load.wait_acked(50)
+            cluster.restart(late.id)
+            until(lambda: is_even(client, late.id), "votes and leads lie evenly")
+            load.wait_acked(50)
+            load.finish()
+        assert sum(votes for votes, _ in carried(client).values()) == 3 * SHARDS
+        told = [event.text for event in client.las.explain(late.id).events]
+        assert any(f"{late.id} votes in place of" in text for text in told)
+        assert_nothing_lost(cluster, load)
