@@ -212,6 +212,21 @@ class Policy(Section):
         "some 20 ms later for it",
     )
 
+    split_bytes_per_s: int = Field(
+        default=0,
+        ge=0,
+        le=100 * GIB,
+        description="Payload bytes a second from which, over half a minute, a shard is split in "
+        "the middle of its key range; one at a time, and not where a few keys have most of it. "
+        "A split is not taken back. 0 splits nothing",
+    )
+    split_shards_max: int = Field(
+        default=256,
+        ge=2,
+        le=1_024,
+        description="Shards of a log from which none of them is split for that",
+    )
+
     def rules(self) -> Rules:
         """The numbers of the judgement."""
         named = {each.name for each in fields(Rules)}

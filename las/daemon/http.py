@@ -144,6 +144,11 @@ def _fleet(term: Term) -> Iterator[Metric]:
     for what, count in term.rebalancer.moved.items():
         moves.add_metric([what], count)
     yield moves
+    yield CounterMetricFamily(
+        "las_shard_splits",
+        "Hot shards split by the LAS itself, since this node leads",
+        value=term.splitter.splits,
+    )
     decisions = CounterMetricFamily(
         "las_forecast_decisions", "Nodes judged since this node leads", labels=["judgement"]
     )

@@ -28,6 +28,7 @@ from las.daemon.reconcile import PeerCalls
 from las.daemon.release import LeadCalls, Releaser
 from las.daemon.retention import Retention
 from las.daemon.scraped import ScrapedTelemetry
+from las.daemon.splitter import Splitter
 from las.daemon.story import Story
 from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
@@ -123,6 +124,14 @@ class Term:
             now_ms=now_ms,
             wall_ms=wall_ms,
         )
+        self.splitter = Splitter(
+            group,
+            policy,
+            self.vitals,
+            writes=lambda: self._writes.rates,
+            now_ms=now_ms,
+            wall_ms=wall_ms,
+        )
 
     def works(self) -> Iterator[tuple[str, Work]]:
         """What runs while the term lasts, by name; each goes on until it is cancelled."""
@@ -140,6 +149,7 @@ class Term:
         yield "rejoins", self._record_rejoins()
         yield "writes", self._writes.run()
         yield "rebalance", self.rebalancer.run()
+        yield "splits", self.splitter.run()
 
     def _map_version(self, name: NodeName) -> int:
         heard = self.vitals.of(name)

@@ -408,6 +408,7 @@ WITHOUT_UNIT = {
     "policy.breaker_share",
     "policy.holdout",
     "policy.rebalance_band",
+    "policy.split_shards_max",
 }
 
 
