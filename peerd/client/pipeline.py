@@ -433,7 +433,7 @@ class ShardPipeline:
         left = [entry for batch in self._inflight for entry in batch.entries]
         left += self._waiting.entries
         for batch in self._inflight:
-            batch.done = True
+            batch.done, batch.sending = True, None
         self._inflight.clear()
         self._waiting = Waiting()
         for each in left:
@@ -623,16 +623,19 @@ class ShardPipeline:
             error = _unknown(batch)
         for entry in batch.entries:
             self._end(entry, error)
+        in_doubt = batch.in_doubt
         self._remove(batch)
         if not self._inflight:
             # Nobody stands behind it: its sequence can be given again, unless it may be taken.
-            if self._hole or batch.in_doubt:
+            if self._hole or in_doubt:
                 self._new_producer()
             else:
                 self._next_sequence = batch.append.first_sequence
 
     def _remove(self, batch: Batch) -> None:
         batch.done = True
+        # Each names the other: left so, payload and all would stay until the collector comes.
+        batch.sending = None
         self._inflight.remove(batch)
         if self._waiting.entries or self._inflight:
             self._pump_soon()
