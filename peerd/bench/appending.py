@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 import peerd.aio
@@ -105,10 +105,10 @@ class AppendJob:
         batches = [[NewRecord(value=value, key=key)] * self.batch for key in keys or [None]]
         turn = 0
 
-        async def append() -> None:
+        def append() -> Awaitable[object]:
             nonlocal turn
             turn += 1
-            await client.append_batch(self.log, batches[turn % len(batches)])
+            return client.append_batch(self.log, batches[turn % len(batches)])
 
         return append
 

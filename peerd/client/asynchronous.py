@@ -7,10 +7,10 @@ Invariants:
 
 import asyncio
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from peerd.client import incidents
 from peerd.client.any_peer import AnyPeer
@@ -149,11 +149,12 @@ class Client:
             Overloaded, AccessDenied, InvalidRequest, ClientClosed: what they say.
         """
         record = NewRecord(value=value, key=key, headers=headers, timestamp_ms=timestamp_ms)
-        return await self.append_batch(
-            log, [record], shard=shard, expected_offset=expected_offset, timeout_s=timeout_s
+        return await self._appender.append_batch(
+            log, (record,), where(shard, expected_offset, timeout_s)
         )
 
-    async def append_batch(
+    # No coroutine around the one that does it: each takes its part of every append.
+    def append_batch(
         self,
         log: str,
         records: Sequence[NewRecord],
@@ -161,7 +162,7 @@ class Client:
         shard: int | None = None,
         expected_offset: int | None = None,
         timeout_s: float | None = None,
-    ) -> Receipt:
+    ) -> Coroutine[Any, Any, Receipt]:
         """Appends records as one: readers see all of them or none. Their keys share a shard.
 
         Returns:
@@ -170,9 +171,7 @@ class Client:
         Raises:
             KeysSpanShards: the keys belong to several shards. Else as `append`.
         """
-        return await self._appender.append_batch(
-            log, records, where(shard, expected_offset, timeout_s)
-        )
+        return self._appender.append_batch(log, records, where(shard, expected_offset, timeout_s))
 
     def append_nowait(
         self,

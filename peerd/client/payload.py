@@ -7,7 +7,7 @@ batch is theirs, joined. Reading checks the checksum end to end, before anything
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import count, repeat
+from itertools import chain, count, repeat
 
 import crc32c
 import zstandard
@@ -24,6 +24,7 @@ from peerd.v1 import batch_pb2
 _RECORD_TAG = sized_tag(batch_pb2.Records.RECORDS_FIELD_NUMBER)
 _VALUE_TAG = sized_tag(batch_pb2.Record.VALUE_FIELD_NUMBER)
 _RECORDS_TAG = sized_tag(batch_pb2.Batch.RECORDS_FIELD_NUMBER)
+_BYTES = frozenset({bytes})
 # limit: lengths of values whose prefix is kept
 PREFIXES_MAX = 4_096
 # What a batch costs beyond its records: two tags, two lengths.
@@ -49,22 +50,19 @@ def serialize_records(records: Sequence[NewRecord]) -> bytes:
     """
     if len(records) == 1:
         return serialize_record(records[0])
-    parts: list[bytes] = []
-    add, prefix = parts.append, _value_prefix
-    for record in records:
-        value = record.value
-        # Most are like this; a call for each would take twice as long.
-        if (
-            record.key is None
-            and value.__class__ is bytes
-            and record.timestamp_ms is None
-            and not record.headers
-        ):
-            add(prefix(len(value)))
-            add(value)
-        else:
-            add(serialize_record(record))
-    return b"".join(parts)
+    values = [
+        record.value
+        for record in records
+        if record.key is None and record.timestamp_ms is None and not record.headers
+    ]
+    # Most are nothing but a value; then what is left is a few passes that cost a third of a loop.
+    if len(values) < len(records) or set(map(type, values)) - _BYTES:
+        return b"".join(map(serialize_record, records))
+    lengths = list(map(len, values))
+    if len(set(lengths)) == 1:
+        prefix = _value_prefix(lengths[0])
+        return prefix + prefix.join(values)
+    return b"".join(chain.from_iterable(zip(map(_value_prefix, lengths), values, strict=True)))
 
 
 def serialize_record(record: NewRecord) -> bytes:

@@ -16,6 +16,7 @@ Must not: wait. It acts on records added, answers, map changes and ticks; all on
 """
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -296,29 +297,38 @@ class ShardPipeline:
     def _form(self) -> Batch | None:
         """The next batch; None if nobody wants what waits any more."""
         entries: list[Entry] = []
-        record_count = 0
-        size = BATCH_OVERHEAD_BYTES
-        bytes_max, records_max = self._options.batch_bytes_max, self._options.batch_records_max
-        while self._waiting.entries:
-            entry = self._waiting.entries[0]
+        records: list[bytes] = []
+        record_count = taken_bytes = 0
+        earliest_deadline = math.inf
+        stands_alone = False
+        records_max = self._options.batch_records_max
+        bytes_max = self._options.batch_bytes_max - BATCH_OVERHEAD_BYTES
+        queue = self._waiting.entries
+        while queue:
+            entry = queue[0]
             if entry.future.cancelled():
                 # Whoever appended it was told that it was not sent.
                 self._end(self._waiting.take(), NotAppended("cancelled", taken="no"))
                 continue
-            size += len(entry.serialized)
-            if entries and (
-                size > bytes_max
-                or record_count + entry.record_count > records_max
-                or entry.where.expected_offset is not None
-                or entries[0].where.expected_offset is not None
+            size, count = len(entry.serialized), entry.record_count
+            if entry.where.expected_offset is not None:
+                if entries:
+                    break
+                stands_alone = True
+            elif entries and (
+                stands_alone or taken_bytes + size > bytes_max or record_count + count > records_max
             ):
                 break
-            record_count += entry.record_count
+            queue.popleft()
+            taken_bytes += size
+            record_count += count
             entry.is_formed = True
-            entries.append(self._waiting.take())
+            entries.append(entry)
+            records.append(entry.serialized)
+            earliest_deadline = min(earliest_deadline, entry.deadline)
+        self._waiting.size_bytes -= taken_bytes
         if not entries:
             return None
-        records = [entry.serialized for entry in entries]
         built = build_batch(records, record_count, self._compression())
         append = log_bytes_pb2.AppendRequestBytes(
             log=self.log,
@@ -328,15 +338,15 @@ class ShardPipeline:
             first_sequence=self._next_sequence,
             expected_offset=entries[0].where.expected_offset,
         )
-        self._next_sequence += built.record_count
+        self._next_sequence += record_count
         self._formed += 1
         return Batch(
             number=self._formed - 1,
             entries=entries,
             append=append,
             payload=built.payload,
-            record_count=built.record_count,
-            earliest_deadline=min([entry.deadline for entry in entries]),
+            record_count=record_count,
+            earliest_deadline=earliest_deadline,
         )
 
     # -------------------------------------------------------------------------- sending
@@ -494,13 +504,13 @@ class ShardPipeline:
         offset = receipt.base_offset
         released = 0
         for entry in batch.entries:
-            count = entry.record_count
+            count, future = entry.record_count, entry.future
             if not entry.ended:
                 entry.ended = True
                 released += len(entry.serialized)
-                if not entry.future.done():
+                if not future.done():
                     fields = (log, shard, epoch, offset, count, durable_on, duplicate, timestamp_ms)
-                    entry.future.set_result(_RECEIPT(fields))
+                    future.set_result(_RECEIPT(fields))
             offset += count
         self._released(released)
         self._remove(batch)

@@ -45,6 +45,19 @@ def test_records_of_all_kinds_side_by_side():
         assert built.record_count == len(records)
 
 
+def test_values_alone_of_one_length_and_of_several():
+    for lengths in ([5, 5, 5], [0, 0], [127, 128, 127, 16_384]):
+        records = [peerd.NewRecord(value=b"%d" % n * length) for n, length in enumerate(lengths)]
+        built = build_batch([serialize_records(records)], len(records))
+        assert built.payload == of_protobuf(records)
+
+
+def test_one_value_that_is_not_bytes_among_others():
+    records = [peerd.NewRecord(value=b"1"), peerd.NewRecord(value="2"), peerd.NewRecord(value=b"3")]
+    with pytest.raises(peerd.InvalidRequest):
+        serialize_records(records)
+
+
 @pytest.mark.parametrize("value", ["text", None, 7, bytearray(b"bytes")])
 def test_a_value_that_is_not_bytes_is_refused_or_taken_as_protobuf_does(value):
     record = peerd.NewRecord(value=value)
