@@ -52,8 +52,9 @@ from peerd.daemon.logging import get_logger
 from peerd.daemon.notes import log_note
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
+from peerd.daemon.write_queue import OnOutcome, WriteQueue
 from peerd.recorder.flight import FlightRecorder
-from peerd.storage.errors import StorageFailed, StoreClosed, WriterOverloaded
+from peerd.storage.errors import StorageFailed, StoreClosed
 from peerd.storage.options import Space
 from peerd.storage.store import Store
 from peerd.transport.host_api import AppendOutcome
@@ -70,7 +71,6 @@ RETRY_AFTER_MS = 20
 EVENT_CHARACTERS_LOGGED = 500
 
 Answer = TypeVar("Answer")
-OnOutcome = Callable[[Outcome], None]
 Loaded = (
     events.BatchesLoaded
     | events.BatchesUnavailable
@@ -129,9 +129,7 @@ class ShardHost:
         self._answered_all = asyncio.Event()
         self._refusing: Refusal | None = None
         self._broken = False
-        self._submitted = 0
-        self._completed = 0
-        self._unsubmitted: deque[tuple[StoreOperation, OnOutcome | None]] = deque()
+        self._writes = WriteQueue(store, self._loop)
         self._untaken: deque[tuple[int, IncomingStream, int]] = deque()
         self._timetable = Timetable(self._ring)
 
@@ -183,7 +181,7 @@ class ShardHost:
                 "appends resume when space is freed",
             )
         if (
-            self._unsubmitted
+            self._writes.is_full
             or self._store.queued_bytes > self._queue_bytes_max * APPENDS_QUEUE_SHARE
         ):
             return Refusal(
@@ -344,10 +342,10 @@ class ShardHost:
             self._handle(adopt.shard, events.AdoptReceived(sender=sender, message=adopt))
         for frame in frames:
             self._handle(frame.shard, events.FrameReceived(sender=sender, message=frame))
-        if self._completed == self._submitted:
+        if self._writes.completed == self._writes.submitted:
             stream.taken(number)
         else:
-            self._untaken.append((self._submitted, stream, number))
+            self._untaken.append((self._writes.submitted, stream, number))
 
     def link_up(self, process: ProcessId) -> None:
         """The outgoing stream to `process` is open."""
@@ -504,18 +502,7 @@ class ShardHost:
         """Have `operation` written after all that came before; its shard's core hears the outcome,
         then `on_outcome`.
         """
-        self._submitted += 1
-        if self._unsubmitted or not self._has_room(operation, on_outcome):
-            # In the order in which it came; the next commit makes room.
-            self._unsubmitted.append((operation, on_outcome))
-
-    def _has_room(self, operation: StoreOperation, on_outcome: OnOutcome | None) -> bool:
-        """Give the storage writer an operation; False if its queue is full."""
-        try:
-            self._store.submit(operation, on_outcome)
-        except WriterOverloaded:
-            return False
-        return True
+        self._writes.submit(operation, on_outcome)
 
     def deliver(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
         """Outcomes of one group commit, in order. Called by the storage writer's thread."""
@@ -523,22 +510,17 @@ class ShardHost:
 
     def _written(self, outcomes: Sequence[tuple[object, Outcome]]) -> None:
         for token, outcome in outcomes:
-            self._completed += 1
+            self._writes.completed += 1
             self._handle(outcome.operation.shard, events.WriteDone(outcome=outcome))
             if callable(token):
                 token(outcome)
-        self._submit_again()
-        while self._untaken and self._untaken[0][0] <= self._completed:
-            _, stream, number = self._untaken.popleft()
-            stream.taken(number)
-
-    def _submit_again(self) -> None:
-        """Room was made: give the storage writer what waits for it."""
         try:
-            while self._unsubmitted and self._has_room(*self._unsubmitted[0]):
-                self._unsubmitted.popleft()
+            self._writes.submit_again()
         except (StorageFailed, StoreClosed):
             self._broken = True
+        while self._untaken and self._untaken[0][0] <= self._writes.completed:
+            _, stream, number = self._untaken.popleft()
+            stream.taken(number)
 
     # ------------------------------------------------------------------ the cores
 
@@ -588,8 +570,9 @@ class ShardHost:
             self._notify(shard)
 
     def _carry_out(self, step: effects.Step) -> None:
+        frames_first = bool(step.send)
         for operation in step.persist:
-            self.submit(operation)
+            self._writes.submit(operation, None, frames_first=frames_first)
         for send in step.send:
             self._send(send.to, send.message)
         outside = self._tell_outside()
@@ -686,7 +669,7 @@ class ShardHost:
             shards=len(self._replicas),
             primaries=sum(replica.is_primary for replica in self._replicas.values()),
             unanswered_requests=len(self._waiting),
-            writes_pending=self._submitted - self._completed,
+            writes_pending=self._writes.submitted - self._writes.completed,
             streams_in=len(self._incoming),
         )
 

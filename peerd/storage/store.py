@@ -160,12 +160,18 @@ class Store:
         self._manifest = self._directory.adopt_cluster(self._manifest, cluster_id)
 
     # -------------------------------------------------------------- writing
-    def submit(self, operation: StoreOperation, token: object) -> None:
+    def submit(self, operation: StoreOperation, token: object, *, wake: bool = True) -> None:
         """Queue an operation; its outcome is delivered with `token`.
+
+        Without `wake` it may wait until `wake_writer` is called.
 
         Raises `WriterOverloaded` (nothing was queued), `StorageFailed` or `StoreClosed`.
         """
-        self._writer.submit(operation, token)
+        self._writer.submit(operation, token, wake=wake)
+
+    def wake_writer(self) -> None:
+        """Have the writer begin with what is queued."""
+        self._writer.wake()
 
     def repair(self, repair: Repair, done: OnRepaired) -> None:
         """Queue the repair of damaged batches (see `peerd.storage.repair`).

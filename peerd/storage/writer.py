@@ -110,18 +110,25 @@ class Writer:
         """What waits to be written."""
         return self._queued_bytes
 
-    def submit(self, operation: StoreOperation, token: object) -> None:
+    def submit(self, operation: StoreOperation, token: object, *, wake: bool = True) -> None:
         """Queue an operation; `token` comes back beside its outcome. From any thread.
+
+        Without `wake` a writer that is idle stays so until the next call that wakes it: `wake`.
 
         Raises `WriterOverloaded` (nothing was queued), `StorageFailed` or `StoreClosed`.
         """
-        self._enqueue(operation, token)
+        self._enqueue(operation, token, wake=wake)
+
+    def wake(self) -> None:
+        """Have it begin with what is queued."""
+        with self._changed:
+            self._changed.notify()
 
     def repair(self, repair: Repair, done: OnRepaired) -> None:
         """Queue a repair; `done` is called in the writer thread. Raises as `submit`."""
-        self._enqueue(repair, done)
+        self._enqueue(repair, done, wake=True)
 
-    def _enqueue(self, operation: StoreOperation | Repair, token: object) -> None:
+    def _enqueue(self, operation: StoreOperation | Repair, token: object, *, wake: bool) -> None:
         size_bytes = operation_bytes(operation)
         bound_bytes = self._options.queue_bytes_max
         if size_bytes == _OVERHEAD_BYTES:
@@ -135,7 +142,8 @@ class Writer:
                 raise WriterOverloaded(queued_bytes=self._queued_bytes, queue_bytes_max=bound_bytes)
             self._queue.append((operation, token, size_bytes))
             self._queued_bytes += size_bytes
-            self._changed.notify()
+            if wake:
+                self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
         """Write and deliver what is queued, then end. False if the disk did not let it in time."""

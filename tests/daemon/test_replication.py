@@ -263,11 +263,11 @@ async def test_what_finds_no_room_in_the_storage_queue_is_written_later_in_order
     one, two, three = await three_peers(fleet, las)
     submit, refused = Store.submit, []
 
-    def submit_one(store: Store, operation, token) -> None:
+    def submit_one(store: Store, operation, token, *, wake) -> None:
         if store.queued_bytes:
             refused.append(operation)
             raise WriterOverloaded(queued_bytes=1, queue_bytes_max=1)
-        submit(store, operation, token)
+        submit(store, operation, token, wake=wake)
 
     monkeypatch.setattr(Store, "submit", submit_one)
     appends = []
