@@ -85,6 +85,7 @@ from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
 from peerd.transport.options import SERVER_OPTIONS
+from peerd.transport.registration import together
 from peerd.transport.tls import plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
 from peerd.v1 import incident_pb2, incident_pb2_grpc
@@ -248,7 +249,7 @@ class LasNode:
             auditor=auditor,
             status=self.status,
         )
-        server = self._server
+        server = together(self._server)
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(
             IncidentService(self._recording), server
         )
@@ -270,8 +271,9 @@ class LasNode:
         )
         raft_pb2_grpc.add_RaftServiceServicer_to_server(raft.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        # It looks at the type of the server that it is given.
         reflection.enable_server_reflection(
-            (*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self.supervisor.start("leadership", leadership.run())
 

@@ -71,6 +71,7 @@ from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache
 from peerd.transport.options import SERVER_OPTIONS
 from peerd.transport.read_source import ReadSource
+from peerd.transport.registration import together
 from peerd.transport.replication_service import ReplicationService
 from peerd.transport.tls import explain_connect_failure, plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
@@ -359,12 +360,9 @@ class Peer:
             workload=self.own.workload,
         )
         recorded = None if self._recorder is None else self._recorder.path
-        incident_pb2_grpc.add_IncidentServiceServicer_to_server(
-            IncidentService(recorded), self._server
-        )
-        replication_pb2_grpc.add_ReplicationServiceServicer_to_server(
-            self._replication, self._server
-        )
+        server = together(self._server)
+        incident_pb2_grpc.add_IncidentServiceServicer_to_server(IncidentService(recorded), server)
+        replication_pb2_grpc.add_ReplicationServiceServicer_to_server(self._replication, server)
         add_client_services(
             self._server, self._log_service, self.map_cache, self._health, [INCIDENT_SERVICE]
         )

@@ -14,6 +14,7 @@ from peerd.transport.limits import EdgeLimits
 from peerd.transport.log_service import LogService, add_log_service
 from peerd.transport.map_cache import MapCache
 from peerd.transport.map_service import add_map_service
+from peerd.transport.registration import together
 from peerd.v1 import log_pb2
 
 # The services that clients may discover and ask the health of.
@@ -32,8 +33,9 @@ def add_client_services(
 ) -> None:
     """Make `server` serve them, with health and reflection; `others` are reflected as well."""
     add_log_service(server, log_service)
-    add_map_service(server, map_cache)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    add_map_service(together(server), map_cache)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, together(server))
+    # It looks at the type of the server that it is given.
     reflection.enable_server_reflection(
         (*CLIENT_SERVICES, *others, HEALTH_SERVICE, reflection.SERVICE_NAME), server
     )
