@@ -17,6 +17,7 @@ import uvloop
 
 from peerd.allocator import keep_freed_memory
 from peerd.client.errors import PeerdError
+from peerd.garbage import settle_garbage
 
 # Between the word to begin and the beginning: enough for it to arrive everywhere.
 LEAD_S = 0.1
@@ -85,6 +86,7 @@ def _main(job: Job[object], pipe: Connection) -> None:
 
     # As docs/client.md advises programs that move much.
     keep_freed_memory()
+    settle_garbage()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             pipe.send(_Done(runner.run(run())))

@@ -12,7 +12,6 @@ Invariants:
 """
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -25,13 +24,12 @@ import uvloop
 from peerd.daemon.errors import EXIT_BUG, EXIT_OK, BrokenInvariant, DaemonError
 from peerd.daemon.logging import get_logger
 from peerd.daemon.systemd import ServiceManager
+from peerd.garbage import settle_garbage
 from peerd.storage.directory import write_file_durably
 
 # A stop that takes longer than all its bounds together hangs in something that cannot be stopped,
 # such as a disk that does not answer. Seconds, beyond the configured shutdown time.
 STOP_TIMEOUT_S = 15.0
-# limit: new objects, after which they are looked through for garbage: some 20 MB.
-YOUNG_OBJECTS_MAX = 50_000
 
 _log = get_logger("serve")
 
@@ -94,17 +92,6 @@ async def _run(
         raise failure
     _log.info("stopped")
     return EXIT_OK
-
-
-def settle_garbage() -> None:
-    """Look for garbage more seldom, and never among what is there by now, which is here to stay.
-
-    A map of 100,000 shards is two million values without a cycle. By the defaults half of a LAS
-    leader's time went into looking for one among them when 20,000 shards had lost their primary.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS_MAX, 20)
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -40,7 +40,7 @@ from peerd.core.ids import (
     ReplicaId,
     Tick,
 )
-from peerd.daemon.process import settle_garbage
+from peerd.garbage import settle_garbage
 from tests.bench.fleet_state import NODES, SHARDS, fleet, node
 
 # ---------------------------------------------------------------------------------- rack
