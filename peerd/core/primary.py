@@ -544,6 +544,11 @@ class Primary:
             self._write((), out)
 
     def _tick_progress(self, progress: Progress, out: Effects) -> None:
+        """Nothing is said to a replica without a stream: it would be lost, and `stream_up` says it
+        anyway. (A peer that dies leaves hundreds of primaries behind that miss it as a shadow.)
+        """
+        if not progress.connected:
+            return
         now, limits = self._s.now, self._s.limits
         silent_ms = now - progress.answered_at
         unanswered = progress.way is Way.PROBE or not progress.adopted
@@ -590,6 +595,10 @@ class Primary:
             return HELD_LOOK_MS
         is_behind = False
         for progress in self._progress.values():
+            if not progress.connected:
+                # All that a tick can do for it is to report that it stalls.
+                is_behind |= progress.replica in self._ends and progress.durable_end < end
+                continue
             streams = progress.way is Way.STREAM
             if streams and progress.told_commit < commit:
                 return limits.commit_notice_ms

@@ -39,6 +39,9 @@ from peerd.transport.status import Refused
 # limit: loads of the cores that run at a time; each reads at most a message from the store
 LOADS_MAX = 8
 
+# A look at the whole map is followed by a rest of so many times its duration.
+LOOK_REST = 9
+
 CallKey = tuple[type, ShardId, Epoch, ReplicaId]
 
 _log = get_logger("outside")
@@ -76,6 +79,8 @@ class Surroundings:
         self._calling: set[CallKey] = set()
         self._loads = asyncio.Semaphore(LOADS_MAX)
         self._look_again = False
+        self._looked_until_s = 0.0
+        self._look_s = 0.0
 
     # ------------------------------------------------------------------ frames and calls
 
@@ -239,15 +244,24 @@ class Surroundings:
             return hot
 
     def neighbours_changed(self) -> None:
-        """See `Outside`. Looks once for all changes of one turn of the loop."""
+        """See `Outside`. Looks once for all changes of one turn of the loop; and if a look takes
+        long, since there are thousands of shards, no more than a tenth of the time is spent on it.
+        """
         if not self._look_again:
             self._look_again = True
-            asyncio.get_running_loop().call_soon(self._look)
+            loop = asyncio.get_running_loop()
+            loop.call_at(self._looked_until_s + LOOK_REST * self._look_s, self._look)
 
     def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         self._look_again = False
-        if not self._map.cluster_id:
-            return
+        if self._map.cluster_id:
+            self._look_at_map()
+        self._looked_until_s = loop.time()
+        self._look_s = self._looked_until_s - began_s
+
+    def _look_at_map(self) -> None:
         others: dict[ReplicaId, str] = {}
         for shard in self._host.map_entries():
             for segment in (shard.open, shard.prepared):

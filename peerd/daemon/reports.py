@@ -49,7 +49,9 @@ class ReportQueue:
         if key not in self._reports and len(self._reports) >= REPORTS_MAX:
             self.dropped += 1
             return
-        self._reports[key] = report
+        if self._reports.get(key) != report:
+            # The same words again are no newer form: then the answer to the first ones is enough.
+            self._reports[key] = report
         self._none.clear()
         self._some.set()
 

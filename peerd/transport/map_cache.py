@@ -35,6 +35,8 @@ from peerd.transport.map_codec import (
     encode_shard,
 )
 
+# limit: shards encoded in one go where others wait for the event loop, some 5 ms of it
+SLICE_SHARDS_MAX = 128
 # limit: updates kept for watchers that lag; one that lags more gets the whole map once
 UPDATES_KEPT_MAX = 256
 
@@ -327,15 +329,28 @@ class MapCache:
 
     def whole(self, log: str = "") -> shard_map_pb2.MapUpdate:
         """The map as one full update; with `log`, only that log with its shards, and the nodes."""
+        update, shards = self._whole_without_shards(log)
+        update.shards.extend(map(encode_shard, shards))
+        return update
+
+    async def whole_in_slices(self, log: str = "") -> shard_map_pb2.MapUpdate:
+        """As `whole`, as of the call; thousands of shards do not hold up the event loop."""
+        update, shards = self._whole_without_shards(log)
+        for begin in range(0, len(shards), SLICE_SHARDS_MAX):
+            update.shards.extend(map(encode_shard, shards[begin : begin + SLICE_SHARDS_MAX]))
+            await asyncio.sleep(0)
+        return update
+
+    def _whole_without_shards(self, log: str) -> tuple[shard_map_pb2.MapUpdate, list[Shard]]:
         logs = [entry for name, entry in self.logs.items() if not log or name == log]
         shards = [self.shards[shard] for entry in logs for shard in self.family_of(entry.name)]
-        return shard_map_pb2.MapUpdate(
+        update = shard_map_pb2.MapUpdate(
             cluster_id=self.cluster_id,
             version=self.version,
             full=True,
             nodes=[encode_node(node) for node in self.nodes.values()],
             logs=[encode_log(entry) for entry in logs],
-            shards=[encode_shard(shard) for shard in shards],
             next_shard=0 if log else self.next_shard,
             skipped_shards=() if log else self._skipped,
         )
+        return update, shards

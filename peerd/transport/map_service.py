@@ -42,7 +42,8 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
             )
         if request.log and request.log not in cache.logs:
             raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
-        return shard_map_pb2.GetMapResponse(map=cache.whole(request.log), age_ms=cache.age_ms)
+        update = await cache.whole_in_slices(request.log)
+        return shard_map_pb2.GetMapResponse(map=update, age_ms=cache.age_ms)
 
     async def WatchMap(
         self,
@@ -53,7 +54,9 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
         version = 0
         while True:
             changed = self._cache.changed
-            for update in self._cache.updates_since(version):
+            first = version == 0 and self._cache.version > 0
+            updates = [await self._cache.whole_in_slices()] if first else None
+            for update in updates or self._cache.updates_since(version):
                 version = update.version
                 yield shard_map_pb2.WatchMapResponse(map=update)
             await changed.wait()

@@ -21,6 +21,7 @@ from peerd.core.effects import (
     LoadTable,
     NoteKind,
     SegmentOpened,
+    Stall,
 )
 from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, RequestId
@@ -149,7 +150,7 @@ def test_an_empty_load_is_asked_for_again_with_the_next_tick():
     assert [load.begin for load in peer.loads()] == [1, 1]
 
 
-def test_wake_at_is_soon_while_something_is_to_be_acked_and_late_while_a_stream_is_down(primary):
+def test_wake_at_is_soon_while_something_is_to_be_acked_and_late_while_one_is_asked(primary):
     primary.append()
     assert primary.replica.wake_at == 50
     primary.fsync()
@@ -159,7 +160,33 @@ def test_wake_at_is_soon_while_something_is_to_be_acked_and_late_while_a_stream_
     primary.tick(5)
     assert primary.replica.wake_at == 5 + 1_000
     primary.tell(ev.StreamDown(replica=C.replica))
+    assert primary.replica.wake_at == 5 + 1_000
+    primary.tell(ev.StreamUp(replica=C.replica))
     assert primary.replica.wake_at == 5 + 250
+
+
+def test_a_replica_without_a_stream_is_told_nothing_and_costs_no_tick(primary):
+    """A peer that dies leaves hundreds of idle primaries behind, and none of them may be busy."""
+    primary.tell(ev.StreamDown(replica=C.replica))
+    primary.forget()
+    assert primary.replica.wake_at is None
+    for _ in range(8):
+        primary.tick(250)
+    assert not primary.sent(C)
+    primary.tell(ev.StreamUp(replica=C.replica))
+    assert primary.sent(C, Adopt)
+
+
+def test_a_voter_without_a_stream_is_still_reported_while_it_lacks_something(primary):
+    primary.tell(ev.StreamDown(replica=C.replica))
+    primary.append()
+    primary.fsync()
+    primary.ack(B, 1)
+    for _ in range(4):
+        assert primary.replica.wake_at is not None
+        primary.tick(250)
+    assert C.replica in {report.replica for report in primary.reports(Stall)}
+    assert not primary.sent(C, Adopt)
 
 
 def test_a_primary_may_serve_what_it_has_committed(primary):

@@ -302,10 +302,12 @@ def test_damaged_own_batches_are_said_and_tried_again(primary):
 
 def test_an_adoption_that_is_not_answered_is_repeated():
     peer = Peer(A)
+    peer.tell(ev.StreamUp(replica=B.replica))
     peer.learn(FIRST_MAP)
     peer.forget()
     peer.tick(250)
     assert len(peer.sent(B, Adopt)) == 1
+    assert not peer.sent(C, Adopt)  # there is no stream that could carry it
 
 
 def test_silence_over_frames_in_flight_is_asked_about_and_slowness_is_no_loss(primary):
