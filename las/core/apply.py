@@ -14,6 +14,7 @@ from las.core import (
     audit,
     casebook,
     many_shards,
+    many_steps,
     membership,
     models,
     outages,
@@ -25,6 +26,7 @@ from las.core import (
 )
 from las.core import commands as c
 from las.core.commands import Command, Reason, Result
+from las.core.rows import ChangeShards, StepShards
 from las.core.segments import Applied, refuse
 from las.core.state import (
     EVENTS_MAX,
@@ -321,6 +323,18 @@ def record_event(state: ClusterState, command: c.RecordEvent) -> Applied:
     return replace(state, events=state.events.with_item(command.node, history)), Result(ok=True)
 
 
+# ---------------------------------------------------------------------------------- versions
+def raise_command_level(state: ClusterState, command: c.RaiseCommandLevel) -> Applied:
+    """All members of the group know more commands.
+
+    | `RaiseCommandLevel(level)` | the leader has heard from each member that it knows that level |
+    commands of that level may be used; no change of the map. It never goes back. |
+    """
+    if command.level <= state.command_level:
+        return state, Result(ok=True, text="so it is already")
+    return replace(state, command_level=command.level), Result(ok=True, text="raised")
+
+
 # ---------------------------------------------------------------------------------- dispatch
 Handler = Callable[[ClusterState, Command], Applied]
 
@@ -334,7 +348,9 @@ _HANDLERS = cast(
         c.WithdrawSegment: segments.withdraw_segment,
         c.FenceSegment: segments.fence_segment,
         c.OpenSegment: segments.open_segment,
-        c.ChangeShards: many_shards.change_shards,
+        ChangeShards: many_shards.change_shards,
+        StepShards: many_steps.step_shards,
+        c.RaiseCommandLevel: raise_command_level,
         c.RecoverWithGap: segments.recover_with_gap,
         c.WantHolders: segments.want_holders,
         c.AddHolder: segments.add_holder,

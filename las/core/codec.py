@@ -32,6 +32,10 @@ class CodecError(Exception):
     """The text or value is not what it should be; the message says where."""
 
 
+class UnknownName(CodecError):
+    """A field, a value of an enum or a kind that this version has not: another one wrote it."""
+
+
 def to_json(value: JsonValue) -> str:
     """The shortest JSON text of `value`."""
     return _ENCODER.encode(value)
@@ -120,7 +124,7 @@ def _dataclass_decoder(kind: type) -> Decoder:
                 raise CodecError(f"{at}: {name} is missing")
         for name in value:
             if name not in decoders:
-                raise CodecError(f"{at}: no field is called {name!r}")
+                raise UnknownName(f"{at}: no field is called {name!r}")
         return kind(**{name: decoders[name](each, f"{at}.{name}") for name, each in value.items()})
 
     return decode_dataclass
@@ -131,7 +135,7 @@ def _enum_decoder(kind: type[StrEnum]) -> Decoder:
         try:
             return kind(cast(str, value))
         except ValueError as error:
-            raise CodecError(f"{at}: {error}") from error
+            raise UnknownName(f"{at}: {error}") from error
 
     return decode_enum
 

@@ -10,10 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
+from las.core.codec import (
+    CodecError,
+    JsonValue,
+    UnknownName,
+    decode,
+    encode,
+    from_json,
+    to_json,
+)
 from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
 from las.core.ledger import Case, Outcome
 from las.core.model_registry import ModelHead
+from las.core.rows import ChangeShards, StepShards
 from las.core.state import NO_NODE, NO_SHARD, NodeState
 from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.check import InvariantViolation
@@ -119,38 +128,6 @@ class OpenSegment:
     plan: Plan
     ended: RecoveredSegment
     ended_prepared: RecoveredSegment | None = None
-
-
-FenceRow = tuple[ShardId, Epoch, Epoch, int]
-"""Shard, open epoch, prepared epoch (0 = none), and the place of the reason in `whys`."""
-
-EndRow = tuple[Offset, Offset, tuple[int, ...]]
-"""A `RecoveredSegment`: end, known commit, and the places of its holders in `stores`."""
-
-OpenRow = tuple[ShardId, Epoch, int, tuple[int, ...], tuple[int, ...], int, EndRow, EndRow | None]
-"""Shard, fence, the primary's place in `processes`, the voters' and non-voters' places in `stores`,
-acks, where the open segment ended, and where the prepared one did.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangeShards:
-    """`FenceSegment` and `OpenSegment` for many shards, each by itself; see `las.core.many_shards`.
-
-    Rows name what they share by its place in a table, so that 500 of them fit in a command.
-
-    Attributes:
-        whys: reasons of fences.
-        stores: peer and store id.
-        processes: place of the store in `stores`, and boot id.
-        fences, opens: a row for each shard.
-    """
-
-    whys: tuple[str, ...] = ()
-    stores: tuple[tuple[NodeName, StoreId], ...] = ()
-    processes: tuple[tuple[int, BootId], ...] = ()
-    fences: tuple[FenceRow, ...] = ()
-    opens: tuple[OpenRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +351,13 @@ class RecordEvent:
     timestamp_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaiseCommandLevel:
+    """All members of the group know the commands of `level`: they may be used from now on."""
+
+    level: int
+
+
 # ---------------------------------------------------------------------------------- audit
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -499,6 +483,8 @@ Command = (
     | FenceSegment
     | OpenSegment
     | ChangeShards
+    | StepShards
+    | RaiseCommandLevel
     | RecoverWithGap
     | WantHolders
     | AddHolder
@@ -543,6 +529,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "fence_segment": FenceSegment,
     "open_segment": OpenSegment,
     "change_shards": ChangeShards,
+    "step_shards": StepShards,
+    "raise_command_level": RaiseCommandLevel,
     "recover_with_gap": RecoverWithGap,
     "want_holders": WantHolders,
     "add_holder": AddHolder,
@@ -612,7 +600,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """The outcome of one of the changes of a `ChangeShards`; a text only if it was refused."""
+    """The outcome of one change of many; a text only if it was refused."""
 
     ok: bool = True
     reason: Reason = Reason.NONE
@@ -626,8 +614,8 @@ class Result:
 
     `epoch` is the epoch that was drawn, or the one that stands in the way. `shards` are those of a
     new log, or those that a registration halted. `taken` is what became of outages, `version` that
-    of a model. `each` has the outcomes of a `ChangeShards`, first of its fences; it is itself ok
-    whatever they are.
+    of a model. `each` has the outcomes of a command for many shards, in the order of its tables of
+    rows; it is itself ok whatever they are.
     """
 
     ok: bool
@@ -654,7 +642,12 @@ def _command_value(command: Command) -> JsonValue:
 
 
 def command_from_json(text: str) -> Command:
-    """The command of `text`. Raises `CodecError` for anything that is none."""
+    """The command of `text`.
+
+    Raises:
+        UnknownName: it is of another version of this program, as it seems.
+        CodecError: it is none; `UnknownName` is one, too.
+    """
     return _command_of(from_json(text))
 
 
@@ -662,9 +655,11 @@ def _command_of(value: JsonValue) -> Command:
     if not isinstance(value, dict):
         raise CodecError("a command is a JSON object")
     name = value.pop("command", None)
-    kind = COMMANDS.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise CodecError("a command has a name")
+    kind = COMMANDS.get(name)
     if kind is None:
-        raise CodecError(f"no command is called {name!r}")
+        raise UnknownName(f"no command is called {name!r}")
     try:
         if kind is Audited:
             return _audited_of(value)

@@ -8,6 +8,9 @@ Rules (docs/anticipation.md §3), each with its key in `[policy]`:
   within ten minutes are true only as far as the laboratory's share of sick nodes is.
 - *Slow is sick.* Or when its storage has long been far slower than its own past, whatever the
   model says.
+- *Patience.* For a node that has just taken over many shards (`las.core.patience`) neither the
+  threshold nor slow storage counts, and the model is not disbelieved for it, unless there are hard
+  signs: errors of disk or memory, or an outside forecast. What was counted begins anew afterwards.
 - *Hysteresis.* Off after `off_after_ms` with everything below `off_share` of its line. A forecast
   that is not known counts for neither.
 - *Budgets.* So much of the fleet, so many shadows and, for what is protected for its cost alone,
@@ -69,6 +72,7 @@ class Outlook:
         calibrated: whether a few per cent mean a few per cent; else the threshold alone decides.
         slowdown: latency of its storage now, as a multiple of its own past.
         latency_ms: that latency.
+        hard: there are signs of trouble that no load makes.
     """
 
     horizons: tuple[tuple[int, float], ...] = ()
@@ -76,6 +80,7 @@ class Outlook:
     calibrated: bool = True
     slowdown: float = 0.0
     latency_ms: float = 0.0
+    hard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +157,7 @@ class Verdict:
 
 
 NOBODY: Mapping[NodeName, Stake] = {}
+NOBODY_BUSY: Mapping[NodeName, int] = {}
 _NO_STAKE = Stake()
 
 
@@ -166,6 +172,7 @@ class Judge:
         self._alarmed_ms: dict[NodeName, int] = {}
         self._outlooks: Mapping[NodeName, Outlook] = {}
         self._stakes: Mapping[NodeName, Stake] = NOBODY
+        self._busy: Mapping[NodeName, int] = NOBODY_BUSY
         self._now_ms = 0
         self._up = 0
         self.latest = Verdict()
@@ -177,6 +184,7 @@ class Judge:
         now_ms: int,
         *,
         stakes: Mapping[NodeName, Stake] = NOBODY,
+        busy: Mapping[NodeName, int] = NOBODY_BUSY,
         drift: str = "",
         up: int = 0,
     ) -> Verdict:
@@ -187,9 +195,11 @@ class Judge:
             at_risk: Nodes with the committed flag.
             now_ms: Monotonic milliseconds.
             stakes: What each node's failure would touch; without one, cost decides nothing.
+            busy: Nodes that have just taken over many shards, and for how long still.
             drift: Why the ledger does not bear the forecasts out; empty if it does.
             up: How many nodes are up, if `outlooks` leaves out some that are calm.
         """
+        self._busy = busy
         jumping = self._jumping(outlooks)
         self._outlooks, self._stakes, self._now_ms = outlooks, stakes, now_ms
         self._up = max(up, len(outlooks))
@@ -247,6 +257,8 @@ class Judge:
                 if not 0.0 <= probability <= 1.0:
                     continue  # no probability, whoever gave it
                 if horizon_s == rules.horizon_s:
+                    if self._is_spared(node):
+                        continue
                     rule, at = Rule.THRESHOLD, rules.threshold
                 elif horizon_s > HOUR_S and line < 1.0:
                     rule, at = Rule.COST, line
@@ -266,13 +278,18 @@ class Judge:
         """Slow as a reason by itself, once it has lasted."""
         rules = self.rules
         factor = outlook.slowdown
-        if not (factor >= rules.slow_factor and outlook.latency_ms >= rules.slow_latency_ms):
+        is_slow = factor >= rules.slow_factor and outlook.latency_ms >= rules.slow_latency_ms
+        if not is_slow or self._is_spared(node):
             self._slow.pop(node, None)
             return best
         self._slow[node] = self._slow.get(node, 0) + 1
         slow = Finding(rule=Rule.SLOW, value=factor, line=rules.slow_factor)
         lasted = self._slow[node] >= rules.slow_consecutive
         return slow if lasted and (best is None or best.pressure < 1.0) else best
+
+    def _is_spared(self, node: NodeName) -> bool:
+        """Whether its signs of load do not count: it has just taken over many shards."""
+        return node in self._busy and not self._outlooks[node].hard
 
     def cost_line(self, node: NodeName) -> float:
         """Probability of a failure from which protecting the node pays; infinite: never."""
@@ -313,7 +330,11 @@ class Judge:
         before, horizon_s, count = self._outlooks, self.rules.horizon_s, 0
         for node, outlook in outlooks.items():
             old = before.get(node)
-            if old is None or not (old.known and outlook.known):
+            if (
+                (node in self._busy and not outlook.hard)
+                or old is None
+                or not (old.known and outlook.known)
+            ):
                 continue
             now = _at(outlook, horizon_s)
             count += now is not None and abs(now - (_at(old, horizon_s) or 0.0)) > JUMP
@@ -406,6 +427,12 @@ class Judge:
             return ("it is not judged: it is not up, or no forecast was made yet",)
         rules = self.rules
         lines = list(self._compared(node, outlook))
+        if self._is_spared(node):
+            left = span(max(1, self._busy[node] // 1000))
+            lines.append(
+                f"it has just taken over many shards: signs of load do not count for {left} more "
+                "(policy.take_over_patience_s)"
+            )
         if self.latest.distrust:
             lines.append(f"not believed: {self.latest.distrust}; nothing is moved")
         elif node in at_risk:

@@ -17,38 +17,34 @@ What no change can be read from (a place outside a table, a shard named twice, a
 refuses the command as a whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from las.core import segments
 from las.core.commands import (
-    ChangeShards,
-    EndRow,
-    FenceRow,
     FenceSegment,
-    OpenRow,
     OpenSegment,
     Reason,
     RecoveredSegment,
     Result,
     ShardResult,
 )
-from las.core.segments import Applied, refuse
+from las.core.rows import (
+    CHANGES_BYTES_MAX,
+    CHANGES_MAX,
+    PLACES_MAX,
+    ChangeShards,
+    EndRow,
+    FenceRow,
+    Names,
+    OpenRow,
+    Tables,
+)
+from las.core.segments import Applied, NextEntry, refuse
 from las.core.state import ClusterState, ShardEntry
-from peerd.core.check import InvariantViolation, invariant
-from peerd.core.ids import ProcessId, ReplicaId
+from peerd.core.check import InvariantViolation
 from peerd.core.shard_map import Plan
 
 ShardChange = FenceSegment | OpenSegment
-
-# limit: changes of one command.
-CHANGES_MAX = 512
-# limit: bytes after which a command takes no further change; the last one still fits its 64 KiB.
-CHANGES_BYTES_MAX = 56 * 1024
-# What JSON adds at most to the numbers of a row, to a place and to what a table names.
-_ROW_BYTES = 12
-_PLACE_BYTES = 5
-_PLACES_MAX = 9_999
-_NAME_BYTES = 14
 
 
 def change_shards(state: ClusterState, command: ChangeShards) -> Applied:
@@ -64,13 +60,20 @@ def change_shards(state: ClusterState, command: ChangeShards) -> Applied:
     if len({each.shard for each in changes}) != len(changes) or len(changes) > CHANGES_MAX:
         text = f"at most {CHANGES_MAX} changes, each of another shard"
         return refuse(state, Reason.INVALID_ARGUMENT, text)
+    return all_changed(state, (_changed(state, change) for change in changes))
+
+
+def _changed(state: ClusterState, change: ShardChange) -> NextEntry:
+    if isinstance(change, FenceSegment):
+        return segments.fenced(state, change)
+    return segments.reopened(state, change)
+
+
+def all_changed(state: ClusterState, changes: Iterable[NextEntry]) -> Applied:
+    """The version in which each of the changes is made that was not refused; a result for each."""
     entries: list[ShardEntry] = []
     results: list[ShardResult] = []
-    for change in changes:
-        if isinstance(change, FenceSegment):
-            entry, result = segments.fenced(state, change)
-        else:
-            entry, result = segments.reopened(state, change)
+    for entry, result in changes:
         if entry is not None:
             entries.append(entry)
         text = "" if result.ok else result.text
@@ -87,23 +90,17 @@ def result_of(each: ShardResult) -> Result:
 
 
 # ---------------------------------------------------------------------------------- to rows
-class _Joiner:
-    """Tables and rows as they grow, and how many bytes of JSON they fill at most."""
+class _Joiner(Tables):
+    """Rows as they grow, with their tables."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self._whys: dict[str, int] = {}
-        self._stores: dict[ReplicaId, int] = {}
-        self._processes: dict[ProcessId, int] = {}
+        super().__init__()
         self._fences: list[FenceRow] = []
         self._opens: list[OpenRow] = []
 
     def fence(self, change: FenceSegment) -> None:
-        why = self._whys.get(change.why)
-        if why is None:
-            why = self._whys[change.why] = len(self._whys)
-            self.bytes += 2 * len(change.why.encode()) + _NAME_BYTES
-        self._count(change.shard, change.epoch, change.prepared, why)
+        why = self.why(change.why)
+        self.row(change.shard, change.epoch, change.prepared, why)
         self._fences.append((change.shard, change.epoch, change.prepared, why))
 
     def open(self, change: OpenSegment) -> None:
@@ -112,47 +109,28 @@ class _Joiner:
             (
                 change.shard,
                 change.fence,
-                self._process(plan.primary),
-                self._places(plan.voters),
-                self._places(plan.non_voters),
+                self.process(plan.primary),
+                self.places(plan.voters),
+                self.places(plan.non_voters),
                 plan.acks,
                 self._end(change.ended),
                 None if prepared is None else self._end(prepared),
             )
         )
-        self._count(change.shard, change.fence, plan.acks, _PLACES_MAX)
+        self.row(change.shard, change.fence, plan.acks, PLACES_MAX)
 
     def command(self) -> ChangeShards:
         return ChangeShards(
-            whys=tuple(self._whys),
-            stores=tuple((each.peer, each.store) for each in self._stores),
-            processes=tuple((self._stores[each.replica], each.boot) for each in self._processes),
+            whys=self.whys,
+            stores=self.stores,
+            processes=self.processes,
             fences=tuple(self._fences),
             opens=tuple(self._opens),
         )
 
-    def _count(self, *numbers: int) -> None:
-        self.bytes += _ROW_BYTES + sum([len(str(number)) for number in numbers])
-
-    def _process(self, process: ProcessId) -> int:
-        place = self._processes.get(process)
-        if place is None:
-            self._places((process.replica,))
-            place = self._processes[process] = len(self._processes)
-            self.bytes += len(process.boot) + _NAME_BYTES
-        return place
-
-    def _places(self, replicas: Sequence[ReplicaId]) -> tuple[int, ...]:
-        for each in replicas:
-            if each not in self._stores:
-                self._stores[each] = len(self._stores)
-                self.bytes += len(each.peer) + len(each.store) + _NAME_BYTES
-        self.bytes += _PLACE_BYTES * len(replicas)
-        return tuple([self._stores[each] for each in replicas])
-
     def _end(self, ended: RecoveredSegment) -> EndRow:
-        self._count(ended.end, ended.known_commit)
-        return ended.end, ended.known_commit, self._places(ended.holders)
+        self.row(ended.end, ended.known_commit)
+        return ended.end, ended.known_commit, self.places(ended.holders)
 
 
 def joined(changes: Sequence[ShardChange]) -> tuple[ChangeShards, int]:
@@ -179,38 +157,25 @@ def changes_of(command: ChangeShards) -> list[ShardChange]:
     Raises:
         InvariantViolation: a row is none.
     """
-    return [*_fences(command), *_opens(command)]
+    names = Names(command)
+    return [*_fences(command, names), *_opens(command, names)]
 
 
-def _fences(command: ChangeShards) -> Iterator[FenceSegment]:
+def _fences(command: ChangeShards, names: Names) -> Iterator[FenceSegment]:
     for shard, epoch, prepared, why in command.fences:
-        invariant(0 <= why < len(command.whys), "a reason is in its table", shard=shard)
-        yield FenceSegment(shard=shard, epoch=epoch, prepared=prepared, why=command.whys[why])
+        yield FenceSegment(shard=shard, epoch=epoch, prepared=prepared, why=names.why(why))
 
 
-def _opens(command: ChangeShards) -> Iterator[OpenSegment]:
-    stores = [ReplicaId(peer, store) for peer, store in command.stores]
-
-    def named(places: tuple[int, ...]) -> tuple[ReplicaId, ...]:
-        for place in places:
-            invariant(0 <= place < len(stores), "a store is in its table", place=place)
-        return tuple([stores[place] for place in places])
-
+def _opens(command: ChangeShards, names: Names) -> Iterator[OpenSegment]:
     def ended(row: EndRow) -> RecoveredSegment:
         end, known_commit, holders = row
-        return RecoveredSegment(end=end, known_commit=known_commit, holders=named(holders))
+        return RecoveredSegment(end=end, known_commit=known_commit, holders=names.stores(holders))
 
-    processes = [
-        ProcessId(replica.peer, replica.store, boot)
-        for place, boot in command.processes
-        for replica in named((place,))
-    ]
     for shard, fence, primary, voters, non_voters, acks, end, end_prepared in command.opens:
-        invariant(0 <= primary < len(processes), "a process is in its table", shard=shard)
         plan = Plan(
-            primary=processes[primary],
-            voters=named(voters),
-            non_voters=named(non_voters),
+            primary=names.process(primary),
+            voters=names.stores(voters),
+            non_voters=names.stores(non_voters),
             acks=acks,
         )
         yield OpenSegment(

@@ -65,6 +65,8 @@ class Limits:
         mirror: a primary that comes to be at risk goes on ordering without a vote, if enough others
             that are healthy can vote; else it hands over.
         repair_delay_ms: how long a dead node's copies are waited for before they are made anew.
+        yielding: shards without a primary are being opened elsewhere: beside them only what pauses
+            appends, too, is changed, and only kept tails are copied; the rest comes later.
     """
 
     changes_max: int = 64
@@ -73,6 +75,7 @@ class Limits:
     free_bytes_min: int = 1 << 30
     mirror: bool = False
     repair_delay_ms: int = 600_000
+    yielding: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

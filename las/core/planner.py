@@ -213,7 +213,8 @@ def _prepares(
     prepares: list[Prepare] = []
     shortages: list[Shortage] = []
     for need in sorted(needs, key=lambda each: (each.urgency, each.entry.shard.shard)):
-        if len(prepares) >= room:
+        waits = seen.limits.yielding and need.urgency is not Urgency.PAUSED
+        if waits or len(prepares) >= room:
             order = (need.urgency,)
             later.append(Later(shard=need.entry.shard.shard, copies=False, order=order))
             continue
@@ -480,7 +481,8 @@ def _within(seen: _Round, wants: list[Want], later: list[Later]) -> list[Want]:
         sealed = seen.state.shards[want.shard].shard.sealed
         before = next(each for each in sealed if each.epoch == want.epoch).wanted_holders
         more = len(want.holders) - len(before)
-        if more <= 0 or more <= room:
+        waits = seen.limits.yielding and not want.kept_tail
+        if more <= 0 or (more <= room and not waits):
             kept.append(want)
             room -= more
         else:

@@ -11,8 +11,9 @@ Correctness rests on four guards that every command below shares:
 
 A halted shard (§4.4) is changed by nothing.
 
-`fenced` and `reopened` say what becomes of one shard and touch nothing else, so that one command
-may do it for many (`las.core.many_shards`).
+`fenced`, `reopened`, `made_ready`, `begun`, `withdrawn`, `wanted`, `added` and `dropped` say what
+becomes of one shard and touch nothing else, so that one command may do it for many
+(`las.core.many_shards`, `las.core.many_steps`).
 """
 
 from collections.abc import Callable, Iterable
@@ -85,9 +86,14 @@ def prepare_segment(state: ClusterState, command: PrepareSegment) -> Applied:
 
     The plan is closed if the shard is split (§4.3).
     """
+    return _applied(state, made_ready(state, command))
+
+
+def made_ready(state: ClusterState, command: PrepareSegment) -> NextEntry:
+    """What `PrepareSegment` makes of its shard; it also reads the nodes and the log."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return _unknown_shard(None, command.shard)
     plan = split.closed_as(entry.shard, command.plan)
     return _prepare(state, entry, command, plan, entry.shard.split)
 
@@ -107,7 +113,8 @@ def prepare_split(state: ClusterState, command: PrepareSplit) -> Applied:
     if wrong := split.room_error(state, entry.shard):
         return refuse(state, Reason.LIMIT_REACHED, wrong)
     plan = replace(command.plan, closed=True)
-    return _prepare(state, entry, command, plan, Split(key_hash=command.key_hash))
+    pending = Split(key_hash=command.key_hash)
+    return _applied(state, _prepare(state, entry, command, plan, pending))
 
 
 def _prepare(
@@ -116,24 +123,24 @@ def _prepare(
     command: PrepareSegment | PrepareSplit,
     plan: Plan,
     pending: Split | None,
-) -> Applied:
+) -> NextEntry:
     shard = entry.shard
-    if (refused := unless_free(state, entry)) is not None:
+    if (refused := unless_free(None, entry)) is not None:
         return refused
     if shard.open.epoch != command.epoch:
-        return _changed(state, f"open is {shard.open.epoch}, not {command.epoch}", shard.open.epoch)
+        return _changed(None, f"open is {shard.open.epoch}, not {command.epoch}", shard.open.epoch)
     if shard.prepared is not None:
         epoch = shard.prepared.epoch
-        return _changed(state, f"{epoch} is prepared already", epoch)
+        return _changed(None, f"{epoch} is prepared already", epoch)
     if len(shard.sealed) >= SEALED_SEGMENTS_MAX:
         text = f"shard {shard.shard} has {SEALED_SEGMENTS_MAX} sealed segments, the bound"
-        return refuse(state, Reason.LIMIT_REACHED, text)
+        return refuse(None, Reason.LIMIT_REACHED, text)
     if wrong := plan_error(state, shard.log, plan):
-        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+        return refuse(None, Reason.INVALID_ARGUMENT, wrong)
     drawn = Epoch(entry.drawn + 1)
     prepared = Segment(epoch=drawn, plan=plan)
     after = replace(entry, shard=replace(shard, prepared=prepared, split=pending), drawn=drawn)
-    return _put(state, after, f"prepared {drawn}: {command.why}", drawn)
+    return after, Result(ok=True, text=f"prepared {drawn}: {command.why}", epoch=drawn)
 
 
 def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
@@ -145,30 +152,45 @@ def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
     Everything below X was committed when P stopped (§4.1), so the sealed segment has no kept tail.
     With a pending split this is the split: both children are opened by the same command (§4.3).
     """
+    entry, result = begun(state, command)
+    if entry is None or not is_splitting(state, entry):
+        return _applied(state, (entry, result))
+    becomes = entry.shard.split
+    result = Result(
+        ok=True,
+        text=f"split at {command.begin}",
+        epoch=command.epoch,
+        shards=() if becomes is None else becomes.children,
+    )
+    return split.committed(state, entry), result
+
+
+def is_splitting(state: ClusterState, entry: ShardEntry) -> bool:
+    """Whether `entry`, the next one of its shard, commits a split: then children come with it."""
+    return entry.shard.is_split and not state.shards[entry.shard.shard].shard.is_split
+
+
+def begun(state: ClusterState, command: SegmentOpened) -> NextEntry:
+    """What `SegmentOpened` makes of its shard; only of a split it reads more of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return _unknown_shard(None, command.shard)
     shard = entry.shard
     if shard.open.epoch == command.epoch and shard.open.begin == command.begin:
-        return _kept(state, "opened already", command.epoch)
-    if (refused := unless_free(state, entry)) is not None:
+        return _kept(None, "opened already", command.epoch)
+    if (refused := unless_free(None, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
-        return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
+        return _changed(None, f"{command.epoch} is not prepared", shard.open.epoch)
     ended = RecoveredSegment(end=command.begin, known_commit=command.begin, holders=command.holders)
     if wrong := _ending_error(shard, shard.open, shard.open.begin or Offset(0), ended):
-        return refuse(state, Reason.INVALID_ARGUMENT, wrong)
+        return refuse(None, Reason.INVALID_ARGUMENT, wrong)
     chain = _Chain(shard)
     chain.seal(shard.open, ended)
     becomes = split.at(state, shard, command.begin)
     opened = chain.open(command.epoch, shard.prepared.plan, command.begin, becomes)
-    after = replace(entry, shard=opened)
-    if becomes is not None and not shard.is_split:
-        text = f"split at {command.begin}"
-        children = becomes.children
-        result = Result(ok=True, text=text, epoch=command.epoch, shards=children)
-        return split.committed(state, after), result
-    return _put(state, after, f"opened at {command.begin}", command.epoch)
+    result = Result(ok=True, text=f"opened at {command.begin}", epoch=command.epoch)
+    return replace(entry, shard=opened), result
 
 
 def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
@@ -177,22 +199,27 @@ def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
     | `WithdrawSegment(e′)` | prepared is e′, no fence, and the primary process of e has declined e′
     | nothing prepared; e′ is dead. |
     """
+    return _applied(state, withdrawn(state, command))
+
+
+def withdrawn(state: ClusterState, command: WithdrawSegment) -> NextEntry:
+    """What `WithdrawSegment` makes of its shard; it reads nothing else of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return _unknown_shard(None, command.shard)
     shard = entry.shard
     if shard.prepared is None and command.epoch in shard.dead_epochs:
-        return _kept(state, "withdrawn already", command.epoch)
-    if (refused := unless_free(state, entry)) is not None:
+        return _kept(None, "withdrawn already", command.epoch)
+    if (refused := unless_free(None, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
-        return _changed(state, f"{command.epoch} is not prepared", shard.open.epoch)
+        return _changed(None, f"{command.epoch} is not prepared", shard.open.epoch)
     if shard.open.plan.primary != command.declined_by:
         text = f"{command.declined_by.peer} is not the primary process of {shard.open.epoch}"
-        return refuse(state, Reason.STALE_BOOT, text, shard.open.epoch)
+        return refuse(None, Reason.STALE_BOOT, text, shard.open.epoch)
     dead = _with_dead(shard.dead_epochs, command.epoch)
     after = replace(shard, prepared=None, dead_epochs=dead, split=split.undone(shard))
-    return _put(state, replace(entry, shard=after), "withdrawn", command.epoch)
+    return replace(entry, shard=after), Result(ok=True, text="withdrawn", epoch=command.epoch)
 
 
 # ---------------------------------------------------------------------------------- unplanned
@@ -340,8 +367,13 @@ def want_holders(state: ClusterState, command: WantHolders) -> Applied:
     | `WantHolders(e, stores)` | e is sealed and in the chain; each store is the recorded one of its
     node and no holder | these stores shall fetch e. |
     """
+    return _applied(state, wanted(state, command))
 
-    def wanted(segment: Segment) -> Segment | str:
+
+def wanted(state: ClusterState, command: WantHolders) -> NextEntry:
+    """What `WantHolders` makes of its shard; it also reads the nodes."""
+
+    def with_wanted(segment: Segment) -> Segment | str:
         if len(set(command.holders)) != len(command.holders):
             return "a store is named twice"
         if len(command.holders) > WANTED_HOLDERS_MAX:
@@ -353,7 +385,7 @@ def want_holders(state: ClusterState, command: WantHolders) -> Applied:
                 return wrong
         return replace(segment, wanted_holders=command.holders)
 
-    return _change_sealed(state, command.shard, command.epoch, wanted)
+    return _change_sealed(state, command.shard, command.epoch, with_wanted)
 
 
 def add_holder(state: ClusterState, command: AddHolder) -> Applied:
@@ -362,17 +394,22 @@ def add_holder(state: ClusterState, command: AddHolder) -> Applied:
     | `AddHolder(e, store)` | e is sealed and in the chain; the store is the recorded one of its
     node | the store is a holder of e and not wanted any more. |
     """
+    return _applied(state, added(state, command))
 
-    def added(segment: Segment) -> Segment | str:
+
+def added(state: ClusterState, command: AddHolder) -> NextEntry:
+    """What `AddHolder` makes of its shard; it also reads the nodes."""
+
+    def with_holder(segment: Segment) -> Segment | str:
         if wrong := replica_error(state, command.holder):
             return wrong
         others = tuple(each for each in segment.holders if each != command.holder)
-        wanted = tuple(each for each in segment.wanted_holders if each != command.holder)
+        still = tuple(each for each in segment.wanted_holders if each != command.holder)
         return replace(
-            segment, holders=tuple(sorted((*others, command.holder))), wanted_holders=wanted
+            segment, holders=tuple(sorted((*others, command.holder))), wanted_holders=still
         )
 
-    return _change_sealed(state, command.shard, command.epoch, added)
+    return _change_sealed(state, command.shard, command.epoch, with_holder)
 
 
 def drop_holder(state: ClusterState, command: DropHolder) -> Applied:
@@ -381,13 +418,18 @@ def drop_holder(state: ClusterState, command: DropHolder) -> Applied:
     | `DropHolder(e, store)` | e is sealed and in the chain, and the store itself says that its copy
     is damaged | the store is no holder of e. |
     """
+    return _applied(state, dropped(state, command))
 
-    def dropped(segment: Segment) -> Segment | str:
+
+def dropped(state: ClusterState, command: DropHolder) -> NextEntry:
+    """What `DropHolder` makes of its shard; it reads nothing else of `state`."""
+
+    def without_holder(segment: Segment) -> Segment | str:
         return replace(
             segment, holders=tuple(each for each in segment.holders if each != command.holder)
         )
 
-    return _change_sealed(state, command.shard, command.epoch, dropped)
+    return _change_sealed(state, command.shard, command.epoch, without_holder)
 
 
 def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
@@ -473,13 +515,13 @@ def _ending_error(shard: Shard, segment: Segment, begin: Offset, ended: Recovere
     return ""
 
 
-def unless_free(state: ClusterState, entry: ShardEntry) -> Applied | None:
+def unless_free(kept: Kept, entry: ShardEntry) -> tuple[Kept, Result] | None:
     """A refusal while the shard is halted or a fence stands, else None."""
     if entry.halted:
-        return _halted(state, entry)
+        return _halted(kept, entry)
     if entry.shard.fence != NO_EPOCH:
         text = f"fence {entry.shard.fence} stands and is finished first"
-        return refuse(state, Reason.FENCED, text, entry.shard.fence)
+        return refuse(kept, Reason.FENCED, text, entry.shard.fence)
     return None
 
 
@@ -555,24 +597,24 @@ def _change_sealed(
     shard: ShardId,
     epoch: Epoch,
     change: Callable[[Segment], Segment | str],
-) -> Applied:
+) -> NextEntry:
     """Apply `change` to the sealed segment `epoch`; a text from it is why it may not change.
 
     Holders may change while a segment is prepared or fenced: they concern the sealed past alone.
     """
     entry = state.shards.get(shard)
     if entry is None:
-        return _unknown_shard(state, shard)
+        return _unknown_shard(None, shard)
     if entry.halted:
-        return _halted(state, entry)
+        return _halted(None, entry)
     for index, segment in enumerate(entry.shard.sealed):
         if segment.epoch == epoch:
             after = change(segment)
             if isinstance(after, str):
-                return refuse(state, Reason.INVALID_ARGUMENT, after, epoch)
+                return refuse(None, Reason.INVALID_ARGUMENT, after, epoch)
             if after == segment:
-                return _kept(state, "so it is already", epoch)
+                return _kept(None, "so it is already", epoch)
             sealed = (*entry.shard.sealed[:index], after, *entry.shard.sealed[index + 1 :])
             changed = replace(entry, shard=replace(entry.shard, sealed=sealed))
-            return _put(state, changed, "changed", epoch)
-    return refuse(state, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")
+            return changed, Result(ok=True, text="changed", epoch=epoch)
+    return refuse(None, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")

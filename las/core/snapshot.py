@@ -32,15 +32,17 @@ from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split, Tiered
 
-FORMAT = 4
+FORMAT = 5
 """Version of this format. A reader refuses what it does not know: an older program must not guess.
 
 1 had neither audit records nor ends of drains, and is still read. 2 has neither a group that
-began from older data nor LAS nodes that rejoined, 3 no tier. The lowest that fits is written.
+began from older data nor LAS nodes that rejoined, 3 no tier, 4 no command level. The lowest that
+fits is written.
 """
+_WITHOUT_LEVEL = 4
 _WITHOUT_TIER = 3
 _WITHOUT = 2
-_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, FORMAT})
+_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, _WITHOUT_LEVEL, FORMAT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class _Header:
     has_models: bool = False
     recovery: Recovery = NO_RECOVERY
     rejoined: tuple[tuple[str, str], ...] = ()
+    command_level: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,16 +183,20 @@ def snapshot(state: ClusterState) -> bytes:
         has_models=state.models != NO_MODELS,
         recovery=state.recovery,
         rejoined=state.rejoined,
+        command_level=state.command_level,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
 
 def _format_of(state: ClusterState) -> int:
+    """The oldest format that has all of `state`."""
+    if state.command_level > 1:
+        return FORMAT
     tiered = any(log.hot_bytes for log in state.logs.values()) or any(
         entry.shard.tier is not None for entry in state.shards.values()
     )
     if tiered:
-        return FORMAT
+        return _WITHOUT_LEVEL
     return _WITHOUT_TIER if state.recovery.id or state.rejoined else _WITHOUT
 
 
@@ -312,6 +319,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         models=models,
         recovery=header.recovery,
         rejoined=header.rejoined,
+        command_level=header.command_level,
     )
 
 

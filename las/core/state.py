@@ -330,6 +330,8 @@ class ClusterState:
     recovery: Recovery = NO_RECOVERY
     rejoined: tuple[tuple[str, str], ...] = ()
     """LAS nodes whose last `las rejoin` is in the audit, with the store that it made; sorted."""
+    command_level: int = 1
+    """The commands that may be used: all members of the group have said that they know them."""
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(

@@ -33,10 +33,15 @@ class Backlog:
                 self._heap = [(order, shard) for shard, order in self._orders.items()]
                 heapq.heapify(self._heap)
 
-    def take(self, count: int) -> list[ShardId]:
-        """The first `count` of them, none if it is negative; they wait no longer."""
+    def take(self, count: int, *, below: Order | None = None) -> list[ShardId]:
+        """The first `count` of them, none if it is negative; they wait no longer.
+
+        `below`: only those whose order is lower.
+        """
         taken: list[ShardId] = []
         while self._heap and len(taken) < count:
+            if below is not None and self._heap[0][0] >= below:
+                break
             order, shard = heapq.heappop(self._heap)
             if self._orders.get(shard) == order:
                 del self._orders[shard]

@@ -144,6 +144,21 @@ class Policy(Section):
     breaker_window_s: int = Field(
         default=900, ge=1, le=86_400, description="Time over which nodes that cried are counted"
     )
+    take_over_shards: int = Field(
+        default=32,
+        ge=1,
+        le=1_000_000,
+        description="Shards of dead primaries that a node has to be given, to count as busy and "
+        "not sick for `take_over_patience_s`",
+    )
+    take_over_patience_s: int = Field(
+        default=60,
+        ge=0,
+        le=600,
+        description="Time from the first of these shards on in which signs of load put no node at "
+        "risk; afterwards they do for as long at least. Errors of disk and memory, outside "
+        "forecasts, silence and failed storage count all the time. 0: no patience",
+    )
     holdout: float = Field(
         default=0.05,
         ge=0.0,

@@ -45,6 +45,25 @@ def cause_of_end(samples: Samples, *, refused: bool) -> Cause:
     return Cause.CRASH if refused else Cause.UNKNOWN
 
 
+_HARD_SIGNS = {
+    "disk_io_errors_per_s": 0.0,
+    "disk_smart_failed_share": 0.0,
+    "memory_errors_uncorrected_per_s": 0.0,
+    "oom_kills_per_s": 0.0,
+    "process_memory_limit_share": MEMORY_LIMIT_SHARE,
+}
+"""Signs of trouble that no load makes, and the line above which they are some."""
+
+
+def hard_signs(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which nodes show one in their newest samples; `windows` is [nodes, samples, metrics]."""
+    newest = windows[:, -LAST_SAMPLES:]
+    found = np.zeros(len(windows), dtype=np.bool_)
+    for metric, line in _HARD_SIGNS.items():
+        found |= (newest[:, :, TELEMETRY_SCHEMA.positions[metric]] > line).any(axis=1)
+    return found
+
+
 def cause_of_silence(samples: Samples) -> Cause:
     """Why a process was not heard that is heard again; `samples` are those of the silence."""
     if len(samples) < SILENT_SECONDS_MIN:

@@ -19,7 +19,7 @@ Must not: weigh evidence (detector), choose places (planner), decide ends (recov
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -27,17 +27,21 @@ from itertools import islice
 from las.core.commands import (
     PrepareSegment,
     RecordEvent,
+    Result,
     SetNodeState,
     WantHolders,
 )
 from las.core.history import Cause
 from las.core.index import FleetIndex
+from las.core.many_steps import ShardStep
+from las.core.patience import TakeOvers
 from las.core.placement import Limits, Placement
 from las.core.planner import (
     Action,
     Prepare,
     Recover,
     Shortage,
+    Urgency,
     Want,
     plan_round,
     primary_gone,
@@ -65,8 +69,9 @@ _log = get_logger("executor")
 
 Work = Callable[[], Coroutine[None, None, None]]
 
-# limit: shards planned for in one look, some 50 ms of the event loop; the others come next.
-LOOK_SHARDS_MAX = 4_096
+# limit: shards planned for in one look, some 15 ms of the event loop, through which the consensus
+# group's frames travel, too; the others come next.
+LOOK_SHARDS_MAX = 1_024
 # limit: the same while shards wait for their recovery: all others share the loop with it.
 LOOK_SHARDS_IN_RECOVERY_MAX = 256
 # limit: shards looked at again in each look though nothing is known to have changed: 100,000 of
@@ -77,6 +82,18 @@ RECOVERIES_MAX = 2_048
 # limit: commands and questions of other kinds under way at once.
 TASKS_MAX = 1_024
 
+
+# While the last recovery began less long ago, planned changes wait for those under way: most take a
+# second or two. One that waits for answers that do not come holds nothing up for longer.
+YIELD_MS = 5_000
+# So long planned changes rest for each shard that was just opened elsewhere, at most YIELD_MS after
+# the last one: its new primary adopts, finds the producer table and answers clients meanwhile, on
+# the nodes that have to do the changes, too.
+SETTLE_MS_PER_SHARD = 3
+# Orders in the backlogs below which a shard does not wait for recoveries: its appends pause, too,
+# or a kept tail is on too few stores.
+_PAUSED = (Urgency.PAUSED + 1,)
+_KEPT_TAIL = (True,)
 
 # How long one set of free places serves looks and recoveries.
 PLACES_MS = 2_000
@@ -126,14 +143,18 @@ class Executor:
         now: Callable[[], Tick],
         wall_ms: Callable[[], int],
         cause: Callable[[Judged], Cause] = lambda _: Cause.UNKNOWN,
+        step: Callable[[ShardStep], Awaitable[Result]] | None = None,
+        take_overs: TakeOvers | None = None,
         timing: ExecutorTiming | None = None,
         recovery_timing: RecoveryTiming | None = None,
     ) -> None:
         """`now` is a monotonic clock; `wall_ms` is for people who read the history.
 
-        `cause` says why a node is down, or was.
+        `cause` says why a node is down, or was. `step` commits like `consensus.submit`, which it is
+        if not given, together with steps of other shards. `take_overs` is told who was given what.
         """
         self._consensus = consensus
+        self._step: Callable[[ShardStep], Awaitable[Result]] = step or consensus.submit
         self._peers = peers
         self._detector = detector
         self._limits = limits
@@ -142,6 +163,7 @@ class Executor:
         self._cause = cause
         self._timing = timing or ExecutorTiming()
         self._recovery_timing = recovery_timing or RecoveryTiming()
+        self._take_overs = take_overs
         self._story = _Story(wall_ms)
         self._woken = asyncio.Event()
         self._seen_version = -1
@@ -151,6 +173,8 @@ class Executor:
         self._sweep: list[ShardId] = []
         self._busy: set[object] = set()
         self._recovering: set[ShardId] = set()
+        self._recovery_began = Tick(0)
+        self._settled_at = Tick(0)
         self._without_primary = Backlog()
         self._unchanged = Backlog()
         self._uncopied = Backlog()
@@ -220,7 +244,7 @@ class Executor:
         if shards := self._next_shards(index):
             view = self._detector.view(state, now)
             changes_max = max(0, self._limits.changes_max - self._preparing)
-            limits = replace(self._limits, changes_max=changes_max)
+            limits = replace(self._limits, changes_max=changes_max, yielding=self._is_yielding())
             places = self._places_in(state, index)
             planned = plan_round(state, view, limits, index=index, shards=shards, placement=places)
             for later in planned.later:
@@ -237,13 +261,35 @@ class Executor:
         """What this look goes through: what there is room for, then what may need something."""
         shards = set(self._without_primary.take(RECOVERIES_MAX - len(self._recovering)))
         # Twice the room, since not each of them still needs it.
-        shards.update(self._unchanged.take(2 * (self._limits.changes_max - len(index.unsettled))))
-        shards.update(self._uncopied.take(2 * (self._limits.copies_max - index.fetching)))
+        changes = 2 * (self._limits.changes_max - len(index.unsettled))
+        copies = 2 * (self._limits.copies_max - index.fetching)
+        yields = self._is_yielding()
+        shards.update(self._unchanged.take(changes, below=_PAUSED if yields else None))
+        shards.update(self._uncopied.take(copies, below=_KEPT_TAIL if yields else None))
         many = LOOK_SHARDS_IN_RECOVERY_MAX if self._without_primary else LOOK_SHARDS_MAX
         while self._look_at and many > 0:
             shards.add(self._look_at.pop())
             many -= 1
         return shards - self._recovering
+
+    def _is_yielding(self) -> bool:
+        """Whether planned changes wait: shards without a primary are being opened elsewhere."""
+        now = self._now()
+        if now < self._settled_at:
+            return True
+        if not self._recovering and not self._without_primary:
+            return False
+        return now - self._recovery_began < YIELD_MS
+
+    def _settle(self, shard: ShardId) -> None:
+        """One more shard was opened elsewhere."""
+        now = self._now()
+        entry = self._consensus.indexed()[0].shards.get(shard)
+        if self._take_overs is not None and entry is not None:
+            voters = entry.shard.open.plan.voters
+            self._take_overs.opened([voter.peer for voter in voters], now)
+        settled_at = max(now, self._settled_at) + SETTLE_MS_PER_SHARD
+        self._settled_at = Tick(min(settled_at, now + YIELD_MS))
 
     def _collect_dirty(self, state: ClusterState, index: FleetIndex, now: Tick) -> None:
         """Shards that may need something: what changed, what was put off, and a few in turn."""
@@ -275,6 +321,7 @@ class Executor:
         for shard in index.shards_of(node):
             if primary_gone(state, state.shards[shard]):
                 self._without_primary.add(shard, ())
+                self._recovery_began = self._now()
             else:
                 self._look_at.add(shard)
 
@@ -367,6 +414,7 @@ class Executor:
             self._without_primary.add(shard, ())
             return
         self._recovering.add(shard)
+        self._recovery_began = self._now()
         self._create(group, shard, partial(self._recover, recovery, shard, why))
 
     def _start(self, group: asyncio.TaskGroup, key: object, work: Work) -> bool:
@@ -428,7 +476,7 @@ class Executor:
         )
         self._preparing += 1
         try:
-            result = await self._consensus.submit(command)
+            result = await self._step(command)
         finally:
             self._preparing -= 1
         if not result.ok:
@@ -440,7 +488,7 @@ class Executor:
             self._story.add("switch", node, action.why, self._now(), led=led)
 
     async def _want(self, action: Want) -> None:
-        await self._consensus.submit(
+        await self._step(
             WantHolders(shard=action.shard, epoch=action.epoch, holders=action.holders)
         )
 
@@ -455,6 +503,7 @@ class Executor:
             self._again.add(shard)
         _log.info("shard recovered", shard=shard, why=why, outcome=outcome.text)
         if outcome.opened is not None:
+            self._settle(shard)
             took_ms = self._now() - began
             shards, before_ms = self._pauses_ms.get(primary.peer, (0, 0))
             self._pauses_ms[primary.peer] = shards + 1, before_ms + took_ms

@@ -19,10 +19,11 @@ import numpy.typing as npt
 from las.core import planner
 from las.core.commands import SetAtRisk
 from las.core.index import FleetIndex
-from las.core.judgement import Finding, Judge, Outlook, Stake, Verdict
+from las.core.judgement import NOBODY_BUSY, Finding, Judge, Outlook, Stake, Verdict
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.disk_readings import DiskReadings
+from las.daemon.evidence import hard_signs
 from las.daemon.group import Group
 from las.daemon.ledger import Ledger
 from las.daemon.model import Model
@@ -56,6 +57,7 @@ class NodeOutlook:
     slowdown: float = 0.0
     latency_ms: float = 0.0
     reasons: tuple[Reason, ...] = ()
+    hard: bool = False
 
     @property
     def judged(self) -> Outlook:
@@ -66,6 +68,7 @@ class NodeOutlook:
             calibrated=self.calibrated,
             slowdown=self.slowdown,
             latency_ms=self.latency_ms,
+            hard=self.hard,
         )
 
     @property
@@ -103,8 +106,13 @@ class FleetForecaster:
         model: Model,
         ledger: Ledger,
         stored_bytes: Callable[[NodeName], int],
+        *,
+        busy: Callable[[int], Mapping[NodeName, int]] = lambda _: NOBODY_BUSY,
     ) -> None:
-        """`stored_bytes` tells how much a node stores, as far as it is known."""
+        """`stored_bytes` tells how much a node stores, as far as it is known; `busy` who has just
+        taken over many shards, as `TakeOvers.busy`.
+        """
+        self._busy = busy
         self._group = group
         self._policy = policy
         self.model = model
@@ -199,6 +207,7 @@ class FleetForecaster:
         forecast, reasons = await self.model.judge(windows)
         latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
         slower, latency_ms = await asyncio.to_thread(slowdowns, latencies)
+        hard = hard_signs(windows)
         slow = await self.model.ask_slow_heads(self._group.state, self.disks, int(time.time()))
         state, index = self._group.indexed()
         nodes = {
@@ -211,6 +220,7 @@ class FleetForecaster:
                 slowdown=float(slower[row]),
                 latency_ms=float(latency_ms[row]),
                 reasons=reasons.get(row, ()),
+                hard=bool(hard[row]),
             )
             for row, name in enumerate(snapshot.nodes)
             if state.is_node_up(NodeName(name))  # of the dead nothing is to be foreseen
@@ -226,6 +236,7 @@ class FleetForecaster:
             at_risk_nodes(state) | self._ledger.left_alone(),
             now_ms,
             stakes=stakes,
+            busy=self._busy(now_ms),
             drift=self._ledger.drift(forecast.model_id),
         )
         self.latest = Evaluation(

@@ -14,8 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from las.core.cluster import Cluster
-from las.core.commands import Command, Result, command_to_json, result_from_json
+from las.core.commands import (
+    Command,
+    RaiseCommandLevel,
+    Result,
+    command_to_json,
+    result_from_json,
+)
 from las.core.index import FleetIndex
+from las.core.levels import level_of
 from las.core.state import ClusterState
 from las.raft import (
     CommandTooLarge,
@@ -104,9 +111,11 @@ class Group:
         """Commit `command` and return its result, whether it is ok or not.
 
         Raises:
-            Refused: NOT_LAS_LEADER, OVERLOADED, LIMIT_REACHED (too large): not committed.
+            Refused: NOT_LAS_LEADER, OVERLOADED, LIMIT_REACHED (too large, or a member of the group
+                runs a version that does not know the command): not committed.
                 LAS_UNAVAILABLE: no outcome in time; it may be committed now or later.
         """
+        self._require_level(command)
         text = command_to_json(command)
         with self._counted():
             try:
@@ -114,6 +123,18 @@ class Group:
             except RaftError as error:
                 raise self._refused(error) from error
         return result_from_json(answer)
+
+    def _require_level(self, command: Command) -> None:
+        """No command that a member does not know: it would have to stop (docs/protocol.md §4.7)."""
+        needed, used = level_of(command), self.state.command_level
+        if isinstance(command, RaiseCommandLevel):
+            needed, used = max(needed, command.level), self.status.command_level
+        if needed > used:
+            text = (
+                f"{type(command).__name__} needs command level {needed}, and not all LAS nodes "
+                f"have said that they know more than {used}: upgrade and start them all"
+            )
+            raise Refused(refusal(Reason.LIMIT_REACHED, text))
 
     async def barrier(self) -> None:
         """Return once `state` holds all that was acknowledged before this call.

@@ -4,9 +4,15 @@ Invariant: `since(v)` brings a reader that has version `v` to the newest one; a 
 nothing (version 0) gets the whole map, marked `full`.
 
 Bound: one whole map and one delta for each version that readers lag by, all of the newest version.
+
+A whole map of thousands of shards takes a tenth of a second and more. `whole` gives the event loop
+back in between: heartbeats of the consensus group travel through the same loop, and a node that
+keeps it for the length of an election timeout costs the group its leader.
 """
 
+import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
 from las.core.state import ClusterState, Log, MapDelta, Node, NodeState, ShardEntry
 from las.v1 import shard_map_pb2
@@ -21,6 +27,8 @@ from peerd.transport.map_codec import (
 
 # limit: deltas kept encoded for readers of different versions; most readers have the last one.
 DELTAS_KEPT_MAX = 64
+# limit: shards encoded in one go, some 5 ms of the event loop.
+SLICE_SHARDS_MAX = 128
 # No reader has this version, so what changed since is everything.
 _NOTHING = -1
 
@@ -31,6 +39,8 @@ class MapFeed:
     def __init__(self) -> None:
         self._version = _NOTHING
         self._updates: dict[int, shard_map_pb2.MapUpdate] = {}
+        self._whole: shard_map_pb2.MapUpdate | None = None
+        self._encoding = asyncio.Lock()
 
     def since(self, state: ClusterState, version: int) -> shard_map_pb2.MapUpdate | None:
         """What a reader with `version` (0: nothing) lacks of `state`; None if nothing."""
@@ -39,6 +49,7 @@ class MapFeed:
         if state.version != self._version:
             self._updates.clear()
             self._version = state.version
+            self._whole = None
         key = version if 0 < version < state.version else _NOTHING
         update = self._updates.get(key)
         if update is None:
@@ -47,12 +58,22 @@ class MapFeed:
                 self._updates[key] = update
         return update
 
-    def whole(self, state: ClusterState) -> shard_map_pb2.MapUpdate:
-        """The whole map."""
-        update = self.since(state, 0)
-        if update is None:  # pragma: no cover - version 0 always gets everything
-            raise AssertionError("no whole map")
-        return update
+    async def whole(self, state: ClusterState) -> shard_map_pb2.MapUpdate:
+        """The whole map of `state`, or a newer one that another reader has just been given."""
+        async with self._encoding:
+            known = self._whole
+            if known is None or known.version < state.version:
+                known = self._whole = await _encode_whole(state)
+            return known
+
+
+async def _encode_whole(state: ClusterState) -> shard_map_pb2.MapUpdate:
+    everything = state.changes_since(_NOTHING)
+    update = encode_delta(state.cluster_id, replace(everything, shards=()))
+    for begin in range(0, len(everything.shards), SLICE_SHARDS_MAX):
+        update.shards.extend(map(encode_entry, everything.shards[begin : begin + SLICE_SHARDS_MAX]))
+        await asyncio.sleep(0)
+    return update
 
 
 def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:

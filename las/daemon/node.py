@@ -206,6 +206,7 @@ class LasNode:
                 directory=config.data_dir,
                 cluster=config.cluster,
                 seed=secrets.randbits(32),
+                command_level=group.machine.level,
             ),
             self._recorded(group.machine),
             channel_factory=member_channels(self._credentials),

@@ -152,7 +152,7 @@ def joined(outlook: Outlook, told: Sequence[OutsideForecast]) -> Outlook:
         reached = max(reached, highest[horizon_s])
         horizons.append((horizon_s, reached))
     calibrated = outlook.calibrated if outlook.known else True
-    return replace(outlook, horizons=tuple(horizons), known=True, calibrated=calibrated)
+    return replace(outlook, horizons=tuple(horizons), known=True, calibrated=calibrated, hard=True)
 
 
 def _error(source: str, horizons: Sequence[tuple[int, float]], age_ms: int) -> str:

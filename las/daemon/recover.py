@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from las.core.cluster import Cluster
+from las.core.cluster import Cluster, UnknownCommand
 from las.core.commands import Caller
 from las.core.recovered import TooManyRecoveries, begun_anew
 from las.daemon import exports
@@ -27,7 +27,8 @@ def from_directory(config: LasConfig) -> Export:
     """The newest state in the data directory of a member that is stopped.
 
     Raises:
-        StoreUnusable: there is none, a process is using it, or it is damaged.
+        StoreUnusable: there is none, a process is using it, it is damaged, or a newer version wrote
+            it.
     """
     machines: list[Cluster] = []
 
@@ -43,7 +44,7 @@ def from_directory(config: LasConfig) -> Export:
             members=config.members,
             make_machine=make_machine,
         )
-    except StoreError as error:
+    except (StoreError, UnknownCommand) as error:
         raise StoreUnusable(f"data_dir: {error}") from error
     origin = Origin(
         cluster=config.cluster,

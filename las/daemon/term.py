@@ -8,8 +8,9 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Protocol
 
-from las.core.commands import Caller, RecordRejoin
+from las.core.commands import Caller, RaiseCommandLevel, RecordRejoin
 from las.core.history import Cause
+from las.core.patience import TakeOvers
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
@@ -28,6 +29,7 @@ from las.daemon.reconcile import PeerCalls
 from las.daemon.release import LeadCalls, Releaser
 from las.daemon.retention import Retention
 from las.daemon.scraped import ScrapedTelemetry
+from las.daemon.shard_steps import ShardSteps
 from las.daemon.splitter import Splitter
 from las.daemon.story import Story
 from las.daemon.trimmer import CutCalls, Trimmer
@@ -35,12 +37,15 @@ from las.daemon.vitals import Vitals
 from las.daemon.writes import Writes
 from las.v1 import fleet_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, ShardId, Tick
+from peerd.daemon.logging import get_logger
 from peerd.pki import Role
 from peerd.transport.map_codec import decode_replica
 from peerd.transport.status import Refused
 
 # limit: refused registrations remembered for the status; as many lines as a person reads, and more.
 REFUSED_KEPT_MAX = 100
+
+_log = get_logger("term")
 
 # What could not be committed is given again after this time. Seconds.
 AGAIN_S = 1.0
@@ -86,21 +91,17 @@ class Term:
         """Nodes whose last registration in this term was refused, and why."""
         self._group = group
         self._peers = peers
-        self.executor = Executor(
-            consensus=group,
-            peers=peers,
-            detector=self.detector,
-            limits=self.limits,
-            now=lambda: Tick(now_ms()),
-            wall_ms=wall_ms,
-            cause=self._cause,
+        self.steps = ShardSteps(group)
+        self.take_overs = TakeOvers(
+            shards_min=policy.take_over_shards, patience_ms=policy.take_over_patience_s * 1000
         )
+        self.executor = self._make_executor()
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
         self._leaving: dict[NodeName, BootId] = {}
         self.ledger = Ledger(group, policy, wall_ms=wall_ms, pause_of=self.executor.take_pause_ms)
         self.forecaster = FleetForecaster(
-            group, policy, model, self.ledger, self.vitals.stored_bytes
+            group, policy, model, self.ledger, self.vitals.stored_bytes, busy=self.take_overs.busy
         )
         self.scraped = self._scraped(config.telemetry)
         self.trimmer = Trimmer(group, peers)
@@ -133,8 +134,22 @@ class Term:
             wall_ms=wall_ms,
         )
 
+    def _make_executor(self) -> Executor:
+        return Executor(
+            consensus=self._group,
+            step=self.steps.submit,
+            peers=self._peers,
+            detector=self.detector,
+            limits=self.limits,
+            now=lambda: Tick(now_ms()),
+            wall_ms=wall_ms,
+            cause=self._cause,
+            take_overs=self.take_overs,
+        )
+
     def works(self) -> Iterator[tuple[str, Work]]:
         """What runs while the term lasts, by name; each goes on until it is cancelled."""
+        yield "steps of shards", self.steps.run()
         yield "executor", self.executor.run()
         yield "watch of the map", self._wake_executor()
         yield "forecast", self.forecaster.run()
@@ -150,6 +165,7 @@ class Term:
         yield "writes", self._writes.run()
         yield "rebalance", self.rebalancer.run()
         yield "splits", self.splitter.run()
+        yield "command level", self._raise_command_level()
 
     def _map_version(self, name: NodeName) -> int:
         heard = self.vitals.of(name)
@@ -164,6 +180,21 @@ class Term:
                     if (name, store) not in told:
                         await self._record_rejoin(name, store)
                         told.add((name, store))
+                await changed.wait()
+                changed.clear()
+
+    async def _raise_command_level(self) -> None:
+        """What all members have said they know is used from then on (docs/protocol.md §4.7)."""
+        with self._group.watch() as changed:
+            while True:
+                level = self._group.status.command_level
+                if level > self._group.state.command_level:
+                    try:
+                        await self._group.submit(RaiseCommandLevel(level=level))
+                    except Refused:
+                        await asyncio.sleep(AGAIN_S)
+                        continue
+                    _log.info("all members know these commands", level=level)
                 await changed.wait()
                 changed.clear()
 

@@ -112,6 +112,8 @@ class RaftStatus:
         members_up: Members that it can send to, itself included, by name.
         voting: False while it rejoins.
         rejoined: Other members whose store was made by `las rejoin`: name and store id.
+        command_level: Level of commands that all members have said they know, 1 while one of them
+            has not been heard.
     """
 
     name: str
@@ -123,6 +125,7 @@ class RaftStatus:
     members_up: tuple[str, ...]
     voting: bool = True
     rejoined: tuple[tuple[str, str], ...] = ()
+    command_level: int = 1
 
 
 # A command's result, None for a barrier, or the error that its caller gets.
@@ -156,6 +159,7 @@ class RaftMember:
         fatal: Callable[[str], None],
         timing: Timing | None = None,
         guards: Guards = ALL_GUARDS,
+        command_level: int = 1,
     ) -> None:
         """
         Args:
@@ -167,6 +171,7 @@ class RaftMember:
             fatal: Ends the process with a reason; does not return in production.
             timing: See Timing.
             guards: For tests only.
+            command_level: Highest level of commands that `machine` knows; told to the others.
 
         Raises:
             LibraryChanged, StoreCorrupt: see `las.raft.library`, `las.raft.journal`.
@@ -182,6 +187,8 @@ class RaftMember:
         self._outcomes: list[tuple[int, Outcome]] = []
         self.refused_frames = 0
         self._rejoined: dict[str, str] = {}
+        self._command_level = command_level
+        self._levels: dict[str, int] = {}
         manifest = store.manifest
         self._others = tuple(name for name in manifest.members if name != manifest.name)
         timing = timing or Timing()
@@ -290,6 +297,7 @@ class RaftMember:
             store_id=manifest.store_id,
             rejoined=manifest.rejoined,
             voting=not manifest.rejoining,
+            command_level=self._command_level,
         )
         return raft_pb2.RaftFrame(term=self._library.raftCurrentTerm, hello=hello)
 
@@ -302,6 +310,8 @@ class RaftMember:
         hello = frame.hello
         self._guarded(lambda: self._meet_store(peer, hello.store_id, rejoined=hello.rejoined))
         self._rejoin.hear_hello(peer, frame.term, voting=hello.voting)
+        # The newest word counts: a member may come back with another version.
+        self._levels[peer] = max(1, hello.command_level)
 
     def _meet_store(self, peer: str, store_id: str, *, rejoined: bool) -> None:
         self._store.meet(peer, store_id, rejoined=rejoined)
@@ -364,6 +374,11 @@ class RaftMember:
             members_up=tuple(sorted({name, *self._guard.up})),
             voting=not self._store.manifest.rejoining,
             rejoined=tuple(sorted(self._rejoined.items())),
+            command_level=min(
+                self._command_level, *(self._levels.get(name, 1) for name in self._others)
+            )
+            if self._others
+            else self._command_level,
         )
 
     def close(self, why: str = "this LAS node stops") -> list[tuple[int, Outcome]]:

@@ -78,6 +78,7 @@ class RaftOptions:
             from this range. More than three heartbeats; a new leader takes about the middle of it.
         leader_fallback_ms: A leader that no majority answers steps down after this time.
         compaction_entries: A snapshot is due after so many entries.
+        command_level: Highest level of commands that the state machine knows.
     """
 
     name: str
@@ -90,6 +91,7 @@ class RaftOptions:
     election_timeout_ms: tuple[int, int] = (600, 1200)
     leader_fallback_ms: int = 1000
     compaction_entries: int = 5000
+    command_level: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in self.members:
@@ -242,6 +244,7 @@ class RaftNode:
                 background=self._background,
                 fatal=self._fatal,
                 timing=options.timing(),
+                command_level=options.command_level,
             )
         except BaseException:
             store.close()
@@ -380,4 +383,5 @@ def _set_outcome(waiter: asyncio.Future[Outcome], outcome: Outcome) -> None:
 def _essence(status: RaftStatus) -> tuple[object, ...]:
     """What `on_change` is called for."""
     mine = (status.term, status.leader, status.is_leader)
-    return (*mine, status.members_up, status.voting, status.rejoined)
+    what = (status.members_up, status.voting, status.rejoined, status.command_level)
+    return (*mine, *what)

@@ -12,12 +12,13 @@ from las.core.apply import apply
 from las.core.codec import CodecError
 from las.core.commands import (
     Audited,
-    ChangeShards,
     Command,
     Result,
     command_from_json,
 )
 from las.core.many_shards import changes_of, result_of
+from las.core.many_steps import steps_of
+from las.core.rows import ChangeShards, StepShards
 from las.core.state import ClusterState
 from peerd.core.ids import ShardId
 from peerd.testing.trace import MapCommitted
@@ -63,11 +64,12 @@ class MapReplay:
 
 def _parts(command: Command, result: Result) -> dict[ShardId, tuple[Command, Result]]:
     """What a command for many shards does to each: as much as the plain command for it alone."""
-    if not isinstance(command, ChangeShards) or not result.ok:
+    if not isinstance(command, ChangeShards | StepShards) or not result.ok:
         return {}
+    each_of = changes_of(command) if isinstance(command, ChangeShards) else steps_of(command)
     return {
         change.shard: (change, result_of(each))
-        for change, each in zip(changes_of(command), result.each, strict=True)
+        for change, each in zip(each_of, result.each, strict=True)
     }
 
 

@@ -15,7 +15,9 @@
   time as with the rack.
 - *kill*: a cluster of real processes, in which each of four peers leads 1,000 shards. One gets
   SIGKILL while an append is under way to each of its shards; another one follows.
-- *kill-log*: the same in a cluster of five peers with one log of 1,000 shards.
+- *kill-log*: the same in a cluster of five peers with one log of 1,000 shards; then again with a
+  second log and a third, while what the deaths before set off is still under way. Told beside the
+  times: how often the LAS lost its leader, and whom the forecast took for sick.
 - *stutter*: a primary under load is stopped and continued, 300 to 900 ms at a time. Its own view is
   that everybody else stalls. Told are its healthy shadows that were taken out of the voters.
 """
@@ -287,15 +289,19 @@ APPENDED_AT_ONCE = 100
 
 
 async def _kill_a_leader_of_many(
-    config: Path, kill: Callable[[str], None], *, logs: int, shards: int
+    config: Path, kill: Callable[[str], None], *, logs: int, shards: int, first: int = 0
 ) -> dict[str, object]:
-    """Appends are under way to all shards of the victim when it is killed, and one more follows."""
+    """Appends are under way to all shards of the victim when it is killed, and one more follows.
+
+    Logs are made from number `first` on; those before are there already.
+    """
     options = ClientOptions(call_timeout_s=60.0, append_timeout_s=60.0)
     async with peerd.aio.connect(credentials=config, options=options) as client:
         places: dict[str, list[tuple[str, int]]] = {}
-        for number in range(logs):
+        for number in range(first + logs):
             log = f"many-{number}"
-            await client.create_log(log, shards=shards, copies=3, acks=2)
+            if number >= first:
+                await client.create_log(log, shards=shards, copies=3, acks=2)
             _, entries = await client.describe_log(log)
             for entry_ in entries:
                 leader = entry_.open.plan.primary.peer
@@ -321,7 +327,7 @@ async def _kill_a_leader_of_many(
         type(each).__name__ for each in (*before, *acked) if isinstance(each, BaseException)
     )
     return {
-        "shards": logs * shards,
+        "shards": (first + logs) * shards,
         "shards_led_by_the_killed_peer": len(led),
         "writable_again": len(pauses),
         "errors": dict(errors),
@@ -330,7 +336,7 @@ async def _kill_a_leader_of_many(
     }
 
 
-def _killed(peers: int, *, logs: int, shards: int) -> dict[str, object]:
+def _killed(peers: int, *, logs: int, shards: int, deaths: int = 1) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="peerd-fleet-") as directory:
         shape = Shape(peers=peers, las=3)
         with DevCluster(Path(directory) / "dev", shape, port_base=None) as cluster:
@@ -338,19 +344,38 @@ def _killed(peers: int, *, logs: int, shards: int) -> dict[str, object]:
             def kill_one(name: str) -> None:
                 cluster.member(name).kill()
 
-            return asyncio.run(
-                _kill_a_leader_of_many(cluster.peerctl_toml, kill_one, logs=logs, shards=shards)
-            )
+            return [
+                asyncio.run(
+                    _kill_a_leader_of_many(
+                        cluster.peerctl_toml,
+                        kill_one,
+                        logs=logs,
+                        shards=shards,
+                        first=logs * death,
+                    )
+                )
+                | {
+                    "las_leaders_lost": _told(cluster, "no longer leading"),
+                    "taken_for_sick": _told(cluster, "judged"),
+                }
+                for death in range(deaths)
+            ]
+
+
+def _told(cluster: DevCluster, event: str) -> int:
+    """How often the LAS nodes have told of `event` until now."""
+    return sum(member.log.read_text("utf-8").count(f'"event": "{event}"') for member in cluster.las)
 
 
 def kill() -> dict[str, object]:
     """1,000 shards on the killed peer."""
-    return _killed(4, logs=16, shards=250)
+    return _killed(4, logs=16, shards=250)[0]
 
 
 def kill_log() -> dict[str, object]:
-    """One log of 1,000 shards, of which the killed peer leads a fifth."""
-    return _killed(5, logs=1, shards=1_000)
+    """A log of 1,000 shards, of which the killed peer leads a fifth; two more logs and deaths."""
+    found = _killed(5, logs=1, shards=1_000, deaths=3)
+    return {f"death {number}": death for number, death in enumerate(found, 1)}
 
 
 # ---------------------------------------------------------------------------------- stutter

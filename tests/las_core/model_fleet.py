@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from las.core.cluster import Cluster
 from las.core.commands import (
     AddHolder,
-    ChangeShards,
     Command,
     Result,
     SegmentOpened,
@@ -22,7 +21,9 @@ from las.core.commands import (
 )
 from las.core.index import FleetIndex
 from las.core.many_shards import changes_of
+from las.core.many_steps import steps_of
 from las.core.recovery import EpochAnswer
+from las.core.rows import ChangeShards, StepShards
 from las.core.snapshot import snapshot
 from las.core.state import ClusterState
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
@@ -121,6 +122,8 @@ class ModelFleet:
         if isinstance(command, ChangeShards):
             self.joined.append(len(result.each))
             self.commands.extend(changes_of(command))
+        elif isinstance(command, StepShards):
+            self.commands.extend(steps_of(command))
         else:
             self.commands.append(command)
         self.pump()

@@ -277,3 +277,50 @@ def test_a_broken_forecaster_moves_next_to_nothing(kind, nodes):
         at_risk = (at_risk | set(verdict.begin)) - set(verdict.end)
     assert begun <= max(1, nodes // 10)
     assert alerted or not begun
+
+
+# ------------------------------------------------------------------ patience after a take-over
+def busy(**left_ms: int) -> dict[str, int]:
+    return left_ms
+
+
+def test_who_has_just_taken_over_many_shards_is_not_judged_by_signs_of_load():
+    judging = judge(slow_consecutive=1)
+    slow = Outlook(horizons=((600, SICK),), slowdown=99.0, latency_ms=900.0)
+    fleet = {"a": slow, "b": slow, "c": slow}
+    for at in range(5):
+        # Without patience this is more than half of the fleet: the breaker would open.
+        assert judging.judge(fleet, (), at, busy=busy(a=9_000, b=9_000, c=9_000)) == Verdict()
+    assert "just taken over many shards" in " ".join(judging.explain("a", ()))
+    assert "for 9 s more" in " ".join(judging.explain("a", ()))
+
+
+def test_after_the_patience_the_count_begins_and_the_node_is_found():
+    judging = judge()
+    fleet = outlooks(a=SICK, b=CALM, c=CALM)
+    for at in range(5):
+        judging.judge(fleet, (), at, busy=busy(a=1))
+    assert judging.judge(fleet, (), 6) == Verdict()
+    assert judging.judge(fleet, (), 7).begin == ("a",)
+
+
+def test_hard_signs_count_all_the_time_and_so_does_what_pays():
+    judging = judge()
+    hard = {**outlooks(b=CALM, c=CALM), "a": Outlook(horizons=((600, SICK),), hard=True)}
+    judging.judge(hard, (), 0, busy=busy(a=9_000))
+    assert judging.judge(hard, (), 1, busy=busy(a=9_000)).begin == ("a",)
+    judging = judge()
+    weeks = {**outlooks(b=CALM, c=CALM), "a": Outlook(horizons=((600, CALM), (604_800, SICK)))}
+    stakes = {"a": Stake(led=1, voting=1, stored_bytes=1 << 30)}
+    judging.judge(weeks, (), 0, busy=busy(a=9_000), stakes=stakes)
+    assert judging.judge(weeks, (), 1, busy=busy(a=9_000), stakes=stakes).begin == ("a",)
+
+
+def test_a_forecast_that_jumps_by_a_take_over_is_no_reason_for_distrust():
+    judging = judge()
+    calm = outlooks(a=CALM, b=CALM, c=CALM, d=CALM, e=CALM)
+    loaded = calm | outlooks(a=SICK, b=SICK)
+    judging.judge(calm, (), 0)
+    assert judging.judge(loaded, (), 1, busy=busy(a=1, b=1)).distrust == ""
+    judging.judge(calm, (), 2)
+    assert "jumps" in judging.judge(loaded, (), 3).distrust

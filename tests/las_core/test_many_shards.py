@@ -8,7 +8,6 @@ import pytest
 from las.core.apply import apply
 from las.core.commands import (
     COMMANDS,
-    ChangeShards,
     FenceSegment,
     HaltShard,
     OpenSegment,
@@ -21,7 +20,8 @@ from las.core.commands import (
     result_from_json,
     result_to_json,
 )
-from las.core.many_shards import CHANGES_MAX, ShardChange, changes_of, joined
+from las.core.many_shards import ShardChange, changes_of, joined
+from las.core.rows import CHANGES_MAX, ChangeShards
 from las.core.state import ClusterState
 from las.raft import COMMAND_BYTES_MAX
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId

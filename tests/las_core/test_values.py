@@ -8,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from las.core import snapshot
-from las.core.cluster import Cluster
+from las.core.cluster import Cluster, UnknownCommand
 from las.core.codec import CodecError
 from las.core.commands import (
     COMMANDS,
     AddHolder,
     Audited,
     Caller,
-    ChangeShards,
     CloseCase,
     CreateLog,
     DeleteLog,
@@ -30,6 +29,7 @@ from las.core.commands import (
     PrepareSegment,
     PrepareSplit,
     PromoteModel,
+    RaiseCommandLevel,
     Reason,
     RecordEvent,
     RecordOutages,
@@ -61,8 +61,10 @@ from las.core.commands import (
 )
 from las.core.history import Cause, Outage
 from las.core.ledger import Case, Outcome, Response
+from las.core.levels import COMMAND_LEVEL, level_of
 from las.core.model_registry import ModelHead
 from las.core.persistent import PersistentMap
+from las.core.rows import ChangeShards, StepShards
 from las.core.state import NodeState
 from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.ids import Epoch, Offset, ShardId, StoreId
@@ -97,6 +99,18 @@ EXAMPLES = [
         ended=ENDED,
         ended_prepared=ENDED,
     ),
+    StepShards(
+        whys=("peer-1 is gone",),
+        stores=((name(2), StoreId("store-2")), (name(3), StoreId("store-3"))),
+        processes=((0, process(2).boot),),
+        prepared=((ShardId(1), Epoch(3), 0, 0, (0, 1), (), 2),),
+        begun=((ShardId(2), Epoch(4), Offset(9), (0, 1)),),
+        withdrawn=((ShardId(3), Epoch(4), 0),),
+        wanted=((ShardId(4), Epoch(1), (0, 1)),),
+        added=((ShardId(5), Epoch(1), 1),),
+        dropped=((ShardId(6), Epoch(1), 1),),
+    ),
+    RaiseCommandLevel(level=2),
     ChangeShards(
         whys=("peer-1 is gone",),
         stores=((name(2), StoreId("store-2")), (name(3), StoreId("store-3"))),
@@ -242,25 +256,18 @@ TORN_LABEL = command_to_json(register(1)).replace('["host","host-1"]', '["host"]
     [
         ("{", "not JSON"),
         ("[]", "a command is a JSON object"),
-        ('{"command":"drop_all"}', "no command is called 'drop_all'"),
-        ('{"command":["x"]}', "no command is called"),
+        ('{"command":["x"]}', "a command has a name"),
         ('{"command":"audited","of":{}}', "expected a caller and the command"),
         (AUDITED.replace("set_draining", "audited"), "audited already"),
-        (AUDITED.replace("set_draining", "drop_all"), "no command is called 'drop_all'"),
         (AUDITED.replace('"ann"', "7"), "Caller.who: expected str"),
         (json.dumps({**PREPARE, "shard": "1"}), "PrepareSegment.shard: expected int, got str"),
         (json.dumps({**PREPARE, "shard": True}), "expected int, got bool"),
-        (json.dumps({**PREPARE, "force": True}), "no field is called 'force'"),
         (json.dumps({**PREPARE, "plan": 7}), "PrepareSegment.plan: expected an object"),
         (json.dumps({**PREPARE, "plan": {**PREPARE["plan"], "voters": 1}}), "expected a list"),
         (json.dumps({**PREPARE, "plan": {**PREPARE["plan"], "acks": 5}}), "acks within the voters"),
         ('{"command":"set_at_risk","node":"peer-1"}', "at_risk is missing"),
         ('{"command":"create_log","name":"a","copies":1,"acks":1,"nodes":[],"rows":[1]}', "list"),
         (TORN_LABEL, "expected 2 items, got 1"),
-        (
-            '{"command":"set_node_state","node":"a","boot":"b","state":"sleepy"}',
-            "SetNodeState.state",
-        ),
     ],
 )
 def test_a_text_that_is_no_command_is_answered_and_changes_nothing(text, why):
@@ -270,6 +277,63 @@ def test_a_text_that_is_no_command_is_answered_and_changes_nothing(text, why):
     assert result.reason is Reason.MALFORMED
     assert why in result.text
     assert cluster.state is before
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"command":"drop_all"}', "no command is called 'drop_all'"),
+        (AUDITED.replace("set_draining", "drop_all"), "no command is called 'drop_all'"),
+        (json.dumps({**PREPARE, "force": True}), "no field is called 'force'"),
+        (
+            '{"command":"set_node_state","node":"a","boot":"b","state":"sleepy"}',
+            "SetNodeState.state",
+        ),
+        (command_to_json(RaiseCommandLevel(level=COMMAND_LEVEL + 1)), "the group is of command"),
+    ],
+)
+def test_a_command_of_another_version_is_not_answered_and_changes_nothing(text, why):
+    """Nodes that know it change their state by it: answering it would part this one from them."""
+    cluster = rich_cluster()
+    before = cluster.state
+    with pytest.raises(UnknownCommand, match=why) as refused:
+        cluster.apply(text)
+    assert "upgrade this LAS node" in str(refused.value)
+    assert cluster.state is before
+
+
+def test_a_node_of_an_older_level_stops_at_what_it_does_not_know_and_at_such_a_snapshot():
+    old, new = Cluster("cluster-1", level=1), Cluster("cluster-1")
+    raised = command_to_json(RaiseCommandLevel(level=2))
+    steps = command_to_json(StepShards())
+    for text in (raised, steps):
+        before = old.state
+        with pytest.raises(UnknownCommand, match="up to level 1"):
+            old.apply(text)
+        assert old.state is before
+        new.apply(text)
+    assert new.state.command_level == 2
+    with pytest.raises(UnknownCommand, match="the snapshot is of command level 2"):
+        old.restore(new.freeze()())
+    assert old.state.command_level == 1
+
+
+def test_the_command_level_survives_a_snapshot_and_never_goes_back():
+    cluster = Cluster("cluster-1")
+    assert b'"format":2' in cluster.freeze()()
+    cluster.apply(command_to_json(RaiseCommandLevel(level=2)))
+    version = cluster.state.version
+    cluster.apply(command_to_json(RaiseCommandLevel(level=1)))
+    again = Cluster("cluster-1")
+    again.restore(cluster.freeze()())
+    assert again.state == cluster.state
+    assert (again.state.command_level, again.state.version) == (2, version)
+
+
+def test_every_command_has_a_level_that_this_version_knows():
+    assert {level_of(example) for example in EXAMPLES} == set(range(1, COMMAND_LEVEL + 1))
+    audited = Audited(caller=ANN, command=RaiseCommandLevel(level=2))
+    assert level_of(audited) == 2
 
 
 # ---------------------------------------------------------------------------------- snapshots
@@ -350,8 +414,8 @@ def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
             Cluster("cluster-1").restore(data[:cut])
     with pytest.raises(CodecError, match="goes on after its end"):
         Cluster("cluster-1").restore(data + b"\n[]")
-    with pytest.raises(CodecError, match="format 4 or older"):
-        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":5'))
+    with pytest.raises(CodecError, match="format 5 or older"):
+        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":6'))
 
 
 def test_equal_states_make_equal_bytes_whatever_their_history():

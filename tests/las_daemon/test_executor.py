@@ -18,6 +18,7 @@ from las.core.commands import (
     SetDraining,
     WantHolders,
 )
+from las.core.patience import TakeOvers
 from las.core.placement import Limits
 from las.core.planner import is_expendable, is_shielded
 from las.core.state import NodeState
@@ -48,7 +49,10 @@ def detector_for(fleet: ModelFleet) -> Detector:
 
 @asynccontextmanager
 async def running(
-    fleet: ModelFleet, detector: Detector | None = None, limits: Limits | None = None
+    fleet: ModelFleet,
+    detector: Detector | None = None,
+    limits: Limits | None = None,
+    take_overs: TakeOvers | None = None,
 ):
     executor = Executor(
         consensus=fleet,
@@ -57,6 +61,7 @@ async def running(
         limits=limits or Limits(),
         now=clock,
         wall_ms=itertools.count(1).__next__,
+        take_overs=take_overs,
         timing=TIMING,
         recovery_timing=RECOVERY,
     )
@@ -435,6 +440,53 @@ async def test_random_deaths_and_moves_lose_nothing_and_end_well(seed):
     assert all(fleet.append(shard) for shard in shards)
     assert len(fleet.acked) > 20
     assert not [each for each in committed(fleet, SegmentOpened) if each.shard == ShardId(99)]
+
+
+async def test_planned_changes_yield_to_recoveries_but_not_to_those_that_hang(monkeypatch):
+    """Voters that never answer must not hold up the whole fleet's planned changes."""
+    monkeypatch.setattr("las.daemon.executor.YIELD_MS", 300)
+    fleet = ModelFleet(with_log(rows=((0, 1, 2), (2, 3, 4))))
+    detector = detector_for(fleet)
+    async with running(fleet, detector):
+        for number in (1, 2):
+            fleet.peers[name(number)].answers = False
+        die(fleet, detector, 1)
+        await fleet.until(lambda: fleet.state.shards[SHARD].shard.fence != 0)
+        began = clock()
+        fleet.commit(SetDraining(node=name(4), draining=True))
+        await fleet.until(lambda: is_shielded(fleet.state, name(4)))
+        assert clock() - began >= 200
+    assert fleet.state.shards[SHARD].shard.fence != 0
+
+
+async def test_what_pauses_appends_does_not_yield(monkeypatch):
+    monkeypatch.setattr("las.daemon.executor.YIELD_MS", 600_000)
+    fleet = ModelFleet(with_log(rows=((0, 1, 2), (2, 3, 4))))
+    detector = detector_for(fleet)
+    async with running(fleet, detector):
+        for number in (1, 2):
+            fleet.peers[name(number)].answers = False
+        die(fleet, detector, 1)
+        await fleet.until(lambda: fleet.state.shards[SHARD].shard.fence != 0)
+        for number in (4, 5):
+            die(fleet, detector, number)
+        # Its primary lives, and too few voters are left to acknowledge.
+        await fleet.until(lambda: fleet.state.shards[ShardId(2)].shard.open.epoch > 1)
+
+
+async def test_a_mass_take_over_is_told_and_planned_changes_rest_a_little(monkeypatch):
+    monkeypatch.setattr("las.daemon.executor.SETTLE_MS_PER_SHARD", 20)
+    fleet = ModelFleet(with_log(rows=((0, 1, 2),) * 20 + ((1, 2, 3),)))
+    detector = detector_for(fleet)
+    taken = TakeOvers(shards_min=20, patience_ms=60_000)
+    async with running(fleet, detector, take_overs=taken):
+        die(fleet, detector, 1)
+        await fleet.until(lambda: len(committed(fleet, OpenSegment)) == 20)
+        began = clock()
+        fleet.commit(SetDraining(node=name(4), draining=True))
+        await fleet.until(lambda: is_shielded(fleet.state, name(4)))
+        assert clock() - began >= 200
+    assert {name(2), name(3)} <= taken.busy(clock()).keys()
 
 
 async def test_what_does_not_fit_into_one_look_is_done_in_the_next(monkeypatch):

@@ -1,11 +1,15 @@
 """Three nodes in one process: who does not lead names who does; nothing moves without a leader."""
 
 import asyncio
+from functools import partial
 
 import grpc
 import pytest
 
-from las.core.commands import SetDraining
+from las.core.cluster import Cluster
+from las.core.commands import RaiseCommandLevel, SetDraining
+from las.core.rows import StepShards
+from las.daemon import group as las_group
 from las.daemon.directory import init
 from las.daemon.group import Group
 from las.raft import OutcomeUnknown, Overloaded
@@ -162,3 +166,29 @@ async def test_a_command_without_an_outcome_is_never_called_failed():
         assert isinstance(refused_, Refused)
         assert (refused_.refusal.reason, refused_.refusal.taken) == (reason, taken)
         assert refused_.refusal.retry_after_ms > 0
+
+
+async def test_an_older_node_is_waited_for_with_commands_that_it_does_not_know(
+    start_las, monkeypatch
+):
+    members = {f"las-{number}": f"127.0.0.1:{free_port()}" for number in (1, 2, 3)}
+    nodes = [await start_las(name, members=members) for name in list(members)[:2]]
+    with monkeypatch.context() as older:
+        older.setattr(las_group, "Cluster", partial(Cluster, level=1))
+        old = await start_las("las-3", members=members)
+    await until(
+        lambda: all(len(n.node.group.status.members_up) == 3 for n in (*nodes, old)), "three"
+    )
+    await until(lambda: any(each.term for each in (*nodes, old)), "a leader")
+    leader = next(each for each in (*nodes, old) if each.term)
+    await leader.add_peers(3)
+    for command in (StepShards(), RaiseCommandLevel(level=2)):
+        with pytest.raises(Refused) as refusal:
+            await leader.node.group.submit(command)
+        assert refusal.value.refusal.reason == Reason.LIMIT_REACHED
+        assert "upgrade and start them all" in refusal.value.refusal.message
+    await create(leader, shards=4)
+    await old.node.stop()
+    fresh = await start_las("las-3", members=members)
+    group = (*nodes, fresh)
+    await until(lambda: all(n.state.command_level == 2 for n in group), "the command level")

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from las.core.commands import ChangeShards, Command, FenceSegment, Result
-from las.core.many_shards import CHANGES_MAX
+from las.core.commands import Command, FenceSegment, Result
+from las.core.rows import CHANGES_MAX, ChangeShards
 from las.daemon.backlog import Backlog
 from las.daemon.shard_changes import ShardChanges
 from peerd.core.ids import Epoch, ShardId
@@ -108,6 +108,15 @@ def test_a_backlog_gives_the_most_urgent_first_and_each_once():
     assert backlog.take(2) == [1, 2]
     assert backlog.take(9) == [3]
     assert not backlog
+
+
+def test_a_backlog_gives_only_what_is_urgent_if_it_is_asked_to():
+    backlog = Backlog()
+    for shard, order in ((3, (1, 5)), (1, (2,)), (2, (0, 9)), (4, (0, 7))):
+        backlog.add(ShardId(shard), order)
+    assert backlog.take(9, below=(1,)) == [4, 2]
+    assert backlog.take(9, below=(1,)) == []
+    assert backlog.take(9) == [3, 1]
 
 
 def test_a_backlog_does_not_grow_by_what_changes_its_place():

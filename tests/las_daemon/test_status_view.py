@@ -1,5 +1,7 @@
 """What the map alone says of trouble: paused, thin, short, unreadable."""
 
+import asyncio
+
 from las.core.commands import (
     FenceSegment,
     HaltShard,
@@ -90,12 +92,12 @@ def test_what_is_protected_is_looked_up_for_endangered_nodes_alone():
     assert found.shielded == found.expendable == {name(5)}
 
 
-def test_a_feed_gives_each_reader_what_it_lacks():
+async def test_a_feed_gives_each_reader_what_it_lacks():
     before = with_log()
     after = moved(before)
     feed = MapFeed()
     assert feed.since(after, after.version) is None
-    whole = feed.whole(after)
+    whole = await feed.whole(after)
     assert (whole.full, len(whole.nodes), len(whole.shards)) == (True, 5, 1)
     delta = feed.since(after, before.version)
     assert (delta.full, len(delta.nodes), len(delta.shards)) == (False, 0, 1)
@@ -103,6 +105,20 @@ def test_a_feed_gives_each_reader_what_it_lacks():
     # A reader that claims to be ahead of what is committed gets everything.
     assert feed.since(before, after.version).full
     assert feed.since(after, before.version).version == after.version
+
+
+async def test_a_whole_map_is_encoded_in_slices_and_the_loop_goes_on_in_between(monkeypatch):
+    """Heartbeats of the consensus group travel through the same loop."""
+    monkeypatch.setattr("las.daemon.map_feed.SLICE_SHARDS_MAX", 2)
+    state = with_log(rows=((0, 1, 2),) * 9)
+    feed, turns = MapFeed(), 0
+    first, second = (asyncio.ensure_future(feed.whole(state)) for _ in range(2))
+    while not first.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 5
+    assert await first is await second
+    assert list((await first).shards) == list(feed.since(state, 0).shards)
 
 
 def test_facts_that_follow_changes_equal_facts_made_anew():

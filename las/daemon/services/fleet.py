@@ -126,7 +126,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         nodes = len(self._group.state.nodes)
         return fleet_pb2.RegisterResponse(
             cluster_id=self._group.state.cluster_id,
-            map=self._feed.whole(self._group.state),
+            map=await self._feed.whole(self._group.state),
             heartbeat_period_ms=fleet_heartbeat_ms(self._policy.heartbeat_ms, nodes),
             lease_ms=fleet_lease_ms(self._policy.lease_ms, nodes),
         )

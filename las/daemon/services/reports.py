@@ -17,6 +17,7 @@ from las.core.commands import (
     WithdrawSegment,
 )
 from las.core.history import Cause
+from las.core.many_steps import ShardStep
 from las.core.state import Node, NodeState
 from las.core.tier_commands import TierShard
 from las.daemon.group import Group
@@ -29,7 +30,8 @@ from peerd.transport.map_codec import decode_replica
 
 # limit: reports of one call, as the contract says.
 REPORTS_PER_CALL_MAX = 1_024
-# limit: commands of one call that wait for consensus at a time; a group takes 1,024 of all callers.
+# limit: other commands of one call than steps of planned changes, which are joined, that wait for
+# consensus at a time; a group takes 1,024 of all callers.
 COMMANDS_WAITING_MAX = 64
 
 _log = get_logger("reports")
@@ -52,14 +54,17 @@ class Reports:
         if len(reports) > REPORTS_PER_CALL_MAX:
             raise invalid(f"{len(reports)} reports in one call: at most {REPORTS_PER_CALL_MAX}")
         commands = [command for report in reports if (command := self._command(report))]
-        for begin in range(0, len(commands), COMMANDS_WAITING_MAX):
-            batch = commands[begin : begin + COMMANDS_WAITING_MAX]
-            async with asyncio.TaskGroup() as waiting:
-                for command in batch:
-                    waiting.create_task(self._commit(command))
+        room = asyncio.Semaphore(COMMANDS_WAITING_MAX)
+        async with asyncio.TaskGroup() as waiting:
+            for command in commands:
+                waiting.create_task(self._commit(command, room))
 
-    async def _commit(self, command: Command) -> None:
-        result = await self._group.submit(command)
+    async def _commit(self, command: Command, room: asyncio.Semaphore) -> None:
+        if isinstance(command, ShardStep):
+            result = await self._term.steps.submit(command)
+        else:
+            async with room:
+                result = await self._group.submit(command)
         level = "info" if result.ok else "warning"
         getattr(_log, level)(
             type(command).__name__,
@@ -74,15 +79,7 @@ class Reports:
         me = self._reporter
         match report.WhichOneof("kind"):
             case "segment_opened":
-                opened = report.segment_opened
-                if (halt := self._lost(opened.shard, opened.epoch)) is not None:
-                    return halt
-                return SegmentOpened(
-                    shard=ShardId(opened.shard),
-                    epoch=Epoch(opened.epoch),
-                    begin=Offset(opened.begin),
-                    holders=tuple(sorted(map(decode_replica, opened.holders))),
-                )
+                return self._opened(report.segment_opened)
             case "declined":
                 declined = report.declined
                 return WithdrawSegment(
@@ -134,6 +131,25 @@ class Reports:
             case _:
                 raise invalid(f"a report of {me.name} says nothing that this version knows")
         return None
+
+    def _opened(self, opened: fleet_pb2.SegmentOpened) -> Command | None:
+        if (halt := self._lost(opened.shard, opened.epoch)) is not None:
+            return halt
+        if self._is_known(opened):
+            return None
+        return SegmentOpened(
+            shard=ShardId(opened.shard),
+            epoch=Epoch(opened.epoch),
+            begin=Offset(opened.begin),
+            holders=tuple(sorted(map(decode_replica, opened.holders))),
+        )
+
+    def _is_known(self, opened: fleet_pb2.SegmentOpened) -> bool:
+        """Whether the committed map shows it already: peers say it again until they see that."""
+        entry = self._group.state.shards.get(ShardId(opened.shard))
+        return entry is not None and (
+            entry.shard.open.epoch == opened.epoch and entry.shard.open.begin == opened.begin
+        )
 
     def _higher_promise(self, met: fleet_pb2.HigherPromise) -> Command | None:
         """An epoch that the LAS never drew means that it lost its past (docs/protocol.md §4.4).

@@ -37,7 +37,7 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
             text = f"{self._group.name} has not heard the shard map yet: try again, or ask another"
             raise Refused(refusal(Reason.MAP_UNKNOWN, text, retry_after_ms=RETRY_AFTER_MS))
         if not request.log:
-            update = self._feed.whole(state)
+            update = await self._feed.whole(state)
         else:
             log = state.logs.get(request.log)
             if log is None:
@@ -56,7 +56,11 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
             while True:
                 changed.clear()
                 state = self._group.state
-                update = self._feed.since(state, version) if state.version else None
+                update = None
+                if version > 0:
+                    update = self._feed.since(state, version)
+                elif state.version > 0:
+                    update = await self._feed.whole(state)
                 if update is not None:
                     version = update.version
                     yield shard_map_pb2.WatchMapResponse(map=update)
