@@ -13,6 +13,7 @@ Intervals: 95 % bootstrap over runs, since rows and peers of one run are not ind
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,8 +21,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from las.core.signs import SIGNS, Rule, SignRules, held_signs
 from las.forecast.answer import Forecast, Windows
 from las.forecast.contract import HORIZONS_S
+from las.forecast.heuristic import RULE_WINDOW
+from las.forecast.signs import read_signs
 from models.dataset import NodeTruth, Run
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
@@ -98,8 +102,12 @@ class Judged:
     events: tuple[Event, ...]
 
 
-def judge_run(forecaster: Judge, run: Run) -> Judged:
-    """Play a run second by second through the forecaster."""
+def judge_run(forecaster: Judge, run: Run, signs: SignRules | None = None) -> Judged:
+    """Play a run second by second through the forecaster.
+
+    With `signs`, a node also counts as called where a sign has lasted as these rules ask, which is
+    how the LAS judges it: whatever the forecaster says.
+    """
     seconds = range(FIRST_SECOND, run.values.shape[1])
     answers = np.full(run.values.shape[:2], np.nan)
     identity = TELEMETRY_SCHEMA.positions["machine_identity"]
@@ -110,6 +118,10 @@ def judge_run(forecaster: Judge, run: Run) -> Judged:
         windows[:, :, :, identity] = np.arange(len(moments), dtype=np.float32)[:, None, None]
         forecast = forecaster.predict(windows.reshape(-1, *windows.shape[2:]))
         answers[:, moments] = forecast.p_10_min.reshape(len(moments), -1).T
+    if signs is not None:
+        answers[:, list(seconds)] = np.fmax(
+            answers[:, list(seconds)], _lasting(run, seconds, signs)
+        )
     labels = run.labels(HORIZONS_S[0]).astype(np.float64)
     judged = ~np.isnan(labels) & ~np.isnan(answers)
     return Judged(
@@ -120,6 +132,20 @@ def judge_run(forecaster: Judge, run: Run) -> Judged:
             for row, node in enumerate(run.truth.nodes)
         ),
     )
+
+
+def _lasting(run: Run, seconds: Sequence[int], rules: SignRules) -> Array:
+    """1 where a sign of a node has lasted long enough: [nodes, seconds]."""
+    said = np.zeros((run.values.shape[0], len(seconds)))
+    rounds: Counter[tuple[int, Rule]] = Counter()
+    for place, second in enumerate(seconds):
+        for node, signs in enumerate(read_signs(run.windows(second, RULE_WINDOW))):
+            held = {sign.rule: sign for sign in held_signs(signs, rules)}
+            for rule in SIGNS:
+                rounds[node, rule] = rounds[node, rule] + 1 if rule in held else 0
+                if rule in held and rounds[node, rule] >= held[rule].consecutive:
+                    said[node, place] = 1.0
+    return said
 
 
 def _event(run: int, node: NodeTruth, answers: Array) -> Event:

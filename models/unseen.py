@@ -4,7 +4,8 @@
 
 For each gradual kind a network is fitted on the training runs without the peers that suffered it,
 and judged on those peers in all runs, training ones, too: nothing of them was trained on. Beside
-it: linear extrapolation of what runs out.
+it: the signs that need no model (`las.core.signs`), both together, which is what the LAS does, and
+linear extrapolation of what runs out.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from las.core.signs import SignRules
 from las.forecast.answer import Forecast, Windows
 from las.forecast.contract import HORIZONS_S
-from models.baselines import Extrapolation
+from models.baselines import BaseRate, Extrapolation
 from models.dataset import RECORDINGS, Run, read_runs
 from models.features import FEATURES, WINDOW
 from models.judge import Event, Judge, judge_run
@@ -27,6 +29,7 @@ from models.network import IncidentNetwork, WindowDescription
 from models.train import STEPS, Rows, calibrate, describe_run, fit, log_odds
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
+RULES = SignRules()
 _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
 
 
@@ -65,10 +68,12 @@ def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int)
     return NetworkJudge(network)
 
 
-def events_of(kind: str, judge: Judge, runs: Sequence[Run]) -> list[Event]:
-    """The node-runs of a kind, as a forecaster saw them."""
+def events_of(
+    kind: str, judge: Judge, runs: Sequence[Run], signs: SignRules | None = None
+) -> list[Event]:
+    """The node-runs of a kind, as a forecaster saw them, with `signs` also the rules."""
     hit = [run for run in runs if any(node.kind == kind for node in run.truth.nodes)]
-    judged = [judge_run(judge, run) for run in hit]
+    judged = [judge_run(judge, run, signs) for run in hit]
     return [event for run in judged for event in run.events if event.node.kind == kind]
 
 
@@ -80,21 +85,45 @@ def report(runs: Sequence[Run], seed: int) -> str:
     nodes = [node for run in runs for node in run.truth.nodes]
     kinds = sorted({n.kind for n in nodes if n.stop_s is not None and not n.abrupt})
     lines = [
-        "| kind left out | node-runs | shielded | median lead, s | by extrapolation |",
-        "| --- | --- | --- | --- | --- |",
+        (
+            "| kind left out | node-runs | shielded by the head | by signs | by both "
+            "| median lead, s | by extrapolation |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    total = [0, 0, 0]
+    total = np.zeros(5, dtype=int)
     for kind in kinds:
-        events = events_of(kind, fit_without(kind, training, rows, seed), runs)
-        straight = sum(e.shielded for e in events_of(kind, Extrapolation(), runs))
-        found = [e.node.stop_s - e.called_s for e in events if e.foreseen]  # type: ignore[operator]
-        shielded = sum(e.shielded for e in events)
+        network = fit_without(kind, training, rows, seed)
+        both = events_of(kind, network, runs, RULES)
+        found = [e.node.stop_s - e.called_s for e in both if e.foreseen]  # type: ignore[operator]
         median = f"{np.median(found):.0f}" if found else "–"
-        lines.append(f"| {kind} | {len(events)} | {shielded} | {median} | {straight} |")
+        shielded = [
+            sum(event.shielded for event in events)
+            for events in (
+                events_of(kind, network, runs),
+                events_of(kind, BaseRate(0.0), runs, RULES),
+                both,
+                events_of(kind, Extrapolation(), runs),
+            )
+        ]
+        by_head, by_signs, by_both, straight = shielded
+        lines.append(
+            f"| {kind} | {len(both)} | {by_head} | {by_signs} | {by_both} | {median} | {straight} |"
+        )
         print(lines[-1], file=sys.stderr, flush=True)
-        total = [total[0] + len(events), total[1] + shielded, total[2] + straight]
-    lines.append(f"| all | {total[0]} | {total[1]} | | {total[2]} |")
-    return "\n".join(lines) + "\n"
+        total += np.array([len(both), *shielded])
+    count, by_head, by_signs, by_both, straight = total
+    lines.append(f"| all | {count} | {by_head} | {by_signs} | {by_both} | | {straight} |")
+    return "\n".join(lines) + "\n\n" + _false_alarms(runs)
+
+
+def _false_alarms(runs: Sequence[Run]) -> str:
+    """What the signs alone take for trouble that is none, in all runs."""
+    events = [event for run in runs for event in judge_run(BaseRate(0.0), run, RULES).events]
+    false = [event for event in events if event.false_alarm]
+    hours = sum(event.watched_s for event in events) / 3600
+    kinds = ", ".join(sorted(event.node.kind for event in false)) or "none"
+    return f"False alarms of the signs in {hours:.1f} node-hours: {len(false)} ({kinds}).\n"
 
 
 def main() -> int:

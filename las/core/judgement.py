@@ -6,10 +6,10 @@ Rules (docs/anticipation.md §3), each with its key in `[policy]`:
 - *Expected cost.* Or when, at a longer horizon, p(h) × the cost of an unforeseen failure reaches
   the cost of protecting the node now. Short horizons are left to the threshold: a few per cent
   within ten minutes are true only as far as the laboratory's share of sick nodes is.
-- *Slow is sick.* Or when its storage has long been far slower than its own past, whatever the
-  model says.
+- *Signs.* Or when it has long been far slower than its own past, or something of it is about to
+  run out, whatever the model says (`las.core.signs`).
 - *Patience.* For a node that has just taken over many shards (`las.core.patience`) neither the
-  threshold nor slow storage counts, and the model is not disbelieved for it, unless there are hard
+  threshold nor signs of load count, and the model is not disbelieved for it, unless there are hard
   signs: errors of disk or memory, or an outside forecast. What was counted begins anew afterwards.
 - *Hysteresis.* Off after `off_after_ms` with everything below `off_share` of its line. A forecast
   that is not known counts for neither.
@@ -26,8 +26,17 @@ Must not: forget what was committed. A new leader starts from the committed flag
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from las.core.signs import (
+    LOAD_SIGNS,
+    NO_SIGNS,
+    SIGNS,
+    Rule,
+    SignRules,
+    Signs,
+    compared_signs,
+    held_signs,
+)
 from peerd.core.ids import NodeName
 
 HOUR_S = 3_600
@@ -40,7 +49,7 @@ JUMPING_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(SignRules):
     """Numbers of the rules; `las.daemon.config.Policy` gives each its meaning and bounds."""
 
     threshold: float = 0.8
@@ -51,9 +60,6 @@ class Rules:
     pause_cost_bytes: int = 64 << 20
     exposure_cost: float = 4.0
     shadow_cost_bytes: int = 8 << 20
-    slow_factor: float = 20.0
-    slow_latency_ms: float = 200.0
-    slow_consecutive: int = 10
     at_risk_share_max: float = 0.34
     shadows_max: int = 4_096
     copy_bytes_per_s: int = 800 << 20
@@ -70,16 +76,14 @@ class Outlook:
         horizons: (seconds, probability of failing within them), shortest first.
         known: False if too little was seen and the base rate stands for it.
         calibrated: whether a few per cent mean a few per cent; else the threshold alone decides.
-        slowdown: latency of its storage now, as a multiple of its own past.
-        latency_ms: that latency.
+        signs: what was read off its samples.
         hard: there are signs of trouble that no load makes.
     """
 
     horizons: tuple[tuple[int, float], ...] = ()
     known: bool = True
     calibrated: bool = True
-    slowdown: float = 0.0
-    latency_ms: float = 0.0
+    signs: Signs = NO_SIGNS
     hard: bool = False
 
 
@@ -97,20 +101,12 @@ class Stake:
     copy_bytes: int = 0
 
 
-class Rule(StrEnum):
-    """Why a node is at risk."""
-
-    THRESHOLD = "threshold"
-    COST = "cost"
-    SLOW = "slow"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The strongest rule for a node in one round: `value` against the `line` that it must reach.
 
     `pressure` is the one divided by the other: at 1 the rule holds. `probability` and `horizon_s`
-    are of the forecast that decided; zero for `SLOW`.
+    are of the forecast that decided; a sign has `sign_words` instead.
     """
 
     rule: Rule
@@ -118,6 +114,7 @@ class Finding:
     line: float
     probability: float = 0.0
     horizon_s: int = 0
+    sign_words: str = ""
 
     @property
     def pressure(self) -> float:
@@ -127,8 +124,8 @@ class Finding:
     @property
     def words(self) -> str:
         """`p(10 min) 0.87 against 0.80`."""
-        if self.rule is Rule.SLOW:
-            return f"its storage takes {self.value:.0f} × its own past against {self.line:.0f} ×"
+        if self.sign_words:
+            return self.sign_words
         told = f"p({span(self.horizon_s)}) {self.value:.2g} against {self.line:.2g}"
         return f"{told}, from which protecting it pays" if self.rule is Rule.COST else told
 
@@ -167,7 +164,7 @@ class Judge:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._above: dict[NodeName, int] = {}
-        self._slow: dict[NodeName, int] = {}
+        self._signs: dict[tuple[NodeName, Rule], int] = {}
         self._below_since_ms: dict[NodeName, int] = {}
         self._alarmed_ms: dict[NodeName, int] = {}
         self._outlooks: Mapping[NodeName, Outlook] = {}
@@ -213,7 +210,7 @@ class Judge:
         if distrust:
             # What is counted here is not evidence: it begins anew.
             self._above.clear()
-            self._slow.clear()
+            self._signs.clear()
             self._below_since_ms.clear()
             self.latest = Verdict(
                 crying=tuple(crying),
@@ -272,20 +269,24 @@ class Judge:
                         probability=probability,
                         horizon_s=horizon_s,
                     )
-        return self._slower(node, outlook, best)
+        return self._by_signs(node, outlook, best)
 
-    def _slower(self, node: NodeName, outlook: Outlook, best: Finding | None) -> Finding | None:
-        """Slow as a reason by itself, once it has lasted."""
-        rules = self.rules
-        factor = outlook.slowdown
-        is_slow = factor >= rules.slow_factor and outlook.latency_ms >= rules.slow_latency_ms
-        if not is_slow or self._is_spared(node):
-            self._slow.pop(node, None)
-            return best
-        self._slow[node] = self._slow.get(node, 0) + 1
-        slow = Finding(rule=Rule.SLOW, value=factor, line=rules.slow_factor)
-        lasted = self._slow[node] >= rules.slow_consecutive
-        return slow if lasted and (best is None or best.pressure < 1.0) else best
+    def _by_signs(self, node: NodeName, outlook: Outlook, best: Finding | None) -> Finding | None:
+        """A sign as a reason by itself, once it has lasted."""
+        held = {sign.rule: sign for sign in held_signs(outlook.signs, self.rules)}
+        for rule in SIGNS:
+            sign = held.get(rule)
+            if sign is None or (rule in LOAD_SIGNS and self._is_spared(node)):
+                self._signs.pop((node, rule), None)
+                continue
+            rounds = self._signs[node, rule] = self._signs.get((node, rule), 0) + 1
+            if rounds >= sign.consecutive and (best is None or best.pressure < 1.0):
+                best = Finding(rule=rule, value=sign.value, line=sign.line, sign_words=sign.words)
+        return best
+
+    def _has_a_sign(self, node: NodeName) -> bool:
+        """Also one that has not lasted yet."""
+        return any((node, rule) in self._signs for rule in SIGNS)
 
     def _is_spared(self, node: NodeName) -> bool:
         """Whether its signs of load do not count: it has just taken over many shards."""
@@ -301,7 +302,7 @@ class Judge:
         return max(protection / failure, COST_LINE_MIN)
 
     def _is_due(self, node: NodeName, finding: Finding) -> bool:
-        return finding.rule is Rule.SLOW or self._above[node] >= self.rules.consecutive
+        return finding.rule in SIGNS or self._above[node] >= self.rules.consecutive
 
     def _recovered(
         self,
@@ -312,7 +313,7 @@ class Judge:
         below: dict[NodeName, int] = {}
         for node in at_risk:
             finding, outlook = found.get(node), self._outlooks.get(node)
-            if outlook is None or not outlook.known or node in self._slow:
+            if outlook is None or not outlook.known or self._has_a_sign(node):
                 continue
             if finding is not None and finding.pressure < self.rules.off_share:
                 below[node] = self._below_since_ms.get(node, now_ms)
@@ -376,7 +377,7 @@ class Judge:
             for node in here
             if (each := found[node]) is not None
             and each.rule is Rule.COST
-            and node not in self._slow
+            and not self._has_a_sign(node)
         )
         late = wanted[max(0, nodes_max - len(here)) :]
         replaced = {}
@@ -464,12 +465,7 @@ class Judge:
                     lines.append(f"{told}: protecting it {pays}")
                 else:
                     lines.append(f"{told}, which decides nothing")
-        if outlook.slowdown > 0.0:
-            lines.append(
-                f"storage latency {outlook.latency_ms:.0f} ms, {outlook.slowdown:.1f} × its own "
-                f"past, against {rules.slow_factor:.0f} × and {rules.slow_latency_ms:.0f} ms"
-            )
-        return lines
+        return [*lines, *compared_signs(outlook.signs, rules)]
 
 
 def _riskiest(node: NodeName, finding: Finding | None) -> tuple[float, NodeName]:

@@ -90,8 +90,8 @@ class Policy(Section):
         default=20.0,
         ge=2.0,
         le=10_000.0,
-        description="Storage latency (p99), as a multiple of the node's own past, from which it is "
-        "at risk for that alone",
+        description="Storage latency (p99), or time that its process stands still, as a multiple "
+        "of the node's own past, from which it is at risk for that alone",
     )
     slow_latency_ms: float = Field(
         default=200.0,
@@ -101,6 +101,29 @@ class Policy(Section):
     )
     slow_consecutive: int = Field(
         default=10, ge=1, le=3_600, description="Forecasts in a row in which it must be so slow"
+    )
+    stall_ms: float = Field(
+        default=200.0,
+        ge=1.0,
+        le=600_000.0,
+        description="Time that its process stands still, within a second, below which no node "
+        "counts as stalled",
+    )
+    exhaustion_s: int = Field(
+        default=60,
+        ge=0,
+        le=3_600,
+        description="A node is at risk whose memory, descriptors or disk run out within so many "
+        "seconds, on the straight line of the last half minute. 0 turns this off",
+    )
+    exhaustion_share: float = Field(
+        default=0.7,
+        gt=0.0,
+        le=1.0,
+        description="Used share below which nothing counts as running out",
+    )
+    exhaustion_consecutive: int = Field(
+        default=5, ge=1, le=3_600, description="Forecasts in a row in which it must run out so soon"
     )
     at_risk_action: Literal["hand_over", "mirror"] = Field(
         default="hand_over",

@@ -20,6 +20,7 @@ from las.core import planner
 from las.core.commands import SetAtRisk
 from las.core.index import FleetIndex
 from las.core.judgement import NOBODY_BUSY, Finding, Judge, Outlook, Stake, Verdict
+from las.core.signs import NO_SIGNS, Signs
 from las.core.state import ClusterState, NodeState
 from las.daemon.config import Policy
 from las.daemon.disk_readings import DiskReadings
@@ -31,8 +32,7 @@ from las.daemon.outside_forecasts import OutsideForecasts
 from las.daemon.slow_heads import SlowForecast
 from las.forecast.answer import Reason
 from las.forecast.contract import HORIZONS_S
-from las.forecast.heuristic import RULE_METRIC
-from las.forecast.past import slowdowns
+from las.forecast.signs import read_signs
 from las.forecast.window import FleetFull, FleetWindows
 from las.v1 import fleet_pb2
 from peerd.core.ids import NodeName
@@ -54,8 +54,7 @@ class NodeOutlook:
     known: bool
     input_age_ms: int
     calibrated: bool = True
-    slowdown: float = 0.0
-    latency_ms: float = 0.0
+    signs: Signs = NO_SIGNS
     reasons: tuple[Reason, ...] = ()
     hard: bool = False
 
@@ -66,8 +65,7 @@ class NodeOutlook:
             horizons=tuple(zip(HORIZONS_S, self.probabilities, strict=True)),
             known=self.known,
             calibrated=self.calibrated,
-            slowdown=self.slowdown,
-            latency_ms=self.latency_ms,
+            signs=self.signs,
             hard=self.hard,
         )
 
@@ -205,8 +203,7 @@ class FleetForecaster:
         ages_ms = snapshot.age_ms
         windows = snapshot.windows.copy()
         forecast, reasons = await self.model.judge(windows)
-        latencies = windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]]
-        slower, latency_ms = await asyncio.to_thread(slowdowns, latencies)
+        signs = await asyncio.to_thread(read_signs, windows)
         hard = hard_signs(windows)
         slow = await self.model.ask_slow_heads(self._group.state, self.disks, int(time.time()))
         state, index = self._group.indexed()
@@ -217,8 +214,7 @@ class FleetForecaster:
                 known=bool(forecast.known[row]),
                 input_age_ms=int(ages_ms[row]),
                 calibrated=forecast.calibrated,
-                slowdown=float(slower[row]),
-                latency_ms=float(latency_ms[row]),
+                signs=signs[row],
                 reasons=reasons.get(row, ()),
                 hard=bool(hard[row]),
             )

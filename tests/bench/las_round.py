@@ -25,7 +25,7 @@ from las.core.state import ClusterState
 from las.daemon.executor import SWEEP_SHARDS_MAX
 from las.forecast.contract import HORIZONS_S
 from las.forecast.load import load_forecaster
-from las.forecast.past import slowdowns
+from las.forecast.signs import read_signs
 from peerd.core.ids import BootId, NodeName, StoreId, Tick
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
@@ -72,15 +72,14 @@ def measure(nodes: int) -> dict[str, float]:
 
     began = time.process_time()
     forecaster.predict(windows[:, -forecaster.window :])
-    slower, latency_ms = slowdowns(windows[:, :, 0])
+    signs = read_signs(windows)
     predict_s = spent(began)
 
     began = time.process_time()
     outlooks = {
         name: Outlook(
             horizons=((HORIZONS_S[0], 0.9 if name in sick else 0.01), (HORIZONS_S[1], 0.9)),
-            slowdown=float(slower[row]),
-            latency_ms=float(latency_ms[row]),
+            signs=signs[row],
         )
         for row, name in enumerate(names)
     }

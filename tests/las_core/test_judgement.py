@@ -6,6 +6,7 @@ import random
 import pytest
 
 from las.core.judgement import Judge, Outlook, Rule, Rules, Stake, Verdict
+from las.core.signs import Signs
 
 SICK, CALM, BETWEEN = 0.9, 0.01, 0.6
 
@@ -157,7 +158,7 @@ def test_what_pays_ends_below_half_of_where_it_began():
 # ---------------------------------------------------------------------------------- slow is sick
 def test_slow_for_long_is_sick_whatever_the_model_says():
     judging = judge(slow_consecutive=3)
-    slow = Outlook(horizons=((600, CALM),), slowdown=25.0, latency_ms=300.0)
+    slow = Outlook(horizons=((600, CALM),), signs=Signs(slowdown=25.0, latency_ms=300.0))
     fleet = {"a": slow, "b": long(0.0), "c": long(0.0)}
     assert [judging.judge(fleet, (), at).begin for at in range(3)] == [(), (), ("a",)]
     assert judging.latest.findings["a"].rule is Rule.SLOW
@@ -167,13 +168,38 @@ def test_slow_for_long_is_sick_whatever_the_model_says():
 @pytest.mark.parametrize(("slowdown", "latency_ms"), [(25.0, 100.0), (10.0, 900.0)])
 def test_much_slower_but_quick_or_slow_as_ever_is_not_sick(slowdown, latency_ms):
     judging = judge(slow_consecutive=1)
-    slow = Outlook(horizons=((600, CALM),), slowdown=slowdown, latency_ms=latency_ms)
+    slow = Outlook(horizons=((600, CALM),), signs=Signs(slowdown=slowdown, latency_ms=latency_ms))
     assert judging.judge({"a": slow, "b": long(0.0)}, (), 0).begin == ()
+
+
+def test_a_node_that_runs_out_of_something_is_sick_sooner():
+    judging = judge(exhaustion_consecutive=2)
+    signs = Signs(exhausting="disk", exhausted_in_s=20.0, used_share=0.9)
+    fleet = {
+        "a": Outlook(horizons=((600, CALM),), signs=signs),
+        "b": long(0.0),
+        "c": long(0.0),
+    }
+    assert [judging.judge(fleet, (), at).begin for at in range(2)] == [(), ("a",)]
+    assert judging.latest.findings["a"].rule is Rule.EXHAUSTED
+    assert "disk is 90% used" in judging.latest.why["a"]
+    assert any("disk 90% used" in line for line in judging.explain("a", ()))
+
+
+def test_signs_are_counted_each_by_itself():
+    judging = judge(slow_consecutive=2, exhaustion_consecutive=2)
+    calm = {"b": long(0.0), "c": long(0.0)}
+    slow = Signs(slowdown=25.0, latency_ms=300.0)
+    stalled = Signs(stall_factor=25.0, stalled_ms=300.0)
+    for at, signs in enumerate((slow, stalled, slow)):
+        fleet = {"a": Outlook(horizons=((600, CALM),), signs=signs), **calm}
+        assert judging.judge(fleet, (), at).begin == ()
+    assert judging.judge(fleet, (), 3).begin == ("a",)
 
 
 def test_a_slow_node_does_not_recover():
     judging = judge(off_after_ms=0)
-    slow = Outlook(horizons=((600, CALM),), slowdown=25.0, latency_ms=300.0)
+    slow = Outlook(horizons=((600, CALM),), signs=Signs(slowdown=25.0, latency_ms=300.0))
     assert judging.judge({"a": slow, "b": long(0.0)}, ("a",), 0).end == ()
 
 
@@ -286,13 +312,23 @@ def busy(**left_ms: int) -> dict[str, int]:
 
 def test_who_has_just_taken_over_many_shards_is_not_judged_by_signs_of_load():
     judging = judge(slow_consecutive=1)
-    slow = Outlook(horizons=((600, SICK),), slowdown=99.0, latency_ms=900.0)
+    slow = Outlook(horizons=((600, SICK),), signs=Signs(slowdown=99.0, latency_ms=900.0))
     fleet = {"a": slow, "b": slow, "c": slow}
     for at in range(5):
         # Without patience this is more than half of the fleet: the breaker would open.
         assert judging.judge(fleet, (), at, busy=busy(a=9_000, b=9_000, c=9_000)) == Verdict()
     assert "just taken over many shards" in " ".join(judging.explain("a", ()))
     assert "for 9 s more" in " ".join(judging.explain("a", ()))
+
+
+def test_of_signs_only_those_of_load_are_spared():
+    judging = judge(slow_consecutive=1, exhaustion_consecutive=1)
+    calm = {"b": long(0.0), "c": long(0.0)}
+    stalled = Signs(stall_factor=99.0, stalled_ms=900.0)
+    ends = Signs(exhausting="memory", exhausted_in_s=9.0, used_share=0.95)
+    for signs, begun in ((stalled, ()), (ends, ("a",))):
+        fleet = {"a": Outlook(horizons=((600, CALM),), signs=signs), **calm}
+        assert judging.judge(fleet, (), 0, busy=busy(a=9_000)).begin == begun
 
 
 def test_after_the_patience_the_count_begins_and_the_node_is_found():

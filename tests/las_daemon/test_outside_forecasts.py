@@ -5,6 +5,7 @@ import math
 import pytest
 
 from las.core.judgement import Outlook
+from las.core.signs import Signs
 from las.daemon.outside_forecasts import (
     FORECASTERS_MAX,
     HORIZON_S_MAX,
@@ -158,9 +159,11 @@ def test_the_higher_probability_counts_and_none_falls_with_the_horizon():
     known = Outlook(horizons=((600, 0.1), (3_600, 0.5)), calibrated=False)
     assert joined(known, told).horizons == ((600, 0.2), (3_600, 0.5), (86_400, 0.5))
     assert not joined(known, told).calibrated
-    unknown = Outlook(horizons=((600, 0.7),), known=False, calibrated=False, slowdown=3.0)
+    unknown = Outlook(
+        horizons=((600, 0.7),), known=False, calibrated=False, signs=Signs(slowdown=3.0)
+    )
     alone = joined(unknown, told)
-    assert (alone.horizons, alone.known, alone.slowdown) == (
+    assert (alone.horizons, alone.known, alone.signs.slowdown) == (
         ((600, 0.2), (86_400, 0.3)),
         True,
         3.0,

@@ -402,6 +402,8 @@ WITHOUT_UNIT = {
     "policy.exposure_cost",
     "policy.slow_factor",
     "policy.slow_consecutive",
+    "policy.exhaustion_share",
+    "policy.exhaustion_consecutive",
     "policy.at_risk_share_max",
     "policy.shadows_max",
     "policy.replace_factor",

@@ -1,0 +1,62 @@
+"""Signs of trouble that need no model."""
+
+import math
+
+import pytest
+
+from las.core.signs import Rule, SignRules, Signs, compared_signs, held_signs
+
+RULES = SignRules()
+STALLED = Signs(stall_factor=40.0, stalled_ms=700.0)
+EXHAUSTED = Signs(exhausting="memory", exhausted_in_s=30.0, used_share=0.8)
+
+
+def held(signs: Signs, rules: SignRules = RULES) -> list[Rule]:
+    return [each.rule for each in held_signs(signs, rules)]
+
+
+def test_nothing_seen_is_no_sign():
+    assert held(Signs()) == []
+    assert list(compared_signs(Signs(), RULES)) == []
+
+
+@pytest.mark.parametrize(
+    ("signs", "rule", "words"),
+    [
+        (Signs(slowdown=25.0, latency_ms=300.0), Rule.SLOW, "its storage takes 25 × its own past"),
+        (STALLED, Rule.STALLED, "its process stands still for 700 ms, 40 ×"),
+        (EXHAUSTED, Rule.EXHAUSTED, "its memory is 80% used and runs out in 30 s at this pace"),
+    ],
+)
+def test_each_sign_holds_by_itself_and_says_why(signs, rule, words):
+    (found,) = held_signs(signs, RULES)
+    assert found.rule is rule
+    assert found.value >= found.line
+    assert words in found.words
+    assert list(compared_signs(signs, RULES))
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [
+        Signs(stall_factor=40.0, stalled_ms=199.0),
+        Signs(stall_factor=19.0, stalled_ms=900.0),
+        Signs(exhausting="memory", exhausted_in_s=61.0, used_share=0.9),
+        Signs(exhausting="memory", exhausted_in_s=10.0, used_share=0.69),
+        Signs(exhausting="memory", exhausted_in_s=math.inf, used_share=0.99),
+    ],
+)
+def test_below_one_of_its_two_lines_it_does_not_hold(signs):
+    assert held(signs) == []
+
+
+def test_what_has_run_out_holds_unless_it_is_turned_off():
+    gone = Signs(exhausting="disk", exhausted_in_s=0.0, used_share=1.0)
+    assert held(gone) == [Rule.EXHAUSTED]
+    assert held(gone, SignRules(exhaustion_s=0)) == []
+    assert list(compared_signs(gone, SignRules(exhaustion_s=0))) == []
+
+
+def test_several_hold_at_once():
+    both = Signs(slowdown=25.0, latency_ms=300.0, stall_factor=40.0, stalled_ms=700.0)
+    assert held(both) == [Rule.SLOW, Rule.STALLED]
