@@ -403,6 +403,7 @@ WITHOUT_UNIT = {
     "policy.slow_factor",
     "policy.slow_consecutive",
     "policy.exhaustion_share",
+    "policy.take_over_shards",
     "policy.exhaustion_consecutive",
     "policy.at_risk_share_max",
     "policy.shadows_max",
