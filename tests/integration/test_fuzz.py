@@ -82,14 +82,16 @@ NAMES = (
     "ж",
 )
 REAL_NAMES = ("orders", "orders", "orders", "fuzz", "consumer")
+# A deletion that is well-formed deletes: not the log that takes appends afterwards.
+DELETED_NAMES = ("fuzz", "consumer")
 
 
 class Drawer:
     """Draws messages."""
 
-    def __init__(self, draw: random.Random, *, real: bool) -> None:
+    def __init__(self, draw: random.Random, *, real: tuple[str, ...]) -> None:
         self._draw = draw
-        self._real = REAL_NAMES if real else ()
+        self._real = real
 
     def message(self, descriptor: Descriptor, depth: int = 0) -> Message:
         message = GetMessageClass(descriptor)()
@@ -190,8 +192,9 @@ def caller(path: str) -> Identity:
 
 def call(channel: grpc.Channel, target: Target, draw: random.Random) -> grpc.StatusCode:
     """One call; how it ended: with a status that is meant, and in one line."""
-    drawer = Drawer(draw, real=not target.is_internal)
     method = target.method
+    real = DELETED_NAMES if method.name == "DeleteLog" else REAL_NAMES
+    drawer = Drawer(draw, real=() if target.is_internal else real)
     wires = [
         drawer.wire(method.input_type)
         for _ in range(draw.randrange(STREAM_MESSAGES_MAX + 1) if method.client_streaming else 1)

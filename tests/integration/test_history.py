@@ -19,6 +19,10 @@ def test_outages_are_written_with_what_is_known_of_their_causes(tmp_path):
     ):
         killed, stopped, held = (member.id for member in cluster.peers)
 
+        def silent_ms(name: str) -> int:
+            nodes = {each.node.name: each.silent_ms for each in client.las.status().nodes}
+            return int(nodes[name])
+
         def causes() -> dict[str, tuple[str, bool]]:
             return {
                 each.node: (cause_text(each), each.HasField("end_s"))
@@ -41,6 +45,8 @@ def test_outages_are_written_with_what_is_known_of_their_causes(tmp_path):
 
         cluster.member(held).signal(signal.SIGSTOP)
         until(lambda: causes().get(held) == ("unknown", False), "the silence is written")
+        # So long that it plainly took no samples for most of the silence.
+        until(lambda: silent_ms(held) > 8_000, "it is silent for long")
         cluster.member(held).signal(signal.SIGCONT)
         until(lambda: causes().get(held) == ("unknown", True), "its end is written")
         assert client.las.failure_patterns().wished == 1
