@@ -52,6 +52,7 @@ from las.core.placement import FleetView, Limits
 from las.core.planner import Recover, plan
 from las.core.snapshot import restore
 from las.core.state import ClusterState, NodeState
+from las.v1 import shard_map_pb2
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
 from peerd.core.ids import (
@@ -286,6 +287,30 @@ def heartbeats() -> dict[str, object]:
 
 # ---------------------------------------------------------------------------------- kill
 APPENDED_AT_ONCE = 100
+PROTECTED_S_MAX = 60.0
+
+
+async def _protected_again(config: Path) -> float | None:
+    """Seconds until no open segment has a voter on a node that is down; None: not in a minute.
+
+    Until then a shard may lose its quorum with the next death: two of its three voters are gone.
+    """
+    began_s = time.monotonic()
+    async with peerd.aio.connect(credentials=config) as client:
+        while time.monotonic() - began_s < PROTECTED_S_MAX:
+            status = await client.las.status()
+            nodes = [each.node for each in status.nodes]
+            up = {each.name for each in nodes if each.state == shard_map_pb2.NODE_STATE_UP}
+            logs = await client.list_logs()
+            plans = [
+                entry.open.plan
+                for log in logs
+                for entry in (await client.describe_log(log.name))[1]
+            ]
+            if all(voter.peer in up for plan_ in plans for voter in plan_.voters):
+                return round(time.monotonic() - began_s, 3)
+            await asyncio.sleep(0.5)
+    return None
 
 
 async def _kill_a_leader_of_many(
@@ -344,17 +369,15 @@ def _killed(peers: int, *, logs: int, shards: int, deaths: int = 1) -> list[dict
             def kill_one(name: str) -> None:
                 cluster.member(name).kill()
 
+            config = cluster.peerctl_toml
             return [
                 asyncio.run(
                     _kill_a_leader_of_many(
-                        cluster.peerctl_toml,
-                        kill_one,
-                        logs=logs,
-                        shards=shards,
-                        first=logs * death,
+                        config, kill_one, logs=logs, shards=shards, first=logs * death
                     )
                 )
                 | {
+                    "protected_again_s": asyncio.run(_protected_again(config)),
                     "las_leaders_lost": _told(cluster, "no longer leading"),
                     "taken_for_sick": _told(cluster, "judged"),
                 }
