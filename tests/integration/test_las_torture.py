@@ -19,9 +19,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("members", [3, 5])
-def test_nothing_acknowledged_is_lost_where_links_and_disks_fail_too(members: int):
-    words = ["--minutes", str(MINUTES), "--members", str(members), "--links", "--disks"]
+def test_nothing_acknowledged_is_lost_where_links_and_disks_fail_too():
+    words = ["--minutes", str(MINUTES), "--members", "5", "--links", "--disks"]
     run = subprocess.run(
         [sys.executable, "-m", "tests.raft.raft_torture", *words],
         cwd=ROOT,
