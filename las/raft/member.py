@@ -407,6 +407,9 @@ class RaftMember:
             action()
         except RaftError:
             raise
+        except OSError as error:
+            # The disk, which may fail under any write: expected, and the end all the same.
+            self._fatal(f"the disk failed: {error}")
         except Exception as error:
             logger.critical("unexpected error in the raft thread", exc_info=True)
             self._fatal(f"unexpected error in the raft thread: {error!r}")

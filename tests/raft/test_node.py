@@ -26,7 +26,7 @@ from las.raft import (
     init_directory,
     rejoin_directory,
 )
-from las.raft.member import OPEN_COMMANDS_MAX
+from las.raft.member import OPEN_COMMANDS_MAX, FailStop, RaftMember
 
 CLUSTER_ID = "0d5f7a53-6c0e-4a0f-8f0e-5b6a8f2b7a11"
 DEADLINE_S = 20.0
@@ -449,3 +449,17 @@ def test_options_are_checked(tmp_path):
     ):
         with pytest.raises(RaftError):
             RaftOptions(**{**good, **bad})
+
+
+def test_a_disk_that_fails_anywhere_ends_the_member_in_one_line(caplog):
+    member = RaftMember.__new__(RaftMember)
+    reasons = []
+    member._failed, member._on_fatal = None, reasons.append
+
+    def fails():
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(FailStop):
+        member._guarded(fails)
+    assert reasons == ["the disk failed: [Errno 5] Input/output error"]
+    assert not caplog.records
