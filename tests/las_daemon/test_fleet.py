@@ -41,7 +41,7 @@ async def test_a_peer_gets_the_cluster_and_the_whole_map(las):
     assert answer.cluster_id == las.state.cluster_id
     assert answer.map.full
     assert [node.name for node in answer.map.nodes] == ["peer-1"]
-    assert (answer.heartbeat_period_ms, answer.lease_ms) == (50, 2_000)
+    assert (answer.heartbeat_period_ms, answer.lease_ms) == (50, 600_000)
     assert las.state.nodes["peer-1"].host == "host-1"
 
 
