@@ -32,7 +32,7 @@ CLUSTER = "test"
 CLUSTER_ID = "00000000-0000-4000-8000-000000000001"
 LOG = "orders"
 SHARD = ShardId(1)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 LAS_METADATA = plaintext_metadata(Identity(cluster=CLUSTER, role=Role.LAS, name="las-1"))
 
 

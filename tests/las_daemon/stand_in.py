@@ -21,7 +21,7 @@ from peerd.transport.status import refusal_of_error
 from peerd.transport.tls import plaintext_metadata
 from peerd.v1 import errors_pb2
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def free_port() -> int:
@@ -137,7 +137,7 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
 
     async def register(self, **changes: object) -> fleet_pb2.RegisterResponse:
         return await self.fleet.Register(
-            self.registration(**changes), metadata=self.metadata, timeout=5
+            self.registration(**changes), metadata=self.metadata, timeout=30
         )
 
     def beat(self, **changes: object) -> fleet_pb2.HeartbeatRequest:
@@ -176,7 +176,7 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
         await self.fleet.Report(
             fleet_pb2.ReportRequest(boot_id=self.boot, reports=reports),
             metadata=self.metadata,
-            timeout=5,
+            timeout=30,
         )
 
     # ------------------------------------------------------------------ asked by the leader

@@ -17,7 +17,7 @@ OLIVE = metadata(Role.OPERATOR, "olive")
 
 
 async def audit(las, caller=ADMIN, **fields):
-    return await las.fleet.ListAudit(pb.ListAuditRequest(**fields), metadata=caller, timeout=5)
+    return await las.fleet.ListAudit(pb.ListAuditRequest(**fields), metadata=caller, timeout=30)
 
 
 def told(answer):
@@ -28,11 +28,11 @@ async def test_what_people_do_is_recorded_with_their_certificate(las):
     await las.add_peers(3)
     await create(las)
     request = log_admin_pb2.AlterLogRequest(name="orders", retention_ms=7_000)
-    await las.logs.AlterLog(request, metadata=OLIVE, timeout=5)
+    await las.logs.AlterLog(request, metadata=OLIVE, timeout=30)
     request = log_admin_pb2.AlterLogRequest(name="orders", copies=2, acks=1)
-    await las.logs.AlterLog(request, metadata=OLIVE, timeout=5)
-    await las.fleet.Drain(pb.DrainRequest(node="peer-1"), metadata=ADMIN, timeout=5)
-    await las.fleet.Undrain(pb.UndrainRequest(node="peer-1"), metadata=ADMIN, timeout=5)
+    await las.logs.AlterLog(request, metadata=OLIVE, timeout=30)
+    await las.fleet.Drain(pb.DrainRequest(node="peer-1"), metadata=ADMIN, timeout=30)
+    await las.fleet.Undrain(pb.UndrainRequest(node="peer-1"), metadata=ADMIN, timeout=30)
     answer = await audit(las, OLIVE)
     assert told(answer) == [
         ("admin", "ann", "log create", "orders", True),
@@ -59,23 +59,23 @@ async def test_what_is_refused_is_recorded_and_looks_ahead_are_not(las):
     for call, reason in (
         (lambda: create(las), "LOG_EXISTS"),
         (lambda: create(las, name="wide", copies=9), "NOT_ENOUGH_PEERS"),
-        (lambda: las.fleet.Drain(drain, metadata=OLIVE, timeout=5), "UNKNOWN_NODE"),
-        (lambda: las.fleet.RemoveNode(remove, metadata=OLIVE, timeout=5), "STATE_CHANGED"),
-        (lambda: las.logs.SplitShard(split, metadata=OLIVE, timeout=5), "UNKNOWN_SHARD"),
+        (lambda: las.fleet.Drain(drain, metadata=OLIVE, timeout=30), "UNKNOWN_NODE"),
+        (lambda: las.fleet.RemoveNode(remove, metadata=OLIVE, timeout=30), "STATE_CHANGED"),
+        (lambda: las.logs.SplitShard(split, metadata=OLIVE, timeout=30), "UNKNOWN_SHARD"),
     ):
         assert (await refused(call()))[0] == reason
         record = (await audit(las)).records[-1]
         assert (record.ok, record.reason.upper()) == (False, reason)
         assert record.text
     look = log_admin_pb2.RecoverShardRequest(shard=1)
-    await refused(las.logs.RecoverShard(look, metadata=OLIVE, timeout=5))
+    await refused(las.logs.RecoverShard(look, metadata=OLIVE, timeout=30))
     assert (await audit(las)).recorded == 6
 
 
 async def test_who_may_not_ask_leaves_no_record_and_may_not_look(las):
     await las.add_peers(3)
     reader = metadata(Role.READER, "rita")
-    drain = las.fleet.Drain(pb.DrainRequest(node="peer-1"), metadata=reader, timeout=5)
+    drain = las.fleet.Drain(pb.DrainRequest(node="peer-1"), metadata=reader, timeout=30)
     assert (await refused(drain))[0] == "ROLE_NOT_ALLOWED"
     assert (await refused(audit(las, reader)))[0] == "ROLE_NOT_ALLOWED"
     assert (await audit(las)).recorded == 0
@@ -86,18 +86,18 @@ async def test_peers_that_ask_again_and_again_do_not_fill_the_records(las):
     await las.add_peers(1)
     request = log_admin_pb2.CreateInternalLogRequest(name="_other")
     peer = las.peers[0].metadata
-    call = las.logs.CreateInternalLog(request, metadata=peer, timeout=5)
+    call = las.logs.CreateInternalLog(request, metadata=peer, timeout=30)
     assert (await refused(call))[0] == "INVALID_ARGUMENT"
     request = log_admin_pb2.CreateInternalLogRequest(name="_positions")
     for _ in range(2):
-        await las.logs.CreateInternalLog(request, metadata=peer, timeout=5)
+        await las.logs.CreateInternalLog(request, metadata=peer, timeout=30)
     assert told(await audit(las)) == [("peer", "peer-1", "log create", "_positions", True)]
 
 
 async def test_a_drain_with_a_deadline_ends_by_itself(las, monkeypatch):
     await las.add_peers(3)
-    await las.fleet.Drain(pb.DrainRequest(node="peer-1", for_ms=1_000), metadata=OLIVE, timeout=5)
-    status = await las.fleet.GetStatus(pb.GetStatusRequest(), metadata=OLIVE, timeout=5)
+    await las.fleet.Drain(pb.DrainRequest(node="peer-1", for_ms=1_000), metadata=OLIVE, timeout=30)
+    status = await las.fleet.GetStatus(pb.GetStatusRequest(), metadata=OLIVE, timeout=30)
     entry = next(each for each in status.nodes if each.node.name == "peer-1")
     assert entry.node.draining
     assert 0 < entry.drain_ends_in_ms <= 1_000
@@ -114,7 +114,7 @@ async def test_a_drain_with_a_deadline_ends_by_itself(las, monkeypatch):
 async def test_a_drain_takes_a_second_to_thirty_days(las, for_ms):
     await las.add_peers(1)
     request = pb.DrainRequest(node="peer-1", for_ms=for_ms)
-    call = las.fleet.Drain(request, metadata=OLIVE, timeout=5)
+    call = las.fleet.Drain(request, metadata=OLIVE, timeout=30)
     assert (await refused(call))[0] == "INVALID_ARGUMENT"
     assert not las.state.nodes["peer-1"].draining
 

@@ -31,7 +31,7 @@ def open_segment(las, shard=1):
 
 
 def status(las):
-    return las.fleet.GetStatus(pb.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    return las.fleet.GetStatus(pb.GetStatusRequest(), metadata=ADMIN, timeout=30)
 
 
 # ---------------------------------------------------------------------------------- register
@@ -79,7 +79,7 @@ async def test_a_store_from_a_lost_past_is_told_until_it_is_let_in(las):
 
 async def test_only_peers_register_and_under_their_own_name(las):
     (peer,) = await las.add_peers(1)
-    call = las.fleet.Register(peer.registration(), metadata=metadata(Role.LAS, "x"), timeout=5)
+    call = las.fleet.Register(peer.registration(), metadata=metadata(Role.LAS, "x"), timeout=30)
     assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
     assert set(las.state.nodes) == {"peer-1"}
 
@@ -319,8 +319,8 @@ async def test_a_drained_node_is_left_and_told_so(las):
         if voter.peer != open_segment(las).plan.primary.peer
     )
     drain = pb.DrainRequest(node="nobody")
-    assert (await refused(las.fleet.Drain(drain, metadata=ADMIN, timeout=5)))[0] == "UNKNOWN_NODE"
-    await las.fleet.Drain(pb.DrainRequest(node=victim), metadata=ADMIN, timeout=5)
+    assert (await refused(las.fleet.Drain(drain, metadata=ADMIN, timeout=30)))[0] == "UNKNOWN_NODE"
+    await las.fleet.Drain(pb.DrainRequest(node=victim), metadata=ADMIN, timeout=30)
     await until(lambda: las.state.shards[1].shard.prepared is not None, "a prepared segment")
     prepared = las.state.shards[1].shard.prepared.plan
     assert victim not in {voter.peer for voter in prepared.voters}
@@ -333,7 +333,7 @@ async def test_a_drained_node_is_left_and_told_so(las):
     await until(lambda: len(las.state.events.get(victim, ())) >= 3, "shielded and expendable")
     found = {node.node.name: node for node in (await status(las)).nodes}[victim]
     assert (found.shielded, found.expendable) == (True, True)
-    await las.fleet.Undrain(pb.UndrainRequest(node=victim), metadata=ADMIN, timeout=5)
+    await las.fleet.Undrain(pb.UndrainRequest(node=victim), metadata=ADMIN, timeout=30)
     assert not las.state.nodes[victim].draining
 
 
@@ -351,7 +351,7 @@ async def test_a_drained_node_is_left_and_told_so(las):
 async def test_a_membership_call_that_makes_no_sense_changes_nothing(las, method, request_, reason):
     await las.add_peers(1)
     before = las.state.version
-    call = getattr(las.fleet, method)(request_, metadata=ADMIN, timeout=5)
+    call = getattr(las.fleet, method)(request_, metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == reason
     assert las.state.version == before
 
@@ -364,7 +364,7 @@ async def test_what_a_stop_would_cost_is_told_shard_by_shard(las):
     spare = next(name for name in las.state.nodes if name not in {v.peer for v in plan.voters})
 
     async def check(node: str) -> pb.CheckStopResponse:
-        return await las.fleet.CheckStop(pb.CheckStopRequest(node=node), metadata=ADMIN, timeout=5)
+        return await las.fleet.CheckStop(pb.CheckStopRequest(node=node), metadata=ADMIN, timeout=30)
 
     answer = await check(primary)
     assert not answer.safe
@@ -412,7 +412,7 @@ async def test_what_is_wrong_is_said_worst_first(las):
 
 # ---------------------------------------------------------------------------------- workload
 async def workload(las, **wanted):
-    return await las.fleet.GetWorkload(pb.GetWorkloadRequest(**wanted), metadata=ADMIN, timeout=5)
+    return await las.fleet.GetWorkload(pb.GetWorkloadRequest(**wanted), metadata=ADMIN, timeout=30)
 
 
 async def test_what_primaries_tell_of_their_shards_is_answered_the_busiest_first(las):

@@ -19,11 +19,11 @@ from tests.las_daemon.test_logs import create
 
 
 def forecast(las, node=""):
-    return las.forecast.GetForecast(pb.GetForecastRequest(node=node), metadata=ADMIN, timeout=5)
+    return las.forecast.GetForecast(pb.GetForecastRequest(node=node), metadata=ADMIN, timeout=30)
 
 
 def explain(las, node):
-    return las.forecast.Explain(pb.ExplainRequest(node=node), metadata=ADMIN, timeout=5)
+    return las.forecast.Explain(pb.ExplainRequest(node=node), metadata=ADMIN, timeout=30)
 
 
 async def sicken(peer):
@@ -142,14 +142,14 @@ async def test_refusals(las):
         (pb.ExplainRequest(shard=99), "UNKNOWN_SHARD"),
         (both, "INVALID_ARGUMENT"),
     ):
-        told = las.forecast.Explain(request, metadata=ADMIN, timeout=5)
+        told = las.forecast.Explain(request, metadata=ADMIN, timeout=30)
         assert (await refused(told))[0] == reason
 
 
 async def test_a_shard_is_explained_by_the_planner(las):
     first, *_ = await las.add_peers(4)
     await create(las, shards=1, copies=3)
-    answer = await las.forecast.Explain(pb.ExplainRequest(shard=1), metadata=ADMIN, timeout=5)
+    answer = await las.forecast.Explain(pb.ExplainRequest(shard=1), metadata=ADMIN, timeout=30)
     assert first.name in answer.facts[0]
     assert answer.facts[-1].startswith("nothing is to be changed")
     assert not answer.actions

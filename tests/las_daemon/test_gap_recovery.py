@@ -54,7 +54,7 @@ async def one_shard(las, *, peers=5):
     """A log of one shard on three peers; those that vote, the primary first."""
     await las.add_peers(peers)
     request = pb.CreateLogRequest(name="orders", shards=1, copies=3, acks=2)
-    await las.logs.CreateLog(request, metadata=ADMIN, timeout=5)
+    await las.logs.CreateLog(request, metadata=ADMIN, timeout=30)
     plan = shard_of(las).open.plan
     first = plan.primary.peer
     voters = sorted((each.peer for each in plan.voters), key=lambda name: name != first)

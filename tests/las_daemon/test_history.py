@@ -21,12 +21,12 @@ def row(node="p1", begin_s=1_000, **changes):
 
 async def take(las, *rows):
     request = history_pb2.ImportOutagesRequest(outages=rows)
-    return await stub(las).ImportOutages(request, metadata=ADMIN, timeout=5)
+    return await stub(las).ImportOutages(request, metadata=ADMIN, timeout=30)
 
 
 async def listed(las, **wanted):
     call = stub(las).ListOutages(
-        history_pb2.ListOutagesRequest(**wanted), metadata=ADMIN, timeout=5
+        history_pb2.ListOutagesRequest(**wanted), metadata=ADMIN, timeout=30
     )
     return [outage async for answer in call for outage in answer.outages]
 
@@ -41,7 +41,7 @@ async def test_imported_rows_are_listed_the_newest_first_and_count_once(las, mon
     assert [each.begin_s for each in await listed(las, count_max=2)] == [1_008, 1_007]
     (only,) = await listed(las, node="p2")
     assert only == row("p2", 1)
-    found = await stub(las).GetPatterns(history_pb2.GetPatternsRequest(), metadata=ADMIN, timeout=5)
+    found = await stub(las).GetPatterns(history_pb2.GetPatternsRequest(), metadata=ADMIN, timeout=30)
     assert [(each.name, each.failures) for each in found.by_cause] == [("disk", 9), ("power", 1)]
 
 
@@ -66,7 +66,7 @@ async def test_a_call_is_bounded_and_not_for_everybody(las):
     reason, refusal = await refused(take(las, *rows))
     assert (reason, "at most 1000" in refusal.message) == ("INVALID_ARGUMENT", True)
     call = stub(las).ImportOutages(
-        history_pb2.ImportOutagesRequest(), metadata=metadata(Role.READER, "x"), timeout=5
+        history_pb2.ImportOutagesRequest(), metadata=metadata(Role.READER, "x"), timeout=30
     )
     assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
 

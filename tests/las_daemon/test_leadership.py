@@ -47,10 +47,10 @@ async def test_others_name_the_leader_and_serve_the_map(three):
     calls = {
         "CreateLog": create(other),
         "SwitchPrimary": switch(other, 1, "peer-1"),
-        "ListLogs": other.logs.ListLogs(log_admin_pb2.ListLogsRequest(), metadata=ADMIN, timeout=5),
+        "ListLogs": other.logs.ListLogs(log_admin_pb2.ListLogsRequest(), metadata=ADMIN, timeout=30),
         "GetStatus": status(other),
         "Drain": other.fleet.Drain(
-            fleet_pb2.DrainRequest(node="peer-1"), metadata=ADMIN, timeout=5
+            fleet_pb2.DrainRequest(node="peer-1"), metadata=ADMIN, timeout=30
         ),
         "GetForecast": forecast(other),
     }
@@ -64,7 +64,7 @@ async def test_others_name_the_leader_and_serve_the_map(three):
     await peer.stop()
     await create(leader, shards=2)
     await until(lambda: other.state.version == leader.state.version)
-    answer = await other.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=5)
+    answer = await other.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=30)
     assert [log.name for log in answer.map.logs] == ["orders"]
     assert answer.age_ms == 0
 
@@ -116,7 +116,7 @@ async def test_without_a_majority_status_says_so_and_nothing_is_decided(three):
     assert answer.las_leader == ""
     assert "no leader" in answer.warnings[0]
     assert leader.state.version == version
-    answer = await leader.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=5)
+    answer = await leader.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=30)
     assert [node.name for node in answer.map.nodes] == ["peer-1"]
     assert leader.node.why_not_ready() == "no LAS leader is known"
 
@@ -124,7 +124,7 @@ async def test_without_a_majority_status_says_so_and_nothing_is_decided(three):
 async def test_a_node_that_never_heard_of_the_map_says_so(start_las):
     members = {f"las-{number}": f"127.0.0.1:{free_port()}" for number in (1, 2, 3)}
     alone = await start_las("las-1", members=members)
-    call = alone.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=5)
+    call = alone.map.GetMap(shard_map_pb2.GetMapRequest(), metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == "MAP_UNKNOWN"
     reason, refusal = await refused(create(alone))
     assert (reason, refusal.leader) == ("NOT_LAS_LEADER", "")

@@ -25,7 +25,7 @@ def quick(monkeypatch):
 
 async def read(las, **fields):
     request = pb.GetLedgerRequest(**fields)
-    return (await las.forecast.GetLedger(request, metadata=ADMIN, timeout=5)).cases
+    return (await las.forecast.GetLedger(request, metadata=ADMIN, timeout=30)).cases
 
 
 async def alarmed(las):
@@ -48,7 +48,7 @@ async def test_an_alarm_is_written_down_before_it_is_acted_on(las):
     assert "×45" in case.why
     assert (await read(las, node="peer-2")) == []
     request = pb.GetLedgerRequest(node="nobody")
-    call = las.forecast.GetLedger(request, metadata=ADMIN, timeout=5)
+    call = las.forecast.GetLedger(request, metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == "UNKNOWN_NODE"
 
 
@@ -82,7 +82,7 @@ async def test_who_is_left_alone_is_drawn_and_then_not_touched(las):
     (case,) = await read(las)
     assert (case.response, case.eligible) == ("held_out", True)
     assert las.term.ledger.left_alone() == {"peer-1"}
-    effect = await las.forecast.GetEffect(pb.GetEffectRequest(), metadata=ADMIN, timeout=5)
+    effect = await las.forecast.GetEffect(pb.GetEffectRequest(), metadata=ADMIN, timeout=30)
     assert (effect.protected, effect.held_out) == (0, 0)
 
 

@@ -15,22 +15,22 @@ from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
 
 def create(las, name="orders", shards=2, **fields):
     request = pb.CreateLogRequest(name=name, shards=shards, **fields)
-    return las.logs.CreateLog(request, metadata=ADMIN, timeout=5)
+    return las.logs.CreateLog(request, metadata=ADMIN, timeout=30)
 
 
 def switch(las, shard, node):
     request = pb.SwitchPrimaryRequest(shard=shard, node=node)
-    return las.logs.SwitchPrimary(request, metadata=ADMIN, timeout=5)
+    return las.logs.SwitchPrimary(request, metadata=ADMIN, timeout=30)
 
 
 async def test_a_log_is_created_listed_and_described(las):
     await las.add_peers(3)
     log = (await create(las, shards=3)).log
     assert (log.name, log.copies, log.acks, list(log.shards)) == ("orders", 3, 2, [1, 2, 3])
-    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=5)
+    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=30)
     assert [each.name for each in listed.logs] == ["orders"]
     described = await las.logs.DescribeLog(
-        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=5
+        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=30
     )
     assert described.log == log
     assert [shard.shard for shard in described.shards] == [1, 2, 3]
@@ -74,7 +74,7 @@ async def test_what_cannot_be_created_is_refused(las, fields, reason):
 
 async def internal(las, peer, name="_positions"):
     request = pb.CreateInternalLogRequest(name=name)
-    return (await las.logs.CreateInternalLog(request, metadata=peer.metadata, timeout=5)).log
+    return (await las.logs.CreateInternalLog(request, metadata=peer.metadata, timeout=30)).log
 
 
 async def test_a_peer_has_an_internal_log_created_once(las):
@@ -82,14 +82,14 @@ async def test_a_peer_has_an_internal_log_created_once(las):
     made = await internal(las, las.peers[0])
     assert (made.name, made.copies, made.acks, len(made.shards)) == ("_positions", 3, 2, 1)
     assert await internal(las, las.peers[1]) == made
-    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=5)
+    listed = await las.logs.ListLogs(pb.ListLogsRequest(), metadata=ADMIN, timeout=30)
     assert list(listed.logs) == []
     described = await las.logs.DescribeLog(
-        pb.DescribeLogRequest(name="_positions"), metadata=ADMIN, timeout=5
+        pb.DescribeLogRequest(name="_positions"), metadata=ADMIN, timeout=30
     )
     assert described.log == made
     split = las.logs.SplitShard(
-        pb.SplitShardRequest(shard=made.shards[0]), metadata=ADMIN, timeout=5
+        pb.SplitShardRequest(shard=made.shards[0]), metadata=ADMIN, timeout=30
     )
     assert (await refused(split))[0] == "INVALID_ARGUMENT"
     assert (await refused(internal(las, las.peers[0], "_other")))[0] == "INVALID_ARGUMENT"
@@ -112,7 +112,7 @@ async def test_peers_that_need_an_internal_log_at_the_same_time_get_the_same_one
 async def test_only_peers_have_internal_logs_created(las):
     await las.add_peers(3)
     request = pb.CreateInternalLogRequest(name="_positions")
-    call = las.logs.CreateInternalLog(request, metadata=ADMIN, timeout=5)
+    call = las.logs.CreateInternalLog(request, metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
 
 
@@ -123,11 +123,11 @@ async def test_an_internal_log_has_one_copy_only_where_there_is_one_host(las):
 
 
 async def test_unknown_logs_are_refused(las):
-    call = las.logs.DescribeLog(pb.DescribeLogRequest(name="no"), metadata=ADMIN, timeout=5)
+    call = las.logs.DescribeLog(pb.DescribeLogRequest(name="no"), metadata=ADMIN, timeout=30)
     reason, refusal = await refused(call)
     assert reason == "UNKNOWN_LOG"
     assert "'no'" in refusal.message
-    call = las.map.GetMap(shard_map_pb2.GetMapRequest(log="no"), metadata=ADMIN, timeout=5)
+    call = las.map.GetMap(shard_map_pb2.GetMapRequest(log="no"), metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == "UNKNOWN_LOG"
 
 
@@ -162,7 +162,7 @@ async def test_the_map_is_watched_as_it_changes(las):
     assert [log.name for log in third.logs] == ["other"]
     call.cancel()
     part = await las.map.GetMap(
-        shard_map_pb2.GetMapRequest(log="orders"), metadata=ADMIN, timeout=5
+        shard_map_pb2.GetMapRequest(log="orders"), metadata=ADMIN, timeout=30
     )
     assert part.map.full
     assert [log.name for log in part.map.logs] == ["orders"]
@@ -172,7 +172,7 @@ async def test_the_map_is_watched_as_it_changes(las):
 
 def delete(las, name="orders", **fields):
     request = pb.DeleteLogRequest(name=name, **fields)
-    return las.logs.DeleteLog(request, metadata=ADMIN, timeout=8)
+    return las.logs.DeleteLog(request, metadata=ADMIN, timeout=30)
 
 
 async def test_a_look_ahead_deletes_nothing(las):
@@ -237,7 +237,7 @@ async def test_a_deletion_in_the_midst_of_a_failover_ends_it(las):
 
 def alter(las, name="orders", **fields):
     request = pb.AlterLogRequest(name=name, **fields)
-    return las.logs.AlterLog(request, metadata=ADMIN, timeout=5)
+    return las.logs.AlterLog(request, metadata=ADMIN, timeout=30)
 
 
 async def test_copies_and_acks_are_altered_and_shards_follow(las):
@@ -292,11 +292,11 @@ async def test_who_may_not_is_refused(las):
         call = las.logs.CreateLog(
             pb.CreateLogRequest(name="a", shards=1, copies=1),
             metadata=metadata(role, "x"),
-            timeout=5,
+            timeout=30,
         )
         assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
     call = las.logs.ListLogs(
-        pb.ListLogsRequest(), metadata=metadata(Role.ADMIN, "x", cluster="other"), timeout=5
+        pb.ListLogsRequest(), metadata=metadata(Role.ADMIN, "x", cluster="other"), timeout=30
     )
     assert (await refused(call))[0] == "WRONG_CLUSTER"
 
@@ -345,7 +345,7 @@ async def test_a_shard_is_split_on_an_operators_word(las):
     assert list((await split(las)).children) == [2, 3]
     assert las.state.shards[3].shard.key_hash_low == 1 << 63
     described = await las.logs.DescribeLog(
-        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=5
+        pb.DescribeLogRequest(name="orders"), metadata=ADMIN, timeout=30
     )
     assert list(described.log.shards) == [2, 3]
     assert [shard.shard for shard in described.shards] == [1, 2, 3]

@@ -41,7 +41,7 @@ async def roll_back(las, version, head=""):
 
 
 async def models(las, head="incident"):
-    answer = await stub(las).ListModels(pb.ListModelsRequest(), metadata=OLIVE, timeout=5)
+    answer = await stub(las).ListModels(pb.ListModelsRequest(), metadata=OLIVE, timeout=30)
     return next(each for each in answer.heads if each.head == head)
 
 
@@ -94,7 +94,7 @@ async def test_in_shadow_it_is_compared_and_moves_nothing_until_it_is_promoted(l
     await until(lambda: las.term.forecaster.latest.model_id == "heuristic", "the one before")
     assert await states(las) == [(0, "live"), (1, "kept")]
     assert (await refused(roll_back(las, 1)))[0] == "STATE_CHANGED"
-    audit = await las.fleet.ListAudit(fleet_pb2.ListAuditRequest(), metadata=ADMIN, timeout=5)
+    audit = await las.fleet.ListAudit(fleet_pb2.ListAuditRequest(), metadata=ADMIN, timeout=30)
     assert [(each.what, each.model, each.who, each.ok) for each in audit.records] == [
         ("model install", "incident", "olive", True),
         ("model install", "incident", "olive", True),
@@ -241,7 +241,7 @@ async def test_what_becomes_of_nodes_is_told_to_the_comparison(las):
     names = [peer.name for peer in peers]
     seen.add(0, names, np.full(4, 0.1), np.full(4, 0.9))
     request = fleet_pb2.DrainRequest(node="peer-2")
-    await las.fleet.Drain(request, metadata=ADMIN, timeout=5)
+    await las.fleet.Drain(request, metadata=ADMIN, timeout=30)
     failed = fleet_pb2.StorageFailed(why="EIO")
     await peers[0].report(fleet_pb2.PeerReport(storage_failed=failed))
     daemon.settle(seen, las.state, 1)

@@ -31,7 +31,7 @@ def report(las, node="peer-1", horizons=SICK, caller=ACME, **fields):
         horizons=[pb.Horizon(horizon_s=at, probability=p) for at, p in horizons],
         **fields,
     )
-    return las.forecast.ReportForecast(request, metadata=caller, timeout=5)
+    return las.forecast.ReportForecast(request, metadata=caller, timeout=30)
 
 
 # ---------------------------------------------------------------------------------- over the wire
@@ -40,7 +40,7 @@ async def test_an_outside_forecast_puts_a_node_at_risk_and_is_shown_with_its_sou
     await report(las, source="lifetime-3", age_ms=1_000)
     await until(lambda: las.state.nodes["peer-1"].at_risk, "at risk")
     answer = await las.forecast.GetForecast(
-        pb.GetForecastRequest(node="peer-1"), metadata=ADMIN, timeout=5
+        pb.GetForecastRequest(node="peer-1"), metadata=ADMIN, timeout=30
     )
     (told,) = answer.forecasts[0].outside
     assert (told.forecaster, told.source) == ("acme", "lifetime-3")

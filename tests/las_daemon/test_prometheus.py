@@ -340,7 +340,7 @@ async def test_a_las_with_this_source_knows_its_nodes_from_there_alone(start_las
 
         async def known():
             request = forecast_pb2.GetForecastRequest()
-            answer = await las.forecast.GetForecast(request, metadata=ADMIN, timeout=5)
+            answer = await las.forecast.GetForecast(request, metadata=ADMIN, timeout=30)
             return {each.node: each.known for each in answer.forecasts}
 
         await until(lambda: las.term.scraped.rounds["ok"] > 0, "a round")

@@ -284,17 +284,17 @@ async def test_what_is_to_be_moved_is_told_and_begun(start_las):
     await las.logs.CreateLog(
         log_admin_pb2.CreateLogRequest(name="orders", shards=4, copies=3, acks=2),
         metadata=ADMIN,
-        timeout=5,
+        timeout=30,
     )
     await las.add_peers(1)
     ask = pb.RebalanceRequest(dry_run=True)
-    answer = await las.fleet.Rebalance(ask, metadata=ADMIN, timeout=5)
+    answer = await las.fleet.Rebalance(ask, metadata=ADMIN, timeout=30)
     assert answer.state in {"off", "not looked yet"}
     assert [each.votes for each in answer.nodes] == [4, 4, 4, 0]
     assert [each.votes_after for each in answer.nodes] == [3, 3, 3, 3]
     assert {(move.joins, move.log) for move in answer.moves} == {("peer-4", "orders")}
     assert len(las.state.audit) == 1, "to look changes nothing"
-    await las.fleet.Rebalance(pb.RebalanceRequest(), metadata=ADMIN, timeout=5)
+    await las.fleet.Rebalance(pb.RebalanceRequest(), metadata=ADMIN, timeout=30)
     record = las.state.audit[2]
     assert (record.what, record.who) == ("rebalance", "ann")
     first = answer.moves[0].shard

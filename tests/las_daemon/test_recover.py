@@ -25,7 +25,7 @@ WHY = "two LAS hosts burned"
 async def with_a_log(las, peers: int = 3):
     await las.add_peers(peers)
     request = pb.CreateLogRequest(name="orders", shards=2, copies=3, acks=2)
-    await las.logs.CreateLog(request, metadata=ADMIN, timeout=5)
+    await las.logs.CreateLog(request, metadata=ADMIN, timeout=30)
 
 
 async def left_over(las, tmp_path) -> Export:
@@ -203,7 +203,7 @@ async def test_a_shard_is_free_when_its_primary_says_that_it_leads(start_las, ex
     await call.write(primary.beat(map_version=answer.map.version))
     await until(lambda: not las.state.shards[1].halted, "the first shard is free")
     assert las.state.shards[2].is_held
-    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=30)
     assert any(f"held ({other.log}/2)" in line and third.name in line for line in status.warnings)
     assert status.group_id == f"{las.state.cluster_id}+{las.state.recovery.id}"
     await third.register()
@@ -228,17 +228,17 @@ async def test_what_outlived_the_export_waits_for_a_person(start_las, export, tm
         await peer.register()
     assert "a commit that is lost" in las.state.shards[1].halted
     assert not las.state.shards[2].halted
-    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=30)
     assert any(f"shard {stray} is on {first.name}" in line for line in status.warnings)
     request = pb.RecoverShardRequest(shard=1, why=WHY)
-    ahead = await las.logs.RecoverShard(request, metadata=ADMIN, timeout=5)
+    ahead = await las.logs.RecoverShard(request, metadata=ADMIN, timeout=30)
     assert (ahead.recovered, "a commit that is lost" in ahead.waits) == (False, True)
     assert las.state.shards[1].halted
     silent = pb.RecoverShardRequest(shard=1, accept_loss=True)
-    reason, _ = await refused(las.logs.RecoverShard(silent, metadata=ADMIN, timeout=5))
+    reason, _ = await refused(las.logs.RecoverShard(silent, metadata=ADMIN, timeout=30))
     assert reason == "INVALID_ARGUMENT"
     request.accept_loss = True
-    assert (await las.logs.RecoverShard(request, metadata=ADMIN, timeout=5)).recovered
+    assert (await las.logs.RecoverShard(request, metadata=ADMIN, timeout=30)).recovered
     await until(lambda: bool(las.state.shards[1].shard.gaps), "the fence ends with a gap")
     gap = las.state.shards[1].shard.gaps[0]
     assert WHY in gap.why

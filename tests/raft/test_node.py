@@ -29,7 +29,7 @@ from las.raft import (
 from las.raft.member import OPEN_COMMANDS_MAX, FailStop, RaftMember
 
 CLUSTER_ID = "0d5f7a53-6c0e-4a0f-8f0e-5b6a8f2b7a11"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 TIMEOUT_MS = 10_000
 NAMES = ("las-1", "las-2", "las-3")
 

@@ -28,7 +28,7 @@ async def fill(cluster, stub, append):
     return fill
 
 
-async def read(stub, *, timeout=5, **fields):
+async def read(stub, *, timeout=30, **fields):
     """Everything that a read gives: its batches, and the last message."""
     batches, last = [], None
     async for response in stub.Read(request(**fields), timeout=timeout):
@@ -428,7 +428,7 @@ async def test_a_lost_range_is_a_typed_gap_in_its_place(cluster, stub, fill, num
     lose(cluster)
     await fill(2, begin=3)
     parts = []
-    async for message in stub(number).Read(request(shard=1), timeout=5):
+    async for message in stub(number).Read(request(shard=1), timeout=30):
         parts += [batch.base_offset for batch in message.batches]
         parts += [(gap.first_offset, gap.next_offset) for gap in message.gaps]
         assert all(Reason(gap.reason) is Reason.LOST for gap in message.gaps)
@@ -444,7 +444,7 @@ async def test_a_read_that_starts_in_a_gap_is_told_of_it(cluster, stub, fill):
     lose(cluster)
     await fill(1, begin=3)
     batches, gaps = [], []
-    async for message in stub(2).Read(request(shard=1, offset=500), timeout=5):
+    async for message in stub(2).Read(request(shard=1, offset=500), timeout=30):
         batches += message.batches
         gaps += message.gaps
     assert [batch.base_offset for batch in batches] == [1003]
@@ -590,7 +590,7 @@ async def test_a_token_below_the_trim_is_given_the_range_as_a_gap(cluster, stub,
     await fill(6)
     cluster.trim(1, 4)
     token = log_pb2.ResumeToken(offsets={1: 2})
-    answers = [each async for each in stub(number).Read(request(shard=1, resume=token), timeout=5)]
+    answers = [each async for each in stub(number).Read(request(shard=1, resume=token), timeout=30)]
     (gap,) = [gap for each in answers for gap in each.gaps]
     assert (gap.first_offset, gap.next_offset, Reason(gap.reason)) == (2, 4, Reason.TRIMMED)
     assert values([batch for each in answers for batch in each.batches]) == [4, 5]
