@@ -52,7 +52,7 @@ def las_config(
             "telemetry": telemetry or {},
             "policy": {
                 "heartbeat_ms": 50,
-                "lease_ms": 600_000,  # a stand-in is silent unless it is told to beat: never judged by chance
+                "lease_ms": 600_000,  # a stand-in is silent unless told to beat
                 "interval_ms": 100,
                 "holdout": 0.0,  # nothing by chance
                 **policy,

@@ -41,7 +41,9 @@ async def test_imported_rows_are_listed_the_newest_first_and_count_once(las, mon
     assert [each.begin_s for each in await listed(las, count_max=2)] == [1_008, 1_007]
     (only,) = await listed(las, node="p2")
     assert only == row("p2", 1)
-    found = await stub(las).GetPatterns(history_pb2.GetPatternsRequest(), metadata=ADMIN, timeout=30)
+    found = await stub(las).GetPatterns(
+        history_pb2.GetPatternsRequest(), metadata=ADMIN, timeout=30
+    )
     assert [(each.name, each.failures) for each in found.by_cause] == [("disk", 9), ("power", 1)]
 
 

@@ -47,7 +47,9 @@ async def test_others_name_the_leader_and_serve_the_map(three):
     calls = {
         "CreateLog": create(other),
         "SwitchPrimary": switch(other, 1, "peer-1"),
-        "ListLogs": other.logs.ListLogs(log_admin_pb2.ListLogsRequest(), metadata=ADMIN, timeout=30),
+        "ListLogs": other.logs.ListLogs(
+            log_admin_pb2.ListLogsRequest(), metadata=ADMIN, timeout=30
+        ),
         "GetStatus": status(other),
         "Drain": other.fleet.Drain(
             fleet_pb2.DrainRequest(node="peer-1"), metadata=ADMIN, timeout=30
