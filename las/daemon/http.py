@@ -1,8 +1,8 @@
 """What a LAS node shows at `/metrics`: consensus on every node, the fleet on the leader."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -14,6 +14,7 @@ from las.daemon.prometheus import Kind as PrometheusFailure
 from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
+from peerd.monitoring.metrics import labelled, single
 from peerd.transport.credentials import Credentials
 
 DAY_S = 24 * 3_600.0
@@ -28,8 +29,12 @@ class LasExporter(Collector):
         leading: Callable[[], Term | None],
         status: StatusView,
         credentials: Credentials | None,
+        members: int,
     ) -> None:
-        """`leading` gives the term under way on this node, if it leads."""
+        """`leading` gives the term under way on this node, if it leads; `members` is the size of
+        the group.
+        """
+        self._members = members
         self._credentials = credentials
         self._group = group
         self._leading = leading
@@ -40,12 +45,7 @@ class LasExporter(Collector):
         yield from self._consensus()
         yield from self._map()
         if self._credentials is not None:
-            yield from _gauges(
-                las_certificate_expiry_days=(
-                    "Until this node's certificate, or the last authority it trusts, expires",
-                    self._credentials.expires_in_s() / DAY_S,
-                )
-            )
+            yield from single(las_certificate_expiry_days=self._credentials.expires_in_s() / DAY_S)
         term = self._leading()
         if term is not None:
             yield from _fleet(term)
@@ -54,126 +54,63 @@ class LasExporter(Collector):
 
     def _consensus(self) -> Iterator[Metric]:
         status = self._group.status
-        yield from _gauges(
-            las_raft_term=("Current term", status.term),
-            las_raft_is_leader=("1 on the leader", int(status.is_leader)),
-            las_raft_has_leader=("1 while a leader is known", int(status.leader is not None)),
-            las_raft_commit_index=("Index up to which the log is committed", status.commit_index),
-            las_raft_applied_index=("Index up to which it is applied", status.applied_index),
-            las_raft_members_up=("Members in reach, this one included", len(status.members_up)),
-            las_raft_voting=("0 while this member rejoins", int(status.voting)),
+        yield from single(
+            las_raft_term=status.term,
+            las_raft_is_leader=int(status.is_leader),
+            las_raft_has_leader=int(status.leader is not None),
+            las_raft_commit_index=status.commit_index,
+            las_raft_applied_index=status.applied_index,
+            las_raft_members=self._members,
+            las_raft_members_up=len(status.members_up),
+            las_raft_voting=int(status.voting),
         )
 
     def _map(self) -> Iterator[Metric]:
         state, index = self._group.indexed()
         facts = self._status.facts()
-        yield from _gauges(
-            las_map_version=("Version of the applied map", state.version),
-            las_logs=("Logs", len(state.logs)),
-            las_shards=("Shards", len(state.shards)),
-            las_shards_paused=("Shards that take no appends", len(facts.paused)),
-            las_shards_halted=("Shards that wait for a person", len(facts.halted)),
-            las_shards_unsettled=("Shards whose plan is being changed", len(index.unsettled)),
-            las_segments_short=(
-                "Sealed segments on fewer healthy nodes than promised",
-                facts.short,
-            ),
-            las_copies_wanted=("Copies of sealed segments under way", index.fetching),
+        yield from single(
+            las_map_version=state.version,
+            las_logs=len(state.logs),
+            las_shards=len(state.shards),
+            las_shards_paused=len(facts.paused),
+            las_shards_halted=len(facts.halted),
+            las_shards_unsettled=len(index.unsettled),
+            las_segments_short=facts.short,
+            las_copies_wanted=index.fetching,
+            las_nodes_at_risk=sum(node.at_risk for node in state.nodes.values()),
+            las_nodes_draining=sum(node.draining for node in state.nodes.values()),
         )
-        nodes = GaugeMetricFamily("las_nodes", "Nodes by state", labels=["state"])
-        for each in NodeState:
-            count = sum(node.state is each for node in state.nodes.values())
-            nodes.add_metric([each.value], count)
-        yield nodes
-        cases = GaugeMetricFamily(
-            "las_ledger_cases", "Cases in the ledger by outcome", labels=["outcome"]
+        states = Counter(node.state for node in state.nodes.values())
+        yield labelled("las_nodes", ((each.value, states[each]) for each in NodeState))
+        outcomes = Counter(case.outcome for case in state.cases.values())
+        yield labelled("las_ledger_cases", ((each.value, outcomes[each]) for each in Outcome))
+        yield labelled(
+            "las_model_version", ((head.value, state.models.of(head).live) for head in ModelHead)
         )
-        for outcome in Outcome:
-            count = sum(case.outcome is outcome for case in state.cases.values())
-            cases.add_metric([outcome.value], count)
-        yield cases
-        versions = GaugeMetricFamily(
-            "las_model_version",
-            "Version of the forecast model that answers; 0: the shipped one",
-            labels=["head"],
-        )
-        for head in ModelHead:
-            versions.add_metric([head.value], state.models.of(head).live)
-        yield versions
-        flags = (("at_risk", "at risk"), ("draining", "being drained"))
-        for flag, words in flags:
-            count = sum(getattr(node, flag) for node in state.nodes.values())
-            yield GaugeMetricFamily(f"las_nodes_{flag}", f"Nodes {words}", value=count)
 
 
 def _fleet(term: Term) -> Iterator[Metric]:
     latest = term.forecaster.latest
-    probability = GaugeMetricFamily(
+    yield labelled(
         "las_forecast_failure_probability",
-        "Probability of failing within 10 minutes; absent while it is not known",
-        labels=["node"],
+        ((name, outlook.p_10_min) for name, outlook in latest.nodes.items() if outlook.known),
     )
-    for name, outlook in latest.nodes.items():
-        if outlook.known:
-            probability.add_metric([name], outlook.p_10_min)
-    yield probability
-    model = GaugeMetricFamily("las_forecast_model", "1 for the model that answers", labels=["id"])
-    model.add_metric([latest.model_id], 1)
-    yield model
-    yield from _gauges(
-        las_shards_recovering=("Shards that are being recovered", term.executor.recovering),
-        las_shards_without_place=(
-            "Shards that need a change for which too few nodes are left",
-            len(term.executor.shortages),
-        ),
-        las_forecast_evaluations=("Evaluations since this node leads", latest.number),
-        las_forecast_breaker_open=(
-            "1 while the forecast is not believed and no node is moved for it",
-            int(bool(latest.verdict.distrust)),
-        ),
-        las_forecast_held_back=(
-            "Nodes that would be at risk if the budget were larger",
-            len(latest.verdict.held_back),
-        ),
+    yield labelled("las_forecast_model", {latest.model_id: 1})
+    yield from single(
+        las_shards_recovering=term.executor.recovering,
+        las_shards_without_place=len(term.executor.shortages),
+        las_forecast_evaluations=latest.number,
+        las_forecast_breaker_open=int(bool(latest.verdict.distrust)),
+        las_forecast_held_back=len(latest.verdict.held_back),
+        las_shard_splits_total=term.splitter.splits,
     )
-    moves = CounterMetricFamily(
-        "las_rebalance_moves",
-        "Moves that make nodes carry alike, since this node leads: votes, and leads alone",
-        labels=["what"],
-    )
-    for what, count in term.rebalancer.moved.items():
-        moves.add_metric([what], count)
-    yield moves
-    yield CounterMetricFamily(
-        "las_shard_splits",
-        "Hot shards split by the LAS itself, since this node leads",
-        value=term.splitter.splits,
-    )
-    decisions = CounterMetricFamily(
-        "las_forecast_decisions", "Nodes judged since this node leads", labels=["judgement"]
-    )
-    for judgement, count in term.forecaster.decisions.items():
-        decisions.add_metric([judgement], count)
-    yield decisions
+    yield labelled("las_rebalance_moves_total", term.rebalancer.moved)
+    yield labelled("las_forecast_decisions_total", term.forecaster.decisions)
 
 
 def _scrapes(scraped: ScrapedTelemetry) -> Iterator[Metric]:
-    rounds = CounterMetricFamily(
-        "las_prometheus_rounds",
-        "Rounds of queries to Prometheus since this node leads, by how they ended",
-        labels=["outcome"],
+    outcomes = ("ok", *PrometheusFailure)
+    yield labelled(
+        "las_prometheus_rounds_total", ((each, scraped.rounds[each]) for each in outcomes)
     )
-    for outcome in ("ok", *PrometheusFailure):
-        rounds.add_metric([outcome], scraped.rounds[outcome])
-    yield rounds
-    yield from _gauges(
-        las_nodes_without_telemetry=(
-            "Nodes that are up and of which Prometheus has no fresh sample",
-            len(scraped.unseen()),
-        )
-    )
-
-
-def _gauges(**values: tuple[str, float]) -> Iterator[Metric]:
-    for name, (words, value) in values.items():
-        yield GaugeMetricFamily(name, words, value=value)
+    yield from single(las_nodes_without_telemetry=len(scraped.unseen()))

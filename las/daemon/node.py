@@ -280,7 +280,11 @@ class LasNode:
 
     async def _open_http(self) -> None:
         registry = CollectorRegistry()
-        registry.register(LasExporter(self.group, self._leading, self.status, self._credentials))
+        registry.register(
+            LasExporter(
+                self.group, self._leading, self.status, self._credentials, len(self.config.members)
+            )
+        )
         self._http = HttpEndpoint(registry, self.why_not_ready)
         host, port = split_address(self.config.http_listen)
         self.http_address = f"{host}:{await self._http.start(host, port)}"

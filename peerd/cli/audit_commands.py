@@ -15,7 +15,7 @@ from peerd.cli.output import (
     as_dict,
     connected,
     fail,
-    print_json,
+    print_document,
     print_table,
 )
 
@@ -48,8 +48,8 @@ def audit(  # noqa: PLR0917 -- the options of the command
             log=log,
             limit=count,
         )
-        if output is Format.JSON:
-            print_json(as_dict(answer))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(answer))
             return
         if not answer.records:
             typer.echo("nobody has changed anything" if not answer.recorded else "nothing fits")

@@ -27,7 +27,7 @@ from peerd.cli.output import (
     connected,
     fail,
     one_line_errors,
-    print_json,
+    print_document,
     print_table,
 )
 from peerd.client.errors import UnknownLog
@@ -102,8 +102,8 @@ def append(  # noqa: PLR0917 -- the options of the command
             duration_s=duration,
         )
         result = run_appends(job, clients, told)
-    if output is Format.JSON:
-        print_json(result.as_json())
+    if output is not Format.TABLE:
+        print_document(output, result.as_json())
     else:
         _print_appends(result, clients)
 
@@ -176,8 +176,8 @@ def read(  # noqa: PLR0917 -- the options of the command
             cold=cold,
             told=told,
         )
-    if output is Format.JSON:
-        print_json(result.as_json())
+    if output is not Format.TABLE:
+        print_document(output, result.as_json())
         return
     how = "after dropping the page cache" if cold else "hot"
     typer.echo(f"{result.records:,} records of {size} B, {how}")
@@ -234,8 +234,8 @@ def failover(  # noqa: PLR0917 -- the options of the command
                 disk_ms += calibrate(cluster.directory)
         except (BenchFailed, DevClusterError) as error:
             fail(str(error), EXIT_REFUSED)
-    if output is Format.JSON:
-        print_json(result.as_json() | {"disk_fdatasync_ms": disk_json(disk_ms)})
+    if output is not Format.TABLE:
+        print_document(output, result.as_json() | {"disk_fdatasync_ms": disk_json(disk_ms)})
     else:
         pauses = ", ".join(f"{pause:.0f}" for pause in result.pauses_ms)
         typer.echo(

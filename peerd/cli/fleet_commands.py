@@ -22,7 +22,7 @@ from peerd.cli.output import (
     connected,
     duration_text,
     fail,
-    print_json,
+    print_document,
     print_table,
     probability_text,
     size_text,
@@ -64,8 +64,8 @@ def status(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> 
     """The fleet at a glance: what is wrong first, with the next step."""
     with connected(config) as client:
         answer = client.las.status()
-        if output is Format.JSON:
-            print_json(as_dict(answer))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(answer))
             return
         for warning in answer.warnings:
             typer.echo(f"!  {warning}")
@@ -125,8 +125,8 @@ def forecast(
     """How probable it is that each node fails soon, and why."""
     with connected(config) as client:
         forecasts = client.las.forecasts(node)
-        if output is Format.JSON:
-            print_json([as_dict(each) for each in forecasts])
+        if output is not Format.TABLE:
+            print_document(output, [as_dict(each) for each in forecasts])
         elif not forecasts:
             typer.echo("no forecast yet: no peer has sent samples")
         else:
@@ -209,8 +209,8 @@ def ledger(
     """Each alarm: what was done about it, how it ended, what it cost or saved."""
     with connected(config) as client:
         cases = client.las.ledger(node, limit)
-        if output is Format.JSON:
-            print_json([as_dict(each) for each in cases])
+        if output is not Format.TABLE:
+            print_document(output, [as_dict(each) for each in cases])
         elif not cases:
             typer.echo("no forecast has crossed a line yet, and no node has failed")
         else:
@@ -243,8 +243,8 @@ def effect(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> 
     """What anticipation saves on this fleet: a random part of the alarms is left alone."""
     with connected(config) as client:
         found = client.las.effect()
-        if output is Format.JSON:
-            print_json(as_dict(found))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(found))
             return
         typer.echo(f"alarms    {found.protected} protected, {found.held_out} left alone by chance")
         typer.echo(f"saved     {_interval(found.saved_s, ' s')} of a shard's pause, an alarm")
@@ -265,8 +265,8 @@ def explain_node(
     """What was seen of a node, and what was decided, in order."""
     with connected(config) as client:
         answer = client.las.explain(node)
-        if output is Format.JSON:
-            print_json(as_dict(answer))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(answer))
             return
         _print_forecasts([answer.forecast])
         for line in answer.judgement:
@@ -288,8 +288,8 @@ def explain_shard(
     """Why a shard is where it is, who else was considered, and what would be done now."""
     with connected(config) as client:
         answer = client.las.explain(shard=shard_number(client, shard))
-        if output is Format.JSON:
-            print_json(as_dict(answer))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(answer))
         else:
             _print_plan(answer)
 
@@ -325,7 +325,7 @@ def switch(
     with connected(config) as client:
         number = shard_number(client, shard)
         epoch = client.las.switch_primary(number, node)
-        if output is Format.JSON:
-            print_json({"shard": number, "node": node, "epoch": epoch})
+        if output is not Format.TABLE:
+            print_document(output, {"shard": number, "node": node, "epoch": epoch})
         else:
             typer.echo(f"{shard} is being handed over to {node}, epoch {epoch}")

@@ -24,7 +24,7 @@ from peerd.cli.output import (
     connected,
     duration_text,
     fail,
-    print_json,
+    print_document,
     print_table,
 )
 
@@ -49,8 +49,8 @@ def list_outages(
     """Outages, the newest first."""
     with connected(config) as client:
         outages = client.las.list_outages(node, count_max=count)
-        if output is Format.JSON:
-            print_json([_as_dict(each) for each in outages])
+        if output is not Format.TABLE:
+            print_document(output, [_as_dict(each) for each in outages])
         elif not outages:
             typer.echo("no outage is known" + (f" of {node}" if node else ""))
         else:
@@ -106,8 +106,8 @@ def import_outages(
             total.changed += taken.changed
             total.too_old += taken.too_old
     known = len(outages) - total.added - total.changed - total.too_old
-    if output is Format.JSON:
-        print_json({**as_dict(total), "known": known})
+    if output is not Format.TABLE:
+        print_document(output, {**as_dict(total), "known": known})
         return
     old = f", {total.too_old} older than all that is kept" if total.too_old else ""
     typer.echo(f"{total.added} added, {total.changed} changed, {known} known already{old}")
@@ -124,8 +124,8 @@ def export_outages(
     """Write the history to a file that `import` reads, the oldest first."""
     with connected(config) as client:
         outages = list(reversed(client.las.list_outages()))
-    if output is Format.JSON:
-        print_json([_as_dict(each) for each in outages])
+    if output is not Format.TABLE:
+        print_document(output, [_as_dict(each) for each in outages])
     elif file is None:
         typer.echo(csv_text(outages), nl=False)
     else:
@@ -141,8 +141,8 @@ def patterns(config: ConfigOption = None, output: FormatOption = Format.TABLE) -
     """What the history shows: by cause, host, rack and age, repeats, failures together."""
     with connected(config) as client:
         found = client.las.failure_patterns()
-    if output is Format.JSON:
-        print_json(as_dict(found))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(found))
     elif not found.failures:
         typer.echo(f"no failure is known; {found.wished} outages by an operator's wish")
     else:

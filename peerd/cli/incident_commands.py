@@ -17,7 +17,7 @@ from peerd.cli.output import (
     FormatOption,
     connected,
     fail,
-    print_json,
+    print_document,
     print_table,
     size_text,
 )
@@ -71,8 +71,9 @@ def save(
     if not offline:
         with connected(config) as client:
             saved += _from_processes(client, out, {each.source for each in saved if each.file})
-    if output is Format.JSON:
-        print_json(
+    if output is not Format.TABLE:
+        print_document(
+            output,
             [
                 {
                     "source": each.source,
@@ -82,7 +83,7 @@ def save(
                     "note": each.note,
                 }
                 for each in saved
-            ]
+            ],
         )
     else:
         print_table(["process", "file", "size", "records", ""], [each.row for each in saved])

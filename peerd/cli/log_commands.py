@@ -1,7 +1,6 @@
 """`peerctl log …`, `peerctl append`, `peerctl read`: what developers do."""
 
 import datetime
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,10 @@ from peerd.cli.output import (
     FormatOption,
     as_dict,
     connected,
+    document_of_many,
     duration_s,
     fail,
-    print_json,
+    print_document,
     print_table,
 )
 from peerd.client.blocking import Client
@@ -62,8 +62,8 @@ def create(  # noqa: PLR0917 -- the options of the command
         log = client.create_log(
             name, shards=shards, copies=copies, acks=acks, compression=compression
         )
-        if output is Format.JSON:
-            print_json(_log_json(log))
+        if output is not Format.TABLE:
+            print_document(output, _log_json(log))
         else:
             typer.echo(
                 f"created {log.name}: {len(log.shards)} shards, {log.copies} copies, "
@@ -76,8 +76,8 @@ def list_logs(config: ConfigOption = None, output: FormatOption = Format.TABLE) 
     """List all logs."""
     with connected(config) as client:
         logs = client.list_logs()
-        if output is Format.JSON:
-            print_json([_log_json(log) for log in logs])
+        if output is not Format.TABLE:
+            print_document(output, [_log_json(log) for log in logs])
         elif not logs:
             typer.echo("no logs yet: peerctl log create NAME")
         else:
@@ -95,8 +95,10 @@ def describe(
     with connected(config) as client:
         log, shards = client.describe_log(name)
         tails = {tail.shard: tail.committed for tail in client.tail(name)}
-        if output is Format.JSON:
-            print_json(_log_json(log) | {"shards": [_shard_json(s, tails) for s in shards]})
+        if output is not Format.TABLE:
+            print_document(
+                output, _log_json(log) | {"shards": [_shard_json(s, tails) for s in shards]}
+            )
             return
         typer.echo(
             f"{log.name}: {log.copies} copies, answered when {log.acks} have it on disk; "
@@ -148,9 +150,9 @@ def delete(
         if accept_data_loss:
             shards = client.describe_log(name)[0].shards
             done = client.las.delete_log(name, accept_loss=True, shards=shards)
-        if output is Format.JSON:
+        if output is not Format.TABLE:
             told = as_dict(done) | {"records": records, "shards": [s.shard for s in ahead.shards]}
-            print_json(told)
+            print_document(output, told)
             return
         count = "nobody can tell how many" if records is None else str(records)
         what = f"{len(ahead.shards)} shards with {count} records, on {', '.join(ahead.nodes)}"
@@ -190,8 +192,8 @@ def split(
             listed = ", ".join(str(each.shard) for each in shards)
             fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
         children = client.split_shard(int(number), at_key_hash=key_hash)
-        if output is Format.JSON:
-            print_json({"shard": int(number), "children": list(children)})
+        if output is not Format.TABLE:
+            print_document(output, {"shard": int(number), "children": list(children)})
         else:
             typer.echo(f"{shard} is split into {' and '.join(f'{log}/{c}' for c in children)}")
 
@@ -226,8 +228,10 @@ def trim(
             fail(f"{log} has no shard {number}; it has {listed}", EXIT_REFUSED)
         chosen = [int(number)] if number else known
         left = {shard: client.trim(log, shard, limit) for shard in chosen}
-        if output is Format.JSON:
-            print_json([{"shard": shard, "first_offset": first} for shard, first in left.items()])
+        if output is not Format.TABLE:
+            print_document(
+                output, [{"shard": shard, "first_offset": first} for shard, first in left.items()]
+            )
         else:
             rows = [[f"{log}/{shard}", str(first)] for shard, first in left.items()]
             print_table(["shard", "first offset left"], rows)
@@ -258,8 +262,8 @@ def alter(  # noqa: PLR0917 -- the options of the command
             altered = client.set_copies(log, copies=copies, acks=acks)
         if compression is not None:
             altered = client.set_compression(log, compression)
-        if output is Format.JSON:
-            print_json(_log_json(altered))
+        if output is not Format.TABLE:
+            print_document(output, _log_json(altered))
             return
         followed = f"; `peerctl log describe {log}` shows how far its shards are"
         typer.echo(
@@ -288,8 +292,8 @@ def retain(
         fail("say how long: --bytes N, --ms N, or both", EXIT_USAGE)
     with connected(config) as client:
         kept = client.set_retention(log, retention_bytes=retention_bytes, retention_ms=retention_ms)
-        if output is Format.JSON:
-            print_json(_log_json(kept))
+        if output is not Format.TABLE:
+            print_document(output, _log_json(kept))
         else:
             typer.echo(f"{log}: {_retention(kept)}")
 
@@ -313,8 +317,8 @@ def tier(
     """
     with connected(config) as client:
         kept = client.set_tier(log, hot_bytes)
-        if output is Format.JSON:
-            print_json(_log_json(kept))
+        if output is not Format.TABLE:
+            print_document(output, _log_json(kept))
         else:
             typer.echo(f"{log}: {_hot(kept) or 'its peers keep all'}")
 
@@ -452,8 +456,8 @@ def append(  # noqa: PLR0917 -- the options of the command
         fail(f"cannot read {file}: {error.strerror}", EXIT_USAGE)
     with connected(config) as client:
         receipt = client.append(log, content, key=key_bytes, expected_offset=expected_offset)
-        if output is Format.JSON:
-            print_json(_receipt_json(receipt))
+        if output is not Format.TABLE:
+            print_document(output, _receipt_json(receipt))
         else:
             typer.echo(str(receipt))
 
@@ -467,9 +471,9 @@ def _append_lines(log: str, key: bytes | None, config: Path | None, output: Form
             receipts = client.append_many(log, records)
             appended += len(receipts)
             progress.update(task, completed=appended)
-            if output is Format.JSON:
+            if output is not Format.TABLE:
                 for receipt in receipts:
-                    typer.echo(json.dumps(_receipt_json(receipt)))
+                    typer.echo(document_of_many(output, _receipt_json(receipt)), nl=False)
     if output is Format.TABLE:
         typer.echo(f"appended {appended} records to {log}")
 
@@ -589,7 +593,7 @@ def _record_line(record: Record, output: Format) -> str:
         "timestamp_ms": record.timestamp_ms,
         "appended_ms": record.appended_ms,
     }
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return document_of_many(output, content)
 
 
 # ---------------------------------------------------------------------------------- tail
@@ -611,8 +615,8 @@ def tail(
     """
     with connected(config) as client:
         tails = client.tail(log, shard, linearizable=linearizable)
-        if output is Format.JSON:
-            print_json([_tail_json(each) for each in tails])
+        if output is not Format.TABLE:
+            print_document(output, [_tail_json(each) for each in tails])
             return
         columns = ["shard", "epoch", "committed", "answered by"]
         rows = [

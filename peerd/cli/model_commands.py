@@ -20,7 +20,7 @@ from peerd.cli.output import (
     connected,
     duration_text,
     fail,
-    print_json,
+    print_document,
     print_table,
     size_text,
 )
@@ -73,8 +73,8 @@ def install(
         fail(f"{file}: {error.strerror}", EXIT_USAGE)
     with connected(config) as client:
         answer = client.las.install_model(content, head=head or "")
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
         return
     what = f"{answer.head} model {answer.model_id}"
     if answer.known:
@@ -95,8 +95,8 @@ def list_models(config: ConfigOption = None, output: FormatOption = Format.TABLE
     """
     with connected(config) as client:
         heads = client.las.models()
-    if output is Format.JSON:
-        print_json([as_dict(each) for each in heads])
+    if output is not Format.TABLE:
+        print_document(output, [as_dict(each) for each in heads])
         return
     columns = ["version", "head", "model", "state", "size", "installed"]
     print_table(columns, [_row(each, model) for each in heads for model in each.models])
@@ -156,8 +156,8 @@ def fetch(
     except OSError as error:
         fail(f"{file}: {error.strerror}", EXIT_USAGE)
     told = {"version": version, "head": answer.head, "model_id": answer.model_id}
-    if output is Format.JSON:
-        print_json({**told, "file": str(file)})
+    if output is not Format.TABLE:
+        print_document(output, {**told, "file": str(file)})
     else:
         typer.echo(f"{file}: version {version}, {answer.head} model {answer.model_id}")
 
@@ -178,8 +178,8 @@ def promote(
     number = 0 if version == SHIPPED_WORD else int(version)
     with connected(config) as client:
         answer = client.las.promote_model(number, head=head or "")
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
     else:
         typer.echo(f"{answer.head}: {answer.text}")
 
@@ -197,7 +197,7 @@ def rollback(
         if live is None:
             fail(f"no {head} model answers: see `las model list`", EXIT_REFUSED)
         answer = client.las.roll_back_model(head, live)
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
     else:
         typer.echo(f"{head}: {answer.text}")

@@ -19,7 +19,7 @@ from peerd.cli.output import (
     duration_s,
     duration_text,
     fail,
-    print_json,
+    print_document,
     print_table,
     probability_text,
     size_text,
@@ -36,8 +36,8 @@ def list_nodes(config: ConfigOption = None, output: FormatOption = Format.TABLE)
     """List the peers with what they do."""
     with connected(config) as client:
         nodes = client.las.status().nodes
-        if output is Format.JSON:
-            print_json([as_dict(each) for each in nodes])
+        if output is not Format.TABLE:
+            print_document(output, [as_dict(each) for each in nodes])
             return
         columns = ["node", "address", "host", "zone", "state", "primary of", "votes in", "holds"]
         rows = [_node_row(each) for each in nodes]
@@ -121,8 +121,8 @@ def drain(
             if entry.expendable:
                 break
             time.sleep(DRAIN_POLL_S)
-        if output is Format.JSON:
-            print_json({"node": node, "draining": True, "expendable": wait})
+        if output is not Format.TABLE:
+            print_document(output, {"node": node, "draining": True, "expendable": wait})
         elif wait:
             typer.echo(f"{node} is expendable: it is safe to pull the plug")
         else:
@@ -136,8 +136,8 @@ def undrain(
     """End a drain: the node may be used again."""
     with connected(config) as client:
         client.las.undrain(node)
-        if output is Format.JSON:
-            print_json({"node": node, "draining": False})
+        if output is not Format.TABLE:
+            print_document(output, {"node": node, "draining": False})
         else:
             typer.echo(f"{node} may be used again")
 
@@ -153,8 +153,8 @@ def remove(
     """
     with connected(config) as client:
         client.las.remove_node(node)
-        if output is Format.JSON:
-            print_json({"node": node, "removed": True})
+        if output is not Format.TABLE:
+            print_document(output, {"node": node, "removed": True})
         else:
             typer.echo(f"{node} is no node of the fleet any more")
 
@@ -182,8 +182,8 @@ def replace(
     """
     with connected(config) as client:
         client.las.replace_node(node, store, accept_loss=accept_data_loss)
-        if output is Format.JSON:
-            print_json({"node": node, "store_id": store, "replaced": True})
+        if output is not Format.TABLE:
+            print_document(output, {"node": node, "store_id": store, "replaced": True})
         else:
             typer.echo(f"{node} may start with store {store}")
 
@@ -194,8 +194,8 @@ def safe_to_stop(
     """Say whether a node may be stopped now, and what each shard would lose. Exit status 1: no."""
     with connected(config) as client:
         answer = client.las.check_stop(node)
-        if output is Format.JSON:
-            print_json(as_dict(answer))
+        if output is not Format.TABLE:
+            print_document(output, as_dict(answer))
         elif answer.safe:
             typer.echo(f"{node} may be stopped: no shard pauses, every record keeps its copies")
         else:

@@ -1,4 +1,4 @@
-"""How `peerctl` speaks: tables on a terminal, JSON for programs, errors in one line.
+"""How `peerctl` speaks: tables on a terminal, JSON or YAML for programs, errors in one line.
 
 Exit statuses are stable: 0 done; 1 the cluster refused or failed; 2 used or configured wrongly;
 130 ended by Ctrl-C. What a program reads goes to stdout, everything else to stderr.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+import yaml
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
@@ -40,6 +41,7 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
 
 
 ConfigOption = Annotated[
@@ -52,7 +54,7 @@ ConfigOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Format, typer.Option("--output", "-o", help="A table for people or JSON for programs.")
+    Format, typer.Option("--output", "-o", help="A table for people, JSON or YAML for programs.")
 ]
 
 
@@ -120,9 +122,24 @@ def config_path(config: Path | None) -> Path:
     )
 
 
-def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def print_document(output: Format, value: object) -> None:
+    """One document on stdout."""
+    if output is Format.YAML:
+        typer.echo(_yaml(value), nl=False)
+    else:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def document_of_many(output: Format, value: object) -> str:
+    """One of many documents: a line of JSON, or a YAML document with its mark before it."""
+    if output is Format.YAML:
+        return "---\n" + _yaml(value)
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _yaml(value: object) -> str:
+    plain = json.loads(json.dumps(value))  # the same types as in JSON, of enumerations too
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def as_dict(message: Message) -> dict[str, object]:

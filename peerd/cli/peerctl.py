@@ -22,6 +22,7 @@ from peerd.cli import (
     incident_commands,
     log_commands,
     model_commands,
+    monitoring_commands,
     node_commands,
     output,
     pki_commands,
@@ -33,10 +34,9 @@ from peerd.cli import (
 
 app = typer.Typer(
     name="peerctl",
-    help="Look at a peerd cluster and work with it. Every command takes -o json. "
+    help="Look at a peerd cluster and work with it. Every command takes -o json or yaml. "
     "Exit status: 0 done, 1 refused or failed, 2 used or configured wrongly.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.callback()(output.before_command)
@@ -57,6 +57,7 @@ app.add_typer(fleet_commands.forecast_app, name="forecast")
 app.add_typer(fleet_commands.explain_app, name="explain")
 app.add_typer(history_commands.history_app, name="history")
 app.add_typer(model_commands.model_app, name="model")
+app.add_typer(monitoring_commands.monitoring_app, name="monitoring")
 app.add_typer(recover_commands.recover_app, name="recover")
 app.add_typer(incident_commands.incident_app, name="incident")
 app.add_typer(bench_commands.bench_app, name="bench")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from cryptography import x509
 
-from peerd.cli.output import EXIT_REFUSED, Format, FormatOption, fail, print_json, print_table
+from peerd.cli.output import EXIT_REFUSED, Format, FormatOption, fail, print_document, print_table
 from peerd.pki import (
     AUTHORITY_CERTIFICATE,
     PkiError,
@@ -46,8 +46,8 @@ def init(
         create_authority(directory, cluster)
     except PkiError as error:
         fail(str(error), EXIT_REFUSED)
-    if output is Format.JSON:
-        print_json({"cluster": cluster, "directory": str(directory)})
+    if output is not Format.TABLE:
+        print_document(output, {"cluster": cluster, "directory": str(directory)})
     else:
         typer.echo(f"authority of {cluster} in {directory}; next: peerctl pki issue peer peer-1 …")
 
@@ -78,8 +78,8 @@ def issue(  # noqa: PLR0917 -- the options of the command
         )
     except PkiError as error:
         fail(str(error), EXIT_REFUSED)
-    if output is Format.JSON:
-        print_json(_files_json(files))
+    if output is not Format.TABLE:
+        print_document(output, _files_json(files))
         return
     typer.echo("[tls]")
     for key, path in _files_json(files).items():
@@ -118,8 +118,8 @@ def rotate(
         authority = _STEPS[step](directory)
     except PkiError as error:
         fail(str(error), EXIT_REFUSED)
-    if output is Format.JSON:
-        print_json({"step": step.value, "trusted": len(authority.trusted)})
+    if output is not Format.TABLE:
+        print_document(output, {"step": step.value, "trusted": len(authority.trusted)})
         return
     typer.echo(
         f"{AUTHORITY_CERTIFICATE} trusts {len(authority.trusted)}; the one that signs is valid "
@@ -149,8 +149,8 @@ def show(
     if not found:
         fail("no certificate there: name files or directories that hold some", EXIT_REFUSED)
     rows = [_certificate_json(file, certificate) for file, certificate in found]
-    if output is Format.JSON:
-        print_json({"certificates": rows})
+    if output is not Format.TABLE:
+        print_document(output, {"certificates": rows})
     else:
         print_table(
             ["file", "identity", "hosts", "authority", "valid until", "days left"],

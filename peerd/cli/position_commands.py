@@ -11,7 +11,7 @@ from peerd.cli.output import (
     FormatOption,
     connected,
     fail,
-    print_json,
+    print_document,
     print_table,
 )
 from peerd.client.values import Position
@@ -35,8 +35,8 @@ def get(
     with connected(config) as client:
         position = client.positions.get(log, consumer)
         tails = {tail.shard: tail.committed for tail in client.tail(log)}
-        if output is Format.JSON:
-            print_json(_json(log, consumer, position))
+        if output is not Format.TABLE:
+            print_document(output, _json(log, consumer, position))
         elif not position.offsets:
             typer.echo(f"{consumer} has no position in {log}")
         else:
@@ -75,8 +75,8 @@ def set_position(  # noqa: PLR0917 -- the options of the command
             }
         position = Position(offsets)
         client.positions.commit(log, consumer, position)
-        if output is Format.JSON:
-            print_json(_json(log, consumer, position))
+        if output is not Format.TABLE:
+            print_document(output, _json(log, consumer, position))
         else:
             where = ", ".join(f"{log}/{shard} at {offset}" for shard, offset in offsets.items())
             typer.echo(f"{consumer} goes on in {where}")
@@ -92,8 +92,8 @@ def forget(
     """Take a consumer's position away; its next read starts where it is told to."""
     with connected(config) as client:
         client.positions.forget(log, consumer)
-        if output is Format.JSON:
-            print_json(_json(log, consumer, Position()))
+        if output is not Format.TABLE:
+            print_document(output, _json(log, consumer, Position()))
         else:
             typer.echo(f"{consumer} has no position in {log} any more")
 

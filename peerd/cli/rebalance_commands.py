@@ -11,7 +11,7 @@ from peerd.cli.output import (
     FormatOption,
     as_dict,
     connected,
-    print_json,
+    print_document,
     print_table,
 )
 
@@ -25,8 +25,8 @@ def rebalance(
     """Move votes and leads until nodes carry alike; says which, and why."""
     with connected(config) as client:
         answer = client.las.rebalance(dry_run=dry_run)
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
     else:
         _print(answer, dry_run=dry_run)
 

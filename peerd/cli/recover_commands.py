@@ -15,7 +15,7 @@ from peerd.cli.output import (
     as_dict,
     connected,
     fail,
-    print_json,
+    print_document,
 )
 
 recover_app = typer.Typer(
@@ -44,8 +44,8 @@ def export(
         file.write_bytes(data)
     except OSError as error:
         fail(f"{file}: {error.strerror or error}", EXIT_USAGE)
-    if output is Format.JSON:
-        print_json({"file": str(file), "bytes": len(data)})
+    if output is not Format.TABLE:
+        print_document(output, {"file": str(file), "bytes": len(data)})
     else:
         typer.echo(f"wrote {file}: {len(data)} bytes")
 
@@ -78,8 +78,8 @@ def shard(
     with connected(config) as client:
         number = shard_number(client, shard)
         answer = client.las.recover_shard(number, why=why, accept_loss=accept_data_loss)
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
         return
     if answer.waits:
         _print_waiting(shard, answer)

@@ -12,7 +12,7 @@ from peerd.cli.output import (
     FormatOption,
     as_dict,
     connected,
-    print_json,
+    print_document,
     print_table,
     size_text,
 )
@@ -27,8 +27,8 @@ def workload(
     """What clients do to each shard, the busiest first, and to each node in sum."""
     with connected(config) as client:
         answer = client.las.workload(node, log)
-    if output is Format.JSON:
-        print_json(as_dict(answer))
+    if output is not Format.TABLE:
+        print_document(output, as_dict(answer))
     elif not answer.shards:
         typer.echo("no shard was written to or read within the last seconds")
     else:

@@ -404,6 +404,10 @@ class Primary:
             if progress.adopted and progress.durable_end >= self.commit
         )
 
+    def lags(self) -> dict[ReplicaId, int]:
+        """Records that each other replica has not acknowledged yet."""
+        return {each.replica: self.end - each.durable_end for each in self._progress.values()}
+
     # -------------------------------------------------------------- streams
     def expected(self, sender: ReplicaId, expect: Expect, out: Effects) -> None:
         """§3: the replica "answers with what it expects, and the primary goes back … or, if the

@@ -10,9 +10,7 @@ Rules, in the manner of the page:
    from a `Begin` that names its boot id, and once per epoch" (spec mutants `restart-resumes`,
    `begin-twice`): `_last_begun` grows, and nothing in the store makes a primary.
 4. A shadow is a role, not a class of peer: every replica stores what its adopted epoch sends.
-5. Time is `Ticked`. Nothing here can block, and nothing here is random.
-
-Not kept here, since it comes later: merge.
+5. Time is `Ticked`. Nothing here can block, and nothing here is random. Shards are not merged.
 """
 
 from collections.abc import Callable
@@ -46,7 +44,6 @@ from peerd.core.effects import (
     TailAnswered,
 )
 from peerd.core.errors import Refusal, Taken
-from peerd.core.events import Event
 from peerd.core.ids import (
     DELETED_EPOCH,
     FIRST_OFFSET,
@@ -112,7 +109,7 @@ class Replica:
             ev.EpochConfirmed: self._epoch_confirmed,
         }
 
-    def handle(self, event: Event) -> Step:
+    def handle(self, event: ev.Event) -> Step:
         """Take one event, return all that it causes.
 
         Raises `InvariantViolation` if the store or a peer contradicts the protocol: the process
@@ -133,9 +130,12 @@ class Replica:
     def leads(self, epoch: Epoch) -> bool:
         """Whether this process orders `epoch`, and is not just handing the shard over."""
         primary, switch = self._primary, self._switch
-        if primary is None or primary.epoch != epoch:
-            return False
-        return switch is None or not switch.draining
+        return primary is not None and primary.epoch == epoch and not (switch and switch.draining)
+
+    @property
+    def lags(self) -> dict[ReplicaId, int]:
+        """Records that each other replica of an own open segment has not acknowledged."""
+        return {} if self._primary is None else self._primary.lags()
 
     @property
     def epoch(self) -> Epoch:

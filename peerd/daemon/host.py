@@ -19,7 +19,7 @@ Must not: decide anything about a shard, read or write a socket, or block the ev
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -90,6 +90,7 @@ class HostStatistics:
     unanswered_requests: int
     writes_pending: int
     streams_in: int
+    lag_records: dict[NodeName, int]
 
 
 class ShardHost:
@@ -155,12 +156,19 @@ class ShardHost:
         if refused is not None:
             done(refused)
             return
+        begun_s = self._loop.time()
+
+        def answered(reply: effects.Reply) -> None:
+            if isinstance(reply, effects.AppendAccepted):
+                self._own.appends.add(self._loop.time() - begun_s)
+            done(_append_outcome(reply))
+
         self._own.record_append(header.record_count, len(payload))
         self._own.workload.appended(shard, header, conditional=expected_offset is not None)
         self._handle(
             shard,
             events.AppendRequested(
-                request=self._await_reply(lambda reply: done(_append_outcome(reply))),
+                request=self._await_reply(answered),
                 header=header,
                 payload=payload,
                 expected_offset=None if expected_offset is None else Offset(expected_offset),
@@ -665,12 +673,16 @@ class ShardHost:
 
     def statistics(self) -> HostStatistics:
         """Counts, now."""
+        lags: Counter[NodeName] = Counter()
+        for each in self._replicas.values():
+            lags.update({replica.peer: lag for replica, lag in each.lags.items()})
         return HostStatistics(
             shards=len(self._replicas),
             primaries=sum(replica.is_primary for replica in self._replicas.values()),
             unanswered_requests=len(self._waiting),
             writes_pending=self._writes.submitted - self._writes.completed,
             streams_in=len(self._incoming),
+            lag_records=dict(lags),
         )
 
 

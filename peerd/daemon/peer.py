@@ -436,6 +436,7 @@ class Peer:
             map_version=self.map_cache.version,
             map_age_ms=self.map_cache.age_ms,
             tasks=self.supervisor.task_count,
+            histograms=self.own.histograms(),
             workload=self.own.workload.figures(self._loop.time()),
             fronts=[] if self._fronts is None else self._fronts.statistics(),
             certificate_expiry_s=(

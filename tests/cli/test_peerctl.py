@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from las.v1 import fleet_pb2, forecast_pb2
@@ -86,6 +87,17 @@ def test_a_log_is_created_listed_and_described(peerctl):
     assert first == "orders: 3 copies, answered when 2 have it on disk; keeps everything"
     assert header.split()[:4] == ["shard", "epoch", "primary", "voters"]
     assert len(rows) == 2
+
+
+def test_yaml_says_what_json_says(peerctl, log):
+    asked = ("log", "describe", log)
+    assert yaml.safe_load(peerctl(*asked, "-o", "yaml")) == json.loads(
+        peerctl(*asked, "-o", "json")
+    )
+    for value in ("one", "two: - 2"):
+        peerctl("append", log, value, "--key", "k")
+    records = list(yaml.safe_load_all(peerctl("read", log, "-o", "yaml")))
+    assert [record["value"] for record in records] == ["one", "two: - 2"]
 
 
 def test_a_shard_is_split(peerctl, refused):

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from peerd.monitoring.metrics import Histogram
 from peerd.transport.workload import Workload
 
 # A commit of this length is a stall: some 50 times the usual commit of a healthy disk, and short
@@ -27,6 +29,12 @@ COMMIT_STALL_MS = 100.0
 # limit: latencies of one kind kept for percentiles between two samples; ten times what one writer
 # thread can commit in a second, 80 kB.
 LATENCIES_KEPT_MAX = 10_000
+
+# Upper bounds of the exported histograms, in seconds: from a fast disk's flush to what a client
+# would call an outage.
+DURATION_BOUNDS_S = (
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0
+)  # fmt: skip
 
 _NAN = math.nan
 
@@ -75,11 +83,32 @@ class Latencies:
         return [ordered[math.ceil(fraction * len(ordered)) - 1] for fraction in fractions]
 
 
+class DurationCounts:
+    """How often something took how long, since the start; the thread-safety is its owner's."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(DURATION_BOUNDS_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, duration_s: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(DURATION_BOUNDS_S, duration_s)] += 1
+        self._sum_s += duration_s
+
+    def histogram(self) -> Histogram:
+        """As it is exported."""
+        return Histogram(bounds_s=DURATION_BOUNDS_S, counts=tuple(self._counts), sum_s=self._sum_s)
+
+
 class OwnMetrics:
     """Accumulates between two samples. `clock` gives monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.appends = DurationCounts()
+        """From a batch's arrival to its acknowledgement. Of the event loop alone."""
+        self._commit_counts = DurationCounts()
+        self._ack_counts = DurationCounts()
         self.workload = Workload()
         """Of the event loop alone, unlike everything else here."""
         self._lock = threading.Lock()
@@ -110,6 +139,7 @@ class OwnMetrics:
         with self._lock:
             self._commit_begun_s = None
             self._commits.add(duration_ms)
+            self._commit_counts.add(duration_ms / 1000)
             self._commit_stalls += duration_ms >= COMMIT_STALL_MS
             self._commit_bytes += payload_bytes
 
@@ -123,6 +153,7 @@ class OwnMetrics:
         """A shadow acknowledged a frame, `duration_ms` after it was sent."""
         with self._lock:
             self._acks.add(duration_ms)
+            self._ack_counts.add(duration_ms / 1000)
 
     def record_round_trip(self, duration_ms: float) -> None:
         """A ping on a stream of frames was answered, or is not yet, after `duration_ms`."""
@@ -138,6 +169,15 @@ class OwnMetrics:
         """Something was refused or failed that was not the client's fault."""
         with self._lock:
             self._errors += 1
+
+    def histograms(self) -> dict[str, Histogram]:
+        """By the name of the metric: what took how long, since the start."""
+        with self._lock:
+            return {
+                "peerd_append_seconds": self.appends.histogram(),
+                "peerd_commit_seconds": self._commit_counts.histogram(),
+                "peerd_replication_ack_seconds": self._ack_counts.histogram(),
+            }
 
     def take(self) -> OwnStats:
         """What happened since the last call."""
