@@ -346,7 +346,13 @@ class LasConfig(Endpoint):
     )
     http_listen: Address = Field(
         default="127.0.0.1:7501",
-        description="Address for plain HTTP: `/metrics`, `/healthz`. Port 0 takes a free one",
+        description="Address for plain HTTP: `/metrics`, `/healthz`, `/readyz`, and the page of "
+        "the fleet. Port 0 takes a free one",
+    )
+    web_page: bool = Field(
+        default=True,
+        description="Whether there is a page of the fleet at `http_listen`, for all who reach it: "
+        "names, places, risks and events, nothing of what is in records, and nothing to change",
     )
     members: dict[str, Address] = Field(
         description="Name and address of every node of the group, this one too: 1, 3 or 5, the "

@@ -42,6 +42,8 @@ from las.daemon.services.models import ModelServicer
 from las.daemon.services.shard_map import ShardMapServicer
 from las.daemon.status_view import StatusView
 from las.daemon.term import Term
+from las.daemon.web.fleet_document import fleet_document
+from las.daemon.web.page import FleetPage
 from las.internal.v1 import raft_pb2_grpc
 from las.raft import (
     RaftError,
@@ -285,7 +287,9 @@ class LasNode:
                 self.group, self._leading, self.status, self._credentials, len(self.config.members)
             )
         )
-        self._http = HttpEndpoint(registry, self.why_not_ready)
+        page = FleetPage(lambda: fleet_document(self.group, self.status, self._leading()))
+        routes = page.routes if self.config.web_page else ()
+        self._http = HttpEndpoint(registry, self.why_not_ready, routes)
         host, port = split_address(self.config.http_listen)
         self.http_address = f"{host}:{await self._http.start(host, port)}"
 

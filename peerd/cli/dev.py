@@ -77,6 +77,7 @@ def _welcome(cluster: DevCluster) -> str:
         f"peers  {', '.join(member.address for member in cluster.peers)}",
         *([f"       {', '.join(clients)} for small clients"] if clients else []),
         f"LAS    {', '.join(member.address for member in cluster.las)}",
+        f"page   http://{cluster.las[0].metrics_address}/",
         "",
         "  import peerd",
         f'  with peerd.connect("{first}", credentials="{cluster.peerctl_toml}") as client:',

@@ -5,7 +5,7 @@ the reason in one line. Nothing here changes anything, and nothing here needs a 
 on loopback, or behind what guards the monitoring network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -20,14 +20,19 @@ class HttpEndpoint:
     """Serves one registry. `why_not_ready` gives None when the peer serves, else one line."""
 
     def __init__(
-        self, registry: CollectorRegistry, why_not_ready: Callable[[], str | None]
+        self,
+        registry: CollectorRegistry,
+        why_not_ready: Callable[[], str | None],
+        routes: Iterable[web.RouteDef] = (),
     ) -> None:
+        """`routes` are served as well."""
         self._registry = registry
         self._why_not_ready = why_not_ready
         application = web.Application()
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
+        application.router.add_routes(routes)
         self._runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
         )

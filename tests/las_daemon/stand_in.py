@@ -36,6 +36,7 @@ def las_config(
     name: str = "las-1",
     members: dict[str, str] | None = None,
     telemetry: dict[str, object] | None = None,
+    web_page: bool = True,
     **policy: object,
 ) -> LasConfig:
     members = members or {name: f"127.0.0.1:{free_port()}"}
@@ -50,6 +51,7 @@ def las_config(
             "members": members,
             "insecure_loopback": True,
             "telemetry": telemetry or {},
+            "web_page": web_page,
             "policy": {
                 "heartbeat_ms": 50,
                 "lease_ms": 600_000,  # a stand-in is silent unless told to beat

@@ -1,0 +1,1 @@
+"""The page of the fleet that every LAS node serves."""
