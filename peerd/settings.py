@@ -92,6 +92,19 @@ def keys_of(settings: type[Section], prefix: str) -> list[Key]:
     return list(_walk(settings, prefix, ""))
 
 
+def changed_keys(before: Section, after: Section) -> list[str]:
+    """Dotted names of the keys whose values differ between two settings of one declaration."""
+    names = [key.name for key in keys_of(type(before), "")]
+    return [name for name in names if _value_of(before, name) != _value_of(after, name)]
+
+
+def _value_of(settings: Section, name: str) -> object:
+    value: object = settings
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
 def load(
     settings: type[Settings],
     *,

@@ -226,7 +226,7 @@ def serve(
     try:
         settings = load_config(config)
         configure_logging(las=settings.name)
-        raise typer.Exit(daemon.serve(settings, ready_file))
+        raise typer.Exit(daemon.serve(settings, lambda: load_config(config), ready_file))
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
     except DaemonError as error:

@@ -94,6 +94,12 @@ class Leadership:
         self._tasks.clear()
         _log.warning("no longer leading", term=term.number)
 
+    def begin_anew(self) -> None:
+        """End the term under way, and begin another one of the same number."""
+        if self._term is not None:
+            self._end(self._term)
+            self._wanted.set()
+
     def stop(self) -> None:
         """End the term under way, if there is one."""
         if self._term is not None:

@@ -15,6 +15,7 @@ Must not: touch signals, exit statuses or the terminal (`peerd.daemon.process`).
 import asyncio
 import secrets
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 import grpc.aio
@@ -119,6 +120,8 @@ def _store_error(error: StoreError) -> DaemonError:
 
 class LasNode:
     """One node. Made by `start`, ended by `stop`. Used on one event loop."""
+
+    RELOADABLE: ClassVar[tuple[str, ...]] = ("policy.", "telemetry.")
 
     def __init__(self, config: LasConfig, identity: Identity) -> None:
         self.config = config
@@ -233,7 +236,6 @@ class LasNode:
 
     def _assemble(self, group: Group, raft: RaftNode, model: Model) -> None:
         """Make the parts and introduce them to each other."""
-        policy = self.config.policy
         feed = MapFeed()
         self._calls = calls = GrpcPeerCalls(group, Channels(self._credentials, self._metadata))
         self._leadership = leadership = Leadership(
@@ -247,7 +249,7 @@ class LasNode:
             group=group,
             leadership=leadership,
             feed=feed,
-            policy=policy,
+            policy=lambda: self.config.policy,
             callers=self._callers,
             auditor=auditor,
             status=self.status,
@@ -297,6 +299,14 @@ class LasNode:
 
     def _leading(self) -> Term | None:
         return None if self._leadership is None else self._leadership.term
+
+    def take_config(self, config: LasConfig) -> None:
+        """Use these settings from now on; only what `RELOADABLE` names differs. A leader begins
+        anew with them, as another node would after an election.
+        """
+        self.config = config
+        if self._leadership is not None:
+            self._leadership.begin_anew()
 
     def why_not_ready(self) -> str | None:
         """None if this node can take part, else one line."""

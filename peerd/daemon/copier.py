@@ -66,6 +66,10 @@ class Budget:
         self._now_s = now_s
         self._free_at_s = now_s()
 
+    def limit(self, bytes_per_s_max: int) -> None:
+        """Another rate from now on."""
+        self._bytes_per_s_max = bytes_per_s_max
+
     def spend(self, size_bytes: int) -> float:
         """Take `size_bytes`; returns how many seconds to wait before the next."""
         now_s = self._now_s()
@@ -100,6 +104,10 @@ class Copier:
         self._copied_bytes = 0
         self._copied_segments = 0
         self._wanted_segments = 0
+
+    def limit(self, bytes_per_s_max: int) -> None:
+        """Another rate from now on."""
+        self._budget.limit(bytes_per_s_max)
 
     def statistics(self) -> CopierStatistics:
         """Counts, now."""

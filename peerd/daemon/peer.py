@@ -15,6 +15,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2
@@ -97,6 +98,13 @@ _log = get_logger("peer")
 
 class Peer:
     """Made by `Peer.start`. One event loop; several may live in one process (in tests)."""
+
+    RELOADABLE: ClassVar[tuple[str, ...]] = (
+        "copier.bytes_per_s_max",
+        "scrub.bytes_per_s_max",
+        "scrub.interval_s",
+        "tier.upload_bytes_per_s_max",
+    )
 
     def __init__(self, config: PeerdConfig, identity: Identity) -> None:
         """Use `Peer.start`."""
@@ -412,6 +420,14 @@ class Peer:
             await asyncio.sleep(self._neighbours.look_period_ms / 1000)
 
     # ------------------------------------------------------------------ telling
+
+    def take_config(self, config: PeerdConfig) -> None:
+        """Use these settings from now on; only what `RELOADABLE` names differs."""
+        self.config = config
+        self.copier.limit(config.copier.bytes_per_s_max)
+        self.scrubber.limit(config.scrub.bytes_per_s_max, config.scrub.interval_s)
+        if self._uploader is not None:
+            self._uploader.limit(config.tier.upload_bytes_per_s_max)
 
     def why_not_ready(self) -> str | None:
         """None if clients are served, else one line."""

@@ -8,6 +8,8 @@ Invariants:
 - What a person reads on a failure is one line; what was logged is JSON lines on stderr.
 - After a broken invariant nothing is cleaned up: the process ends as by a crash, which the protocol
   survives, while going on is what it might not.
+- SIGHUP reads the settings again. They are taken as a whole or not at all: wrong ones, and those
+  that would need a restart, are named in the log and change nothing.
 - systemd is told that it serves after the ready file is there, and that it stops before it begins.
 """
 
@@ -17,7 +19,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import uvloop
 
@@ -25,6 +27,7 @@ from peerd.daemon.errors import EXIT_BUG, EXIT_OK, BrokenInvariant, DaemonError
 from peerd.daemon.logging import get_logger
 from peerd.daemon.systemd import ServiceManager
 from peerd.garbage import settle_garbage
+from peerd.settings import ConfigError, Section, changed_keys
 from peerd.storage.directory import write_file_durably
 
 # A stop that takes longer than all its bounds together hangs in something that cannot be stopped,
@@ -35,7 +38,18 @@ _log = get_logger("serve")
 
 
 class Daemon(Protocol):
-    """A peer or a LAS node that serves."""
+    """A peer or a LAS node that serves. What `RELOADABLE` names may change meanwhile: keys, or
+    whole sections by their dot.
+    """
+
+    RELOADABLE: ClassVar[tuple[str, ...]]
+
+    @property
+    def config(self) -> Any:
+        """Its settings in use."""
+
+    def take_config(self, config: Any) -> None:
+        """Use these settings from now on; what differs is reloadable."""
 
     async def ended(self) -> DaemonError:
         """What ends it, when it does."""
@@ -48,12 +62,17 @@ class Daemon(Protocol):
 
 
 def run(
-    start: Callable[[], Awaitable[Daemon]], *, shutdown_timeout_ms: int, ready_file: Path | None
+    start: Callable[[], Awaitable[Daemon]],
+    *,
+    read_again: Callable[[], Section],
+    shutdown_timeout_ms: int,
+    ready_file: Path | None,
 ) -> int:
     """Run a daemon until it is told to stop; returns the exit status.
 
     Args:
         start: Starts it; it serves when this returns.
+        read_again: Reads its settings once more, as it did before.
         shutdown_timeout_ms: How long `stop` may take.
         ready_file: Written as JSON, {"pid"} and what `where` says, once it serves.
 
@@ -61,15 +80,22 @@ def run(
         ConfigError, DaemonError: it could not start, or could not go on; one line each.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(start, shutdown_timeout_ms / 1000 + STOP_TIMEOUT_S, ready_file))
+        stop_timeout_s = shutdown_timeout_ms / 1000 + STOP_TIMEOUT_S
+        return runner.run(_run(start, read_again, stop_timeout_s, ready_file))
 
 
 async def _run(
-    start: Callable[[], Awaitable[Daemon]], stop_timeout_s: float, ready_file: Path | None
+    start: Callable[[], Awaitable[Daemon]],
+    read_again: Callable[[], Section],
+    stop_timeout_s: float,
+    ready_file: Path | None,
 ) -> int:
     stop_asked = _stop_on_signals()
     manager = ServiceManager()
+    # Not before there is something to tell, and not the end of the process either.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     daemon = await start()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload, daemon, read_again)
     settle_garbage()
     if ready_file is not None:
         content = json.dumps({"pid": os.getpid(), **daemon.where()}).encode() + b"\n"
@@ -92,6 +118,22 @@ async def _run(
         raise failure
     _log.info("stopped")
     return EXIT_OK
+
+
+def reload(daemon: Daemon, read_again: Callable[[], Section]) -> None:
+    """Have a daemon take what changed in its settings, or say why it does not."""
+    try:
+        settings = read_again()
+    except ConfigError as error:
+        _log.error("not reloaded", why=str(error))
+        return
+    changed = changed_keys(daemon.config, settings)
+    fixed = [key for key in changed if not key.startswith(daemon.RELOADABLE)]
+    if fixed:
+        _log.error("not reloaded", why="these need a restart; nothing was changed", keys=fixed)
+        return
+    daemon.take_config(settings)
+    _log.info("reloaded", keys=changed)
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -67,13 +67,22 @@ class Scrubber:
         self._host = host
         self._reader = reader
         self._tell_found = found
-        self._is_on = bytes_per_s_max > 0
-        self._budget = Budget(max(1, bytes_per_s_max), now_s)
-        self._interval_s = interval_s
+        self._is_on = asyncio.Event()
+        self._budget = Budget(1, now_s)
+        self.limit(bytes_per_s_max, interval_s)
         self._now_s = now_s
         self._scrubbed_bytes = 0
         self._passes = 0
         self._passed_at_s: float | None = None
+
+    def limit(self, bytes_per_s_max: int, interval_s: float) -> None:
+        """Another rate (0: stand still) and another time from pass to pass, from now on."""
+        self._budget.limit(max(1, bytes_per_s_max))
+        self._interval_s = interval_s
+        if bytes_per_s_max > 0:
+            self._is_on.set()
+        else:
+            self._is_on.clear()
 
     def statistics(self) -> ScrubStatistics:
         """Counts, now."""
@@ -86,9 +95,8 @@ class Scrubber:
 
     async def run(self) -> None:
         """One pass after the other, for ever."""
-        while not self._is_on:
-            await asyncio.Event().wait()
         while True:
+            await self._is_on.wait()
             began_s = self._now_s()
             await self._pass()
             self._passes += 1
@@ -102,6 +110,7 @@ class Scrubber:
 
     async def _segment(self, shard: ShardId, epoch: Epoch, at: Offset) -> None:
         while True:
+            await self._is_on.wait()
             segment = self._host.stored(shard).segments.get(epoch)
             if segment is None or at >= segment.end:
                 return

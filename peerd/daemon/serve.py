@@ -1,5 +1,6 @@
 """The peer as a process: what `peerd serve` runs; see `peerd.daemon.process`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from peerd.allocator import keep_freed_memory
@@ -8,11 +9,14 @@ from peerd.daemon.config import PeerdConfig
 from peerd.daemon.peer import Peer
 
 
-def serve(config: PeerdConfig, ready_file: Path | None = None) -> int:
+def serve(
+    config: PeerdConfig, read_again: Callable[[], PeerdConfig], ready_file: Path | None = None
+) -> int:
     """Run a peer until it is told to stop; returns the exit status.
 
     Args:
         config: Its settings.
+        read_again: Reads them once more, on SIGHUP; raises `ConfigError`.
         ready_file: Written as JSON {"pid", "address", "http", "clients"} once the peer serves;
             "clients" is the address of its front workers, null without them.
 
@@ -22,6 +26,7 @@ def serve(config: PeerdConfig, ready_file: Path | None = None) -> int:
     keep_freed_memory()
     return process.run(
         lambda: Peer.start(config),
+        read_again=read_again,
         shutdown_timeout_ms=config.shutdown_timeout_ms,
         ready_file=ready_file,
     )

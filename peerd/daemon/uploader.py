@@ -113,6 +113,10 @@ class Uploader:
         self._objects = self._payload_bytes = self._removed_objects = 0
         self._errors: Counter[str] = Counter()
 
+    def limit(self, bytes_per_s_max: int) -> None:
+        """Another rate from now on."""
+        self._budget.limit(bytes_per_s_max)
+
     def statistics(self) -> UploadStatistics:
         """Counts, now."""
         waiting = [

@@ -216,3 +216,42 @@ async def test_a_disk_that_fails_ends_the_process_with_its_own_status(
     last = error.decode().strip().splitlines()[-1]
     assert last.startswith(f"peerd: storage in {tmp_path}/data failed: ")
     assert [boot for boot, _ in las.reported("storage_failed")] == [me.boot]
+
+
+async def logged(process: asyncio.subprocess.Process, *events: str) -> dict[str, object]:
+    """The next line of the log that tells of one of `events`."""
+    assert process.stderr is not None
+    async with asyncio.timeout(DEADLINE_S):
+        async for line in process.stderr:
+            entry = json.loads(line)
+            if entry["event"] in events:
+                return entry
+    raise AssertionError(f"it ended without {events}")
+
+
+async def test_settings_are_taken_while_it_runs_as_a_whole_or_not_at_all(
+    tmp_path: Path, las: StandInLas
+) -> None:
+    config, told = settings(tmp_path, las.address), tmp_path / "ready.json"
+    process = await start("serve", "-c", str(config), "--ready-file", str(told))
+    await ready(told, process)
+    before = config.read_text()
+
+    async def reloaded(text: str) -> dict[str, object]:
+        config.write_text(text)
+        process.send_signal(signal.SIGHUP)
+        return await logged(process, "reloaded", "not reloaded")
+
+    slower = before + "[copier]\nbytes_per_s_max = 1000000\n[scrub]\nbytes_per_s_max = 0\n"
+    taken = await reloaded(slower)
+    assert taken["event"] == "reloaded"
+    assert taken["keys"] == ["copier.bytes_per_s_max", "scrub.bytes_per_s_max"]
+    fixed = await reloaded(before.replace("reserve_bytes = 0", "reserve_bytes = 1024"))
+    assert (fixed["event"], fixed["keys"]) == ("not reloaded", ["storage.reserve_bytes"])
+    wrong = await reloaded(before + "[copier]\nbytes_per_s_max = 'fast'\n")
+    assert wrong["event"] == "not reloaded"
+    assert "copier.bytes_per_s_max" in str(wrong["why"])
+    # What was refused changed nothing: the settings in use are still the slower ones.
+    again = await reloaded(before)
+    assert again["keys"] == taken["keys"]
+    assert process.returncode is None

@@ -194,3 +194,23 @@ async def test_an_older_node_is_waited_for_with_commands_that_it_does_not_know(
     fresh = await start_las("las-3", members=members)
     group = (*nodes, fresh)
     await until(lambda: all(n.state.command_level == 2 for n in group), "the command level")
+
+
+async def test_another_policy_is_taken_without_a_restart_and_peers_come_again(start_las):
+    las = await (await start_las(heartbeat_ms=50)).leading()
+    (peer,) = await las.add_peers(1)
+    stream = await peer.heartbeats()
+    await until(lambda: las.term.vitals.of("peer-1") is not None, "it is heard")
+    first = las.term
+    config = las.node.config
+    policy = config.policy.model_copy(update={"heartbeat_ms": 70, "at_risk_share_max": 0.5})
+    las.node.take_config(config.model_copy(update={"policy": policy}))
+    await las.leading()
+    assert las.term is not first
+    assert las.term.number == first.number
+    assert (await peer.register()).heartbeat_period_ms == 70
+    await stream.write(peer.beat())
+    assert (await stream.code()) is not grpc.StatusCode.OK
+    await peer.heartbeats()
+    await until(lambda: las.term.vitals.of("peer-1") is not None, "it is heard again")
+    assert (await create(las, copies=1)).log.shards

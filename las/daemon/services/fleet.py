@@ -8,7 +8,7 @@ Invariants:
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc.aio
 
@@ -66,7 +66,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         group: Group,
         leadership: Leadership,
         feed: MapFeed,
-        policy: Policy,
+        policy: Callable[[], Policy],
         callers: Callers,
         auditor: Auditor,
         status: StatusView,
@@ -127,8 +127,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         return fleet_pb2.RegisterResponse(
             cluster_id=self._group.state.cluster_id,
             map=await self._feed.whole(self._group.state),
-            heartbeat_period_ms=fleet_heartbeat_ms(self._policy.heartbeat_ms, nodes),
-            lease_ms=fleet_lease_ms(self._policy.lease_ms, nodes),
+            heartbeat_period_ms=fleet_heartbeat_ms(self._policy().heartbeat_ms, nodes),
+            lease_ms=fleet_lease_ms(self._policy().lease_ms, nodes),
         )
 
     def _why_replaced(self, term: Term, name: NodeName) -> Cause:
