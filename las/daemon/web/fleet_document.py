@@ -19,11 +19,15 @@ from peerd.core.ids import NodeName, ShardId
 from peerd.core.shard_map import Shard
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
-# limit: rows of each table of the page; the worst come first, the others are counted.
+# limit: peers of the page; the worst come first, the others are counted.
 PEERS_SHOWN_MAX = 200
+# limit: shards of the page; those with something wrong come first, the others are counted.
 SHARDS_SHOWN_MAX = 300
+# limit: events of the page, the newest of all nodes; more are in `peerctl explain`.
 EVENTS_SHOWN_MAX = 60
+# limit: events of one node among them, so that a large fleet is looked through in time.
 EVENTS_EACH_MAX = 10
+# limit: alarms of the page, the newest; more are in `peerctl forecast ledger`.
 CASES_SHOWN_MAX = 40
 # Seconds of health that each peer's curves show.
 HEALTH_S = 60
