@@ -17,6 +17,7 @@ import typer
 from peerd.cli import (
     audit_commands,
     bench_commands,
+    drill_commands,
     fleet_commands,
     history_commands,
     incident_commands,
@@ -49,6 +50,7 @@ app.command()(log_commands.tail)
 app.command()(audit_commands.audit)
 app.command("export")(recover_commands.export)
 app.command("safe-to-stop")(node_commands.safe_to_stop)
+app.command()(drill_commands.drill)
 app.add_typer(log_commands.log_app, name="log")
 app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from peerd.client import incidents
+from peerd.client import drill, incidents
 from peerd.client.any_peer import AnyPeer
 from peerd.client.appending import Appender, AppendServices, Room, where
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
-from peerd.client.errors import ClientClosed
+from peerd.client.drill import ShardDrill
+from peerd.client.errors import ClientClosed, UnknownShard
 from peerd.client.known_logs import KnownLogs
 from peerd.client.las import LasCalls
 from peerd.client.options import TICK_S, ClientOptions, ProducerOptions
@@ -468,6 +469,22 @@ class Client:
         """
         self._check_open()
         return await self.las.describe_log(name)
+
+    async def drill(self, log: str, shard: int | None = None) -> list[ShardDrill]:
+        """Whether each shard of a log, or one of them, could go on if its primary died now.
+
+        Each voter is asked what it has; nothing is changed.
+
+        Raises:
+            UnknownLog, UnknownShard: what they say. Unavailable: no LAS node answered in time.
+        """
+        _, shards = await self.describe_log(log)
+        chosen = [each for each in shards if shard is None or each.shard == shard]
+        if not chosen:
+            raise UnknownShard(f"{log} has no shard {shard}")
+        nodes = {str(name): node for name, node in self._directory.cache.nodes.items()}
+        tails = await drill.ask_all(self._channels, log, chosen, nodes)
+        return [drill.judge(each, tails, nodes) for each in chosen]
 
     # -------------------------------------------------------------------------- observability
 

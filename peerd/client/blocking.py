@@ -28,6 +28,7 @@ from las.v1 import fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2, model_pb
 from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
+from peerd.client.drill import ShardDrill
 from peerd.client.errors import ClientClosed
 from peerd.client.options import ClientOptions, ProducerOptions
 from peerd.client.reading import RecordStream, StartAt
@@ -459,6 +460,10 @@ class Client:
 
         stream = self._thread.run(make())
         return RecordIterator(self._thread, stream)
+
+    def drill(self, log: str, shard: int | None = None) -> list[ShardDrill]:
+        """See `AsyncClient.drill`."""
+        return self._thread.run(self._client.drill(log, shard))
 
     def tail(self, log: str, shard: int | None = None, *, linearizable: bool = False) -> list[Tail]:
         """The committed ends of a log's shards, or of one of them."""

@@ -88,6 +88,8 @@ class TailService:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, MAP_UNKNOWN; a linearizable tail also NOT_PRIMARY,
                 NOT_ENOUGH_PEERS, OVERLOADED and what else docs/errors.md marks as worth a retry.
         """
+        if request.consistency == log_pb2.TAIL_CONSISTENCY_OWN:
+            may_forward = False
         linearizable = request.consistency == log_pb2.TAIL_CONSISTENCY_LINEARIZABLE
         deadline = time.monotonic() + timeout_s
         shards = self.shards_of(request.log)

@@ -89,6 +89,23 @@ def test_a_log_is_created_listed_and_described(peerctl):
     assert len(rows) == 2
 
 
+def test_a_drill_asks_the_voters_and_changes_nothing(peerctl, refused, log):
+    peerctl("append", log, "one")
+    before = peerctl("log", "describe", log)
+    header, *rows, last = peerctl("drill", log).splitlines()
+    assert header.split()[:2] == ["shard", "primary"]
+    assert len(rows) == 2
+    assert all(" yes, peer-" in row for row in rows)
+    assert last == "all 2 shards would go on without their primary"
+    shard = json.loads(peerctl("log", "describe", log, "-o", "json"))["shards"][0]["shard"]
+    (found,) = json.loads(peerctl("drill", f"{log}/{shard}", "-o", "json"))
+    assert (found["could_go_on"], found["needed"], len(found["voters"])) == (True, 2, 2)
+    assert found["successor"] not in {"", found["primary"]}
+    assert peerctl("log", "describe", log) == before
+    assert refused("drill", "none")[0] == 1
+    assert refused("drill", f"{log}/999")[0] == 1
+
+
 def test_yaml_says_what_json_says(peerctl, log):
     asked = ("log", "describe", log)
     assert yaml.safe_load(peerctl(*asked, "-o", "yaml")) == json.loads(

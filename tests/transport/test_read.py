@@ -472,6 +472,15 @@ async def test_without_its_primary_a_tail_is_what_this_peer_knows(cluster, stub,
     assert (tail.committed, tail.peer) == (3, "peer-2")
 
 
+async def test_an_own_tail_is_of_the_peer_that_is_asked(cluster, stub, fill):
+    cluster.create_log("orders")
+    await fill(3)
+    own = log_pb2.GetTailRequest(log="orders", consistency=log_pb2.TAIL_CONSISTENCY_OWN)
+    for number in (1, 2):
+        (tail,) = (await stub(number).GetTail(own)).tails
+        assert (tail.peer, tail.committed) == (f"peer-{number}", 3)
+
+
 LINEARIZABLE = log_pb2.TAIL_CONSISTENCY_LINEARIZABLE
 
 
