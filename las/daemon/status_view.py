@@ -39,6 +39,15 @@ class ShardFacts:
     is_thin: bool
     short: int
     unreadable: int
+    alone: tuple["Alone", ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """A node that alone, of those that are up, has a segment. `records` is None of the open one."""
+
+    node: NodeName
+    records: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +79,19 @@ class MapFacts:
     def thin(self) -> tuple[str, ...]:
         """Shards whose open segment has fewer healthy voters than its log's copies."""
         return tuple(each.name for each in self.troubled.values() if each.is_thin)
+
+    @property
+    def worst(self) -> fleet_pb2.LoneNode:
+        """The node whose death would put most shards out of reach; no name if none would."""
+        told: dict[NodeName, fleet_pb2.LoneNode] = {}
+        for facts in self.troubled.values():
+            for name in {each.node for each in facts.alone}:
+                told.setdefault(name, fleet_pb2.LoneNode(node=name)).shards += 1
+            for each in facts.alone:
+                told[each.node].sealed_records += each.records or 0
+                told[each.node].open_shards += each.records is None
+        worst_first = sorted(told.values(), key=lambda each: (-each.shards, each.node))
+        return worst_first[0] if worst_first else fleet_pb2.LoneNode()
 
     @property
     def short(self) -> int:
@@ -118,6 +140,7 @@ class StatusView:
             warnings=self.warnings(term),
             map_version=state.version,
             rebalance="" if term is None else term.rebalancer.told,
+            worst=facts.worst,
         )
 
     # ------------------------------------------------------------------ what is wrong
@@ -229,7 +252,23 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
         is_thin=healthy < copies,
         short=short,
         unreadable=unreadable,
+        alone=tuple(_alone(state, entry)) if copies > 1 else (),
     )
+
+
+def _alone(state: ClusterState, entry: ShardEntry) -> Iterator[Alone]:
+    """Segments of which one node that is up has the only copy in reach, the tier's included."""
+    shard = entry.shard
+    voters = [voter.peer for voter in shard.open.plan.voters if state.is_up(voter)]
+    if len(voters) == 1:
+        yield Alone(node=voters[0], records=None)
+    for segment in shard.sealed:
+        holders = [holder.peer for holder in segment.holders if state.is_up(holder)]
+        begin, end = segment.begin or 0, segment.end or 0
+        if shard.tier is not None and shard.tier.begin <= begin:
+            begin = max(begin, shard.tier.end)
+        if len(holders) == 1 and max(begin, shard.trimmed_to) < end:
+            yield Alone(node=holders[0], records=end - max(begin, shard.trimmed_to))
 
 
 def shard_name(entry: ShardEntry) -> str:

@@ -86,6 +86,7 @@ def _glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     fleet = f"{len(up)} of {len(nodes)} peers up{where}, LAS {members}"
     data = f"{size_text(stored)} on disk in {answer.logs} logs, {answer.shards} shards"
     lines = [
+        ("at stake", _worst_text(answer)),
         ("fleet", f"{fleet} (leader {answer.las_leader or 'none'})"),
         ("data", f"{data}; {copies}"),
     ]
@@ -103,6 +104,17 @@ def _glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     if not answer.warnings:
         lines.append(("", "nothing is wrong"))
     return lines
+
+
+def _worst_text(answer: fleet_pb2.GetStatusResponse) -> str:
+    """What would be out of reach if the worst node died now."""
+    worst = answer.worst
+    if not worst.node:
+        return "nothing: whichever node dies now, no acknowledged record of two copies is lost"
+    told = [f"{worst.sealed_records} sealed records"] if worst.sealed_records else []
+    if worst.open_shards:
+        told.append(f"what {worst.open_shards} shards took last")
+    return f"if {worst.node} died now: {' and '.join(told)}, of {worst.shards} shards"
 
 
 def _risk_text(entry: fleet_pb2.NodeStatus) -> str:

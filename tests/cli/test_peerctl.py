@@ -283,8 +283,9 @@ def test_a_reader_that_goes_away_is_no_error(cluster, log):
 def test_status_says_what_is_there(peerctl):
     lines = peerctl("status").splitlines()
     told = [line for line in lines if not line.startswith("!")]
-    assert told[0] == "fleet     3 of 3 peers up in 3 zones, LAS 1 of 1 (leader las-1)"
-    assert told[1].startswith("data ")
+    assert told[0].startswith("at stake  nothing: whichever node dies now, ")
+    assert told[1] == "fleet     3 of 3 peers up in 3 zones, LAS 1 of 1 (leader las-1)"
+    assert told[2].startswith("data ")
     status = json.loads(peerctl("status", "-o", "json"))
     assert status["las_leader"] == "las-1"
     assert [each["node"]["name"] for each in status["nodes"]] == ["peer-1", "peer-2", "peer-3"]

@@ -1,6 +1,7 @@
 """What the map alone says of trouble: paused, thin, short, unreadable."""
 
 import asyncio
+from dataclasses import replace
 
 from las.core.commands import (
     FenceSegment,
@@ -13,8 +14,9 @@ from las.core.commands import (
 from las.core.index import FleetIndex, indexed
 from las.core.state import ClusterState, NodeState
 from las.daemon.map_feed import MapFeed
-from las.daemon.status_view import MapFacts, MapWatch
+from las.daemon.status_view import MapFacts, MapWatch, _alone
 from peerd.core.ids import Epoch, Offset
+from peerd.core.shard_map import Tiered
 from tests.las_core.builders import SHARD, done, name, plan_of, process, register, replica, with_log
 
 
@@ -57,6 +59,40 @@ def test_a_shard_with_too_few_voters_is_paused_one_with_enough_is_thin():
     assert (thin.paused, thin.thin) == ((), ("orders/1",))
     paused = facts(done(with_log(), down(2), down(3)))
     assert paused.paused == (("orders/1", "1 of its 3 voters are up, 2 needed"),)
+
+
+def test_nothing_is_at_stake_while_two_nodes_have_everything():
+    assert not facts(moved(with_log())).worst.node
+    assert not facts(done(moved(with_log()), down(2))).worst.node
+
+
+def test_the_node_that_alone_has_records_is_told_with_what_it_has():
+    found = facts(done(moved(with_log()), down(2), down(3))).worst
+    # Peer 4 has the only live vote of the open segment, peer 1 alone the nine sealed records.
+    assert (found.node, found.shards, found.sealed_records, found.open_shards) == (
+        "peer-1",
+        1,
+        9,
+        0,
+    )
+    found = facts(done(moved(with_log()), down(1), down(2), down(4))).worst
+    assert (found.node, found.shards, found.sealed_records, found.open_shards) == (
+        "peer-3",
+        1,
+        9,
+        1,
+    )
+
+
+def test_what_is_in_the_tier_is_not_at_stake():
+    state = done(moved(with_log()), down(2), down(3), down(4))
+    entry = state.shards[SHARD]
+    tier = Tiered(begin=Offset(0), end=Offset(7), manifest="m")
+    tiered = replace(entry.shard, tier=tier)
+    (alone,) = _alone(state, replace(entry, shard=tiered))
+    assert (alone.node, alone.records) == ("peer-1", 2)
+    whole = replace(tiered, tier=replace(tier, end=Offset(9)))
+    assert not list(_alone(state, replace(entry, shard=whole)))
 
 
 def test_a_standing_fence_pauses():

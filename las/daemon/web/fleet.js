@@ -91,6 +91,8 @@ function showNow(fleet) {
     ["at risk", fleet.peers.filter((peer) => peer.at_risk).length,
       fleet.peers.some((peer) => peer.at_risk)],
     ["copies under way", counts.copying, false],
+    [fleet.worst.node ? `shards at stake if ${fleet.worst.node} died now` : "shards at stake if any one node died now",
+      fleet.worst.shards, fleet.worst.shards > 0],
   ];
   fill("numbers", numbers.map(([label, value, wrong]) => {
     const item = el("li");

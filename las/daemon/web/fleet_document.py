@@ -65,6 +65,12 @@ def fleet_document(group: Group, status: StatusView, term: Term | None) -> Docum
             "peers_up": sum(node.state is NodeState.UP for node in state.nodes.values()),
         },
         "rebalance": answer.rebalance,
+        "worst": {
+            "node": answer.worst.node,
+            "shards": answer.worst.shards,
+            "sealed_records": answer.worst.sealed_records,
+            "open_shards": answer.worst.open_shards,
+        },
         "peers": _peers(state, answer.nodes, term),
         "logs": [
             {"name": name, "copies": log.copies, "acks": log.acks}
