@@ -69,11 +69,12 @@ def status(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> 
             return
         for warning in answer.warnings:
             typer.echo(f"!  {warning}")
-        for label, text in _glance(answer):
+        for label, text in glance(answer):
             typer.echo(f"{label:<9} {text}")
 
 
-def _glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+def glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+    """The fleet in a few lines: what each is about, and what it says."""
     nodes = answer.nodes
     up = [each for each in nodes if each.node.state == NODE_STATE_UP]
     zones = {each.node.labels.get("zone", "") for each in nodes} - {""}

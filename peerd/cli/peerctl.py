@@ -30,6 +30,7 @@ from peerd.cli import (
     position_commands,
     rebalance_commands,
     recover_commands,
+    top_commands,
     workload_commands,
 )
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.callback()(output.before_command)
 app.command()(fleet_commands.status)
+app.command()(top_commands.top)
 app.command()(workload_commands.workload)
 app.command()(rebalance_commands.rebalance)
 app.command()(log_commands.append)

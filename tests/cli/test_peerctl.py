@@ -292,6 +292,17 @@ def test_status_says_what_is_there(peerctl):
     assert {each["node"]["state"] for each in status["nodes"]} == {"NODE_STATE_UP"}
 
 
+def test_top_prints_each_look_where_there_is_no_terminal(peerctl, log):
+    peerctl("append", log, "one")
+    looks = peerctl("top", "--looks", "2", "--every", "0.2")
+    assert looks.count("fleet     3 of 3 peers up") == 2
+    header = next(line for line in looks.splitlines() if line.startswith("node "))
+    assert header.split()[:3] == ["node", "state", "p(10"]
+    assert [line.split()[1] for line in looks.splitlines() if line.startswith("peer-")] == [
+        "up"
+    ] * 6
+
+
 def test_nodes_and_forecasts_have_a_row_each(peerctl):
     header, *rows = peerctl("node", "list").splitlines()
     assert header.startswith("node ")
