@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture torture-las powercut nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded torture torture-las powercut rolling nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -86,6 +86,9 @@ torture-las: setup  ## LAS members killed, stopped, cut off, on failing disks (r
 powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
 	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)
 
+rolling: setup  ## upgrade every daemon of a loaded cluster from the version before, one after the other; ROUNDS=3
+	@$(BIN)/python -m tests.integration.test_upgrade $(or $(ROUNDS),1)
+
 # Each ends with what it found; the first that fails ends the night.
 nightly: setup  ## the long forms of sim, spec, mutants, torture, power cuts, fuzz and soak, one after the other
 	$(MAKE) spec ARGS="--deep"
@@ -98,6 +101,7 @@ nightly: setup  ## the long forms of sim, spec, mutants, torture, power cuts, fu
 	$(MAKE) powercut ROUNDS=20
 	$(MAKE) fuzz FUZZ_SECONDS=600
 	$(MAKE) recorded RUNS=20
+	$(MAKE) rolling ROUNDS=3
 	$(MAKE) soak MINUTES=60 RATE=4
 
 fuzz: setup  ## every call of both daemons with what nobody should send; FUZZ_SECONDS=600 SEED=n

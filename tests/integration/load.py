@@ -72,10 +72,11 @@ class Load:
         self._thread.join()
         until(lambda: len(self.sent.acked_s) + len(self.sent.failed) == len(self.rows), "all ended")
 
-    def pause_ms(self) -> float:
-        """The longest time from the intended moment of an append to its receipt."""
-        sent = self.sent
-        return 1000.0 * max(acked - sent.intended_s[row] for row, acked in sent.acked_s.items())
+    def pause_ms(self, since: int = 0) -> float:
+        """The longest time from an append's intended moment to its receipt, from row `since` on."""
+        intended_s, acked_s = self.sent.intended_s, dict(self.sent.acked_s)
+        waits_s = (acked - intended_s[row] for row, acked in acked_s.items() if row >= since)
+        return 1000.0 * max(waits_s)
 
     def _append_all(self) -> None:
         while not self._ending.wait(_TICK_S):
