@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture torture-las powercut rolling nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -85,6 +85,9 @@ torture-las: setup  ## LAS members killed, stopped, cut off, on failing disks (r
 
 powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
 	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)
+
+tutorial-test: setup  ## run every command of docs/tutorial.md on three hosts made for it (root, Debian)
+	@$(BIN)/python -m tests.tutorial.run "$$($(BIN)/python -m deploy.build deb --out build/tutorial)"
 
 rolling: setup  ## upgrade every daemon of a loaded cluster from the version before, one after the other; ROUNDS=3
 	@$(BIN)/python -m tests.integration.test_upgrade $(or $(ROUNDS),1)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PROGRAMS = {"peerctl": get_command(peerctl), "peerd": get_command(peerd), "las": get_command(las)}
 BLOCK = re.compile(r"^```(?:console|sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROMPT = re.compile(r"(?:every host|laptop|[a-z]+-\d)?[$#] ")
 INLINE = re.compile(r"`([^`\n]+)`")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 # What stands before a program's name in a command.
@@ -31,7 +32,7 @@ def in_blocks(text: str) -> list[str]:
     found = []
     for block in BLOCK.findall(text):
         lines = re.sub(r"\\\n\s*", " ", block).splitlines()
-        prompted = [line[2:] for line in lines if line.startswith(("$ ", "# "))]
+        prompted = [line[match.end() :] for line in lines if (match := PROMPT.match(line))]
         found += [re.split(r"\s+# ", line)[0].strip() for line in prompted]
     return found
 
