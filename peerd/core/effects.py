@@ -77,7 +77,8 @@ class LoadTable:
 @value(frozen=True, slots=True, kw_only=True)
 class FetchTable:
     """Ask `source` for the table (it gets `TableAsked`). Answered by `TableFetched` or
-    `TableUnavailable` with the same `token`, within a few seconds at most.
+    `TableUnavailable` with the same `token`, within a few seconds at most. If it is not waited for
+    it may come later than everything else, and the next one of the shard may take its place.
     """
 
     shard: ShardId
@@ -86,6 +87,7 @@ class FetchTable:
     as_of: Offset
     or_later: bool
     since: Offset
+    is_waited_for: bool = True
 
 
 Load = LoadBatches | LoadTable | FetchTable

@@ -184,6 +184,7 @@ class Shadow:
                 as_of=self._table_needed(shard_map),
                 or_later=True,
                 since=self._s.stored.table_as_of,
+                is_waited_for=False,
             )
         )
 

@@ -3,7 +3,12 @@
 Invariants:
 - At most one call of a kind, a shard, an epoch and a target is under way; the core repeats what
   got lost.
-- Loads run at most `LOADS_MAX` at a time; the others wait in order.
+- Loads from the own store run at most `LOADS_MAX` at a time, fetches from one other store at most
+  `FETCHES_MAX`; the others wait in order. No load from the own store ever waits for a fetch: a
+  fetch waits for a load of its source, and peers that look for producer tables at each other would
+  wait for each other until their calls are given up.
+- What no append waits for, the tables of shadows, is fetched in a fraction of the time alone: a
+  peer that becomes a shadow of a thousand shards at once takes nothing from those who serve them.
 - Links and neighbours follow the map: they are the other replicas of the segments that are open,
   or prepared, with a copy here.
 
@@ -19,7 +24,7 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Adopt, ConfirmEpoch, Frame, Ready
-from peerd.core.shard_map import Segment
+from peerd.core.shard_map import Plan
 from peerd.daemon.host import Loaded, ShardHost
 from peerd.daemon.host_seam import Call
 from peerd.daemon.links import Links
@@ -38,6 +43,14 @@ from peerd.transport.status import Refused
 
 # limit: loads of the cores that run at a time; each reads at most a message from the store
 LOADS_MAX = 8
+# limit: producer tables that are fetched from one store at a time. One that hangs keeps these calls
+# for as long as each may take, and no fetch from another store waits for them.
+FETCHES_MAX = 32
+# limit: producer tables that nothing waits for are fetched so many at a time, and each fetch is
+# followed by a rest of so many times its duration, but of this many seconds at most
+QUIET_FETCHES_MAX = 2
+QUIET_REST = 8
+QUIET_REST_S_MAX = 0.5
 
 # A look at the whole map is followed by a rest of so many times its duration.
 LOOK_REST = 9
@@ -78,6 +91,10 @@ class Surroundings:
         self._tier = tier
         self._calling: set[CallKey] = set()
         self._loads = asyncio.Semaphore(LOADS_MAX)
+        self._fetches: dict[NodeName, asyncio.Semaphore] = {}
+        self._without_answer: set[NodeName] = set()
+        self._quiet: dict[ShardId, effects.FetchTable] = {}
+        self._quiet_fetchers = 0
         self._look_again = False
         self._looked_until_s = 0.0
         self._look_s = 0.0
@@ -121,19 +138,43 @@ class Surroundings:
 
     def load(self, load: effects.Load) -> None:
         """See `Outside`."""
+        if isinstance(load, effects.FetchTable) and not load.is_waited_for:
+            # A newer one takes the place of one that still waits.
+            self._quiet[load.shard] = load
+            if self._quiet_fetchers < QUIET_FETCHES_MAX:
+                self._quiet_fetchers += 1
+                self._supervisor.spawn("producer tables of shadows", self._fetch_quietly())
+            return
         self._supervisor.spawn(f"{type(load).__name__} of shard {load.shard}", self._load(load))
 
+    async def _fetch_quietly(self) -> None:
+        """Fetch what no append waits for, until there is nothing more of it."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._quiet:
+                shard = next(iter(self._quiet))
+                load = self._quiet.pop(shard)
+                began_s = loop.time()
+                event = await self._fetch_table(load)
+                self._host.loaded(shard, event)
+                await asyncio.sleep(min(QUIET_REST_S_MAX, QUIET_REST * (loop.time() - began_s)))
+        finally:
+            self._quiet_fetchers -= 1
+
     async def _load(self, load: effects.Load) -> None:
-        async with self._loads:
-            event = await self._loaded(load)
+        event: Loaded
+        if isinstance(load, effects.FetchTable):
+            async with self._fetches.setdefault(load.source.peer, asyncio.Semaphore(FETCHES_MAX)):
+                event = await self._fetch_table(load)
+        else:
+            async with self._loads:
+                event = await self._load_here(load)
         self._host.loaded(load.shard, event)
 
-    async def _loaded(self, load: effects.Load) -> Loaded:
+    async def _load_here(self, load: effects.LoadBatches | effects.LoadTable) -> Loaded:
         if isinstance(load, effects.LoadBatches):
             return await self._load_batches(load)
-        if isinstance(load, effects.LoadTable):
-            return await self._load_table(load)
-        return await self._fetch_table(load)
+        return await self._load_table(load)
 
     async def _load_batches(
         self, load: effects.LoadBatches
@@ -169,8 +210,12 @@ class Surroundings:
                 load.source, load.shard, load.as_of, load.since, or_later=load.or_later
             )
         except PeerUnreachable as error:
-            _log.info("producer table not fetched", shard=load.shard, why=str(error))
+            if load.source.peer not in self._without_answer:
+                # Once, not for each of the hundreds of shards that may want something of it.
+                self._without_answer.add(load.source.peer)
+                _log.info("producer table not fetched", shard=load.shard, why=str(error))
             return events.TableUnavailable(token=load.token, answered=False)
+        self._without_answer.discard(load.source.peer)
         if table is None:
             return events.TableUnavailable(token=load.token, answered=True)
         return events.TableFetched(token=load.token, table=table)
@@ -263,19 +308,24 @@ class Surroundings:
 
     def _look_at_map(self) -> None:
         others: dict[ReplicaId, str] = {}
+        # Thousands of shards have a handful of plans between them.
+        plans: dict[int, Plan] = {}
         for shard in self._host.map_entries():
-            for segment in (shard.open, shard.prepared):
-                if segment is not None and self._me.replica in segment.plan.replicas:
-                    self._add(segment, others)
+            plans[id(shard.open.plan)] = shard.open.plan
+            if shard.prepared is not None:
+                plans[id(shard.prepared.plan)] = shard.prepared.plan
+        for plan in plans.values():
+            if self._me.replica in plan.replicas:
+                self._add(plan, others)
         self._neighbours.expect({replica.peer: address for replica, address in others.items()})
         self._links.want(others, self._map.cluster_id)
 
-    def _add(self, segment: Segment, others: dict[ReplicaId, str]) -> None:
+    def _add(self, plan: Plan, others: dict[ReplicaId, str]) -> None:
         """The other replicas of a segment that is open, or will be.
 
         Also for a shadow: it may be the next primary, and then dialling would lengthen the pause.
         """
-        for replica in segment.plan.replicas:
+        for replica in plan.replicas:
             node = self._map.nodes.get(replica.peer)
             if replica.peer != self._me.peer and node is not None and node.store == replica.store:
                 others[replica] = node.address
