@@ -47,9 +47,6 @@ from peerd.core.split import Closing
 HELD_LOOK_MS = 5
 """While a switch waits for what is in flight, its time is looked at this often."""
 
-STALL_LOOK_MS = 50
-"""While something is to be acked, stalls are looked for this often: `stall_timeout_ms` / 10."""
-
 
 class Ordered:
     """A batch that has its place and is not committed yet, and who waits for it."""
@@ -417,6 +414,7 @@ class Primary:
         if progress is None or expect.refused_epoch != self.epoch:
             return
         progress.connected = True
+        progress.probes_unanswered = 0
         if expect.promised > self.epoch:
             self.higher_promise = max(self.higher_promise, expect.promised)
         elif progress.way is not Way.PROBE:
@@ -429,6 +427,7 @@ class Primary:
         progress = self._progress.get(replica)
         if progress is not None:
             progress.connected = True
+            progress.probes_unanswered = 0
             self._probe(progress, out)
 
     def stream_down(self, replica: ReplicaId) -> None:
@@ -556,11 +555,13 @@ class Primary:
         now, limits = self._s.now, self._s.limits
         silent_ms = now - progress.answered_at
         unanswered = progress.way is Way.PROBE or not progress.adopted
-        if unanswered and silent_ms >= limits.repeat_ms:
-            self._probe(progress, out, by_silence=progress.probed_by_silence)
+        if unanswered:
+            if silent_ms >= progress.repeat_after_ms(limits.repeat_ms):
+                progress.probes_unanswered += 1
+                self._probe(progress, out, by_silence=progress.probed_by_silence)
         elif min(silent_ms, progress.watch.stalled_ms) >= 2 * limits.stall_timeout_ms:
             self._probe(progress, out, by_silence=True)
-        elif (
+        if (
             progress.way is Way.STREAM
             and progress.told_commit < self.commit
             and now - progress.told_at >= limits.commit_notice_ms
@@ -609,10 +610,17 @@ class Primary:
             if not streams or not progress.adopted or progress.next < end:
                 is_behind = True
         if self._uncommitted or self.own_end < end:
-            return STALL_LOOK_MS
+            return self._stall_look_in_ms()
         if is_behind:
             return limits.repeat_ms
         return limits.commit_persist_ms if self._commit_written < self.commit else None
+
+    def _stall_look_in_ms(self) -> int:
+        timeout_ms, repeat_ms = self._s.limits.stall_timeout_ms, self._s.limits.repeat_ms
+        behind = [each.watch for each in self._progress.values() if each.durable_end < self.end]
+        if self.own_end < self.end:
+            behind.append(self._own_watch)
+        return min(watch.next_look_ms(timeout_ms, repeat_ms) for watch in behind)
 
     # -------------------------------------------------------------- the end
     def hold(self) -> None:

@@ -26,6 +26,17 @@ class Way(Enum):
     CATCH_UP = "catch up"
 
 
+PROBE_REPEATS = (4, 8, 16)
+"""A probe that is not answered is repeated after so many times `repeat_ms`, the last of these for
+ever: after 1, 2 and 4 s. Streams lose nothing without telling, so what is not answered mostly waits
+its turn, and each repetition is one more message, and one more write, that waits."""
+
+STALL_LOOK_MS = 50
+"""While something is to be acked, stalls are looked for this often: `stall_timeout_ms` / 10. What
+has stood still for longer is looked at less often: a move is noticed late by as much as it had
+stood still before, at most by half of `stall_timeout_ms`."""
+
+
 class StallWatch:
     """How long a durable end stands still while there is something to make durable."""
 
@@ -47,6 +58,13 @@ class StallWatch:
             self._moved_at = now
         self.stalled_ms = 0 if self._idle else now - self._moved_at
 
+    def next_look_ms(self, stall_timeout_ms: int, repeat_ms: int) -> int:
+        """When to look again: soon after a move, and when the stall is to be reported."""
+        stalled_ms = self.stalled_ms
+        if stalled_ms >= stall_timeout_ms:
+            return repeat_ms
+        return max(STALL_LOOK_MS, min(stalled_ms, stall_timeout_ms - stalled_ms))
+
 
 class Progress:
     """One remote replica of a primary's segment."""
@@ -61,6 +79,7 @@ class Progress:
         "loading",
         "next",
         "probed_by_silence",
+        "probes_unanswered",
         "replica",
         "told_at",
         "told_commit",
@@ -83,6 +102,7 @@ class Progress:
         self.in_flight_bytes = 0
         self.loading = False
         self.probed_by_silence = False
+        self.probes_unanswered = 0
         self.answered_at = now
         self.watch = StallWatch()
         self._sent: deque[tuple[Offset, int]] = deque()
@@ -125,10 +145,15 @@ class Progress:
         self.probed_by_silence = by_silence
         self.answered_at = now
 
+    def repeat_after_ms(self, repeat_ms: int) -> int:
+        """How long to wait for the answer to a probe before it is said again."""
+        return repeat_ms * PROBE_REPEATS[min(self.probes_unanswered, len(PROBE_REPEATS) - 1)]
+
     def acked(self, end: Offset, now: Tick) -> bool:
         """Everything below `end` is durable there. True if the durable end moved."""
         self.connected = True
         self.adopted = True
+        self.probes_unanswered = 0
         self.answered_at = now
         moved = end > self.durable_end
         if moved:

@@ -300,14 +300,35 @@ def test_damaged_own_batches_are_said_and_tried_again(primary):
     assert primary.sent(C, Adopt)
 
 
-def test_an_adoption_that_is_not_answered_is_repeated():
+def test_an_adoption_that_is_not_answered_is_repeated_less_and_less_often():
     peer = Peer(A)
     peer.tell(ev.StreamUp(replica=B.replica))
     peer.learn(FIRST_MAP)
-    peer.forget()
-    peer.tick(250)
-    assert len(peer.sent(B, Adopt)) == 1
-    assert not peer.sent(C, Adopt)  # there is no stream that could carry it
+
+    def said_after(ms: int) -> int:
+        peer.forget()
+        for _ in range(ms // 250):
+            peer.tick(250)
+        assert not peer.sent(C, Adopt)  # there is no stream that could carry it
+        return len(peer.sent(B, Adopt))
+
+    # A stream loses nothing without telling: what is not answered waits, mostly for its turn.
+    assert [said_after(ms) for ms in (750, 250, 1_750, 250, 3_750, 250, 3_750, 250)] == [0, 1] * 4
+    peer.tell(ev.StreamUp(replica=B.replica))
+    assert [said_after(ms) for ms in (750, 250)] == [0, 1]
+
+
+def test_a_stall_is_looked_for_soon_after_a_move_and_then_when_it_is_to_be_told(primary):
+    primary.append()
+    primary.fsync()
+    primary.ack(B, 1)
+    primary.append()  # stands still everywhere, and nobody acknowledges it
+    looks, began = [], primary.now
+    while primary.now - began < 1_250:
+        primary.tick(primary.replica.wake_at - primary.now)
+        looks.append(primary.now - began)
+    assert looks == [50, 100, 150, 250, 450, 550, 800, 1_050, 1_300]
+    assert {stall.stalled_ms for stall in primary.reports(Stall)} == {500, 750, 1_000, 1_250}
 
 
 def test_silence_over_frames_in_flight_is_asked_about_and_slowness_is_no_loss(primary):
