@@ -116,7 +116,7 @@ class Directory:
 
     async def _get(self, address: str, timeout_s: float) -> None:
         stub = shard_map_pb2_grpc.ShardMapServiceStub(self._channels.to(address))
-        request = shard_map_pb2.GetMapRequest()
+        request = shard_map_pb2.GetMapRequest(known_version=self.cache.version)
         try:
             response = await stub.GetMap(request, timeout=timeout_s, wait_for_ready=False)
         except grpc.aio.AioRpcError as error:
@@ -128,7 +128,8 @@ class Directory:
             address = self._next_address()
             stub = shard_map_pb2_grpc.ShardMapServiceStub(self._channels.to(address))
             try:
-                async for response in stub.WatchMap(shard_map_pb2.WatchMapRequest()):
+                request = shard_map_pb2.WatchMapRequest(known_version=self.cache.version)
+                async for response in stub.WatchMap(request):
                     self._apply(response.map, address)
             except (grpc.aio.AioRpcError, PeerdError):
                 # It went away, refuses, or serves another cluster: the next one may not.

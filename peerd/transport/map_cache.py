@@ -327,6 +327,33 @@ class MapCache:
             return [self.whole()]
         return [update for update in self._updates if update.version > version]
 
+    def remembers(self, version: int) -> bool:
+        """Whether `updates_since` gives a reader with `version` less than the whole map."""
+        return version > 0 and version >= self._updates_since > 0
+
+    def change_since(self, version: int) -> shard_map_pb2.MapUpdate | None:
+        """What brings a reader with `version` up to date, as one update; None: only the whole map.
+
+        Something that is gone is not told so: it may have come, or come back, in between.
+        """
+        if not self.remembers(version):
+            return None
+        change = shard_map_pb2.MapUpdate(
+            cluster_id=self.cluster_id,
+            version=self.version,
+            next_shard=self.next_shard,
+            skipped_shards=self._skipped,
+        )
+        for update in self._updates:
+            if update.version <= version:
+                continue
+            if update.removed_logs or update.removed_nodes or update.removed_shards:
+                return None
+            change.nodes.extend(update.nodes)
+            change.logs.extend(update.logs)
+            change.shards.extend(update.shards)
+        return change
+
     def whole(self, log: str = "") -> shard_map_pb2.MapUpdate:
         """The map as one full update; with `log`, only that log with its shards, and the nodes."""
         update, shards = self._whole_without_shards(log)

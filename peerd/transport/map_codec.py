@@ -4,11 +4,16 @@
 value of the map (a chain with a gap, an unknown role) raises `MapMalformed`: a peer never works
 with half a map.
 
-Must not: keep state, or judge what a map means.
+Thousands of shards have a handful of plans between them, and a change of one of a shard's segments
+sends the others again. So plans and segments that were met before are not made again: the same
+bytes give the same value, and the same value the same message. Neither is ever changed.
+
+Must not: keep anything else, or judge what a map means.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
@@ -24,6 +29,25 @@ from peerd.core.shard_map import (
     Split,
     Tiered,
 )
+
+# limit: plans and segments that are kept in each direction, some 5 MB at the most; when there are
+# more, keeping begins anew
+KEPT_MAX = 8_192
+
+_Key = TypeVar("_Key")
+_Made = TypeVar("_Made")
+
+_plans: dict[bytes, Plan] = {}
+_segments: dict[bytes, Segment] = {}
+_encoded_plans: dict[Plan, shard_map_pb2.Plan] = {}
+_encoded_segments: dict[Segment, shard_map_pb2.Segment] = {}
+
+
+def _keep(kept: dict[_Key, _Made], key: _Key, made: _Made) -> _Made:
+    if len(kept) >= KEPT_MAX:
+        kept.clear()
+    kept[key] = made
+    return made
 
 
 class MapMalformed(ValueError):
@@ -93,13 +117,20 @@ def decode_process(message: shard_map_pb2.Process) -> ProcessId:
 
 
 def encode_plan(plan: Plan) -> shard_map_pb2.Plan:
-    """The wire form of a plan."""
-    return shard_map_pb2.Plan(
-        primary=encode_process(plan.primary),
-        voters=[encode_replica(replica) for replica in plan.voters],
-        non_voters=[encode_replica(replica) for replica in plan.non_voters],
-        acks=plan.acks,
-        closed=plan.closed,
+    """The wire form of a plan; not to be changed, since it may be somebody else's, too."""
+    known = _encoded_plans.get(plan)
+    if known is not None:
+        return known
+    return _keep(
+        _encoded_plans,
+        plan,
+        shard_map_pb2.Plan(
+            primary=encode_process(plan.primary),
+            voters=[encode_replica(replica) for replica in plan.voters],
+            non_voters=[encode_replica(replica) for replica in plan.non_voters],
+            acks=plan.acks,
+            closed=plan.closed,
+        ),
     )
 
 
@@ -109,6 +140,12 @@ def decode_plan(message: shard_map_pb2.Plan) -> Plan:
     Raises:
         MapMalformed: no plan can look like this (see `Plan`).
     """
+    wire = message.SerializeToString()
+    known = _plans.get(wire)
+    return _keep(_plans, wire, _decode_plan(message)) if known is None else known
+
+
+def _decode_plan(message: shard_map_pb2.Plan) -> Plan:
     try:
         return Plan(
             primary=decode_process(message.primary),
@@ -125,7 +162,14 @@ def decode_plan(message: shard_map_pb2.Plan) -> Plan:
 
 
 def encode_segment(segment: Segment) -> shard_map_pb2.Segment:
-    """The wire form of a segment; what is None stays unset."""
+    """The wire form of a segment; what is None stays unset. Not to be changed, as a plan's."""
+    known = _encoded_segments.get(segment)
+    if known is not None:
+        return known
+    return _keep(_encoded_segments, segment, _encode_segment(segment))
+
+
+def _encode_segment(segment: Segment) -> shard_map_pb2.Segment:
     return shard_map_pb2.Segment(
         epoch=segment.epoch,
         begin=segment.begin,
@@ -143,6 +187,12 @@ def decode_segment(message: shard_map_pb2.Segment) -> Segment:
     Raises:
         MapMalformed: its plan is malformed.
     """
+    wire = message.SerializeToString()
+    known = _segments.get(wire)
+    return _keep(_segments, wire, _decode_segment(message)) if known is None else known
+
+
+def _decode_segment(message: shard_map_pb2.Segment) -> Segment:
     return Segment(
         epoch=Epoch(message.epoch),
         plan=decode_plan(message.plan),

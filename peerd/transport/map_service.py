@@ -26,7 +26,7 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
         request: shard_map_pb2.GetMapRequest,
         context: Context,  # noqa: ARG002 - the shape of a servicer's method
     ) -> shard_map_pb2.GetMapResponse:
-        """The whole map, or one log of it.
+        """The whole map, or what changed since the version that is known, or one log.
 
         Raises:
             Refused: MAP_UNKNOWN while nothing was heard yet, UNKNOWN_LOG.
@@ -42,16 +42,22 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
             )
         if request.log and request.log not in cache.logs:
             raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
-        update = await cache.whole_in_slices(request.log)
+        update = None if request.log else cache.change_since(request.known_version)
+        if update is None:
+            update = await cache.whole_in_slices(request.log)
         return shard_map_pb2.GetMapResponse(map=update, age_ms=cache.age_ms)
 
     async def WatchMap(
         self,
-        request: shard_map_pb2.WatchMapRequest,  # noqa: ARG002 - it says nothing yet
+        request: shard_map_pb2.WatchMapRequest,
         context: Context,  # noqa: ARG002 - the shape of a servicer's method
     ) -> AsyncIterator[shard_map_pb2.WatchMapResponse]:
-        """The whole map as soon as there is one, then each change. Ends with the call."""
-        version = 0
+        """The whole map as soon as there is one, then each change. Ends with the call.
+
+        Who has a version already gets what changed since, if that is remembered.
+        """
+        known = request.known_version
+        version = known if self._cache.remembers(known) else 0
         while True:
             changed = self._cache.changed
             first = version == 0 and self._cache.version > 0

@@ -170,6 +170,31 @@ async def test_the_map_is_watched_as_it_changes(las):
     assert len(part.map.nodes) == 2
 
 
+async def test_who_has_a_map_gets_what_changed_since(las):
+    await las.add_peers(2)
+    await create(las, shards=1)
+    known = las.state.version
+    await create(las, name="other")
+
+    async def ask(version):
+        request = shard_map_pb2.GetMapRequest(known_version=version)
+        return (await las.map.GetMap(request, metadata=ADMIN, timeout=5)).map
+
+    change = await ask(known)
+    assert not change.full
+    assert [log.name for log in change.logs] == ["other"]
+    nothing = await ask(las.state.version)
+    assert not nothing.full
+    assert not nothing.logs
+    for unknown in (0, las.state.version + 1):
+        assert (await ask(unknown)).full
+    for version, full in ((known, False), (las.state.version + 1, True)):
+        request = shard_map_pb2.WatchMapRequest(known_version=version)
+        call = las.map.WatchMap(request, metadata=ADMIN)
+        assert (await call.read()).map.full == full
+        call.cancel()
+
+
 def delete(las, name="orders", **fields):
     request = pb.DeleteLogRequest(name=name, **fields)
     return las.logs.DeleteLog(request, metadata=ADMIN, timeout=30)

@@ -235,6 +235,44 @@ def test_a_watcher_that_lags_far_gets_the_whole_map(cache):
     assert [one.full for one in cache.updates_since(6)] == [False] * UPDATES_KEPT_MAX
 
 
+def test_who_asks_with_a_version_gets_what_changed_since_as_one_update(cache):
+    other = MapCache(lambda: 0)
+    other.apply(cache.whole())
+    cache.apply(update(6, nodes=(node(3),)))
+    cache.apply(update(8, nodes=(node(4),), shards=(shard(1, epoch=2),)))
+    change = cache.change_since(5)
+    assert not change.full
+    assert len(change.nodes) == 2
+    other.apply(change)
+    assert (other.nodes, other.logs, other.shards) == (cache.nodes, cache.logs, cache.shards)
+    assert other.version == cache.version == 8
+    nothing = cache.change_since(8)
+    assert not nothing.full
+    assert not nothing.nodes
+    assert not other.apply(nothing)
+    # What is not remembered, or went and may have come back, is told by the whole map alone.
+    assert cache.change_since(0) is None
+    assert cache.change_since(4) is None
+    cache.apply(update(9, removed_nodes=("peer-4",)))
+    assert cache.change_since(8) is None
+    assert cache.change_since(9) is not None
+
+
+def test_what_many_shards_have_in_common_is_made_once(monkeypatch):
+    monkeypatch.setattr(map_codec, "KEPT_MAX", 3)
+    for kept in ("_segments", "_encoded_segments"):
+        monkeypatch.setattr(map_codec, kept, {})
+    one, other = (
+        map_codec.decode_shard(map_codec.encode_shard(shard(number))) for number in (1, 2)
+    )
+    assert one.open is other.open
+    for epoch in range(1, 9):
+        entry = shard(1, epoch=epoch)
+        assert map_codec.decode_shard(map_codec.encode_shard(entry)) == entry
+        assert len(map_codec._segments) <= 3
+        assert len(map_codec._encoded_segments) <= 3
+
+
 def test_one_log_of_the_map(cache):
     cache.apply(
         update(

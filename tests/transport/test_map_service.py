@@ -27,6 +27,26 @@ async def test_a_peer_gives_the_whole_map_or_one_log(cluster, maps):
     assert part.map.version == whole.map.version
 
 
+async def test_who_has_a_map_gets_what_changed_since(cluster, maps):
+    cluster.create_log("orders", shards=2)
+    known = (await maps.GetMap(shard_map_pb2.GetMapRequest())).map.version
+    carts = shard_map_pb2.Log(name="carts", copies=1, acks=1)
+    update = shard_map_pb2.MapUpdate(cluster_id="memory", version=known + 1, logs=[carts])
+    cluster.hosts["peer-2"].cache.apply(update)
+    request = shard_map_pb2.GetMapRequest(known_version=known)
+    change = (await maps.GetMap(request)).map
+    assert not change.full
+    assert [log.name for log in change.logs] == ["carts"]
+    call = maps.WatchMap(shard_map_pb2.WatchMapRequest(known_version=known))
+    watched = (await call.read()).map
+    assert not watched.full
+    assert [log.name for log in watched.logs] == ["carts"]
+    call.cancel()
+    for strange in (0, 1 << 40):
+        request = shard_map_pb2.GetMapRequest(log="carts", known_version=strange)
+        assert (await maps.GetMap(request)).map.full
+
+
 async def test_an_unknown_log_is_refused(cluster, maps):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await maps.GetMap(shard_map_pb2.GetMapRequest(log="nowhere"))

@@ -6,6 +6,7 @@ calls are answered by peers that know better.
 
 from collections.abc import AsyncIterator
 
+from las.core.state import ClusterState
 from las.daemon.group import RETRY_AFTER_MS, Group
 from las.daemon.map_feed import MapFeed, encode_part
 from las.v1 import shard_map_pb2, shard_map_pb2_grpc
@@ -26,7 +27,7 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
         request: shard_map_pb2.GetMapRequest,
         context: Context,
     ) -> shard_map_pb2.GetMapResponse:
-        """The whole map, or one log of it.
+        """The whole map, or what changed since the version that is known, or one log.
 
         Raises:
             Refused: MAP_UNKNOWN while this node has applied nothing and does not lead,
@@ -36,7 +37,9 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
         if state.version == 0 and not self._group.is_leader:
             text = f"{self._group.name} has not heard the shard map yet: try again, or ask another"
             raise Refused(refusal(Reason.MAP_UNKNOWN, text, retry_after_ms=RETRY_AFTER_MS))
-        if not request.log:
+        if not request.log and _may_go_on(state, request.known_version):
+            update = self._feed.since(state, request.known_version) or _nothing_since(state)
+        elif not request.log:
             update = await self._feed.whole(state)
         else:
             log = state.logs.get(request.log)
@@ -50,8 +53,12 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
         request: shard_map_pb2.WatchMapRequest,
         context: Context,
     ) -> AsyncIterator[shard_map_pb2.WatchMapResponse]:
-        """The whole map as soon as there is one, then each change. Ends with the call."""
-        version = 0
+        """The whole map as soon as there is one, then each change. Ends with the call.
+
+        Who has a version already gets what changed since, if that is remembered.
+        """
+        known = request.known_version
+        version = known if _may_go_on(self._group.state, known) else 0
         with self._group.watch() as changed:
             while True:
                 changed.clear()
@@ -66,3 +73,12 @@ class ShardMapServicer(shard_map_pb2_grpc.ShardMapServiceServicer):
                     yield shard_map_pb2.WatchMapResponse(map=update)
                 else:
                     await changed.wait()
+
+
+def _may_go_on(state: ClusterState, version: int) -> bool:
+    """Whether a reader that has `version` can be told just what changed since."""
+    return version > 0 and state.changed_ids(version) is not None
+
+
+def _nothing_since(state: ClusterState) -> shard_map_pb2.MapUpdate:
+    return shard_map_pb2.MapUpdate(cluster_id=state.cluster_id, version=state.version)
