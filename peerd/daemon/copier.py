@@ -16,6 +16,7 @@ Must not: choose what is copied, or drop anything.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.durable import FillSealed, Outcome, Stored, StoredSegment
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard
+from peerd.daemon.crowd import Crowd
 from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
 from peerd.daemon.peer_calls import PeerCalls
@@ -41,6 +43,7 @@ AGAIN_AFTER_S = 1.0
 AGAIN_DOUBLINGS_MAX = 5
 
 _log = get_logger("copier")
+_crowd = Crowd(_log)
 
 Key = tuple[ShardId, Epoch]
 
@@ -156,7 +159,9 @@ class Copier:
         try:
             if key not in self._unlisted:
                 await self._fill(shard, segment)
-                _log.info("segment copied", shard=key[0], epoch=key[1], end=segment.end)
+                _crowd.tell(
+                    logging.INFO, "segment copied", shard=key[0], epoch=key[1], end=segment.end
+                )
                 self._copied_segments += 1
                 self._unlisted.add(key)
                 tries = self._tries[key] = 0

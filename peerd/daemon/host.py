@@ -49,7 +49,7 @@ from peerd.core.replica import Replica
 from peerd.core.shard_map import Shard
 from peerd.daemon.host_seam import Outside
 from peerd.daemon.logging import get_logger
-from peerd.daemon.notes import log_note
+from peerd.daemon.notes import flush_notes, log_note
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.timetable import Timetable
 from peerd.daemon.write_queue import OnOutcome, WriteQueue
@@ -670,6 +670,7 @@ class ShardHost:
     def stop(self) -> None:
         """Ring no more."""
         self._timetable.stop()
+        flush_notes()
 
     def statistics(self) -> HostStatistics:
         """Counts, now."""

@@ -5,6 +5,7 @@ state changed meanwhile is of no use any more: the report counts as answered.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from las.core.commands import (
@@ -25,6 +26,7 @@ from las.daemon.services.results import invalid
 from las.daemon.term import Term, wall_ms
 from las.v1 import fleet_pb2
 from peerd.core.ids import Epoch, Offset, ShardId
+from peerd.daemon.crowd import Crowd
 from peerd.daemon.logging import get_logger
 from peerd.transport.map_codec import decode_replica
 
@@ -35,6 +37,7 @@ REPORTS_PER_CALL_MAX = 1_024
 COMMANDS_WAITING_MAX = 64
 
 _log = get_logger("reports")
+_crowd = Crowd(_log)
 
 
 class Reports:
@@ -65,13 +68,19 @@ class Reports:
         else:
             async with room:
                 result = await self._group.submit(command)
-        level = "info" if result.ok else "warning"
-        getattr(_log, level)(
+        level = logging.INFO if result.ok else logging.WARNING
+        facts = {"reporter": self._reporter.name, "outcome": result.text}
+        if isinstance(command, ShardStep):
+            _crowd.tell(
+                level, type(command).__name__, shard=command.shard, epoch=command.epoch, **facts
+            )
+            return
+        _log.log(
+            level,
             type(command).__name__,
-            reporter=self._reporter.name,
             shard=getattr(command, "shard", None),
             epoch=getattr(command, "epoch", None),
-            outcome=result.text,
+            **facts,
         )
 
     def _command(self, report: fleet_pb2.PeerReport) -> Command | None:
