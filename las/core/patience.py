@@ -14,12 +14,17 @@ Why it hides no real failure for long:
   forecaster says, and errors of disk and memory, count as ever (`Outlook.hard`).
 - A small take-over gives none: `take_over_shards`.
 
-Kept by the leader alone: the next one begins with windows of its own, and with no patience.
+Kept by the leader alone. The next one finds in the committed state who was given shards of nodes
+that went down within the patience (`taken_over`): a segment that such a node led is sealed now, and
+somebody else leads. Of a shard without records nothing is left to see, and it costs less, too. A
+segment that was led elsewhere before its node went down is counted as well: nodes are told of as
+busy that were not, for as long as it lasts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from las.core.state import ClusterState
 from peerd.core.ids import NodeName
 
 
@@ -53,3 +58,27 @@ class TakeOvers:
             if each.shards >= self._shards_min
             and (left_ms := each.since_ms + self._patience_ms - now_ms) > 0
         }
+
+
+def taken_over(
+    state: ClusterState, *, now_s: int, patience_ms: int
+) -> Iterator[tuple[tuple[NodeName, ...], int]]:
+    """Shards that nodes were given within the patience: the nodes, and how many ms ago at most.
+
+    `now_s` is wall time, as in the history of failures. Goes through the shards only if a node went
+    down that lately.
+    """
+    ages_ms: dict[NodeName, int] = {}
+    for outage in reversed(state.history.outages):
+        age_ms = max(0, now_s - outage.begin_s) * 1000
+        if age_ms >= patience_ms:
+            break
+        ages_ms.setdefault(NodeName(outage.node), age_ms)
+    if not ages_ms:
+        return
+    for entry in state.shards.values():
+        sealed, opened = entry.shard.sealed, entry.shard.open
+        led_before = sealed[-1].plan.primary if sealed else opened.plan.primary
+        if led_before.peer in ages_ms and led_before != opened.plan.primary:
+            voters = tuple(voter.peer for voter in opened.plan.voters)
+            yield voters, ages_ms[led_before.peer]

@@ -19,10 +19,12 @@ Must not: weigh evidence (detector), choose places (planner), decide ends (recov
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from logging import INFO
 
 from las.core.commands import (
     PrepareSegment,
@@ -62,10 +64,12 @@ from las.daemon.reconcile import (
 from las.daemon.shard_changes import ShardChanges
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
 from peerd.core.shard_map import Plan
+from peerd.daemon.crowd import Crowd
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Refused
 
 _log = get_logger("executor")
+_crowd = Crowd(_log)
 
 Work = Callable[[], Coroutine[None, None, None]]
 
@@ -81,6 +85,8 @@ SWEEP_SHARDS_MAX = 512
 RECOVERIES_MAX = 2_048
 # limit: commands and questions of other kinds under way at once.
 TASKS_MAX = 1_024
+# limit: lines of histories that wait to be committed; beyond it the oldest are left out
+UNTOLD_MAX = 256
 
 
 # While the last recovery began less long ago, planned changes wait for those under way: most take a
@@ -165,6 +171,7 @@ class Executor:
         self._recovery_timing = recovery_timing or RecoveryTiming()
         self._take_overs = take_overs
         self._story = _Story(wall_ms)
+        self._untold: deque[RecordEvent] = deque(maxlen=UNTOLD_MAX)
         self._woken = asyncio.Event()
         self._seen_version = -1
         self._look_at: set[ShardId] = set()
@@ -241,10 +248,12 @@ class Executor:
         for shard, why in self._hanging(state, index, now):
             self._start_recovery(group, recovery, shard, why)
         self._collect_dirty(state, index, now)
-        if shards := self._next_shards(index):
+        # Before the backlog is emptied for this look: its recoveries begin beside what is planned.
+        yields = self._is_yielding()
+        if shards := self._next_shards(index, yields=yields):
             view = self._detector.view(state, now)
             changes_max = max(0, self._limits.changes_max - self._preparing)
-            limits = replace(self._limits, changes_max=changes_max, yielding=self._is_yielding())
+            limits = replace(self._limits, changes_max=changes_max, yielding=yields)
             places = self._places_in(state, index)
             planned = plan_round(state, view, limits, index=index, shards=shards, placement=places)
             for later in planned.later:
@@ -254,16 +263,16 @@ class Executor:
                 self._shortages.pop(shard, None)
             for action in planned.actions:
                 self._act(group, recovery, state, action)
-        for command in self._story.due(now, self._timing.story_ms):
-            self._start(group, ("story", command.node, command.kind), partial(self._tell, command))
+        self._untold.extend(self._story.due(now, self._timing.story_ms))
+        if self._untold:
+            self._start(group, "story", self._tell_all)
 
-    def _next_shards(self, index: FleetIndex) -> set[ShardId]:
+    def _next_shards(self, index: FleetIndex, *, yields: bool) -> set[ShardId]:
         """What this look goes through: what there is room for, then what may need something."""
         shards = set(self._without_primary.take(RECOVERIES_MAX - len(self._recovering)))
         # Twice the room, since not each of them still needs it.
         changes = 2 * (self._limits.changes_max - len(index.unsettled))
         copies = 2 * (self._limits.copies_max - index.fetching)
-        yields = self._is_yielding()
         shards.update(self._unchanged.take(changes, below=_PAUSED if yields else None))
         shards.update(self._uncopied.take(copies, below=_KEPT_TAIL if yields else None))
         many = LOOK_SHARDS_IN_RECOVERY_MAX if self._without_primary else LOOK_SHARDS_MAX
@@ -477,6 +486,10 @@ class Executor:
         self._preparing += 1
         try:
             result = await self._step(command)
+        except Refused:
+            # Committed or not: the map will tell what is still to be done.
+            self._again.add(action.shard)
+            raise
         finally:
             self._preparing -= 1
         if not result.ok:
@@ -488,9 +501,12 @@ class Executor:
             self._story.add("switch", node, action.why, self._now(), led=led)
 
     async def _want(self, action: Want) -> None:
-        await self._step(
-            WantHolders(shard=action.shard, epoch=action.epoch, holders=action.holders)
-        )
+        command = WantHolders(shard=action.shard, epoch=action.epoch, holders=action.holders)
+        try:
+            await self._step(command)
+        except Refused:
+            self._again.add(action.shard)
+            raise
 
     async def _recover(self, recovery: Recovery, shard: ShardId, why: str) -> None:
         began = self._now()
@@ -501,7 +517,7 @@ class Executor:
         finally:
             self._recovering.discard(shard)
             self._again.add(shard)
-        _log.info("shard recovered", shard=shard, why=why, outcome=outcome.text)
+        _crowd.tell(INFO, "shard recovered", shard=shard, why=why, outcome=outcome.text)
         if outcome.opened is not None:
             self._settle(shard)
             took_ms = self._now() - began
@@ -509,8 +525,26 @@ class Executor:
             self._pauses_ms[primary.peer] = shards + 1, before_ms + took_ms
             self._story.add("failover", primary.peer, why, self._now(), led=True, took_ms=took_ms)
 
-    async def _tell(self, command: RecordEvent) -> None:
-        await self._consensus.submit(command)
+    async def _tell_all(self) -> None:
+        """Tell the histories what waits to be told. What is given up without a known outcome is
+        told later, unless the history has it by then.
+        """
+        while self._untold:
+            command = self._untold[0]
+            if not self._is_told(command):
+                try:
+                    await self._consensus.submit(command)
+                except Refused:
+                    await asyncio.sleep(self._timing.again_ms / 1000)
+                    raise
+            self._untold.popleft()
+
+    def _is_told(self, command: RecordEvent) -> bool:
+        state, _ = self._consensus.indexed()
+        return any(
+            (event.timestamp_ms, event.kind) == (command.timestamp_ms, command.kind)
+            for event in state.events.get(command.node, ())
+        )
 
     def _shortage(self, action: Shortage) -> None:
         if self._shortages.get(action.shard) != action.why:

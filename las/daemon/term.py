@@ -10,7 +10,7 @@ from typing import Protocol
 
 from las.core.commands import Caller, RaiseCommandLevel, RecordRejoin
 from las.core.history import Cause
-from las.core.patience import TakeOvers
+from las.core.patience import TakeOvers, taken_over
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
@@ -92,9 +92,7 @@ class Term:
         self._group = group
         self._peers = peers
         self.steps = ShardSteps(group)
-        self.take_overs = TakeOvers(
-            shards_min=policy.take_over_shards, patience_ms=policy.take_over_patience_s * 1000
-        )
+        self.take_overs = self._find_take_overs(config)
         self.executor = self._make_executor()
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)
@@ -133,6 +131,17 @@ class Term:
             now_ms=now_ms,
             wall_ms=wall_ms,
         )
+
+    def _find_take_overs(self, config: LasConfig) -> TakeOvers:
+        """Who is busy with the shards of others, also if an earlier leader gave them."""
+        patience_ms = config.policy.take_over_patience_s * 1000
+        found = TakeOvers(shards_min=config.policy.take_over_shards, patience_ms=patience_ms)
+        began_ms, now_s = now_ms(), wall_ms() // 1000
+        given = taken_over(self._group.state, now_s=now_s, patience_ms=patience_ms)
+        # The oldest first: patience lasts from the first shard on.
+        for nodes, age_ms in sorted(given, key=lambda each: -each[1]):
+            found.opened(nodes, began_ms - age_ms)
+        return found
 
     def _make_executor(self) -> Executor:
         return Executor(

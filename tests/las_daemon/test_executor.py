@@ -20,12 +20,14 @@ from las.core.commands import (
 )
 from las.core.patience import TakeOvers
 from las.core.placement import Limits
-from las.core.planner import is_expendable, is_shielded
+from las.core.planner import Prepare, Want, is_expendable, is_shielded
 from las.core.state import NodeState
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor, ExecutorTiming
 from las.daemon.reconcile import RecoveryTiming
+from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, ShardId, Tick
+from peerd.transport.status import Refused, refusal
 from tests.las_core.builders import SHARD, name, plan_of, process, register, replica, with_log
 from tests.las_core.model_fleet import ModelFleet
 
@@ -363,6 +365,75 @@ async def test_a_deposed_leader_changes_nothing_and_does_not_fall_over():
         await fleet.until(lambda: bool(committed(fleet, OpenSegment)))
 
 
+class Doubtful(ModelFleet):
+    """Answers each of the first commands of some kinds with no outcome, after it was committed or
+    without.
+    """
+
+    def __init__(self, state, *kinds: type, commits: bool) -> None:
+        super().__init__(state)
+        self.doubted = dict.fromkeys(kinds, 2)
+        self.commits = commits
+
+    async def submit(self, command):
+        if self.doubted.get(type(command), 0) > 0:
+            self.doubted[type(command)] -= 1
+            if self.commits:
+                await super().submit(command)
+            raise Refused(refusal(Reason.LAS_UNAVAILABLE, "no outcome", taken=Taken.UNKNOWN))
+        return await super().submit(command)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_line_of_a_history_without_a_known_outcome_is_told_and_once(commits):
+    fleet = Doubtful(with_log(), RecordEvent, commits=commits)
+    detector = detector_for(fleet)
+    async with running(fleet, detector):
+        die(fleet, detector, 1)
+        # The second line is told when the first one is.
+        await fleet.until(
+            lambda: bool(events(fleet, "failover")) and fleet.doubted[RecordEvent] == int(commits)
+        )
+        for _ in range(20):
+            await asyncio.sleep(0.002)
+    assert len(events(fleet, "failover")) == 1
+
+
+@pytest.mark.parametrize("action", ["prepare", "want"])
+async def test_a_step_that_is_given_up_without_an_outcome_is_looked_at_again(action):
+    """Not when the sweep over all shards comes by: that may take many seconds."""
+    fleet = Doubtful(with_log(), PrepareSegment, WantHolders, commits=False)
+    plan = plan_of(2, 2, 3)
+    executor = Executor(
+        consensus=fleet,
+        peers=fleet,
+        detector=detector_for(fleet),
+        limits=Limits(),
+        now=clock,
+        wall_ms=itertools.count(1).__next__,
+    )
+    before = fleet.state.shards[SHARD].shard.open.plan
+    work = {
+        "prepare": lambda: executor._prepare(
+            Prepare(shard=SHARD, epoch=Epoch(1), plan=plan, why="risk"), before
+        ),
+        "want": lambda: executor._want(
+            Want(
+                shard=SHARD,
+                epoch=Epoch(1),
+                holders=(replica(4),),
+                why="copies",
+                kept_tail=False,
+                healthy=1,
+            )
+        ),
+    }[action]
+    with pytest.raises(Refused):
+        await work()
+    assert executor._again == {SHARD}
+    assert not fleet.commands
+
+
 async def test_an_error_of_ours_ends_the_executor_loudly():
     fleet = ModelFleet(with_log())
 
@@ -487,6 +558,20 @@ async def test_a_mass_take_over_is_told_and_planned_changes_rest_a_little(monkey
         await fleet.until(lambda: is_shielded(fleet.state, name(4)))
         assert clock() - began >= 200
     assert {name(2), name(3)} <= taken.busy(clock()).keys()
+
+
+async def test_the_look_that_finds_a_death_already_yields_to_its_recoveries():
+    """What it plans beside them would be committed and carried out before the first fence."""
+    led, followed = ((0, 1, 2),) * 10, ((1, 0, 2), (2, 0, 1)) * 5
+    fleet = ModelFleet(with_log(rows=(*led, *followed)))
+    detector = detector_for(fleet)
+    async with running(fleet, detector):
+        die(fleet, detector, 1)
+        await fleet.until(lambda: fleet.settled() and is_shielded(fleet.state, name(1)))
+    kinds = [type(each) for each in fleet.commands]
+    last_open = max(at for at, kind in enumerate(kinds) if kind is OpenSegment)
+    assert PrepareSegment in kinds[last_open:]
+    assert PrepareSegment not in kinds[:last_open]
 
 
 async def test_what_does_not_fit_into_one_look_is_done_in_the_next(monkeypatch):
