@@ -14,7 +14,7 @@ import time
 
 from structlog.typing import FilteringBoundLogger
 
-# Lines of one event that are written one by one in each period: a planned change of a few shards,
+# limit: lines of one event that are written one by one in each period: a change of a few shards,
 # or the end of a small peer.
 EACH_MAX = 16
 PERIOD_S = 1.0

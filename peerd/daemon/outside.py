@@ -46,10 +46,11 @@ LOADS_MAX = 8
 # limit: producer tables that are fetched from one store at a time. One that hangs keeps these calls
 # for as long as each may take, and no fetch from another store waits for them.
 FETCHES_MAX = 32
-# limit: producer tables that nothing waits for are fetched so many at a time, and each fetch is
-# followed by a rest of so many times its duration, but of this many seconds at most
+# limit: producer tables that nothing waits for, fetched at a time
 QUIET_FETCHES_MAX = 2
+# Each of these fetches is followed by a rest of so many times its duration.
 QUIET_REST = 8
+# limit: seconds of such a rest; a store that hangs is not rested for longer
 QUIET_REST_S_MAX = 0.5
 
 # A look at the whole map is followed by a rest of so many times its duration.

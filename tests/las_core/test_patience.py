@@ -38,9 +38,7 @@ def test_no_patience_is_none():
 
 
 def with_a_death(at_s: int, *, shards: int = 3, records: int = 1) -> ClusterState:
-    """peer-1 led `shards` shards and is down since `at_s`; peer-2 leads them now, beside one that it
-    led all the time.
-    """
+    """peer-1 led `shards` shards and is down since `at_s`; peer-2 leads them now, and another."""
     state = with_log(rows=((0, 1, 2),) * shards + ((1, 2, 3),))
     state = done(
         state,
@@ -81,4 +79,4 @@ def test_it_finds_nothing_of_deaths_that_are_long_ago_or_moved_nothing():
     assert not list(taken_over(with_log(), now_s=1_000, patience_ms=60_000))
     assert not list(taken_over(with_a_death(1_000, records=0), now_s=1_001, patience_ms=60_000))
     # A clock that stands before the one that wrote the death: it was now.
-    assert list(taken_over(state, now_s=990, patience_ms=60_000))[0][1] == 0
+    assert next(iter(taken_over(state, now_s=990, patience_ms=60_000)))[1] == 0

@@ -20,7 +20,7 @@ from las.core.commands import (
 )
 from las.core.patience import TakeOvers
 from las.core.placement import Limits
-from las.core.planner import Prepare, Want, is_expendable, is_shielded
+from las.core.planner import Prepare, Urgency, Want, is_expendable, is_shielded
 from las.core.state import NodeState
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor, ExecutorTiming
@@ -415,7 +415,8 @@ async def test_a_step_that_is_given_up_without_an_outcome_is_looked_at_again(act
     before = fleet.state.shards[SHARD].shard.open.plan
     work = {
         "prepare": lambda: executor._prepare(
-            Prepare(shard=SHARD, epoch=Epoch(1), plan=plan, why="risk"), before
+            Prepare(shard=SHARD, epoch=Epoch(1), plan=plan, why="risk", urgency=Urgency.AT_RISK),
+            before,
         ),
         "want": lambda: executor._want(
             Want(
