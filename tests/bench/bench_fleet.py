@@ -338,8 +338,10 @@ async def _kill_a_leader_of_many(
             await client.append(log, b"x", shard=shard)
             return time.monotonic()
 
+        earlier: list[float | BaseException] = []
         for at in range(0, len(led), APPENDED_AT_ONCE):
-            await asyncio.gather(*(append(*each) for each in led[at : at + APPENDED_AT_ONCE]))
+            appends = (append(*each) for each in led[at : at + APPENDED_AT_ONCE])
+            earlier += await asyncio.gather(*appends, return_exceptions=True)
         under_way = [client.append_nowait(log, b"y", shard=shard) for log, shard in led]
         await asyncio.sleep(0)
         began_s = time.monotonic()
@@ -349,7 +351,9 @@ async def _kill_a_leader_of_many(
         acked = await later
     pauses = sorted(at - began_s for at in acked if isinstance(at, float))
     errors = Counter(
-        type(each).__name__ for each in (*before, *acked) if isinstance(each, BaseException)
+        type(each).__name__
+        for each in (*earlier, *before, *acked)
+        if isinstance(each, BaseException)
     )
     return {
         "shards": (first + logs) * shards,
