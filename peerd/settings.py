@@ -17,7 +17,7 @@ import os
 import re
 import tomllib
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -113,6 +113,7 @@ def load(
     overrides: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
     check: Check[Settings] | None = None,
+    only: Collection[str] | None = None,
 ) -> Settings:
     """Reads and checks settings.
 
@@ -123,13 +124,15 @@ def load(
         overrides: Dotted key -> value, from the command line; texts are converted as needed.
         environment: Variables; those of the process if None.
         check: Returns (key, what is wrong) for what no single key can tell.
+        only: Tables and keys of the file that are looked at; None: all, and unknown ones are wrong.
 
     Raises:
         ConfigError: the file is missing, unreadable or no TOML, or a key or value is wrong.
     """
     keys = {key.name: key for key in keys_of(settings, prefix)}
     source = _Source.read(path)
-    values = dict(_flatten(source.values, keys))
+    asked = {key: each for key, each in source.values.items() if only is None or key in only}
+    values = dict(_flatten(asked, keys))
     places = source.places()
     if path is not None:
         values = {name: _from_file(keys.get(name), value, path) for name, value in values.items()}

@@ -12,7 +12,8 @@ Why it is right. Let n voters and `acks` = a belong to e, and k of them have ans
   k′ ≥ n′ − a′ + 1, at most a′ − 1 of its voters can have adopted it: it never acknowledged
   anything, and never will.
 - *A split shard* needs no answers. Its segments are closed: nothing in them was acknowledged or
-  will be, so that nothing can be lost and nobody need be stopped.
+  will be, so that nothing can be lost and nobody need be stopped. Nor does a segment of nobody's,
+  which a restore begins with: no process was ever told of it (`las.core.restored`).
 
 Rules kept (each is a mutant of the formal model): `fence-quorum`, `x-min`, `x-ignores-silent`,
 `end-without-epoch`, `adoption-ignored`, `prepared-not-fenced`, `old-answers-counted`,
@@ -110,6 +111,8 @@ Decision = Wait | Recovered | Contradiction
 
 def voters_to_ask(shard: Shard) -> tuple[ReplicaId, ...]:
     """The voters of e, and of e′ if one is prepared (`prepared-not-fenced`)."""
+    if shard.open.plan.is_nobodys:
+        return ()
     prepared = () if shard.prepared is None else shard.prepared.plan.voters
     return tuple(sorted({*shard.open.plan.voters, *prepared}))
 
@@ -139,6 +142,8 @@ def decide(shard: Shard, answers: Iterable[Answer]) -> Decision:
         for answer in counted.values()
         if shard.prepared is not None and answer.prepared.adopted
     }
+    if shard.open.plan.is_nobodys:
+        return _recover_closed(shard)
     if shard.is_split:
         return _recover_closed(shard)
     if len(begins) > 1:
@@ -156,7 +161,7 @@ def decide(shard: Shard, answers: Iterable[Answer]) -> Decision:
 
 def _recover_closed(shard: Shard) -> Recovered:
     """A shard that is split (§4.3): "Once it is committed, a fence needs no answers … e ends at X
-    where it began, e′ is dead". (spec mutant `split-prepared-not-asked`)
+    where it began, e′ is dead". (spec mutant `split-prepared-not-asked`) So does what is nobody's.
     """
     begin = shard.open.begin or _ZERO
     return Recovered(ended=RecoveredSegment(end=begin, known_commit=begin, holders=()))

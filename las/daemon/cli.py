@@ -65,7 +65,9 @@ def init(
     import_: Annotated[
         Path | None,
         typer.Option(
-            "--import", help="What `las recover` wrote: the group begins with it. Not with an id."
+            "--import",
+            help="What `las recover` or `peerctl restore` wrote: the group begins with it. "
+            "Not with an id.",
         ),
     ] = None,
 ) -> None:

@@ -16,6 +16,7 @@ import typer
 
 from peerd.cli import (
     audit_commands,
+    backup_commands,
     bench_commands,
     drill_commands,
     fleet_commands,
@@ -51,6 +52,7 @@ app.command()(log_commands.read)
 app.command()(log_commands.tail)
 app.command()(audit_commands.audit)
 app.command("export")(recover_commands.export)
+app.command("restore")(backup_commands.restore)
 app.command("safe-to-stop")(node_commands.safe_to_stop)
 app.command()(drill_commands.drill)
 app.add_typer(log_commands.log_app, name="log")
@@ -63,6 +65,7 @@ app.add_typer(history_commands.history_app, name="history")
 app.add_typer(model_commands.model_app, name="model")
 app.add_typer(monitoring_commands.monitoring_app, name="monitoring")
 app.add_typer(recover_commands.recover_app, name="recover")
+app.add_typer(backup_commands.backup_app, name="backup")
 app.add_typer(incident_commands.incident_app, name="incident")
 app.add_typer(bench_commands.bench_app, name="bench")
 app.add_typer(pki_commands.pki_app, name="pki")

@@ -9,7 +9,18 @@ out; those that are listed tile from some offset that is not above `kept_from`.
 from enum import StrEnum
 
 from peerd.core.check import invariant
-from peerd.core.ids import FIRST_OFFSET, NO_EPOCH, Epoch, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.ids import (
+    FIRST_OFFSET,
+    NO_EPOCH,
+    BootId,
+    Epoch,
+    NodeName,
+    Offset,
+    ProcessId,
+    ReplicaId,
+    ShardId,
+    StoreId,
+)
 from peerd.core.value import value
 
 
@@ -43,6 +54,19 @@ class Plan:
     def replicas(self) -> tuple[ReplicaId, ...]:
         """Everyone who gets the batches, the primary's own store included."""
         return self.voters + self.non_voters
+
+    @property
+    def is_nobodys(self) -> bool:
+        """Whether no process was ever told of it; see `plan_of_nobody`."""
+        return not self.primary.peer
+
+
+def plan_of_nobody(*, closed: bool = False) -> Plan:
+    """The plan of a segment that only the tier has, or nobody: a restore begins with such ones
+    (docs/backup.md). Nodes have names, and nobody has none.
+    """
+    nobody = ProcessId(NodeName(""), StoreId(""), BootId(""))
+    return Plan(primary=nobody, voters=(nobody.replica,), acks=1, closed=closed)
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 In this order: "from `Begin`" (then there is nothing to search), "from its own store (table plus
 headers up to X, and nothing beyond X), or fetched from a holder. If no holder is left, producers
-that it does not know are refused with `PRODUCER_STATE_LOST`; it does not guess."
+that it does not know are refused with `PRODUCER_STATE_LOST`; it does not guess." Behind what a
+restore brought back from the tier nobody is asked: no store was ever there.
 
 A holder may not have heard yet that its segment is sealed, and then it cannot give the table: all
 sources are asked again and again until `table_timeout_ms`. One that is silent is not waited for:
@@ -68,9 +69,16 @@ def sources_of(shard: Shard, me: ReplicaId) -> tuple[ReplicaId, ...]:
     for segment in reversed(shard.sealed):
         found.update(dict.fromkeys(segment.holders))
     for segment in reversed(shard.sealed):
-        found.update(dict.fromkeys(segment.plan.replicas))
+        if not segment.plan.is_nobodys:
+            found.update(dict.fromkeys(segment.plan.replicas))
     found.pop(me, None)
     return tuple(found)
+
+
+def _is_lost(shard: Shard | None, as_of: Offset) -> bool:
+    """Whether no store has the table as of `as_of`: the tier alone has what comes before."""
+    last = shard.sealed[-1] if shard is not None and shard.sealed else None
+    return last is not None and last.end == as_of and last.plan.is_nobodys
 
 
 def known_suffix(situation: Situation, as_of: Offset) -> tuple[TableRange, ...]:
@@ -123,6 +131,8 @@ class TableSearch:
             self._finish(empty_table())
         elif self._s.stored.table_as_of == self._as_of:
             self._load((), from_store=True, out=out)
+        elif _is_lost(self._s.map, self._as_of):
+            self._give_up(out)
         else:
             self._ask_next(out)
 

@@ -12,7 +12,8 @@ from peerd.core.errors import Reason
 from peerd.core.ids import Epoch, Offset, Tick
 from peerd.core.limits import Limits
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Gap, SkippedEpochs
+from peerd.core.shard_map import Gap, SkippedEpochs, plan_of_nobody
+from peerd.core.table_search import sources_of
 from peerd.testing.sim.store import SimStore
 from tests.core.words import SHARD, A, B, C, Peer, batch, segment, shard_map
 
@@ -152,6 +153,24 @@ def test_who_does_not_have_what_was_kept_asks_for_its_time():
     receipt = acked(peer, request, 101)
     assert (receipt.base, receipt.timestamp_ms) == (100, KEPT_MS)
     assert peer.refused(peer.append(sequence=0)).reason is Reason.PRODUCER_STATE_LOST
+
+
+def test_behind_what_the_tier_alone_has_nobody_is_asked_and_every_producer_is_unknown():
+    alone = replace(segment(1, 0, 3, known_commit=Offset(3)), plan=plan_of_nobody())
+    peer = Peer(A)
+    peer.learn(replace(BEHIND, sealed=(alone,), trimmed_to=Offset(3)))
+    peer.fsync()
+    assert peer.replica.is_primary
+    assert not [load for load in peer.said.load if isinstance(load, FetchTable)]
+    assert acked(peer, peer.append(), 101).base == 100
+    assert peer.refused(peer.append(sequence=0)).reason is Reason.PRODUCER_STATE_LOST
+
+
+def test_nobody_is_no_source_of_a_table():
+    alone = replace(segment(1, 0, 3, known_commit=Offset(3)), plan=plan_of_nobody())
+    known = replace(segment(2, 3, 100, known_commit=Offset(100)), holders=(C.replica,))
+    shard = shard_map(segment(3, 100), alone, known)
+    assert sources_of(shard, A.replica) == (B.replica, C.replica)
 
 
 def test_a_gap_may_follow_another_before_any_record():

@@ -1,0 +1,183 @@
+"""`peerctl backup` and `peerctl restore` on a directory; with processes: tests/integration."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from las.core.commands import CreateLog
+from las.core.state import GAP_OFFSETS_MIN, ClusterState
+from las.core.tier_commands import TierShard
+from las.daemon import exports
+from las.daemon.exports import Export, Origin
+from peerd.cli import backing_up
+from peerd.cli.peerctl import app
+from peerd.core.ids import Epoch, Offset
+from peerd.tier.directory import DirectoryBackend
+from peerd.tier.errors import MissingObject
+from peerd.tier.format import Owner
+from peerd.tier.keys import NO_KEYS
+from peerd.tier.manifest import Manifest, generation_of_name, prefix_of
+from peerd.tier.store import TierStore
+from peerd.tier.writing import put_manifest, put_object
+from tests.las_core.builders import SHARD, done, name, process, with_log
+from tests.tier.objects import batches_of, object_of
+
+ORIGIN = Origin(cluster="dev", source="las-1", index=9, term=2, proven_index=9)
+OWNER = Owner(cluster="cluster-1", log="orders", shard=SHARD, epoch=Epoch(1))
+PREFIX = prefix_of("cluster-1", "orders", SHARD)
+
+
+class Place:
+    """A tier in a directory, and a cluster that has records of one shard there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "tier"
+        self.config = directory / "peerd.toml"
+        self.config.write_text(f'data_dir = "/nowhere"\n[tier]\nurl = "file://{self.root}"\n')
+        self.file = directory / "begin.las"
+
+    @property
+    def store(self) -> TierStore:
+        return TierStore(DirectoryBackend(self.root), deadline_ms=5_000, attempts=1)
+
+    def run(self, *arguments: object, status: int = 0) -> str:
+        done = CliRunner().invoke(app, [*map(str, arguments), "--tier", str(self.config)])
+        assert done.exit_code == status, done.output
+        return done.output
+
+    def json(self, *arguments: object) -> object:
+        return json.loads(self.run(*arguments, "-o", "json"))
+
+    async def manifest(self, *, objects: int = 2) -> tuple[str, int]:
+        """The name of the manifest of as many objects, and its end."""
+        entries, at, empty = [], 0, manifest_of(())
+        for number in range(objects):
+            batches = batches_of([500] * 4, begin=at, seed=number)
+            made = object_of(batches, owner=OWNER)
+            entries.append(await put_object(self.store, NO_KEYS, empty, *made))
+            at = batches[-1].end
+        return await put_manifest(self.store, manifest_of(tuple(entries))), at
+
+    def backed_up(self, state: ClusterState, committed: int = 0) -> str:
+        data = Export(origin=ORIGIN, state=state).to_bytes()
+        known = {SHARD: Offset(committed)}
+        work = backing_up.write(self.store, NO_KEYS, lambda: data, known, 1e9)
+        return asyncio.run(work).id
+
+
+def manifest_of(entries) -> Manifest:
+    return Manifest(
+        cluster="cluster-1",
+        log="orders",
+        shard=SHARD,
+        generation=5,
+        epoch=Epoch(1),
+        key_hash_low=0,
+        key_hash_high=(1 << 64) - 1,
+        entries=entries,
+    )
+
+
+def state_with(manifest: str, end: int) -> ClusterState:
+    """`orders` is in the tier up to `end`; `_positions` and `scratch` are not."""
+    logs = [
+        CreateLog(name=each, copies=1, acks=1, nodes=(name(1),), rows=((0,),))
+        for each in ("_positions", "scratch")
+    ]
+    tiered = TierShard(
+        shard=SHARD,
+        epoch=Epoch(1),
+        by=process(1),
+        follows="",
+        begin=Offset(0),
+        end=Offset(end),
+        manifest=manifest,
+    )
+    return done(with_log(), *logs, tiered)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def backup(place: Place) -> str:
+    manifest, end = asyncio.run(place.manifest())
+    return place.backed_up(state_with(manifest, end), committed=end)
+
+
+def test_backups_are_listed_and_verified(place: Place, backup: str):
+    assert backup in place.run("backup", "list")
+    (listed,) = place.json("backup", "list")
+    assert (listed["id"], listed["cluster"], listed["whole"]) == (backup, "dev", True)
+    assert [each["log"] for each in listed["shards"]] == ["orders", "scratch"]
+    told = place.json("backup", "verify", backup, "--deep")["shards"][0]
+    assert (told["begin"], told["end"], told["objects"]) == (0, 24, 2)
+    assert "is sound" in place.run("backup", "verify", backup)
+
+
+def test_what_is_behind_is_told(place: Place):
+    manifest, end = asyncio.run(place.manifest())
+    place.backed_up(state_with(manifest, end), committed=end + 3)
+    (listed,) = place.json("backup", "list")
+    assert listed["whole"] is False
+
+
+def test_errors_are_one_line(place: Place, backup: str, tmp_path: Path):
+    told = place.run("backup", "verify", "20010101T000000Z-00000000", status=1)
+    assert "MISSING_OBJECT" in told
+    newest = max(place.root.rglob("*.chunk"))
+    newest.unlink()
+    for command in (("backup", "verify", backup), ("restore", backup, place.file)):
+        assert "MISSING_OBJECT" in place.run(*command, status=1)
+    assert not place.file.exists()
+    place.config.write_text("name = 'x'\n")
+    assert "tier.url is not set" in place.run("backup", "list", status=2)
+    place.config = tmp_path / "none.toml"
+    assert "no such file" in place.run("backup", "list", status=2)
+
+
+def test_a_look_ahead_changes_nothing(place: Place, backup: str):
+    before = sorted(place.root.rglob("*"))
+    assert "nothing was written" in place.run("restore", backup, place.file)
+    assert not place.file.exists()
+    assert sorted(place.root.rglob("*")) == before
+
+
+def test_a_group_may_begin_with_what_is_written(place: Place, backup: str):
+    said = place.run("restore", backup, place.file, "--old-cluster-is-gone")
+    assert f"las init --import {place.file}" in said
+    export = exports.read(place.file)
+    assert export.is_recovered
+    assert set(export.state.logs) == {"orders", "scratch"}
+    entry = export.state.shards[SHARD].shard
+    assert (entry.tier.begin, entry.tier.end) == (0, 24)
+    assert entry.open.begin == 24 + GAP_OFFSETS_MIN
+    assert "backup " + backup in entry.gaps[0].why
+    # Above all that lie there: nobody takes another one for newer.
+    assert generation_of_name(entry.tier.manifest) == 6
+    assert (place.root / PREFIX / entry.tier.manifest).exists()
+    place.run("restore", backup, place.file, "--old-cluster-is-gone", status=2)
+
+
+def test_what_retention_removed_since_then_is_left_out(place: Place, backup: str):
+    min(place.root.rglob("*.chunk")).unlink()
+    place.run("restore", backup, place.file, "--old-cluster-is-gone")
+    tier = exports.read(place.file).state.shards[SHARD].shard.tier
+    assert (tier.begin, tier.end) == (12, 24)
+
+
+def test_a_manifest_that_was_replaced_meanwhile_is_looked_for_in_a_newer_state(place: Place):
+    manifest, end = asyncio.run(place.manifest())
+    old = Export(origin=ORIGIN, state=state_with("manifest-" + "0" * 20 + "-" + "a" * 32, end))
+    new = Export(origin=ORIGIN, state=state_with(manifest, end))
+    states = [old.to_bytes(), old.to_bytes(), new.to_bytes()]
+    work = backing_up.write(place.store, NO_KEYS, lambda: states.pop(0), {}, 1e9)
+    assert asyncio.run(work).shards[0].manifest == manifest
+    work = backing_up.write(place.store, NO_KEYS, old.to_bytes, {}, 1e9)
+    with pytest.raises(MissingObject):
+        asyncio.run(work)
