@@ -182,10 +182,6 @@ class Rebalancer:
     async def _move(self, move: Move) -> None:
         state, _ = self._consensus.indexed()
         entry = state.shards.get(move.shard)
-        if move.joins:
-            self._votes_rest_until[move.shard, move.joins] = self._now_ms() + VOTES_REST_MS
-        if move.leads:
-            self._leads_rest_until[move.shard] = self._now_ms() + LEADS_REST_MS
         if entry is None:
             return
         led = entry.shard.open.plan.primary.peer
@@ -193,6 +189,11 @@ class Rebalancer:
         result = await self._consensus.submit(
             PrepareSegment(shard=move.shard, epoch=move.epoch, plan=move.plan, why=why)
         )
+        # Also one that would not; but not one that nobody could commit, which is as due as before.
+        if move.joins:
+            self._votes_rest_until[move.shard, move.joins] = self._now_ms() + VOTES_REST_MS
+        if move.leads:
+            self._leads_rest_until[move.shard] = self._now_ms() + LEADS_REST_MS
         if not result.ok:
             _log.info("not moved", shard=move.shard, why=result.text)
             return

@@ -92,6 +92,7 @@ class ModelFleet:
             for node in state.nodes.values()
         }
         self.leading = True
+        self.refusals = 0
         self.hold_reports = False
         self.commands: list[Command] = []
         self.joined: list[int] = []
@@ -114,6 +115,7 @@ class ModelFleet:
     async def submit(self, command: Command) -> Result:
         await asyncio.sleep(0)
         if not self.leading:
+            self.refusals += 1
             raise Refused(refusal(Reason.NOT_LAS_LEADER, "not the leader"))
         return self.commit(command)
 

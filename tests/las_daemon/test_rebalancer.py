@@ -257,6 +257,7 @@ async def test_the_loop_goes_on_when_it_is_asked_and_when_it_does_not_lead(clock
         await until(lambda: works.told == "off", "it has looked")
         works.ask()
         await until(lambda: works.told.startswith("moving"), "it tries")
+        await until(lambda: fleet.refusals > 20, "it has tried each move, and some twice")
         assert not moves(fleet)
         fleet.leading = True
         await until(lambda: works.told == "even" or works.told == "off", "it is even")
