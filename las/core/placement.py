@@ -1,7 +1,8 @@
 """Where copies and primaries go: the rules of docs/anticipation.md §4, and nothing about when.
 
 Hard rules: only the recorded store of a node that is up, never two replicas on a host, a primary
-that may lead, never fewer voters than the log's `acks`. Preferences, in this order: what is there
+that may lead, never fewer voters than the log's `acks`, no new place behind a link that would not
+bear what is written to the shard (`las.core.network`). Preferences, in this order: what is there
 already, healthy before endangered, racks apart, zones apart, few votes, few primaries, name. The
 last makes every choice the same on every run.
 
@@ -12,10 +13,11 @@ its copy stays good while nobody waits for it. It votes or leads only where too 
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from las.core.index import FleetIndex
+from las.core.network import LinkLoad, Network
 from las.core.state import ClusterState, Log, Node, NodeState
 from peerd.core.ids import NodeName, ProcessId, ReplicaId, ShardId, Tick
 from peerd.core.shard_map import Plan
@@ -45,12 +47,14 @@ class FleetView:
         free_bytes: bytes free for data as last heard; a node that is missing here has enough.
         down_since: when the leader saw a node down first; missing = long ago.
         stalled: voters whose acknowledgements stall, by the shard in which they do.
+        network: what links bear, and what is written.
     """
 
     now: Tick
     free_bytes: Mapping[NodeName, int] = field(default_factory=dict)
     down_since: Mapping[NodeName, Tick] = field(default_factory=dict)
     stalled: frozenset[tuple[ShardId, ReplicaId]] = frozenset()
+    network: Network = field(default_factory=Network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ class Wish:
         primary: the process that should go on, if it is healthy and votes.
         heirs: who should lead otherwise: stores that have what came before.
         closed: the segment takes no batch (docs/protocol.md §4.3): only a voter leads it.
+        bytes_per_s: what is written to the shard, and will cross the links of its voters.
     """
 
     log: Log
@@ -97,6 +102,7 @@ class Wish:
     primary: ProcessId | None = None
     heirs: frozenset[ReplicaId] = frozenset()
     closed: bool = False
+    bytes_per_s: float = 0.0
 
 
 class _Judged:
@@ -127,6 +133,11 @@ class Placement:
         self._votes: Counter[NodeName] = Counter(index.voting)
         self._leads: Counter[NodeName] = Counter(index.leading)
         self._copies: Counter[NodeName] = Counter(index.holding)
+        written = ((each, state.shards.get(each)) for each in view.network.writes)
+        self._links = LinkLoad(
+            view.network,
+            ((shard, entry.shard.open.plan) for shard, entry in written if entry is not None),
+        )
         self._nodes = {node.name: _Judged(node) for node in state.nodes.values()}
         self._queue = sorted(
             (self._load(name), name)
@@ -166,6 +177,9 @@ class Placement:
         voters = self._voters(wish, steady, self._hosts(others))
         if len(voters) < wish.log.copies:  # the hosts of endangered replicas are needed
             voters = self._voters(wish, steady, set())
+        if len(voters) < wish.log.acks and wish.bytes_per_s:
+            # A narrow link is better than no voter.
+            voters = self._voters(replace(wish, bytes_per_s=0.0), steady, set())
         if len(voters) < wish.log.acks:
             # Of those that should not vote the least bad first: endangered, then shunned.
             shunned = [each for each in others if each in wish.shunned]
@@ -190,8 +204,15 @@ class Placement:
             acks=wish.log.acks,
         )
 
-    def commit(self, plan: Plan, before: Plan | None = None) -> None:
+    def rate(self, shard: ShardId) -> float:
+        """What is written to a shard, bytes a second."""
+        return self._view.network.rate(shard)
+
+    def commit(self, plan: Plan, before: Plan | None = None, *, bytes_per_s: float = 0.0) -> None:
         """Count `plan`, in place of `before`, as load for the choices that follow."""
+        self._links.count(plan, bytes_per_s)
+        if before is not None:
+            self._links.count(before, -bytes_per_s)
         for old in before.voters if before is not None else ():
             self._use(old.peer, -1)
         for new in plan.voters:
@@ -213,7 +234,13 @@ class Placement:
         while len(voters) < wish.log.copies:
             last = len(voters) == wish.log.copies - 1
             leader_needed = last and not any(map(self._may_lead, voters))
-            added = self.pick(voters, blocked, wish.shunned, may_lead=leader_needed)
+            added = self.pick(
+                voters,
+                blocked,
+                wish.shunned,
+                may_lead=leader_needed,
+                bytes_per_s=wish.bytes_per_s,
+            )
             if added is None:
                 break
             voters.append(added)
@@ -226,8 +253,11 @@ class Placement:
         shunned: Iterable[ReplicaId] = (),
         *,
         may_lead: bool = False,
+        bytes_per_s: float = 0.0,
     ) -> ReplicaId | None:
-        """The healthy store that fits best beside others, on no host of theirs or `blocked`."""
+        """The healthy store that fits best beside others, on no host of theirs or `blocked`, and
+        behind a link that bears `bytes_per_s` more.
+        """
         others = [self._nodes[each.peer] for each in beside]
         hosts = {other.host for other in others} | blocked
         racks = Counter(other.rack for other in others if other.rack)
@@ -239,6 +269,8 @@ class Placement:
             judged = self._nodes[name]
             node = judged.node
             if judged.host in hosts or name in refused or (may_lead and not node.may_lead):
+                continue
+            if not self._links.bears(name, received=bytes_per_s):
                 continue
             score = (racks[judged.rack], zones[judged.zone], load, name)
             if best is None or score < best[0]:
@@ -293,6 +325,9 @@ class Placement:
         def order(each: ReplicaId) -> tuple[bool, bool, bool, int, NodeName]:
             stays = wish.primary is not None and wish.primary == self._process(each)
             weak = self.health(each) is not Health.HEALTHY or each in wish.shunned
+            # What goes on as it is needs no room; a new primary sends to all others.
+            sent = wish.bytes_per_s * (len(voters) - 1) * (not stays)
+            weak = weak or not self._links.bears(each.peer, sent=sent)
             return weak, not stays, each not in wish.heirs, self._leads[each.peer], each.peer
 
         return self._process(min(able, key=order))

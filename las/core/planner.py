@@ -237,6 +237,7 @@ def _answer(seen: _Round, need: _Need) -> Prepare | Shortage | None:
         primary=now.primary,
         heirs=frozenset(now.voters),
         closed=shard.is_split,
+        bytes_per_s=seen.placement.rate(shard.shard),
     )
     composed = seen.placement.compose(wish)
     if composed is None:
@@ -246,7 +247,7 @@ def _answer(seen: _Round, need: _Need) -> Prepare | Shortage | None:
     same_voters = set(composed.voters) == set(now.voters)
     if composed.primary == now.primary and same_voters and composed.acks == now.acks:
         return None
-    seen.placement.commit(composed, now)
+    seen.placement.commit(composed, now, bytes_per_s=wish.bytes_per_s)
     return Prepare(
         shard=shard.shard,
         epoch=shard.open.epoch,
@@ -369,10 +370,11 @@ def recovery_plan(
         kept=tuple(order),
         shunned=silent,
         heirs=recovered.sources,
+        bytes_per_s=placement.rate(entry.shard),
     )
     composed = placement.compose(wish)
     if composed is not None:
-        placement.commit(composed, entry.open.plan)
+        placement.commit(composed, entry.open.plan, bytes_per_s=wish.bytes_per_s)
     return composed
 
 

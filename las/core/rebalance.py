@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from math import ceil, floor
 
 from las.core.index import FleetIndex
+from las.core.network import LinkLoad, Network
 from las.core.placement import FleetView, Limits
 from las.core.state import SEALED_SEGMENTS_MAX, ClusterState, Node, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ReplicaId, ShardId
@@ -181,6 +182,12 @@ class _Fleet:
         self._full = {
             name for name, free in view.free_bytes.items() if free < limits.free_bytes_min
         }
+        self._rates = uneven.bytes_per_s
+        written = ((each, state.shards.get(each)) for each in uneven.bytes_per_s)
+        self._links = LinkLoad(
+            Network(capacity=view.network.capacity, writes=uneven.bytes_per_s),
+            ((shard, entry.shard.open.plan) for shard, entry in written if entry is not None),
+        )
         self._moved: dict[ShardId, Plan] = {}
         self._gained: dict[NodeName, set[ShardId]] = {}
         self._weights = _weights(state, uneven.bytes_per_s)
@@ -224,6 +231,9 @@ class _Fleet:
                 self._leads[before.primary.peer] -= 1
                 self._leads[move.leads] += 1
                 self._resting_leads.add(move.shard)
+            rate = self._rates.get(move.shard, 0.0)
+            self._links.count(before, -rate)
+            self._links.count(move.plan, rate)
             self._moved[move.shard] = move.plan
 
     def _carry(self, name: NodeName, weight: float, votes: int) -> None:
@@ -331,6 +341,10 @@ class _Fleet:
             return False
         if not node.may_lead and not any(other.may_lead for other in others):
             return False
+        # It may come to lead what it votes in.
+        rate = self._rates.get(shard, 0.0)
+        if not self._links.bears(taker, received=rate, sent=rate * len(others)):
+            return False
         return all(
             _crowd(others, key, node) <= _crowd(others, key, self._nodes[giver])
             for key in ("rack", "zone")
@@ -386,8 +400,10 @@ class _Fleet:
         shard = entry.shard.shard
         if plan.primary.peer != leader or shard in self._resting_leads or shard in self._moved:
             return
+        sent = self._rates.get(shard, 0.0) * (len(plan.replicas) - 1)
         for voter in plan.voters:
-            if voter.peer != leader and self._nodes[voter.peer].may_lead:
+            may_lead = voter.peer != leader and self._nodes[voter.peer].may_lead
+            if may_lead and self._links.bears(voter.peer, sent=sent):
                 yield voter.peer
 
     def _lead_move(self, entry: ShardEntry, giver: NodeName, taker: NodeName) -> Move:

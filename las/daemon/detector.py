@@ -24,6 +24,7 @@ from enum import Enum
 from itertools import islice
 
 from las.core.index import FleetIndex
+from las.core.network import Network
 from las.core.placement import FleetView
 from las.core.state import ClusterState, Node, NodeState
 from peerd.core.ids import BootId, Epoch, NodeName, ReplicaId, ShardId, Tick
@@ -118,6 +119,7 @@ class _Watched:
     heard_at: Tick
     broken: bool = False
     free_bytes: int | None = None
+    network_bytes_per_s: int = 0
     accusations: dict[NodeName, _Accusation] = field(default_factory=dict)
     asking: bool = False
     ask_after: Tick | None = None
@@ -145,6 +147,8 @@ class Detector:
 
     def __init__(self, timing: DetectorTiming, now: Tick) -> None:
         """A new leader believes everybody alive for one lease from `now` on."""
+        self.writes: Mapping[ShardId, float] = {}
+        """What is written to each shard, in bytes a second, as its primary told last."""
         self._timing = timing
         self._lease_ms = timing.lease_ms
         self._judged_at = now
@@ -155,13 +159,21 @@ class Detector:
         self._acted_for: dict[NodeName, tuple[NodeName, Tick]] = {}
 
     # ------------------------------------------------------------------ what is heard
-    def heard(self, node: NodeName, boot: BootId, now: Tick, free_bytes: int | None = None) -> None:
+    def heard(
+        self,
+        node: NodeName,
+        boot: BootId,
+        now: Tick,
+        free_bytes: int | None = None,
+        network_bytes_per_s: int = 0,
+    ) -> None:
         """A registration or heartbeat of `boot`, the registered process of `node`, arrived."""
         watched = self._watched(node, boot, now)
         watched.heard_at = now
         watched.broken = False
         if free_bytes is not None:
             watched.free_bytes = free_bytes
+            watched.network_bytes_per_s = network_bytes_per_s
 
     def stream_broken(self, node: NodeName, boot: BootId) -> None:
         """The heartbeat stream of the process ended, and it was not the LAS that closed it."""
@@ -257,8 +269,17 @@ class Detector:
             for name, watched in self._nodes.items()
             if watched.free_bytes is not None
         }
+        capacity = {
+            name: watched.network_bytes_per_s
+            for name, watched in self._nodes.items()
+            if watched.network_bytes_per_s
+        }
         return FleetView(
-            now=now, free_bytes=free_bytes, down_since=dict(self._down_since), stalled=stalled
+            now=now,
+            free_bytes=free_bytes,
+            down_since=dict(self._down_since),
+            stalled=stalled,
+            network=Network(capacity=capacity, writes=dict(self.writes) if capacity else {}),
         )
 
     def stalled_shards(self) -> set[ShardId]:
@@ -404,7 +425,10 @@ class Detector:
         watched = self._nodes.get(node)
         if watched is None or watched.boot != boot:
             free_bytes = None if watched is None else watched.free_bytes
-            watched = _Watched(boot=boot, heard_at=now, free_bytes=free_bytes)
+            network = 0 if watched is None else watched.network_bytes_per_s
+            watched = _Watched(
+                boot=boot, heard_at=now, free_bytes=free_bytes, network_bytes_per_s=network
+            )
             self._nodes[node] = watched
         return watched
 

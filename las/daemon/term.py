@@ -114,6 +114,7 @@ class Term:
         self._cooling = Cooling(group, self.trimmer, period_ms=policy.retention_period_ms)
         self._story = Story(group, self.forecaster.words, wall_ms)
         self._writes = Writes(self.vitals, lambda: group.state, now_ms)
+        self.detector.writes = self._writes.rates
         self.rebalancer = Rebalancer(
             group,
             policy,
@@ -271,7 +272,9 @@ class Term:
         """A heartbeat of the registered process of `node`."""
         now = now_ms()
         self.vitals.heard(node, boot, heartbeat, now)
-        self.detector.heard(node, boot, Tick(now), heartbeat.free_bytes)
+        self.detector.heard(
+            node, boot, Tick(now), heartbeat.free_bytes, heartbeat.network_bytes_per_s
+        )
         if heartbeat.HasField("disk"):
             self.forecaster.disks.take(node, heartbeat.disk)
         if self.scraped is None:

@@ -319,6 +319,12 @@ class PeerdConfig(Endpoint):
         default="any",
         description="A `shadow` stores copies and is never primary",
     )
+    network_bytes_per_s: int = Field(
+        default=0,
+        ge=0,
+        description="What the link of this host bears in one direction, 125000000 for 1 Gbit/s. "
+        "The LAS gives the peer no shard that would fill it beyond 80 %. 0: it bears everything",
+    )
     stall_timeout_ms: int = Field(
         default=500,
         ge=50,

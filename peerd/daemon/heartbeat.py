@@ -181,6 +181,7 @@ class Member:
             samples=[_encode_sample(sample, now_ms) for sample in samples],
             map_version=self._map.version,
             free_bytes=space.free_bytes,
+            network_bytes_per_s=self._config.network_bytes_per_s,
             stored_bytes=space.stored_bytes,
             damaged_batches=repairs.damaged,
             repaired_batches=repairs.repaired,

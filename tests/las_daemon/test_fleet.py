@@ -450,3 +450,25 @@ async def test_a_workload_of_too_many_shards_is_refused(las, monkeypatch):
     shards = [pb.ShardWorkload(shard=number) for number in (1, 2)]
     call = await peer.heartbeats(peer.beat(workload=pb.NodeWorkload(shards=shards)))
     assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_narrow_link_gets_no_share_of_a_busy_shard(las):
+    await las.add_peers(5)
+    await create(las, shards=1, copies=3)
+    plan = open_segment(las).plan
+    primary = next(peer for peer in las.peers if peer.name == plan.primary.peer)
+    busy = pb.NodeWorkload(period_s=10.0, shards=[pb.ShardWorkload(shard=1, bytes_per_s=5e6)])
+    await primary.heartbeats(primary.beat(workload=busy))
+    spare = [p for p in las.peers if p.name not in {voter.peer for voter in plan.voters}]
+    # By its name alone the first one would be taken.
+    await spare[0].heartbeats(spare[0].beat(network_bytes_per_s=2_500_000))
+    await until(lambda: spare[0].name in las.term.view().network.capacity, "its link is known")
+    await until(lambda: las.term.vitals.of(primary.name) is not None, "the workload is told")
+    await las.term._writes.look()
+    las.term.executor._placement = None  # it is kept for some seconds
+    gone = next(v.peer for v in plan.voters if v.peer != primary.name)
+    request = pb.DrainRequest(node=gone)
+    await las.fleet.Drain(request, metadata=ADMIN, timeout=30)
+    await until(lambda: las.state.shards[1].shard.prepared is not None, "another voter is planned")
+    voters = las.state.shards[1].shard.prepared.plan.voters
+    assert spare[1].name in {voter.peer for voter in voters}
