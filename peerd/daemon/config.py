@@ -258,7 +258,8 @@ class Tier(Section):
         default=60,
         ge=0,
         le=7 * 24 * 3600,
-        description="Time that objects stay in the tier after what is in them was trimmed",
+        description="Time that objects stay in the tier after what is in them was trimmed, or its "
+        "log was deleted",
     )
 
 

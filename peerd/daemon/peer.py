@@ -55,6 +55,7 @@ from peerd.daemon.telemetry.collector import watch_loop_lag
 from peerd.daemon.telemetry.exporter import TelemetryExporter
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.tier import Tier, open_tier
+from peerd.daemon.tier_sweeper import TierSweeper
 from peerd.daemon.uploader import Uploader
 from peerd.internal.v1 import replication_pb2_grpc
 from peerd.pki import Identity
@@ -320,7 +321,17 @@ class Peer:
             interval_s=self.config.scrub.interval_s,
             now_s=self._loop.time,
         )
-        self._uploader = None if self._tier is None else self._make_uploader(self._tier)
+        self._uploader: Uploader | None = None
+        self._sweeper: TierSweeper | None = None
+        if self._tier is not None:
+            self._uploader = self._make_uploader(self._tier)
+            self._sweeper = TierSweeper(
+                tier=self._tier,
+                map_cache=self.map_cache,
+                remove_after_s=self.config.tier.remove_after_s,
+                removed=self._uploader.count_removed,
+                now_s=self._loop.time,
+            )
 
     def _make_uploader(self, tier: Tier) -> Uploader:
         settings = self.config.tier
@@ -402,6 +413,8 @@ class Peer:
         self.supervisor.start("scrub", self.scrubber.run())
         if self._uploader is not None:
             self.supervisor.start("uploader", self._uploader.run())
+        if self._sweeper is not None:
+            self.supervisor.start("sweeper of the tier", self._sweeper.run())
         self.supervisor.start("pulse", self._pulse())
         self.supervisor.start("watch of the neighbours", self._watch_neighbours())
         self.supervisor.start("loop lag", watch_loop_lag(self.own))

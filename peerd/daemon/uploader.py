@@ -133,6 +133,10 @@ class Uploader:
             oldest_waiting_s=age_ms / 1000,
         )
 
+    def count_removed(self, objects: int) -> None:
+        """Somebody else of this process has removed so many."""
+        self._removed_objects += objects
+
     async def run(self) -> None:
         """Look at the shards that this process orders, for ever."""
         while True:

@@ -16,6 +16,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -62,6 +63,18 @@ class DirectoryBackend:
     async def listed(self, prefix: str) -> list[Listed]:
         """See `Backend`."""
         return await self._threaded(lambda: self._listed(self._path(prefix)))
+
+    async def folders(self, prefix: str) -> list[str]:
+        """See `Backend`."""
+
+        def folders() -> list[str]:
+            folder = self._path(prefix)
+            if not folder.is_dir():
+                return []
+            found = islice((path for path in folder.iterdir() if path.is_dir()), LISTED_MAX)
+            return [path.relative_to(self._root).as_posix() for path in found]
+
+        return await self._threaded(folders)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """See `Backend`."""

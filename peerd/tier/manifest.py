@@ -85,9 +85,14 @@ class Manifest:
         return self.entries[low]
 
 
+def cluster_folder(cluster: str) -> str:
+    """Where everything of a cluster lies."""
+    return f"cluster-{cluster}"
+
+
 def prefix_of(cluster: str, log: str, shard: ShardId) -> str:
     """Where everything of a shard lies."""
-    return f"cluster-{cluster}/log-{log}/shard-{shard:020d}"
+    return f"{cluster_folder(cluster)}/log-{log}/shard-{shard:020d}"
 
 
 def object_name(epoch: Epoch, begin: Offset, end: Offset, mark: int) -> str:

@@ -101,6 +101,16 @@ class S3Backend:
             raise self._typed(error, prefix) from error
         return found[:LISTED_MAX]
 
+    async def folders(self, prefix: str) -> list[str]:
+        """See `Backend`."""
+        import obstore
+
+        try:
+            found = await obstore.list_with_delimiter_async(self._store, prefix)
+        except Exception as error:
+            raise self._typed(error, prefix) from error
+        return [each.rstrip("/") for each in found["common_prefixes"][:LISTED_MAX]]
+
     async def remove(self, keys: Sequence[str]) -> None:
         """See `Backend`."""
         import obstore

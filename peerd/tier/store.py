@@ -60,6 +60,12 @@ class Backend(Protocol):
         """All below `prefix`, in no order; at most `LISTED_MAX`."""
         ...
 
+    async def folders(self, prefix: str) -> list[str]:
+        """The folders right below `prefix`, by their whole names, in no order; at most
+        `LISTED_MAX`. One may be empty by now.
+        """
+        ...
+
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove them; what is not there is removed."""
         ...
@@ -123,6 +129,10 @@ class TierStore:
         """All below `prefix`, by name. Raises `TierError`."""
         found = await self._patiently(lambda: self._backend.listed(prefix))
         return sorted(found, key=lambda each: each.key)
+
+    async def folders(self, prefix: str) -> list[str]:
+        """The folders right below `prefix`, by their whole names. Raises `TierError`."""
+        return sorted(await self._patiently(lambda: self._backend.folders(prefix)))
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Remove what is there of them. Raises `TierError`."""

@@ -180,3 +180,13 @@ def test_what_the_tier_does_not_give_is_told_and_the_rest_goes_on(
     end = fill(client, "spoilt", shard, 3)
     path.write_bytes(sound)
     assert values(client, "spoilt") == [(number, row(number)) for number in range(end)]
+
+
+def test_what_lies_there_of_a_deleted_log_goes(client: Client, tier: Path):
+    dropped, _ = cold_log(client, "dropped", 60)
+    shard, end = cold_log(client, "kept", 60)
+    assert list(tier.rglob("log-dropped/*/*.chunk"))
+    client.las.delete_log("dropped", accept_loss=True, shards=[dropped])
+    until(lambda: not list(tier.rglob("log-dropped/*/*")), "nothing of it is left in the tier")
+    assert values(client, "kept") == [(number, row(number)) for number in range(end)]
+    assert client.tail("kept", shard)[0].first_offset == 0

@@ -90,6 +90,8 @@ async def test_objects_are_made_once_read_in_ranges_listed_and_removed(url):
     with pytest.raises(MissingObject):
         await store.size_bytes("a/b/1")
     assert [each.key for each in await store.listed("a/b")] == ["a/b/2"]
+    assert await store.folders("a") == ["a/b"]
+    assert await store.folders("a/b") == await store.folders("nothing") == []
 
 
 async def test_who_may_not_is_told_at_once(url):

@@ -112,6 +112,11 @@ class MemoryBackend:
             if key.startswith(f"{prefix}/")
         ]
 
+    async def folders(self, prefix: str) -> list[str]:
+        await self._fault()
+        below = [key[len(prefix) + 1 :] for key in self.objects if key.startswith(f"{prefix}/")]
+        return list({f"{prefix}/{key.partition('/')[0]}" for key in below if "/" in key})
+
     async def remove(self, keys: Sequence[str]) -> None:
         await self._fault()
         for key in keys:

@@ -131,3 +131,11 @@ def test_keys_come_from_files(tmp_path):
         read_keys([bad])
     with pytest.raises(NotConfigured, match="cannot be read"):
         read_keys([tmp_path / "nothing"])
+
+
+async def test_folders_are_those_right_below(tmp_path):
+    backend = DirectoryBackend(tmp_path)
+    for key in ("a/b/c/x", "a/d/y", "a/z", "e/f/w"):
+        await backend.create(key, b"1")
+    assert sorted(await backend.folders("a")) == ["a/b", "a/d"]
+    assert await backend.folders("nothing") == []
