@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from las.core import (
+    access,
     audit,
     casebook,
     many_shards,
@@ -25,6 +26,7 @@ from las.core import (
     trim,
 )
 from las.core import commands as c
+from las.core.access_commands import AddGrant, EndRevocation, RemoveGrant, Revoke, SetAccess
 from las.core.commands import Command, Reason, Result
 from las.core.rows import ChangeShards, StepShards
 from las.core.segments import Applied, refuse
@@ -218,8 +220,9 @@ def register_node(state: ClusterState, command: c.RegisterNode) -> Applied:
         return refuse(state, Reason.STALE_BOOT, "a newer process of this node has registered")
     if wrong := recovered.registration_error(state, command):
         return refuse(state, Reason.LAS_LOST_ITS_PAST, wrong)
-    if wrong := tier.registration_error(state, command.name, command.feature_level):
-        return refuse(state, Reason.STATE_CHANGED, wrong)
+    for knows in (tier.registration_error, access.registration_error):
+        if wrong := knows(state, command.name, command.feature_level):
+            return refuse(state, Reason.STATE_CHANGED, wrong)
     node = Node(
         name=command.name,
         store=command.store,
@@ -380,6 +383,11 @@ _HANDLERS = cast(
         c.InstallModel: models.install_model,
         c.PromoteModel: models.promote_model,
         c.RollBackModel: models.roll_back_model,
+        SetAccess: access.set_access,
+        AddGrant: access.add_grant,
+        RemoveGrant: access.remove_grant,
+        Revoke: access.revoke,
+        EndRevocation: access.end_revocation,
         c.RecordRefusal: audit.record_refusal,
         c.RecordRejoin: audit.record_rejoin,
         c.RecordOutages: outages.record_outages,

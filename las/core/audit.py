@@ -14,7 +14,7 @@ committed state, and so are the same on every LAS node.
 from collections.abc import Callable
 from dataclasses import replace
 
-from las.core import retention
+from las.core import access, retention
 from las.core.commands import (
     Audited,
     Caller,
@@ -58,8 +58,8 @@ def audited(state: ClusterState, command: Audited, apply: Apply) -> tuple[Cluste
         log=target.log,
         shard=target.shard,
         model=target.model,
-        before=words_of(state, target),
-        after=words_of(after, target),
+        before=_words(state, command.command, target),
+        after=_words(after, command.command, target),
         ok=result.ok,
         reason="" if result.ok else result.reason.value,
         text=_clipped(result.text),
@@ -139,6 +139,8 @@ def _kept(state: ClusterState, record: AuditRecord, caller: Caller) -> ClusterSt
 # ---------------------------------------------------------------------------------- targets
 def target_of(state: ClusterState, command: Command) -> Target:
     """What a command is about: a node, or a model's head, or a log, or a shard with its log."""
+    if log := access.log_of(command):
+        return Target(log=_clipped(log))
     if isinstance(command, InstallModel | PromoteModel | RollBackModel):
         return Target(model=command.head)
     node = getattr(command, "node", None)
@@ -150,6 +152,12 @@ def target_of(state: ClusterState, command: Command) -> Target:
         return Target(shard=shard, log="" if entry is None else entry.shard.log)
     name = command.name if isinstance(command, CreateLog) else getattr(command, "log", "")
     return Target(log=_clipped(name))
+
+
+def _words(state: ClusterState, command: Command, target: Target) -> str:
+    """What is committed of what a command is about, in one line."""
+    words = access.words_for(state, command)
+    return words_of(state, target) if words is None else _clipped(words)
 
 
 def words_of(state: ClusterState, target: Target) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from las.core.access_commands import ACCESS_COMMANDS, AccessCommand
 from las.core.codec import (
     CodecError,
     JsonValue,
@@ -514,6 +515,7 @@ Command = (
     | InstallModel
     | PromoteModel
     | RollBackModel
+    | AccessCommand
     | Audited
     | RecordRefusal
     | RecordRejoin
@@ -560,6 +562,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "install_model": InstallModel,
     "promote_model": PromoteModel,
     "roll_back_model": RollBackModel,
+    **ACCESS_COMMANDS,
     "audited": Audited,
     "record_refusal": RecordRefusal,
     "record_rejoin": RecordRejoin,

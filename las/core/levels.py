@@ -6,11 +6,12 @@ a new value of an enum gets the next level here.
 
 from collections.abc import Mapping
 
+from las.core.access_commands import AddGrant, EndRevocation, RemoveGrant, Revoke, SetAccess
 from las.core.commands import Audited, Command, RaiseCommandLevel
 from las.core.rows import StepShards
 from las.core.tier_commands import CoolShard, SetTier, TierShard
 
-COMMAND_LEVEL = 2
+COMMAND_LEVEL = 3
 """What commands this version knows: those of its level and of all below."""
 
 _LEVELS: Mapping[type[Command], int] = {
@@ -19,6 +20,11 @@ _LEVELS: Mapping[type[Command], int] = {
     TierShard: 2,
     CoolShard: 2,
     SetTier: 2,
+    SetAccess: 3,
+    AddGrant: 3,
+    RemoveGrant: 3,
+    Revoke: 3,
+    EndRevocation: 3,
 }
 """The level with which a command came; 1 if it is not here."""
 

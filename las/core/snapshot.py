@@ -28,21 +28,23 @@ from las.core.state import (
     Recovery,
     ShardEntry,
 )
+from peerd.core.access import NO_ACCESS_TABLE, AccessTable
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split, Tiered
 
-FORMAT = 5
+FORMAT = 6
 """Version of this format. A reader refuses what it does not know: an older program must not guess.
 
 1 had neither audit records nor ends of drains, and is still read. 2 has neither a group that
-began from older data nor LAS nodes that rejoined, 3 no tier, 4 no command level. The lowest that
-fits is written.
+began from older data nor LAS nodes that rejoined, 3 no tier, 4 no command level, 5 no access table.
+The lowest that fits is written.
 """
+_WITHOUT_ACCESS = 5
 _WITHOUT_LEVEL = 4
 _WITHOUT_TIER = 3
 _WITHOUT = 2
-_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, _WITHOUT_LEVEL, FORMAT})
+_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, _WITHOUT_LEVEL, _WITHOUT_ACCESS, FORMAT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class _Header:
     recovery: Recovery = NO_RECOVERY
     rejoined: tuple[tuple[str, str], ...] = ()
     command_level: int = 1
+    access: AccessTable = NO_ACCESS_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,14 +187,17 @@ def snapshot(state: ClusterState) -> bytes:
         recovery=state.recovery,
         rejoined=state.rejoined,
         command_level=state.command_level,
+        access=state.access,
     )
     return "\n".join([to_json(encode(header)), *lines]).encode()
 
 
 def _format_of(state: ClusterState) -> int:
     """The oldest format that has all of `state`."""
-    if state.command_level > 1:
+    if state.access.version:
         return FORMAT
+    if state.command_level > 1:
+        return _WITHOUT_ACCESS
     tiered = any(log.hot_bytes for log in state.logs.values()) or any(
         entry.shard.tier is not None for entry in state.shards.values()
     )
@@ -320,6 +326,7 @@ def _restore(lines: Iterator[bytes]) -> ClusterState:
         recovery=header.recovery,
         rejoined=header.rejoined,
         command_level=header.command_level,
+        access=header.access,
     )
 
 

@@ -19,6 +19,7 @@ from las.core.history import NO_HISTORY, FailureHistory
 from las.core.ledger import Case
 from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
+from peerd.core.access import NO_ACCESS_TABLE, AccessTable
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Compression, Shard
 
@@ -332,6 +333,8 @@ class ClusterState:
     """LAS nodes whose last `las rejoin` is in the audit, with the store that it made; sorted."""
     command_level: int = 1
     """The commands that may be used: all members of the group have said that they know them."""
+    access: AccessTable = NO_ACCESS_TABLE
+    """Who may do what to which log, and who is refused; see `las.core.access`."""
     changes: PersistentMap[int, Change] = field(default_factory=_empty_changes, compare=False)
 
     def changed(

@@ -1,7 +1,7 @@
 """What a LAS node shows at `/metrics`: consensus on every node, the fleet on the leader."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -23,18 +23,20 @@ DAY_S = 24 * 3_600.0
 class LasExporter(Collector):
     """Register with a `CollectorRegistry`; everything is looked up at each scrape."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts of a node
         self,
         group: Group,
         leading: Callable[[], Term | None],
         status: StatusView,
         credentials: Credentials | None,
         members: int,
+        refused: Mapping[str, int],
     ) -> None:
         """`leading` gives the term under way on this node, if it leads; `members` is the size of
-        the group.
+        the group, `refused` counts calls by reason.
         """
         self._members = members
+        self._refused = refused
         self._credentials = credentials
         self._group = group
         self._leading = leading
@@ -44,6 +46,7 @@ class LasExporter(Collector):
         """All metrics of one scrape."""
         yield from self._consensus()
         yield from self._map()
+        yield labelled("las_calls_refused_total", sorted(self._refused.items()))
         if self._credentials is not None:
             yield from single(las_certificate_expiry_days=self._credentials.expires_in_s() / DAY_S)
         term = self._leading()
@@ -79,6 +82,10 @@ class LasExporter(Collector):
             las_copies_wanted=index.fetching,
             las_nodes_at_risk=sum(node.at_risk for node in state.nodes.values()),
             las_nodes_draining=sum(node.draining for node in state.nodes.values()),
+            las_access_version=state.access.version,
+            las_access_required=int(state.access.required),
+            las_access_grants=len(state.access.grants),
+            las_access_revoked=len(state.access.revoked),
         )
         states = Counter(node.state for node in state.nodes.values())
         yield labelled("las_nodes", ((each.value, states[each]) for each in NodeState))

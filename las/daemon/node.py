@@ -34,6 +34,8 @@ from las.daemon.map_feed import MapFeed
 from las.daemon.model import Model
 from las.daemon.peer_calls import GrpcPeerCalls
 from las.daemon.recorder import RecordedMachine
+from las.daemon.refusals import RefusalRecords
+from las.daemon.services.access import AccessServicer
 from las.daemon.services.callers import Callers
 from las.daemon.services.fleet import FleetServicer
 from las.daemon.services.forecast import ForecastServicer
@@ -56,6 +58,8 @@ from las.raft import (
     open_directory,
 )
 from las.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     fleet_pb2,
     fleet_pb2_grpc,
     forecast_pb2,
@@ -84,6 +88,7 @@ from peerd.daemon.ports import bind_grpc, split_address
 from peerd.daemon.supervisor import Supervisor
 from peerd.pki import Identity
 from peerd.recorder.ring import FILE_NAME, RingError
+from peerd.transport.access import Access
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
@@ -98,6 +103,7 @@ PUBLIC_SERVICES = tuple(
     for descriptor, name in (
         (fleet_pb2.DESCRIPTOR, "FleetService"),
         (log_admin_pb2.DESCRIPTOR, "LogAdminService"),
+        (access_pb2.DESCRIPTOR, "AccessService"),
         (shard_map_pb2.DESCRIPTOR, "ShardMapService"),
         (forecast_pb2.DESCRIPTOR, "ForecastService"),
         (history_pb2.DESCRIPTOR, "HistoryService"),
@@ -134,9 +140,15 @@ class LasNode:
         self._credentials = daemon_credentials(config)
         self._metadata = plaintext_metadata(identity) if self._plaintext else ()
         self._calls: GrpcPeerCalls | None = None
+        self._refusals = RefusalRecords()
+        self.access = Access(
+            config.cluster, plaintext=self._plaintext, refused=self._refusals.calls
+        )
         self._server = grpc.aio.server(
             interceptors=(
-                AuthorizationInterceptor(config.cluster, plaintext=self._plaintext),
+                AuthorizationInterceptor(
+                    config.cluster, plaintext=self._plaintext, guard=self.access
+                ),
                 TypedErrors(self._on_bug),
             ),
             options=SERVER_OPTIONS,
@@ -253,6 +265,7 @@ class LasNode:
             callers=self._callers,
             auditor=auditor,
             status=self.status,
+            refusals=self._refusals,
         )
         server = together(self._server)
         incident_pb2_grpc.add_IncidentServiceServicer_to_server(
@@ -260,7 +273,10 @@ class LasNode:
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
         log_admin_pb2_grpc.add_LogAdminServiceServicer_to_server(
-            LogAdminServicer(group, leadership, self._callers, auditor), server
+            LogAdminServicer(group, leadership, self._callers, auditor, self.access), server
+        )
+        access_pb2_grpc.add_AccessServiceServicer_to_server(
+            AccessServicer(group, leadership, self._callers, auditor), server
         )
         shard_map_pb2_grpc.add_ShardMapServiceServicer_to_server(
             ShardMapServicer(group, feed), server
@@ -281,12 +297,27 @@ class LasNode:
             (*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self.supervisor.start("leadership", leadership.run())
+        self.supervisor.start("access table", self._follow_access(group))
+        self.supervisor.start("refused calls", self._refusals.run(group, leadership))
+
+    async def _follow_access(self, group: Group) -> None:
+        """Judge calls by what is applied here, for ever."""
+        with group.watch() as changed:
+            while True:
+                self.access.take(group.state.access)
+                await changed.wait()
+                changed.clear()
 
     async def _open_http(self) -> None:
         registry = CollectorRegistry()
         registry.register(
             LasExporter(
-                self.group, self._leading, self.status, self._credentials, len(self.config.members)
+                self.group,
+                self._leading,
+                self.status,
+                self._credentials,
+                len(self.config.members),
+                self._refusals.calls.counts,
             )
         )
         page = FleetPage(lambda: fleet_document(self.group, self.status, self._leading()))

@@ -24,6 +24,7 @@ class Heard:
     repaired_batches: int
     scrub_age_s: int | None
     map_version: int
+    access_version: int
     workload: fleet_pb2.NodeWorkload
     workload_at_ms: int
 
@@ -57,6 +58,7 @@ class Vitals:
             workload=workload,
             workload_at_ms=workload_at_ms,
             map_version=heartbeat.map_version,
+            access_version=heartbeat.access_version,
         )
 
     def of(self, node: NodeName) -> Heard | None:

@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import typer
 
 from peerd.cli import (
+    access_commands,
     audit_commands,
     backup_commands,
     bench_commands,
@@ -51,11 +52,13 @@ app.command()(log_commands.append)
 app.command()(log_commands.read)
 app.command()(log_commands.tail)
 app.command()(audit_commands.audit)
+app.command()(access_commands.revoke)
 app.command("export")(recover_commands.export)
 app.command("restore")(backup_commands.restore)
 app.command("safe-to-stop")(node_commands.safe_to_stop)
 app.command()(drill_commands.drill)
 app.add_typer(log_commands.log_app, name="log")
+app.add_typer(access_commands.grant_app, name="grant")
 app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")
 app.add_typer(fleet_commands.shard_app, name="shard")

@@ -153,7 +153,7 @@ def show(
         print_document(output, {"certificates": rows})
     else:
         print_table(
-            ["file", "identity", "hosts", "authority", "valid until", "days left"],
+            ["file", "identity", "hosts", "authority", "valid until", "days left", "serial"],
             [
                 [
                     row["file"],
@@ -162,6 +162,7 @@ def show(
                     row["authority"],
                     row["valid_until"][:16].replace("T", " "),
                     str(row["days_left"]),
+                    row["serial"],
                 ]
                 for row in rows
             ],

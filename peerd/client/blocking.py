@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from las.v1 import fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2, model_pb2
+from las.v1 import access_pb2, fleet_pb2, forecast_pb2, history_pb2, log_admin_pb2, model_pb2
 from peerd.client import asynchronous, producer
 from peerd.client.asynchronous import ClientStatistics
 from peerd.client.credentials import Access, access
@@ -237,6 +237,30 @@ class BlockingLas:
     def export_state(self) -> bytes:
         """All that the LAS has committed; see `peerd.client.las.LasCalls.export_state`."""
         return self._thread.run(self._las.export_state())
+
+    def access(self) -> access_pb2.GetAccessResponse:
+        """Grants and revocations, and which peers have not heard of the newest."""
+        return self._thread.run(self._las.access())
+
+    def set_access(self, *, required: bool) -> access_pb2.SetAccessResponse:
+        """Says whether clients need grants."""
+        return self._thread.run(self._las.set_access(required=required))
+
+    def add_grant(self, grant: access_pb2.Grant) -> access_pb2.AddGrantResponse:
+        """Gives rights."""
+        return self._thread.run(self._las.add_grant(grant))
+
+    def remove_grant(self, grant: access_pb2.Grant) -> access_pb2.RemoveGrantResponse:
+        """Takes rights back."""
+        return self._thread.run(self._las.remove_grant(grant))
+
+    def revoke(self, revocation: access_pb2.Revocation) -> access_pb2.RevokeResponse:
+        """Refuses a certificate everywhere."""
+        return self._thread.run(self._las.revoke(revocation))
+
+    def end_revocation(self, revocation: access_pb2.Revocation) -> access_pb2.EndRevocationResponse:
+        """Ends that."""
+        return self._thread.run(self._las.end_revocation(revocation))
 
     def audit(
         self, *, since_ms: int = 0, node: str = "", log: str = "", limit: int = 0

@@ -180,7 +180,9 @@ class InvalidRequest(PeerdError):
 
 
 class AccessDenied(PeerdError):
-    """No certificate, one of another cluster, or one whose role may not do this."""
+    """No certificate, one of another cluster, one that was revoked, one whose role may not do this,
+    or one without a grant for this log.
+    """
 
 
 class NotServedYet(PeerdError):
@@ -248,6 +250,8 @@ CLASSES: Mapping[str, type[PeerdError]] = {
     "LAS_LOST_ITS_PAST": StateConflict,
     "UNKNOWN_MODEL": UnknownModel,
     "MODEL_REFUSED": ModelRejected,
+    "NOT_GRANTED": AccessDenied,
+    "REVOKED": AccessDenied,
     "SHUTTING_DOWN": Unavailable,
     "MAP_UNKNOWN": Unavailable,
     "STATE_CHANGED": StateConflict,

@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 
 from las.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     fleet_pb2,
     fleet_pb2_grpc,
     forecast_pb2,
@@ -235,6 +237,70 @@ class LasCalls:
             if in_doubt and accept_loss:
                 return log_admin_pb2.DeleteLogResponse(deleted=True)
             raise
+
+    # -------------------------------------------------------------------------- access
+
+    async def access(self) -> access_pb2.GetAccessResponse:
+        """Grants and revocations, and which peers have not heard of the newest."""
+        request = access_pb2.GetAccessRequest()
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).GetAccess(
+                request, timeout=timeout_s
+            ),
+            "asking for the grants",
+        )
+
+    async def set_access(self, *, required: bool) -> access_pb2.SetAccessResponse:
+        """Says whether clients need grants."""
+        request = access_pb2.SetAccessRequest(required=required)
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).SetAccess(
+                request, timeout=timeout_s
+            ),
+            "saying whether clients need grants",
+        )
+
+    async def add_grant(self, grant: access_pb2.Grant) -> access_pb2.AddGrantResponse:
+        """Gives rights."""
+        request = access_pb2.AddGrantRequest(grant=grant)
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).AddGrant(
+                request, timeout=timeout_s
+            ),
+            f"granting on {grant.log!r}",
+        )
+
+    async def remove_grant(self, grant: access_pb2.Grant) -> access_pb2.RemoveGrantResponse:
+        """Takes rights back."""
+        request = access_pb2.RemoveGrantRequest(grant=grant)
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).RemoveGrant(
+                request, timeout=timeout_s
+            ),
+            f"taking rights on {grant.log!r} back",
+        )
+
+    async def revoke(self, revocation: access_pb2.Revocation) -> access_pb2.RevokeResponse:
+        """Refuses a certificate everywhere."""
+        request = access_pb2.RevokeRequest(revocation=revocation)
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).Revoke(
+                request, timeout=timeout_s
+            ),
+            "revoking a certificate",
+        )
+
+    async def end_revocation(
+        self, revocation: access_pb2.Revocation
+    ) -> access_pb2.EndRevocationResponse:
+        """Ends that."""
+        request = access_pb2.EndRevocationRequest(revocation=revocation)
+        return await self.call(
+            lambda channel, timeout_s: access_pb2_grpc.AccessServiceStub(channel).EndRevocation(
+                request, timeout=timeout_s
+            ),
+            "ending a revocation",
+        )
 
     # -------------------------------------------------------------------------- nodes
 

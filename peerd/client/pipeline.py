@@ -76,7 +76,13 @@ _WAIT = frozenset({Reason.OVERLOADED, Reason.PRODUCER_WINDOW_FULL})
 _WAIT_LONG = frozenset({Reason.DISK_RESERVE, Reason.NOT_ENOUGH_PEERS})
 # A stream that ends so was refused before any of its appends was looked at.
 _STREAM_REFUSED = frozenset(
-    {Reason.NO_IDENTITY, Reason.ROLE_NOT_ALLOWED, Reason.WRONG_CLUSTER, Reason.NOT_SERVED_YET}
+    {
+        Reason.NO_IDENTITY,
+        Reason.ROLE_NOT_ALLOWED,
+        Reason.WRONG_CLUSTER,
+        Reason.NOT_SERVED_YET,
+        Reason.REVOKED,
+    }
 )
 
 

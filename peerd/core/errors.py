@@ -60,6 +60,8 @@ class Reason(IntEnum):
     LAS_LOST_ITS_PAST = 45
     UNKNOWN_MODEL = 46
     MODEL_REFUSED = 47
+    NOT_GRANTED = 48
+    REVOKED = 49
 
 
 class Taken(IntEnum):

@@ -1,7 +1,7 @@
 """The peer's own counts at `/metrics`: bounds that are visible before they are reached."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.metrics_core import Metric
@@ -24,6 +24,18 @@ DAY_S = 24 * 3_600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessStatistics:
+    """The access table in force, and calls refused for who made them, by reason."""
+
+    version: int
+    age_s: float
+    required: bool
+    grants: int
+    revoked: int
+    refused: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatistics:
     """Everything that is counted, at one moment."""
 
@@ -42,6 +54,7 @@ class PeerStatistics:
     histograms: dict[str, Histogram]
     workload: WorkloadFigures
     fronts: list[FrontStatistics]
+    access: AccessStatistics
     certificate_expiry_s: float | None
 
 
@@ -83,7 +96,20 @@ class PeerExporter(Collector):
             yield from _tier(now.uploader)
         yield from _links(now.links, now.host.lag_records)
         yield from _fronts(now.fronts)
+        yield from _access(now.access)
         yield from _workload(now.workload)
+
+
+def _access(access: AccessStatistics) -> Iterator[Metric]:
+    """Who gets in."""
+    yield from single(
+        peerd_access_version=access.version,
+        peerd_access_age_seconds=access.age_s,
+        peerd_access_required=int(access.required),
+        peerd_access_grants=access.grants,
+        peerd_access_revoked=access.revoked,
+    )
+    yield labelled("peerd_calls_refused_total", sorted(access.refused.items()))
 
 
 def _tier(uploads: UploadStatistics) -> Iterator[Metric]:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from las.v1 import fleet_pb2, shard_map_pb2
+from las.v1 import access_pb2, fleet_pb2, shard_map_pb2
 from peerd.core.durable import StoredShard
 from peerd.core.ids import ProcessId, ShardId
+from peerd.daemon.access import AccessKeeper, RefusalsTold
 from peerd.daemon.config import PeerdConfig, Telemetry
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.host import ShardHost
@@ -29,6 +30,7 @@ from peerd.daemon.telemetry.smart import SmartReader
 from peerd.daemon.telemetry.window import Recorder, Window
 from peerd.storage.errors import WrongCluster
 from peerd.storage.store import Store
+from peerd.transport.access import AccessMalformed
 from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
 from peerd.transport.workload import ShardLoad, WorkloadFigures
@@ -36,8 +38,9 @@ from peerd.transport.workload import ShardLoad, WorkloadFigures
 # Level of what this version can do, told to the LAS and raised with each step that older versions
 # could not follow. 2: a primary takes nothing in a closed segment (splits). 3: a store keeps what
 # it has of epochs and shards that a LAS skipped when it began from older data. 4: what stores do
-# not keep any more may be in the tier.
-FEATURE_LEVEL = 4
+# not keep any more may be in the tier. 5: clients need grants where the LAS says so, and who was
+# revoked is refused.
+FEATURE_LEVEL = 5
 # limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
 WORKLOAD_SHARDS_MAX = 4_096
 
@@ -97,7 +100,11 @@ class Member:
         disk_days: DiskDays,
         workload: Callable[[], WorkloadFigures],
         care: Callable[[], tuple[RepairStatistics, ScrubStatistics]],
+        access: AccessKeeper,
+        refusals: RefusalsTold,
     ) -> None:
+        self._access = access
+        self._refusals = refusals
         self._workload = workload
         self._told_workload = 0
         self._care = care
@@ -160,9 +167,18 @@ class Member:
             _log.error("the LAS sent a malformed map", why=str(error))
             raise SessionBroken(str(error)) from error
 
+    def access_updated(self, table: access_pb2.AccessTable) -> None:
+        """Take the committed access table. Raises `SessionBroken`: it is none."""
+        try:
+            self._access.told(table, self._store.manifest.cluster_id)
+        except AccessMalformed as error:
+            _log.error("the LAS sent a malformed access table", why=str(error))
+            raise SessionBroken(str(error)) from error
+
     def map_current(self) -> None:
         """The leader said that there is nothing newer."""
         self._map.heard_current()
+        self._access.heard_current()
 
     def heartbeat(self, *, whole_window: bool) -> fleet_pb2.HeartbeatRequest:
         """The next heartbeat; samples as described above."""
@@ -188,6 +204,8 @@ class Member:
             scrub_age_s=None if scrub.pass_age_s is None else int(scrub.pass_age_s),
             workload=self._new_workload(),
             disk=self._new_disk_days(),
+            access_version=self._access.durable_version,
+            refused=self._refusals.take(),
         )
 
     def _new_disk_days(self) -> fleet_pb2.DiskDays | None:

@@ -22,7 +22,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2
+from las.v1 import access_pb2, fleet_pb2, fleet_pb2_grpc, shard_map_pb2
 from peerd.core.errors import Reason
 from peerd.daemon.errors import DaemonError, RegistrationRefused, Superseded
 from peerd.daemon.logging import get_logger
@@ -57,6 +57,7 @@ _FINAL_REASONS = frozenset(
         Reason.STORE_ID_CHANGED,
         Reason.NO_IDENTITY,
         Reason.ROLE_NOT_ALLOWED,
+        Reason.REVOKED,
         Reason.INVALID_ARGUMENT,
     }
 )
@@ -76,8 +77,11 @@ class LasClient(Protocol):
     def map_updated(self, update: shard_map_pb2.MapUpdate) -> None:
         """A part of the committed map, or all of it."""
 
+    def access_updated(self, table: access_pb2.AccessTable) -> None:
+        """The committed access table."""
+
     def map_current(self) -> None:
-        """The leader has just said that the map known here is current."""
+        """The leader has just said that map and access table are current, as known here."""
 
     def heartbeat(self, *, whole_window: bool) -> fleet_pb2.HeartbeatRequest:
         """The next heartbeat, with the samples since the last one, or with the whole window."""
@@ -226,6 +230,8 @@ class LasSession:
             raise _refused(error) from error
         await self._client.registered(answer.cluster_id)
         self._client.map_updated(answer.map)
+        if answer.HasField("access"):
+            self._client.access_updated(answer.access)
         self._period_s = max(answer.heartbeat_period_ms, 1) / 1000.0
         self._connected = True
         _log.info("registered", las=address, map_version=answer.map.version)
@@ -267,6 +273,8 @@ class LasSession:
                 raise SessionBroken("the LAS ended the stream")
             if response.HasField("map"):
                 self._client.map_updated(response.map)
+            if response.HasField("access"):
+                self._client.access_updated(response.access)
             self._client.map_current()
 
     async def _send_reports(

@@ -28,12 +28,13 @@ from peerd.core.durable import Outcome
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.core.limits import Limits
+from peerd.daemon.access import AccessKeeper, RefusalsTold
 from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
 from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
-from peerd.daemon.exporter import PeerExporter, PeerStatistics
+from peerd.daemon.exporter import AccessStatistics, PeerExporter, PeerStatistics
 from peerd.daemon.front.fronts import Fronts
 from peerd.daemon.heartbeat import HealthSampling, Member
 from peerd.daemon.host import ShardHost
@@ -65,6 +66,7 @@ from peerd.storage.errors import StorageError, StorageFailed, StoreDamaged
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
 from peerd.tier.errors import NotConfigured
+from peerd.transport.access import Access
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
@@ -121,10 +123,15 @@ class Peer:
         self._channels = Channels(
             self._credentials, plaintext_metadata(identity) if self._plaintext else ()
         )
+        self.refusals = RefusalsTold()
+        self.access = Access(config.cluster, plaintext=self._plaintext, refused=self.refusals.calls)
+        self._access_keeper = AccessKeeper(config.data_dir, self.access)
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS,
             interceptors=[
-                AuthorizationInterceptor(config.cluster, plaintext=self._plaintext),
+                AuthorizationInterceptor(
+                    config.cluster, plaintext=self._plaintext, guard=self.access
+                ),
                 TypedErrors(self._on_bug),
             ],
         )
@@ -184,6 +191,7 @@ class Peer:
             self.client_address = f"{host}:{self._fronts.port}"
         self._store = store = await asyncio.to_thread(self._open_store)
         self.map_cache.cluster_id = store.manifest.cluster_id
+        self._access_keeper.load(store.manifest.cluster_id)
         self.me = ProcessId(
             NodeName(self.config.name), store.manifest.store_id, BootId(secrets.token_hex(16))
         )
@@ -259,6 +267,8 @@ class Peer:
             disk_days=self._sampling.disk_days,
             workload=lambda: self.own.workload.figures(loop.time()),
             care=lambda: (self.repairer.statistics(), self.scrubber.statistics()),
+            access=self._access_keeper,
+            refusals=self.refusals,
         )
         self.session = LasSession(
             config.las,
@@ -377,6 +387,7 @@ class Peer:
             cold=self._tier,
             cores_are_scarce=CoreWatch().are_scarce,
             workload=self.own.workload,
+            access=self.access,
         )
         recorded = None if self._recorder is None else self._recorder.path
         server = together(self._server)
@@ -393,6 +404,7 @@ class Peer:
             host=self.host,
             budget=self._append_budget,
             map_cache=self.map_cache,
+            access=self.access,
             supervisor=self.supervisor,
         )
 
@@ -408,6 +420,8 @@ class Peer:
         self._sampling.start()
         self.supervisor.spawn("watch of the tasks", self._watch_tasks())
         self.supervisor.start("session with the LAS", self.session.run())
+        self.supervisor.start("access table", self._access_keeper.run())
+        self.supervisor.start("refused calls", self.refusals.run())
         self.supervisor.start("copier", self.copier.run())
         self.supervisor.start("repairer", self.repairer.run())
         self.supervisor.start("scrub", self.scrubber.run())
@@ -468,6 +482,14 @@ class Peer:
             histograms=self.own.histograms(),
             workload=self.own.workload.figures(self._loop.time()),
             fronts=[] if self._fronts is None else self._fronts.statistics(),
+            access=AccessStatistics(
+                version=self.access.table.version,
+                age_s=self._access_keeper.age_s,
+                required=self.access.table.required,
+                grants=len(self.access.table.grants),
+                revoked=len(self.access.table.revoked),
+                refused=dict(self.access.refused.counts),
+            ),
             certificate_expiry_s=(
                 None if self._credentials is None else self._credentials.expires_in_s()
             ),

@@ -127,6 +127,16 @@ PEER_METRICS = (
             "Age of the oldest record that could be in the tier and is not yet",
         ),
     ),
+    *_gauges(
+        ("peerd_access_version", "Version of the access table in force here"),
+        ("peerd_access_age_seconds", "Since the LAS last said that it is current"),
+        ("peerd_access_required", "1 while clients need grants"),
+        ("peerd_access_grants", "Grants in it"),
+        ("peerd_access_revoked", "Certificates that it refuses"),
+    ),
+    *_counters(
+        ("peerd_calls_refused_total", "Calls refused for who made them"), labels=("reason",)
+    ),
     *_counters(
         ("peerd_tier_objects_total", "Objects put into the tier, verified"),
         ("peerd_tier_uploaded_bytes_total", "Payload bytes in them"),
@@ -211,6 +221,19 @@ LAS_METRICS = (
             "las_certificate_expiry_days",
             "Until this node's certificate, or the last authority it trusts, expires",
         ),
+    ),
+    *_gauges(
+        ("las_access_version", "Version of the applied access table"),
+        ("las_access_required", "1 while clients need grants"),
+        ("las_access_grants", "Grants in it"),
+        ("las_access_revoked", "Certificates that it refuses"),
+    ),
+    *_counters(
+        (
+            "las_calls_refused_total",
+            "Calls refused for who made them: here, and on the leader what peers tell of theirs",
+        ),
+        labels=("reason",),
     ),
     *_gauges(("las_nodes", "Nodes by state"), labels=("state",)),
     *_gauges(("las_ledger_cases", "Cases in the ledger by outcome"), labels=("outcome",)),

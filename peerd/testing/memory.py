@@ -39,6 +39,7 @@ from peerd.core.ids import (
 )
 from peerd.core.shard_map import Compression, Parent, Plan, Segment, Shard, Split
 from peerd.transport import map_codec
+from peerd.transport.access import Access
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.host_api import AppendOutcome, Corrupt, HolderUnavailable
 from peerd.transport.internal_logs import is_internal
@@ -404,6 +405,8 @@ class MemoryCluster:
         self.las = MemoryLas(self)
         self.las_address = ""
         self.bugs: list[Exception] = []
+        self.access = Access(CLUSTER, plaintext=True)
+        """Of all peers: who may do what to which log."""
         self.time_ms: int | None = None
         """The log's time, where a test wants to set it; the wall clock's if None."""
         self._names = [NodeName(f"peer-{number}") for number in range(1, peers + 1)]
@@ -443,7 +446,10 @@ class MemoryCluster:
             await server.stop(None)
 
     def _server(self) -> grpc.aio.Server:
-        guards = [AuthorizationInterceptor(CLUSTER, plaintext=True), TypedErrors(self.bugs.append)]
+        guards = [
+            AuthorizationInterceptor(CLUSTER, plaintext=True, guard=self.access),
+            TypedErrors(self.bugs.append),
+        ]
         return grpc.aio.server(interceptors=guards, options=SERVER_OPTIONS)
 
     async def _start_peer(self, name: NodeName) -> None:
@@ -451,7 +457,9 @@ class MemoryCluster:
         cache = MapCache(_clock_ms)
         me = ProcessId(name, StoreId(f"{number:032x}"), BootId(f"{number:032x}"))
         host = MemoryHost(self, me, cache)
-        service = LogService(host, cache, self._channels, self._limits, self.las)
+        service = LogService(
+            host, cache, self._channels, self._limits, self.las, access=self.access
+        )
         server = self._server()
         add_log_service(server, service)
         add_map_service(server, cache)

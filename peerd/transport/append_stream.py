@@ -16,9 +16,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 
+from peerd.core.access import Right
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.access import Caller
 from peerd.transport.append_edge import AppendEdge, invalid
 from peerd.transport.append_router import disk_reserve, encode_receipt
 from peerd.transport.host_api import AppendHost, AppendOutcome
@@ -46,11 +48,13 @@ class AppendStream:
         *,
         peer_budget: ByteBudget,
         stream_budget: ByteBudget,
+        caller: Caller,
     ) -> None:
         self._host = host
         self._joiner = joiner
         self._edge = edge
         self._router = router
+        self._caller = caller
         self._budgets = (stream_budget, peer_budget)
         self._outbox: list[log_pb2.AppendResult] = []
         self._news = asyncio.Event()
@@ -99,6 +103,7 @@ class AppendStream:
                 self._put(request_id, refusal=overloaded(budget))
                 return
         try:
+            self._caller.require(request.log, Right.APPEND)
             if not request.HasField("shard"):
                 raise invalid("shard", "is required on a stream: use Append to be routed")
             append = self._edge.check(request, payload)

@@ -10,7 +10,7 @@ member list names the LAS nodes) is checked by the service that understands them
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -63,6 +63,8 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/las.v1.FleetService/Report": _PEERS,
     "/las.v1.FleetService/GetStatus": _EVERYBODY,
     "/las.v1.FleetService": _OPERATORS,
+    "/las.v1.AccessService": _ADMIN,
+    "/las.v1.AccessService/GetAccess": _OPERATORS,
     "/las.v1.ForecastService": _OPERATORS,
     "/las.v1.ForecastService/GetForecast": _EVERYBODY,
     "/las.v1.ForecastService/WatchForecast": _EVERYBODY,
@@ -88,6 +90,26 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Any]
 
 
+class Guard(Protocol):
+    """What is asked about callers beyond their role (`peerd.transport.access.Access`)."""
+
+    def revocation(self, identity: Identity, context: Context) -> errors_pb2.Refusal | None:
+        """Why this caller is refused everywhere; None if it is not."""
+
+    async def run(
+        self,
+        call: Behaviour,
+        request: object,
+        context: Context,
+        identity: Identity,
+        method: str,
+    ) -> None:
+        """A streaming call, which ends when its caller is refused."""
+
+    def told(self, who: str, role: str, reason: str, method: str, text: str) -> None:
+        """A call was refused here."""
+
+
 def allowed_roles(method: str) -> Roles:
     """Returns who may call `method` (`/package.Service/Method`); nobody if it is not known."""
     service = method.rpartition("/")[0]
@@ -98,13 +120,16 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls of strangers and of roles that may not make them, before a servicer sees them.
 
     Answers UNAUTHENTICATED (`NO_IDENTITY`), or PERMISSION_DENIED (`WRONG_CLUSTER`,
-    `ROLE_NOT_ALLOWED`), each as google.rpc.Status with ErrorInfo.
+    `ROLE_NOT_ALLOWED`, `REVOKED`), each as google.rpc.Status with ErrorInfo.
     """
 
-    def __init__(self, cluster: str, *, plaintext: bool = False) -> None:
-        """Guards a server of `cluster`; `plaintext` as in `identity_of`."""
+    def __init__(
+        self, cluster: str, *, plaintext: bool = False, guard: Guard | None = None
+    ) -> None:
+        """Guards a server of `cluster`; `plaintext` as in `identity_of`; `guard` knows more."""
         self._cluster = cluster
         self._plaintext = plaintext
+        self._guard_of_callers = guard
         # By method: its handler, and that behind the check. What is served is known at the start.
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
 
@@ -137,17 +162,22 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(inner):
             guarded = self._guarded_generator(inner, method)
         else:
-            guarded = self._guarded_coroutine(inner, method)
+            streaming = handler.request_streaming or handler.response_streaming
+            guarded = self._guarded_coroutine(inner, method, streaming=bool(streaming))
         return _MAKERS[handler.request_streaming, handler.response_streaming](
             guarded, handler.request_deserializer, handler.response_serializer
         )
 
-    def _guarded_coroutine(self, inner: Behaviour, method: str) -> Behaviour:
-        roles = allowed_roles(method)
+    def _guarded_coroutine(self, inner: Behaviour, method: str, *, streaming: bool) -> Behaviour:
+        roles, guard = allowed_roles(method), self._guard_of_callers
 
         async def guarded(request: object, context: Context) -> object:
-            if not self._is_known(context, roles):
-                await self._authorize(context, method)
+            identity = self._known(context, roles)
+            if identity is None:
+                identity = await self._authorize(context, method)
+            if streaming and guard is not None:
+                await guard.run(inner, request, context, identity, method)
+                return None
             return await inner(request, context)
 
         return guarded
@@ -161,39 +191,44 @@ class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _is_known(self, context: Context, roles: Roles) -> bool:
-        """Whether the caller has one of `roles`; if not, `_authorize` says what is wrong."""
+    def _known(self, context: Context, roles: Roles) -> Identity | None:
+        """The caller, if it has one of `roles` and was not revoked; if not, `_authorize` says what
+        is wrong.
+        """
         try:
-            return identity_of(context, self._cluster, plaintext=self._plaintext).role in roles
+            identity = identity_of(context, self._cluster, plaintext=self._plaintext)
         except IdentityError:
-            return False
+            return None
+        guard = self._guard_of_callers
+        if guard is not None and guard.revocation(identity, context) is not None:
+            return None
+        return identity if identity.role in roles else None
 
-    async def _authorize(self, context: Context, method: str) -> None:
-        """Returns if the caller may go on, else ends the call (by raising grpcio's abort)."""
+    async def _authorize(self, context: Context, method: str) -> Identity:
+        """The caller if it may go on; else ends the call (by raising grpcio's abort)."""
+        denied, guard = grpc.StatusCode.PERMISSION_DENIED, self._guard_of_callers
+        identity: Identity | None = None
+        code, reason, why = denied, errors_pb2.ERROR_REASON_UNSPECIFIED, ""
         try:
             identity = identity_of(context, self._cluster, plaintext=self._plaintext)
         except ForeignClusterError as error:
-            await _refuse(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                errors_pb2.ERROR_REASON_WRONG_CLUSTER,
-                str(error),
-            )
+            reason, why = errors_pb2.ERROR_REASON_WRONG_CLUSTER, str(error)
         except IdentityError as error:
-            await _refuse(
-                context,
-                grpc.StatusCode.UNAUTHENTICATED,
-                errors_pb2.ERROR_REASON_NO_IDENTITY,
-                str(error),
-            )
+            code = grpc.StatusCode.UNAUTHENTICATED
+            reason, why = errors_pb2.ERROR_REASON_NO_IDENTITY, str(error)
         else:
-            if identity.role not in allowed_roles(method):
-                await _refuse(
-                    context,
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    errors_pb2.ERROR_REASON_ROLE_NOT_ALLOWED,
-                    _role_words(identity, method),
-                )
+            revoked = None if guard is None else guard.revocation(identity, context)
+            if revoked is not None:
+                reason, why = revoked.reason, revoked.message
+            elif identity.role not in allowed_roles(method):
+                reason = errors_pb2.ERROR_REASON_ROLE_NOT_ALLOWED
+                why = _role_words(identity, method)
+            else:
+                return identity
+        if guard is not None:
+            who, role = ("", "") if identity is None else (identity.name, identity.role.value)
+            guard.told(who, role, _reason_name(reason), method, why)
+        return await _refuse(context, code, reason, why)
 
 
 def _role_words(identity: Identity, method: str) -> str:
@@ -203,11 +238,15 @@ def _role_words(identity: Identity, method: str) -> str:
     return f"{identity.uri} may not call {method}: it is open to {', '.join(allowed)}"
 
 
+def _reason_name(reason: errors_pb2.ErrorReason.ValueType) -> str:
+    return errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+
+
 async def _refuse(
     context: Context, code: grpc.StatusCode, reason: errors_pb2.ErrorReason.ValueType, message: str
 ) -> NoReturn:
     information = error_details_pb2.ErrorInfo(
-        reason=errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_"),
+        reason=_reason_name(reason),
         domain=ERROR_DOMAIN,
         # Nothing of a refused call was looked at.
         metadata={"taken": "no"},

@@ -12,9 +12,11 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from peerd.core.access import Right
 from peerd.core.errors import Reason
 from peerd.core.ids import ShardId
 from peerd.internal.v1 import log_bytes_pb2
+from peerd.transport.access import Access, Caller
 from peerd.transport.append_edge import AppendEdge, unknown_shard
 from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
@@ -57,6 +59,7 @@ class LogService:
         cold: ColdSource | None = None,
         cores_are_scarce: Callable[[], bool] = lambda: False,
         workload: Workload | None = None,
+        access: Access | None = None,
     ) -> None:
         """Serves over `host`.
 
@@ -71,7 +74,9 @@ class LogService:
             cold: The tier, if this peer has one.
             cores_are_scarce: Whether work waits for a core here; asked for each batch.
             workload: Gets what is read; its owner gives it what is appended.
+            access: Who may do what to which log; everything is open without it.
         """
+        self._access = access or Access("")
         self._append_host: AppendHost = append_host or host
         self._cache = cache
         self._limits = limits
@@ -110,6 +115,7 @@ class LogService:
         Raises:
             Refused: as docs/errors.md says.
         """
+        self._access.require(context, request.log, Right.APPEND)
         append = self._edge.check(request, request.batch)
         if not self._budget.take(len(append.payload)):
             raise Refused(overloaded(self._budget))
@@ -136,6 +142,7 @@ class LogService:
             self._router,
             peer_budget=self._budget,
             stream_budget=ByteBudget("this stream", self._limits.stream_inflight_bytes_max),
+            caller=Caller(self._access, context),
         )
         await stream.serve(requests, context)
 
@@ -164,7 +171,8 @@ class LogService:
             )
         self._reads_open += 1
         try:
-            await self._read(request, context)
+            with Caller(self._access, context).watching(request.log, Right.READ):
+                await self._read(request, context)
         finally:
             self._reads_open -= 1
 
@@ -205,6 +213,7 @@ class LogService:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD; a linearizable tail that nobody confirms in time:
                 NOT_ENOUGH_PEERS.
         """
+        self._access.require(context, request.log, Right.READ, Right.APPEND, Right.ADMINISTER)
         return await self._tails.tails(
             request,
             timeout_s=self._timeout_s(context),
@@ -220,6 +229,7 @@ class LogService:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, STATE_CHANGED, RANGE_UNAVAILABLE,
                 LAS_UNAVAILABLE.
         """
+        self._access.require(context, request.log, Right.ADMINISTER)
         first_offset = await self._las.trim(
             request.log,
             ShardId(request.shard),
@@ -238,6 +248,7 @@ class LogService:
         Raises:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, LIMIT_REACHED, OUTCOME_UNKNOWN.
         """
+        self._access.require(context, request.log, Right.READ)
         return await self._positions.commit(
             request,
             timeout_s=self._timeout_s(context),
@@ -252,6 +263,7 @@ class LogService:
         Raises:
             Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, RANGE_UNAVAILABLE.
         """
+        self._access.require(context, request.log, Right.READ, Right.ADMINISTER)
         return await self._positions.get(
             request,
             timeout_s=self._timeout_s(context),

@@ -78,6 +78,8 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
     Reason.LAS_LOST_ITS_PAST: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
     Reason.MODEL_REFUSED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.NOT_GRANTED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.REVOKED: grpc.StatusCode.PERMISSION_DENIED,
 }
 """Reason -> gRPC code."""
 

@@ -37,6 +37,7 @@ from peerd.daemon.front.host import SequencerAppends
 from peerd.daemon.front.port import ClientPort
 from peerd.daemon.supervisor import Supervisor
 from peerd.settings import ConfigError
+from peerd.transport.access import Access
 from peerd.transport.limits import RETRY_STEP_MS, ByteBudget
 from peerd.transport.map_cache import MapCache
 
@@ -89,11 +90,16 @@ class Ends:
         self.now_s = 0.0
         self.host = HandHost()
         self.budget = ByteBudget("this peer", 100)
+        self.access = Access("shop")
         self.link_ended = asyncio.get_running_loop().create_future()
         self.worker_ended = asyncio.get_running_loop().create_future()
         self.served = asyncio.Event()
         self.link = Link(
-            self.host, self.budget, serves=self.served.set, ended=self.link_ended.set_result
+            self.host,
+            self.budget,
+            self.access,
+            serves=self.served.set,
+            ended=self.link_ended.set_result,
         )
         self.cache = MapCache(lambda: 0)
         self.appends = SequencerAppends(SEQUENCER, self.cache, lambda: self.now_s)
@@ -186,7 +192,7 @@ async def test_a_worker_that_does_not_read_is_ended(ends, monkeypatch):
     monkeypatch.setattr(connections, "UNREAD_BYTES_MAX", 1024 * 1024)
     unread, theirs = socket.socketpair()
     ended = asyncio.get_running_loop().create_future()
-    link = Link(ends.host, ends.budget, serves=ends.served.set, ended=ended.set_result)
+    link = Link(ends.host, ends.budget, ends.access, serves=ends.served.set, ended=ended.set_result)
     await link.open_on(theirs)
     for _ in range(3):
         link.send(frame(Kind.MAP, bytes(1024 * 1024)))
@@ -232,14 +238,14 @@ async def test_the_whole_map_comes_first_however_it_moves_while_a_worker_starts(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     settings = Settings(worker=1, listen="127.0.0.1:1", sequencer=SEQUENCER, config="{}")
-    front = Front(settings, HandHost(), ByteBudget("this peer", 100))
+    front = Front(settings, HandHost(), ByteBudget("this peer", 100), Access("shop"))
     stop_telling = cache.subscribe(lambda _: front.link is None or front.link.send_map(cache))
     running = asyncio.create_task(front.run(cache))
     got, enough = [], asyncio.Event()
 
     def take(kind, body):
         got.append((kind, bytes(body)))
-        if len(got) == 3:
+        if len(got) == 4:
             enough.set()
 
     while front.link is None:  # noqa: ASYNC110 - as many turns as the start takes
@@ -247,8 +253,13 @@ async def test_the_whole_map_comes_first_however_it_moves_while_a_worker_starts(
     cache.apply(map_update(4))
     worker = await Connection.open_on(started[0], take, lambda _: None)
     await enough.wait()
-    assert [kind for kind, _ in got] == [Kind.SETTINGS, Kind.MAP, Kind.MAP]
-    maps = [shard_map_pb2.MapUpdate.FromString(body) for _, body in got[1:]]
+    assert [kind for kind, _ in got] == [
+        Kind.ACCESS,
+        Kind.SETTINGS,
+        Kind.MAP,
+        Kind.MAP,
+    ]
+    maps = [shard_map_pb2.MapUpdate.FromString(body) for _, body in got[2:]]
     assert [(each.version, each.full) for each in maps] == [(3, True), (4, False)]
     stop_telling()
     running.cancel()
@@ -287,7 +298,7 @@ def waits(monkeypatch):
 
 def a_front():
     settings = Settings(worker=1, listen="127.0.0.1:1", sequencer=SEQUENCER, config="{}")
-    return Front(settings, HandHost(), ByteBudget("this peer", 100))
+    return Front(settings, HandHost(), ByteBudget("this peer", 100), Access("shop"))
 
 
 async def test_a_worker_that_ends_is_started_again_after_growing_pauses(processes, waits):
@@ -325,6 +336,7 @@ async def test_a_peer_whose_worker_cannot_serve_does_not_start(processes, tmp_pa
             host=HandHost(),
             budget=ByteBudget("this peer", 100),
             map_cache=MapCache(lambda: 0),
+            access=Access("shop"),
             supervisor=supervisor,
         )
     )
@@ -350,6 +362,7 @@ async def test_a_worker_without_a_sign_of_life_is_killed_and_one_that_gives_them
             host=HandHost(),
             budget=ByteBudget("this peer", 100),
             map_cache=MapCache(lambda: 0),
+            access=Access("shop"),
             supervisor=supervisor,
         )
     )

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from las.core import snapshot
+from las.core.access_commands import AddGrant, EndRevocation, RemoveGrant, Revoke, SetAccess
 from las.core.cluster import Cluster, UnknownCommand
 from las.core.codec import CodecError
 from las.core.commands import (
@@ -67,6 +68,7 @@ from las.core.persistent import PersistentMap
 from las.core.rows import ChangeShards, StepShards
 from las.core.state import NodeState
 from las.core.tier_commands import CoolShard, SetTier, TierShard
+from peerd.core.access import Grant, Revocation, Right
 from peerd.core.ids import Epoch, Offset, ShardId, StoreId
 from peerd.core.shard_map import Compression, Plan, Segment, Shard
 from tests.las_core.builders import (
@@ -155,6 +157,11 @@ EXAMPLES = [
     CoolShard(shard=SHARD, epoch=Epoch(1), cold_to=Offset(7)),
     SetTier(log="orders", hot_bytes=1 << 30),
     SetCopies(log="orders", copies=3, acks=1),
+    SetAccess(required=True),
+    AddGrant(grant=Grant(who="shop-*", log="orders", rights=(Right.APPEND, Right.READ))),
+    RemoveGrant(grant=Grant(who="shop-*", log="orders", rights=())),
+    Revoke(revocation=Revocation(name="shop-1", role="appender", why="stolen")),
+    EndRevocation(revocation=Revocation(serial="ab12")),
     SetCompression(log="orders", compression=Compression.ZSTD),
     DeleteLog(log="orders", shards=(SHARD,)),
     SetRetention(log="orders", retention_bytes=1 << 30, retention_ms=0),
@@ -414,8 +421,8 @@ def test_a_damaged_snapshot_is_refused_wherever_it_was_cut():
             Cluster("cluster-1").restore(data[:cut])
     with pytest.raises(CodecError, match="goes on after its end"):
         Cluster("cluster-1").restore(data + b"\n[]")
-    with pytest.raises(CodecError, match="format 5 or older"):
-        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":6'))
+    with pytest.raises(CodecError, match="format 6 or older"):
+        Cluster("cluster-1").restore(data.replace(b'"format":3', b'"format":7'))
 
 
 def test_equal_states_make_equal_bytes_whatever_their_history():

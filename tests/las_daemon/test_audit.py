@@ -72,13 +72,15 @@ async def test_what_is_refused_is_recorded_and_looks_ahead_are_not(las):
     assert (await audit(las)).recorded == 6
 
 
-async def test_who_may_not_ask_leaves_no_record_and_may_not_look(las):
+async def test_who_may_not_ask_may_not_look_and_each_is_told(las):
     await las.add_peers(3)
     reader = metadata(Role.READER, "rita")
     drain = las.fleet.Drain(pb.DrainRequest(node="peer-1"), metadata=reader, timeout=30)
     assert (await refused(drain))[0] == "ROLE_NOT_ALLOWED"
     assert (await refused(audit(las, reader)))[0] == "ROLE_NOT_ALLOWED"
-    assert (await audit(las)).recorded == 0
+    await until(lambda: las.state.audited == 1, "the record of both")
+    (record,) = (await audit(las)).records
+    assert (record.who, record.role, record.reason) == ("rita", "reader", "role_not_allowed")
     assert (await refused(audit(las, limit=1_001)))[0] == "INVALID_ARGUMENT"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from las.core.cluster import Cluster
 from las.core.commands import RaiseCommandLevel, SetDraining
+from las.core.levels import COMMAND_LEVEL
 from las.core.rows import StepShards
 from las.daemon import group as las_group
 from las.daemon.directory import init
@@ -193,7 +194,9 @@ async def test_an_older_node_is_waited_for_with_commands_that_it_does_not_know(
     await old.node.stop()
     fresh = await start_las("las-3", members=members)
     group = (*nodes, fresh)
-    await until(lambda: all(n.state.command_level == 2 for n in group), "the command level")
+    await until(
+        lambda: all(n.state.command_level == COMMAND_LEVEL for n in group), "the command level"
+    )
 
 
 async def test_another_policy_is_taken_without_a_restart_and_peers_come_again(start_las):

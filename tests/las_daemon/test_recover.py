@@ -90,7 +90,7 @@ async def test_what_is_no_export_is_refused_by_name(export, tmp_path):
         (data.replace(b"orders", b"ordes", 1), "checksum is wrong"),
         (data[:-30], "not copied whole|checksum"),
         (framed(foreign + b"\n" + body[len(head) + 1 :]), "no field is called"),
-        (framed(body.replace(b'"format":5', b'"format":9')), "format 5 or older"),
+        (framed(body.replace(b'"format":5', b'"format":9')), "format 6 or older"),
         (framed(head + b"\n{}\n"), "format"),
     ):
         (tmp_path / "bad").write_bytes(bad)

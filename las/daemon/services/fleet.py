@@ -25,6 +25,7 @@ from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.map_feed import MapFeed
 from las.daemon.rebalance_view import asked_for, rebalance_view
+from las.daemon.refusals import PER_HEARTBEAT_MAX, RefusalRecords
 from las.daemon.services.callers import Callers
 from las.daemon.services.forecast import known_node
 from las.daemon.services.registration import is_id, parse_registration
@@ -38,6 +39,7 @@ from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import BootId, NodeName, StoreId
 from peerd.daemon.logging import get_logger
+from peerd.transport.access import encode_access
 from peerd.transport.status import Context, Refused, refusal
 
 # limit: bytes of one message of an export, as the contract says.
@@ -70,6 +72,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         callers: Callers,
         auditor: Auditor,
         status: StatusView,
+        refusals: RefusalRecords,
     ) -> None:
         self._group = group
         self._leadership = leadership
@@ -78,6 +81,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         self._callers = callers
         self._auditor = auditor
         self._status = status
+        self._refusals = refusals
         self._newest: dict[NodeName, _Session] = {}
         self._exporting = False
 
@@ -129,6 +133,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             map=await self._feed.whole(self._group.state),
             heartbeat_period_ms=fleet_heartbeat_ms(self._policy().heartbeat_ms, nodes),
             lease_ms=fleet_lease_ms(self._policy().lease_ms, nodes),
+            access=encode_access(self._group.state.access),
         )
 
     def _why_replaced(self, term: Term, name: NodeName) -> Cause:
@@ -179,13 +184,18 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     def _next_response(self, session: "_Session") -> fleet_pb2.HeartbeatResponse | None:
         if session.version is None:
             return None
-        update = self._feed.since(self._group.state, session.version)
+        state = self._group.state
+        update = self._feed.since(state, session.version)
+        access = None
+        if state.access.version > session.access_version:
+            session.access_version = state.access.version
+            access = encode_access(state.access)
         if update is not None:
             session.version = update.version
-        elif not session.heard:
+        elif access is None and not session.heard:
             return None
         session.heard = False
-        return fleet_pb2.HeartbeatResponse(map=update)
+        return fleet_pb2.HeartbeatResponse(map=update, access=access)
 
     async def _read(
         self,
@@ -201,6 +211,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
                 if session.version is None:
                     session.boot = BootId(request.boot_id)
                     session.version = request.map_version
+                    session.access_version = request.access_version
                     self._newest[session.name] = session
                 self._take(term, session, request)
                 session.heard = True
@@ -224,6 +235,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
                 f"{len(request.samples)} samples in a heartbeat of {session.name}: "
                 f"at most {SAMPLES_PER_HEARTBEAT_MAX}"
             )
+        for refused in request.refused[:PER_HEARTBEAT_MAX]:
+            self._refusals.peer_told(node.name, refused)
         term.heartbeat(node.name, node.boot, request)
 
     async def Report(
@@ -414,6 +427,7 @@ class _Session:
         self.name = name
         self.boot = BootId("")
         self.version: int | None = None
+        self.access_version = 0
         self.heard = False
 
 

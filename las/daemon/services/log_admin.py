@@ -31,10 +31,12 @@ from las.daemon.services.callers import Callers
 from las.daemon.services.results import invalid, require_ok
 from las.daemon.trimmer import CannotTell
 from las.v1 import log_admin_pb2, log_admin_pb2_grpc, shard_map_pb2
+from peerd.core.access import Right
 from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.core.shard_map import Compression, Shard
 from peerd.daemon.logging import get_logger
+from peerd.transport.access import Access
 from peerd.transport.internal_logs import INTERNAL_LOGS, is_internal
 from peerd.transport.limits import RETRY_AFTER_MS
 from peerd.transport.map_codec import decode_compression
@@ -58,12 +60,25 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
     """Serves on the leader; others name it."""
 
     def __init__(
-        self, group: Group, leadership: Leadership, callers: Callers, auditor: Auditor
+        self,
+        group: Group,
+        leadership: Leadership,
+        callers: Callers,
+        auditor: Auditor,
+        access: Access,
     ) -> None:
         self._group = group
         self._leadership = leadership
         self._callers = callers
         self._auditor = auditor
+        self._access = access
+
+    def _require_grant(self, context: Context, log: str) -> None:
+        """Go on if the caller may administer the log. Raises `Refused`: NOT_GRANTED."""
+        identity = self._callers.identity_of(context)
+        denied = self._access.verdict(identity, log, Right.ADMINISTER)
+        if denied is not None:
+            raise Refused(denied)
 
     async def CreateLog(
         self,
@@ -76,6 +91,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             Refused: LOG_EXISTS, NOT_ENOUGH_PEERS, LIMIT_REACHED, INVALID_ARGUMENT, NOT_LAS_LEADER.
         """
         async with self._auditor.call(context, "log create", log=request.name) as call:
+            self._require_grant(context, request.name)
             # A node may have registered elsewhere a moment ago; and the name may be taken.
             await self._group.barrier()
             state = self._group.state
@@ -213,6 +229,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             entry = state.shards.get(shard)
             if entry is None:
                 raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {shard}"))
+            self._require_grant(context, entry.shard.log)
             if node not in state.nodes:
                 raise Refused(refusal(Reason.UNKNOWN_NODE, f"no node is called {node!r}"))
             plan = planner.switch_plan(state, term.view(), term.limits, shard, node, index=index)
@@ -240,6 +257,8 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             await self._group.barrier()
             asker = self._callers.name_of(context)
             entry = self._group.state.shards.get(ShardId(request.shard))
+            if entry is not None:
+                self._require_grant(context, entry.shard.log)
             if entry is not None and can_give_up(entry):
                 return await self._give_up_skipped(request, entry, asker, call)
             proposal = await self._propose_gap(request, asker)
@@ -294,6 +313,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         """
         what = _what(request)
         async with self._auditor.call(context, what, log=request.name) as call:
+            self._require_grant(context, request.name)
             await self._group.barrier()
             log = self._group.state.logs.get(request.name)
             if log is None:
@@ -335,6 +355,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
         async with self._auditor.call(
             context, "log delete", log=request.name, refusals=request.accept_loss
         ) as call:
+            self._require_grant(context, request.name)
             await self._group.barrier()
             state = self._group.state
             log = state.logs.get(request.name)
@@ -402,6 +423,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             if entry is None:
                 raise Refused(refusal(Reason.UNKNOWN_SHARD, f"there is no shard {number}"))
             shard = entry.shard
+            self._require_grant(context, shard.log)
             if is_internal(shard.log):
                 raise invalid(f"shard {number} is of {shard.log!r}, an internal log: not split")
             key_hash = (shard.key_hash_low + shard.key_hash_high + 1) // 2
@@ -444,6 +466,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             state, number = self._group.state, ShardId(request.shard)
             if request.log not in state.logs:
                 raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.log)))
+            self._require_grant(context, request.log)
             entry = state.shards.get(number)
             if entry is None or entry.shard.log != request.log:
                 text = f"log {request.log!r} has no shard {number}"

@@ -67,6 +67,8 @@ class Kind(IntEnum):
     SERVING = 7
     APPEND = 8
     PULSE = 9
+    ACCESS = 10
+    REFUSED_CALLS = 11
 
 
 Frame = tuple[Kind, memoryview]

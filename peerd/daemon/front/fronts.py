@@ -25,6 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from google.protobuf.message import DecodeError
+
+from peerd.core.access import AccessTable
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import ProcessId
@@ -46,6 +49,8 @@ from peerd.daemon.front.frames import (
 from peerd.daemon.front.port import ClientPort
 from peerd.daemon.logging import get_logger
 from peerd.daemon.supervisor import Supervisor
+from peerd.internal.v1.front_pb2 import FrontRefusedCalls
+from peerd.transport.access import Access, decode_refused, encode_access
 from peerd.transport.host_api import AppendHost, AppendOutcome
 from peerd.transport.limits import RETRY_AFTER_MS, ByteBudget
 from peerd.transport.map_cache import MapCache, MapChange
@@ -89,6 +94,7 @@ class Link:
         self,
         host: AppendHost,
         budget: ByteBudget,
+        access: Access,
         *,
         serves: Callable[[], None],
         ended: Callable[[str], None],
@@ -102,6 +108,7 @@ class Link:
         self.map_version = 0
         self._host = host
         self._budget = budget
+        self._access = access
         self._serves = serves
         self._ended = ended
         self._connection: Connection | None = None
@@ -126,6 +133,10 @@ class Link:
             self.send(frame(Kind.MAP, update.SerializeToString()))
         self.map_version = cache.version
 
+    def send_access(self, table: AccessTable) -> None:
+        """Send who may do what. A worker is sent it first of all: it serves nobody without it."""
+        self.send(frame(Kind.ACCESS, encode_access(table).SerializeToString()))
+
     def _take(self, kind: Kind, body: memoryview) -> None:
         """One frame of the worker."""
         if kind is Kind.APPEND:
@@ -136,8 +147,18 @@ class Link:
         elif kind is Kind.SERVING:
             self.serving = True
             self._serves()
+        elif kind is Kind.REFUSED_CALLS:
+            self._refused_calls(body)
         else:
             raise FrameMalformed(f"a worker sent {kind.name}")
+
+    def _refused_calls(self, body: memoryview) -> None:
+        try:
+            told = FrontRefusedCalls.FromString(bytes(body))
+        except DecodeError as error:
+            raise FrameMalformed(f"refused calls: {error}") from error
+        for call in told.refused:
+            self._access.refused.add(decode_refused(call))
 
     def _append(self, body: memoryview) -> None:
         append = decode_append(body)
@@ -177,7 +198,9 @@ def _overloaded(budget: ByteBudget) -> Refusal:
 class Front:
     """One worker: its process, again and again."""
 
-    def __init__(self, settings: Settings, host: AppendHost, budget: ByteBudget) -> None:
+    def __init__(
+        self, settings: Settings, host: AppendHost, budget: ByteBudget, access: Access
+    ) -> None:
         """`host` takes its appends, while `budget` has room for them."""
         self.settings = settings
         self.link: Link | None = None
@@ -186,6 +209,7 @@ class Front:
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._host = host
         self._budget = budget
+        self._access = access
         self._process: asyncio.subprocess.Process | None = None
         self.is_stopping = False
 
@@ -210,7 +234,7 @@ class Front:
 
     async def _run_once(self, map_cache: MapCache) -> int:
         """One life of the process; returns its exit status."""
-        link = Link(self._host, self._budget, serves=self._serves, ended=self.kill)
+        link = Link(self._host, self._budget, self._access, serves=self._serves, ended=self.kill)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             descriptor = theirs.fileno()
@@ -221,9 +245,10 @@ class Front:
             await link.open_on(ours.dup())
         self.starts += 1
         try:
+            link.send_access(self._access.table)
             link.send(encode_settings(self.settings))
             link.send_map(map_cache)
-            # From here on it hears each change, and none before: the map comes first.
+            # From here on it hears each change, and none before: what is, comes first.
             self.link = link
             return await process.wait()
         finally:
@@ -300,6 +325,7 @@ class Fronts:
         host: AppendHost,
         budget: ByteBudget,
         map_cache: MapCache,
+        access: Access,
         supervisor: Supervisor,
     ) -> None:
         """Start every worker, and return when all serve.
@@ -318,10 +344,12 @@ class Fronts:
                 ),
                 host,
                 budget,
+                access,
             )
             for number in range(1, self._config.workers + 1)
         )
         self._unsubscribe = map_cache.subscribe(partial(self._map_changed, map_cache))
+        access.subscribe(self._access_changed)
         for front in self._fronts:
             name = f"front worker {front.settings.worker}"
             supervisor.spawn(name, front.run(map_cache))
@@ -335,6 +363,10 @@ class Fronts:
     def _map_changed(self, map_cache: MapCache, _change: MapChange) -> None:
         for link in self._links():
             link.send_map(map_cache)
+
+    def _access_changed(self, table: AccessTable) -> None:
+        for link in self._links():
+            link.send_access(table)
 
     def _links(self) -> list[Link]:
         return [front.link for front in self._fronts if front.link is not None]

@@ -35,8 +35,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
-from las.v1 import shard_map_pb2
+from las.v1 import access_pb2, shard_map_pb2
 from peerd.allocator import keep_freed_memory
+from peerd.core.access import NO_ACCESS_TABLE, AccessTable
 from peerd.core.check import InvariantViolation
 from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
@@ -64,12 +65,15 @@ from peerd.daemon.las_door import LasDoor
 from peerd.daemon.logging import configure_logging, get_logger
 from peerd.daemon.ports import bind_grpc
 from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_limits
+from peerd.internal.v1.front_pb2 import FrontRefusedCalls
+from peerd.transport.access import Access, AccessMalformed, decode_access, encode_refused
 from peerd.transport.authz import AuthorizationInterceptor
 from peerd.transport.channels import Channels
 from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache, MapForeign
 from peerd.transport.map_codec import MapMalformed
 from peerd.transport.options import FRONT_SERVER_OPTIONS
+from peerd.transport.refused_calls import RefusedCall, RefusedCalls
 from peerd.transport.tls import plaintext_metadata
 from peerd.transport.typed_errors import TypedErrors
 from peerd.transport.waiting import wait_for
@@ -91,6 +95,10 @@ class Worker:
         self._map_cache = MapCache(lambda: int(time.monotonic() * 1000))
         self._settings: asyncio.Future[Settings] = self._loop.create_future()
         self._appends: SequencerAppends | None = None
+        self._table = NO_ACCESS_TABLE
+        self._access: Access | None = None
+        self._refused = RefusedCalls(self._tell_refused)
+        self._connection: Connection | None = None
         self._stop = asyncio.Event()
 
     async def run(self, end: socket.socket) -> int:
@@ -99,12 +107,16 @@ class Worker:
         Raises:
             ConfigError, DaemonError: it could not start; one line each.
         """
-        connection = await Connection.open_on(end, self._take, _end)
+        self._connection = connection = await Connection.open_on(end, self._take, _end)
         settings = await self._settings
         config = PeerdConfig.model_validate_json(settings.config)
         configure_logging(peer=config.name, worker=str(settings.worker))
         self._appends = SequencerAppends(settings.sequencer, self._map_cache, self._loop.time)
         self._appends.connect(connection)
+        self._access = access = Access(
+            config.cluster, plaintext=config.tls is None, refused=self._refused
+        )
+        access.take(self._table)
         identity, credentials = verify_identity(config), daemon_credentials(config)
         channels = Channels(
             credentials, plaintext_metadata(identity) if credentials is None else ()
@@ -117,9 +129,10 @@ class Worker:
             LasDoor(config.las, channels),
             append_host=self._appends,
             cores_are_scarce=CoreWatch().are_scarce,
+            access=access,
         )
         health_servicer = health.HealthServicer()
-        server = _server(config)
+        server = _server(config, access)
         add_client_services(server, log_service, self._map_cache, health_servicer)
         bind_grpc(server, settings.listen, credentials)
         await server.start()
@@ -140,6 +153,7 @@ class Worker:
     async def _pulse_until_stop(self, connection: Connection) -> None:
         while not self._stop.is_set():
             connection.send(encode_number(Kind.PULSE, time.process_time_ns() // 1000))
+            self._refused.look()
             await wait_for(self._stop, PULSE_INTERVAL_S)
 
     def _take(self, kind: Kind, body: memoryview) -> None:
@@ -150,12 +164,22 @@ class Worker:
             self._appends.answered(kind, body)
         elif kind is Kind.MAP:
             self._apply(body)
+        elif kind is Kind.ACCESS:
+            self._table = _table(body)
+            if self._access is not None:
+                self._access.take(self._table)
         elif kind is Kind.MAP_AGE:
             self._map_cache.heard_current(decode_number(body))
         elif kind is Kind.STOP:
             self._stop.set()
         else:
             raise FrameMalformed(f"{kind.name} came where none belongs")
+
+    def _tell_refused(self, call: RefusedCall) -> None:
+        """The sequencer joins what its workers refuse, counts it and tells it on."""
+        if self._connection is not None:
+            told = FrontRefusedCalls(refused=[encode_refused(call)])
+            self._connection.send(frame(Kind.REFUSED_CALLS, told.SerializeToString()))
 
     def _apply(self, body: memoryview) -> None:
         try:
@@ -164,12 +188,19 @@ class Worker:
             raise FrameMalformed(f"the sequencer's map: {error}") from error
 
 
-def _server(config: PeerdConfig) -> grpc.aio.Server:
+def _table(body: memoryview) -> AccessTable:
+    try:
+        return decode_access(access_pb2.AccessTable.FromString(bytes(body)))
+    except (DecodeError, AccessMalformed) as error:
+        raise FrameMalformed(f"the sequencer's access table: {error}") from error
+
+
+def _server(config: PeerdConfig, access: Access) -> grpc.aio.Server:
     plaintext = config.tls is None
     return grpc.aio.server(
         options=FRONT_SERVER_OPTIONS,
         interceptors=[
-            AuthorizationInterceptor(config.cluster, plaintext=plaintext),
+            AuthorizationInterceptor(config.cluster, plaintext=plaintext, guard=access),
             TypedErrors(_on_bug),
         ],
     )
