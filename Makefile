@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -76,6 +76,9 @@ spec:  ## check the formal model: searches, walks and mutants (needs g++); ARGS=
 recorded: setup  ## record real processes under kill -9 and replay them; RUNS=20
 	@$(BIN)/python -m tests.integration.test_recorded $(or $(RUNS),20)
 
+hostile: setup  ## malformed calls, half-open and slow connections: nothing ends, memory stays; RPCS=200000 CONNECTIONS=1000
+	@$(BIN)/python -m tests.integration.test_hostile --rpcs $(or $(RPCS),200000) --connections $(or $(CONNECTIONS),1000)
+
 torture: setup  ## kill -9 of loaded peers again and again: nothing acknowledged is lost; ROUNDS=100
 	@$(BIN)/python -m tests.integration.test_torture $(or $(ROUNDS),100)
 
@@ -93,7 +96,7 @@ rolling: setup  ## upgrade every daemon of a loaded cluster from the version bef
 	@$(BIN)/python -m tests.integration.test_upgrade $(or $(ROUNDS),1)
 
 # Each ends with what it found; the first that fails ends the night.
-nightly: setup  ## the long forms of sim, spec, mutants, torture, power cuts, fuzz and soak, one after the other
+nightly: setup  ## the long forms of sim, spec, mutants, torture, power cuts, fuzz, attack and soak, one after the other
 	$(MAKE) spec ARGS="--deep"
 	$(MAKE) sim SEEDS=20000
 	$(MAKE) sim RAFT=1 SEEDS=2000
@@ -103,6 +106,7 @@ nightly: setup  ## the long forms of sim, spec, mutants, torture, power cuts, fu
 	$(MAKE) torture-las MINUTES=20 MEMBERS=5
 	$(MAKE) powercut ROUNDS=20
 	$(MAKE) fuzz FUZZ_SECONDS=600
+	$(MAKE) hostile
 	$(MAKE) recorded RUNS=20
 	$(MAKE) rolling ROUNDS=3
 	$(MAKE) soak MINUTES=60 RATE=4

@@ -151,7 +151,7 @@ class LasNode:
                 ),
                 TypedErrors(self._on_bug),
             ),
-            options=SERVER_OPTIONS,
+            options=config.server_options(SERVER_OPTIONS),
         )
         self._health = health.aio.HealthServicer()
         self._raft: RaftNode | None = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from las.core import planner
 from las.core.index import FleetIndex
 from las.core.state import HELD, ClusterState, Node, NodeState, ShardEntry
+from las.daemon.access_view import access_words
 from las.daemon.group import Group
 from las.daemon.map_feed import encode_las_node
 from las.daemon.model import Model
@@ -141,6 +142,7 @@ class StatusView:
             map_version=state.version,
             rebalance="" if term is None else term.rebalancer.told,
             worst=facts.worst,
+            access=access_words(state, term),
         )
 
     # ------------------------------------------------------------------ what is wrong

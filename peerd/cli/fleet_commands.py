@@ -100,6 +100,8 @@ def glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     ]
     if answer.copying:
         lines.append(("moving", f"{answer.copying} copies under way"))
+    if answer.access:
+        lines.append(("access", answer.access))
     if answer.rebalance.startswith("moving"):
         lines.append(("balance", answer.rebalance))
     if not answer.warnings:

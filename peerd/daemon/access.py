@@ -23,6 +23,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from las.v1 import access_pb2
+from peerd.core.errors import Reason
 from peerd.daemon.errors import StoreUnusable
 from peerd.daemon.logging import get_logger
 from peerd.storage.directory import write_file_durably
@@ -70,7 +71,9 @@ class RefusalsTold:
             count=call.count,
             why=call.text,
         )
-        self._waiting.append(call)
+        # Who is only too busy is told here: a busy day would fill the audit.
+        if call.reason != Reason.OVERLOADED.name:
+            self._waiting.append(call)
 
     def take(self) -> list[access_pb2.RefusedCalls]:
         """What is to be told to the LAS now."""

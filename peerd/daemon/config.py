@@ -19,7 +19,8 @@ from peerd.pki import Identity, Role
 from peerd.recorder.ring import RING_BYTES_MAX, RING_BYTES_MIN
 from peerd.settings import Address, ConfigError, Section, is_loopback, load, reference
 from peerd.transport import endpoint
-from peerd.transport.endpoint import Endpoint
+from peerd.transport.caller_limits import CallerLimits
+from peerd.transport.endpoint import ConnectionLimits, Endpoint
 from peerd.transport.options import MESSAGE_BYTES_MAX
 
 __all__ = ["ConfigError", "PeerdConfig", "load_config", "verify_identity"]
@@ -138,6 +139,42 @@ class Append(Section):
         description="A producer that has appended nothing to a shard for so long is forgotten "
         "there, and begins anew under another id when it comes back",
     )
+
+
+class Limits(ConnectionLimits):
+    """What strangers and callers may cost. Of each caller, by its certificate's name; peers and LAS
+    nodes are not counted. Each front worker counts for itself.
+    """
+
+    requests_per_s: int = Field(
+        default=0,
+        ge=0,
+        le=10_000_000,
+        description="Calls, and appends of streams, that one caller may make in a second. Beyond "
+        "it they get `OVERLOADED`, with the time to wait. 0 is no limit",
+    )
+    bytes_per_s: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 40,
+        description="Bytes of batches that one caller may append or read in a second. Beyond it "
+        "appends get `OVERLOADED`, and reads wait. 0 is no limit",
+    )
+    connections_max: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Connections of one caller that have an open stream, or had a call within the "
+        "last minute. Calls on another one get `OVERLOADED`. 0 is no limit",
+    )
+
+    def of_callers(self) -> CallerLimits:
+        """Those of callers."""
+        return CallerLimits(
+            requests_per_s=self.requests_per_s,
+            bytes_per_s=self.bytes_per_s,
+            connections_max=self.connections_max,
+        )
 
 
 class Replication(Section):
@@ -359,6 +396,7 @@ class PeerdConfig(Endpoint):
     failure_domain: FailureDomain = Field(default_factory=FailureDomain)
     storage: Storage = Field(default_factory=Storage)
     append: Append = Field(default_factory=Append)
+    limits: Limits = Field(default_factory=Limits)
     replication: Replication = Field(default_factory=Replication)
     copier: Copier = Field(default_factory=Copier)
     scrub: Scrub = Field(default_factory=Scrub)

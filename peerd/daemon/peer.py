@@ -68,6 +68,7 @@ from peerd.storage.store import Store
 from peerd.tier.errors import NotConfigured
 from peerd.transport.access import Access
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.caller_limits import CallerUse
 from peerd.transport.channels import Channels
 from peerd.transport.incident_service import IncidentService
 from peerd.transport.limits import ByteBudget
@@ -127,7 +128,7 @@ class Peer:
         self.access = Access(config.cluster, plaintext=self._plaintext, refused=self.refusals.calls)
         self._access_keeper = AccessKeeper(config.data_dir, self.access)
         self._server = grpc.aio.server(
-            options=SERVER_OPTIONS,
+            options=config.server_options(SERVER_OPTIONS),
             interceptors=[
                 AuthorizationInterceptor(
                     config.cluster, plaintext=self._plaintext, guard=self.access
@@ -376,7 +377,9 @@ class Peer:
         )
 
     def _add_services(self) -> None:
-        self._replication = ReplicationService(self.host, plaintext=self._plaintext)
+        self._replication = ReplicationService(
+            self.host, plaintext=self._plaintext, access=self.access
+        )
         self._log_service = LogService(
             self.host,
             self.map_cache,
@@ -388,6 +391,7 @@ class Peer:
             cores_are_scarce=CoreWatch().are_scarce,
             workload=self.own.workload,
             access=self.access,
+            use=CallerUse(self.config.limits.of_callers(), self.access.refused),
         )
         recorded = None if self._recorder is None else self._recorder.path
         server = together(self._server)

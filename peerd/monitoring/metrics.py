@@ -135,7 +135,8 @@ PEER_METRICS = (
         ("peerd_access_revoked", "Certificates that it refuses"),
     ),
     *_counters(
-        ("peerd_calls_refused_total", "Calls refused for who made them"), labels=("reason",)
+        ("peerd_calls_refused_total", "Calls refused for who made them, or for how many"),
+        labels=("reason",),
     ),
     *_counters(
         ("peerd_tier_objects_total", "Objects put into the tier, verified"),

@@ -41,6 +41,7 @@ from peerd.core.shard_map import Compression, Parent, Plan, Segment, Shard, Spli
 from peerd.transport import map_codec
 from peerd.transport.access import Access
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.caller_limits import CallerLimits, CallerUse
 from peerd.transport.host_api import AppendOutcome, Corrupt, HolderUnavailable
 from peerd.transport.internal_logs import is_internal
 from peerd.transport.limits import EdgeLimits
@@ -407,6 +408,8 @@ class MemoryCluster:
         self.bugs: list[Exception] = []
         self.access = Access(CLUSTER, plaintext=True)
         """Of all peers: who may do what to which log."""
+        self.callers = CallerLimits()
+        """Of each peer: what a caller may ask for; set before the start."""
         self.time_ms: int | None = None
         """The log's time, where a test wants to set it; the wall clock's if None."""
         self._names = [NodeName(f"peer-{number}") for number in range(1, peers + 1)]
@@ -458,7 +461,13 @@ class MemoryCluster:
         me = ProcessId(name, StoreId(f"{number:032x}"), BootId(f"{number:032x}"))
         host = MemoryHost(self, me, cache)
         service = LogService(
-            host, cache, self._channels, self._limits, self.las, access=self.access
+            host,
+            cache,
+            self._channels,
+            self._limits,
+            self.las,
+            access=self.access,
+            use=CallerUse(self.callers, self.access.refused),
         )
         server = self._server()
         add_log_service(server, service)

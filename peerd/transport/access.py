@@ -31,6 +31,7 @@ from peerd.core.access import (
     revocation_error,
 )
 from peerd.core.errors import Reason
+from peerd.transport.caller_limits import CallerUse
 from peerd.transport.refused_calls import RefusedCall, RefusedCalls
 from peerd.transport.status import Context, Refused, reason_of, refusal, refuse
 from peerd.transport.tls import Identity, identity_of
@@ -206,17 +207,50 @@ class Access:
 class Caller:
     """Who makes one call, read when it is first needed; for calls that ask again and again."""
 
-    __slots__ = ("_access", "_context", "_identity")
+    __slots__ = ("_access", "_context", "_identity", "_passed", "_use")
 
-    def __init__(self, access: Access, context: Context) -> None:
+    def __init__(self, access: Access, context: Context, use: CallerUse | None = None) -> None:
+        """`use` counts what it asks for; without it nothing does."""
         self._access = access
         self._context = context
         self._identity: Identity | None = None
+        # What was granted last, and by which table: most streams append to one log.
+        self._passed: tuple[AccessTable, str, Right] | None = None
+        self._use = use
+
+    def take(self, size: int) -> None:
+        """It asks for something that brings `size` bytes. Raises `Refused`: OVERLOADED."""
+        if self._use is not None:
+            self._use.take(self._read(), self._context.peer(), size)
+
+    async def sent(self, size: int) -> None:
+        """It was sent `size` bytes; returns when it may be sent more."""
+        if self._use is None:
+            return
+        wait_s = self._use.sent(self._read(), size)
+        while wait_s > 0:
+            await asyncio.sleep(wait_s)
+            wait_s = self._use.sent(self._read(), 0)
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """A stream of it is open in here."""
+        if self._use is None:
+            yield
+            return
+        with self._use.open_stream(self._read(), self._context.peer()):
+            yield
 
     def require(self, log: str, right: Right) -> None:
         """As `Access.require`. Raises `Refused`: NOT_GRANTED."""
-        if self._access.table.required:
-            self._access.require_of(self._read(), log, right)
+        table = self._access.table
+        if not table.required:
+            return
+        passed = self._passed
+        if passed and passed[0] is table and passed[1] == log and passed[2] is right:
+            return
+        self._access.require_of(self._read(), log, right)
+        self._passed = table, log, right
 
     @contextmanager
     def watching(self, log: str, right: Right) -> Iterator[None]:

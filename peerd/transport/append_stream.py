@@ -104,6 +104,7 @@ class AppendStream:
                 return
         try:
             self._caller.require(request.log, Right.APPEND)
+            self._caller.take(size)
             if not request.HasField("shard"):
                 raise invalid("shard", "is required on a stream: use Append to be routed")
             append = self._edge.check(request, payload)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from peerd.pki import Identity, Role, TlsFiles, check_cluster_name, check_name
 from peerd.settings import Address, ConfigError, Section, is_loopback
+from peerd.transport.options import Options, guarded
 from peerd.transport.tls import TlsError, validate
 
 WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", "*"})  # noqa: S104 -- recognised, not bound
@@ -43,6 +44,32 @@ class TlsSection(Section):
     def files(self) -> TlsFiles:
         """The same three paths as the transport takes them."""
         return TlsFiles(ca=self.ca, certificate=self.certificate, key=self.key)
+
+
+class ConnectionLimits(Section):
+    """What strangers and callers may cost."""
+
+    metadata_bytes_max: int = Field(
+        default=8 * 1024,
+        ge=1024,
+        le=1024 * 1024,
+        description="Size of a call's metadata (its headers). A call with more is refused with "
+        "`RESOURCE_EXHAUSTED` before anything looks at it",
+    )
+    handshake_timeout_ms: int = Field(
+        default=10_000,
+        ge=100,
+        le=600_000,
+        description="Time in which a new connection has to have made itself known. One that has "
+        "not is closed",
+    )
+    idle_timeout_s: int = Field(
+        default=3_600,
+        ge=1,
+        le=1_000_000,
+        description="A connection without any call for so long is closed; its client opens "
+        "another one when it needs it",
+    )
 
 
 class Endpoint(Section):
@@ -81,6 +108,17 @@ class Endpoint(Section):
     tls: TlsSection | None = Field(
         default=None, description="Certificates; required unless `insecure_loopback`"
     )
+
+    limits: ConnectionLimits = Field(default_factory=ConnectionLimits)
+
+    def server_options(self, options: Options) -> Options:
+        """`options` of a server with what is set about its connections."""
+        return guarded(
+            options,
+            metadata_bytes_max=self.limits.metadata_bytes_max,
+            handshake_timeout_ms=self.limits.handshake_timeout_ms,
+            idle_timeout_s=self.limits.idle_timeout_s,
+        )
 
     def tls_files(self) -> TlsFiles | None:
         """The certificates to use; None for plaintext on loopback."""

@@ -20,6 +20,7 @@ from peerd.transport.access import Access, Caller
 from peerd.transport.append_edge import AppendEdge, unknown_shard
 from peerd.transport.append_router import AppendRouter
 from peerd.transport.append_stream import AppendStream, overloaded
+from peerd.transport.caller_limits import CallerUse
 from peerd.transport.host_api import AppendHost, ShardHost
 from peerd.transport.joining import AppendJoiner
 from peerd.transport.las_door import LasDoor
@@ -60,6 +61,7 @@ class LogService:
         cores_are_scarce: Callable[[], bool] = lambda: False,
         workload: Workload | None = None,
         access: Access | None = None,
+        use: CallerUse | None = None,
     ) -> None:
         """Serves over `host`.
 
@@ -75,8 +77,10 @@ class LogService:
             cores_are_scarce: Whether work waits for a core here; asked for each batch.
             workload: Gets what is read; its owner gives it what is appended.
             access: Who may do what to which log; everything is open without it.
+            use: Counts what callers ask for, and bounds it; nothing does without it.
         """
         self._access = access or Access("")
+        self._use = use if use is not None and use.limits.are_set else None
         self._append_host: AppendHost = append_host or host
         self._cache = cache
         self._limits = limits
@@ -116,6 +120,8 @@ class LogService:
             Refused: as docs/errors.md says.
         """
         self._access.require(context, request.log, Right.APPEND)
+        if self._use is not None:
+            self._caller(context).take(len(request.batch))
         append = self._edge.check(request, request.batch)
         if not self._budget.take(len(append.payload)):
             raise Refused(overloaded(self._budget))
@@ -135,6 +141,7 @@ class LogService:
         context: Context,
     ) -> None:
         """Many batches, to shards whose primary this peer is."""
+        caller = self._caller(context)
         stream = AppendStream(
             self._append_host,
             self._joiner,
@@ -142,9 +149,19 @@ class LogService:
             self._router,
             peer_budget=self._budget,
             stream_budget=ByteBudget("this stream", self._limits.stream_inflight_bytes_max),
-            caller=Caller(self._access, context),
+            caller=caller,
         )
-        await stream.serve(requests, context)
+        with caller.streaming():
+            await stream.serve(requests, context)
+
+    def _caller(self, context: Context) -> Caller:
+        return Caller(self._access, context, self._use)
+
+    def _admit(self, context: Context, log: str, *rights: Right) -> None:
+        """Raises `Refused`: NOT_GRANTED, OVERLOADED."""
+        self._access.require(context, log, *rights)
+        if self._use is not None:
+            self._caller(context).take(0)
 
     def _timeout_s(self, context: Context) -> float:
         # None without a deadline, which grpc's types do not say.
@@ -169,27 +186,35 @@ class LogService:
                     retry_after_ms=RETRY_AFTER_MS,
                 )
             )
+        caller = self._caller(context)
+        caller.require(request.log, Right.READ)
+        caller.take(0)
         self._reads_open += 1
         try:
-            with Caller(self._access, context).watching(request.log, Right.READ):
-                await self._read(request, context)
+            with caller.watching(request.log, Right.READ), caller.streaming():
+                await self._read(request, context, caller)
         finally:
             self._reads_open -= 1
 
-    async def _read(self, request: log_pb2.ReadRequest, context: Context) -> None:
+    async def _read(self, request: log_pb2.ReadRequest, context: Context, caller: Caller) -> None:
+        async def write(answer: log_bytes_pb2.ReadResponseBytes) -> None:
+            await context.write(answer)
+            if self._use is not None:
+                await caller.sent(answer.ByteSize())
+
         shards = self._tails.shards_of(request.log)
         if not request.HasField("shard"):
             if request.WhichOneof("start") == "offset":
                 message = "start.offset needs a shard: offsets count within one"
                 raise Refused(refusal(Reason.INVALID_ARGUMENT, message))
             reads = [self._shard_read(request, shard, context) for shard in shards]
-            await LogRead(reads, context.write).run()
+            await LogRead(reads, write).run()
             return
         shard = ShardId(request.shard)
         if shard not in shards:
             raise Refused(refusal(Reason.UNKNOWN_SHARD, unknown_shard(request.log, shard)))
         async for answer in self._shard_read(request, shard, context).messages():
-            await context.write(answer)
+            await write(answer)
 
     def _shard_read(
         self, request: log_pb2.ReadRequest, shard: ShardId, context: Context
@@ -213,7 +238,7 @@ class LogService:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD; a linearizable tail that nobody confirms in time:
                 NOT_ENOUGH_PEERS.
         """
-        self._access.require(context, request.log, Right.READ, Right.APPEND, Right.ADMINISTER)
+        self._admit(context, request.log, Right.READ, Right.APPEND, Right.ADMINISTER)
         return await self._tails.tails(
             request,
             timeout_s=self._timeout_s(context),
@@ -229,7 +254,7 @@ class LogService:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, STATE_CHANGED, RANGE_UNAVAILABLE,
                 LAS_UNAVAILABLE.
         """
-        self._access.require(context, request.log, Right.ADMINISTER)
+        self._admit(context, request.log, Right.ADMINISTER)
         first_offset = await self._las.trim(
             request.log,
             ShardId(request.shard),
@@ -248,7 +273,7 @@ class LogService:
         Raises:
             Refused: UNKNOWN_LOG, UNKNOWN_SHARD, INVALID_ARGUMENT, LIMIT_REACHED, OUTCOME_UNKNOWN.
         """
-        self._access.require(context, request.log, Right.READ)
+        self._admit(context, request.log, Right.READ)
         return await self._positions.commit(
             request,
             timeout_s=self._timeout_s(context),
@@ -263,7 +288,7 @@ class LogService:
         Raises:
             Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, RANGE_UNAVAILABLE.
         """
-        self._access.require(context, request.log, Right.READ, Right.ADMINISTER)
+        self._admit(context, request.log, Right.READ, Right.ADMINISTER)
         return await self._positions.get(
             request,
             timeout_s=self._timeout_s(context),

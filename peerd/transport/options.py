@@ -55,6 +55,23 @@ SERVER_OPTIONS: Options = (
 # For front workers that is the point; a port that others hold was refused before.
 FRONT_SERVER_OPTIONS: Options = (*_SERVER, ("grpc.so_reuseport", 1))
 
+
+def guarded(
+    options: Options, *, metadata_bytes_max: int, handshake_timeout_ms: int, idle_timeout_s: int
+) -> Options:
+    """Options of a server with what is set about connections: the one thing that a deployment may
+    want to change, since strangers are met by it.
+    """
+    return (
+        *options,
+        # Two bounds in gRPC: between them it refuses at random, so there is one.
+        ("grpc.max_metadata_size", metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", metadata_bytes_max),
+        ("grpc.server_handshake_timeout_ms", handshake_timeout_ms),
+        ("grpc.max_connection_idle_ms", idle_timeout_s * 1000),
+    )
+
+
 CHANNEL_OPTIONS: Options = (
     *_BOTH,
     # A retry below our own would send an append again without its caller knowing.

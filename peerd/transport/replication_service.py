@@ -28,6 +28,7 @@ from peerd.core.producer import TableSnapshot
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Role
 from peerd.storage.errors import Corrupt
+from peerd.transport.access import Access
 from peerd.transport.concurrency import first_ended
 from peerd.transport.map_codec import decode_process, encode_process, encode_replica
 from peerd.transport.replication_codec import (
@@ -42,7 +43,7 @@ from peerd.transport.replication_codec import (
     encode_expect,
     encode_table,
 )
-from peerd.transport.status import Refused, refusal
+from peerd.transport.status import Refused, one_line, refusal
 from peerd.transport.tls import IdentityError, identity_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -211,8 +212,11 @@ class ReplicationHost(Protocol):
 class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
     """Register with the server behind `AuthorizationInterceptor`, which checks roles."""
 
-    def __init__(self, host: ReplicationHost, *, plaintext: bool = False) -> None:
-        """`plaintext` as in `identity_of`."""
+    def __init__(
+        self, host: ReplicationHost, *, plaintext: bool = False, access: Access | None = None
+    ) -> None:
+        """`plaintext` as in `identity_of`; `access` is told who speaks in another one's name."""
+        self._access = access
         self._host = host
         self._plaintext = plaintext
         self._streams: dict[NodeName, IncomingStream] = {}
@@ -511,12 +515,13 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
         except IdentityError as error:
             raise Refused(refusal(Reason.NO_IDENTITY, str(error))) from error
         if identity.role != Role.PEER or identity.name != peer:
-            raise Refused(
-                refusal(
-                    Reason.ROLE_NOT_ALLOWED,
-                    f"the call says it comes from peer {peer!r}, its certificate {identity.uri}",
-                ),
+            wire = refusal(
+                Reason.ROLE_NOT_ALLOWED,
+                f"the call says it comes from peer {peer!r}, its certificate {identity.uri}",
             )
+            if self._access is not None:
+                self._access.note(identity, f"as peer {one_line(peer)}", wire)
+            raise Refused(wire)
 
 
 def _bad_argument(message: str) -> Refused:

@@ -91,6 +91,10 @@ async def test_peers_hear_of_it_at_registration_and_at_once_later(las, access):
     await peer.heartbeats(peer.beat(access_version=0))
     answer = await revoke(access, name="shop-1")
     assert answer.unheard == ["peer-1"]
+    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    assert status.access == (
+        "clients need no grants, 0 grants, 1 revoked, version 1, not heard by peer-1"
+    )
     await until(lambda: any(each.HasField("access") for each in peer.updates), "the table")
     (told,) = [each.access for each in peer.updates if each.HasField("access")]
     assert told == answer.table
@@ -204,3 +208,38 @@ async def test_what_a_peer_refused_is_in_the_audit_with_its_name(las):
     (record,) = (await audit(las)).records
     assert (record.who, record.what) == ("shop-1", "append orders")
     assert record.text == "7 times: at peer-1: no"
+
+
+async def test_a_peer_that_speaks_for_another_process_or_accuses_nobody_is_in_the_audit(las):
+    await las.add_peers(2)
+    first, second = las.peers
+    assert (await refused(second.register(boot_id=first.boot, store_id=first.store)))[0] == (
+        "STORE_ID_CHANGED"
+    )
+    wrong = fleet_pb2.ReportRequest(boot_id=second.boot)
+    report = first.fleet.Report(wrong, metadata=first.metadata, timeout=5)
+    assert (await refused(report))[0] == "STATE_CHANGED"
+    for name in ("peer-1", "peer-9"):
+        suspect = fleet_pb2.Suspect(peer=name, boot_id=first.boot, silent_ms=9_000)
+        await first.report(fleet_pb2.PeerReport(suspect=suspect))
+    await first.report(
+        fleet_pb2.PeerReport(suspect=fleet_pb2.Suspect(peer="peer-2", boot_id=second.boot))
+    )
+    await until(lambda: las.state.audited == 3, "three records")
+    found = {(each.who, each.reason): each for each in (await audit(las)).records}
+    assert found["peer-2", "store_id_changed"].what.endswith("/Register")
+    assert "register first" in found["peer-1", "state_changed"].text
+    # The second one is joined to it.
+    assert found["peer-1", "invalid_argument"].text == "once: peer-1 accuses itself"
+
+
+async def test_a_registration_that_is_sent_again_later_is_in_the_audit(las):
+    await las.add_peers(1)
+    peer = las.peers[0]
+    old = peer.registration()
+    await peer.register(boot_id="e" * 32)
+    call = peer.fleet.Register(old, metadata=peer.metadata, timeout=5)
+    assert (await refused(call))[0] == "PROCESS_SUPERSEDED"
+    await until(lambda: las.state.audited == 1, "the record")
+    (record,) = (await audit(las)).records
+    assert (record.who, record.reason) == ("peer-1", "process_superseded")

@@ -393,6 +393,8 @@ ALL_KEYS = [
 UNITS = ("_ms", "_s", "_bytes", "_bytes_max", "_bytes_per_s", "_bytes_per_s_max")
 # Counts, probabilities and shares have no unit.
 WITHOUT_UNIT = {
+    "limits.connections_max",
+    "limits.requests_per_s",
     "replication.frames_inflight_max",
     "workers",
     "tier.attempts",

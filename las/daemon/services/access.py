@@ -15,6 +15,7 @@ from las.core.access_commands import (
     Revoke,
     SetAccess,
 )
+from las.daemon.access_view import unheard
 from las.daemon.audit import Auditor
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
@@ -65,16 +66,16 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
     ) -> access_pb2.SetAccessResponse:
         """Raises `Refused`: STATE_CHANGED, LIMIT_REACHED, NOT_LAS_LEADER, LAS_UNAVAILABLE."""
         what = "grant require" if request.required else "grant require --off"
-        unheard = await self._change(SetAccess(required=request.required), context, what)
-        return access_pb2.SetAccessResponse(table=encode_access(self._table), unheard=unheard)
+        late = await self._change(SetAccess(required=request.required), context, what)
+        return access_pb2.SetAccessResponse(table=encode_access(self._table), unheard=late)
 
     async def AddGrant(
         self, request: access_pb2.AddGrantRequest, context: Context
     ) -> access_pb2.AddGrantResponse:
         """Raises `Refused`: INVALID_ARGUMENT, LIMIT_REACHED, NOT_LAS_LEADER, LAS_UNAVAILABLE."""
         command = AddGrant(grant=decode_grant(request.grant))
-        unheard = await self._change(command, context, "grant add", request.grant.log)
-        return access_pb2.AddGrantResponse(table=encode_access(self._table), unheard=unheard)
+        late = await self._change(command, context, "grant add", request.grant.log)
+        return access_pb2.AddGrantResponse(table=encode_access(self._table), unheard=late)
 
     async def RemoveGrant(
         self, request: access_pb2.RemoveGrantRequest, context: Context
@@ -85,8 +86,8 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             # Without this, rights that are not known here would mean all of them.
             raise invalid("rights: none of them is known to this version")
         command = RemoveGrant(grant=grant)
-        unheard = await self._change(command, context, "grant remove", request.grant.log)
-        return access_pb2.RemoveGrantResponse(table=encode_access(self._table), unheard=unheard)
+        late = await self._change(command, context, "grant remove", request.grant.log)
+        return access_pb2.RemoveGrantResponse(table=encode_access(self._table), unheard=late)
 
     async def Revoke(
         self, request: access_pb2.RevokeRequest, context: Context
@@ -96,16 +97,16 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
         """
         revocation = decode_revocation(request.revocation)
         command = Revoke(revocation=revocation)
-        unheard = await self._change(command, context, "revoke", revocation=revocation)
-        return access_pb2.RevokeResponse(table=encode_access(self._table), unheard=unheard)
+        late = await self._change(command, context, "revoke", revocation=revocation)
+        return access_pb2.RevokeResponse(table=encode_access(self._table), unheard=late)
 
     async def EndRevocation(
         self, request: access_pb2.EndRevocationRequest, context: Context
     ) -> access_pb2.EndRevocationResponse:
         """Raises `Refused`: INVALID_ARGUMENT, NOT_LAS_LEADER, LAS_UNAVAILABLE."""
         command = EndRevocation(revocation=decode_revocation(request.revocation))
-        unheard = await self._change(command, context, "revoke --undo")
-        return access_pb2.EndRevocationResponse(table=encode_access(self._table), unheard=unheard)
+        late = await self._change(command, context, "revoke --undo")
+        return access_pb2.EndRevocationResponse(table=encode_access(self._table), unheard=late)
 
     # ------------------------------------------------------------------ inside
 
@@ -130,10 +131,10 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             require_ok(await call.submit(command))
         deadline_s = time.monotonic() + HEARD_S
         while True:
-            unheard = self._unheard()
-            waits = any(self._group.state.is_node_up(name) for name in unheard)
+            late = self._unheard()
+            waits = any(self._group.state.is_node_up(name) for name in late)
             if not waits or time.monotonic() >= deadline_s:
-                return unheard
+                return late
             await asyncio.sleep(LOOK_S)
 
     def _check_who_is_left(self, revocation: Revocation, context: Context) -> None:
@@ -162,13 +163,4 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
             raise Refused(refusal(Reason.STATE_CHANGED, text))
 
     def _unheard(self) -> list[NodeName]:
-        """Peers that have not said that they have the table as it is now."""
-        version, term = self._table.version, self._leadership.term
-        state = self._group.state
-        if term is None or version == 0:
-            return []
-        return [
-            name
-            for name in sorted(state.nodes)
-            if (heard := term.vitals.of(name)) is None or heard.access_version != version
-        ]
+        return unheard(self._group.state, self._leadership.term)

@@ -8,7 +8,7 @@ Invariants:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import grpc.aio
 
@@ -30,7 +30,7 @@ from las.daemon.services.callers import Callers
 from las.daemon.services.forecast import known_node
 from las.daemon.services.registration import is_id, parse_registration
 from las.daemon.services.reports import Reports
-from las.daemon.services.results import invalid, require_ok
+from las.daemon.services.results import REASONS, invalid, require_ok
 from las.daemon.status_view import StatusView
 from las.daemon.stop_view import stop_view
 from las.daemon.term import Term, now_ms, wall_ms
@@ -39,8 +39,10 @@ from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.core.errors import Reason
 from peerd.core.ids import BootId, NodeName, StoreId
 from peerd.daemon.logging import get_logger
+from peerd.pki import Role
 from peerd.transport.access import encode_access
-from peerd.transport.status import Context, Refused, refusal
+from peerd.transport.refused_calls import RefusedCall
+from peerd.transport.status import Context, Refused, one_line, refusal
 
 # limit: bytes of one message of an export, as the contract says.
 EXPORT_CHUNK_BYTES = 1024 * 1024
@@ -125,6 +127,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         if not result.ok:
             _log.warning("registration refused", node=name, why=result.text)
             term.turned_away(name, result.text)
+            self._note(name, "Register", REASONS[result.reason], result.text)
         require_ok(result)
         term.registered(name, registration.boot, request.telemetry_schema)
         nodes = len(self._group.state.nodes)
@@ -150,6 +153,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
                 f"the store of {name} belongs to cluster {cluster_id}, this LAS to {own}: "
                 "give the peer a data directory of its own, or the right LAS addresses"
             )
+            self._note(name, "Register", Reason.WRONG_CLUSTER, text)
             raise Refused(refusal(Reason.WRONG_CLUSTER, text))
 
     async def Heartbeat(
@@ -224,7 +228,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             wake.set()
 
     def _take(self, term: Term, session: "_Session", request: fleet_pb2.HeartbeatRequest) -> None:
-        node = registered(self._group.state, session.name, session.boot)
+        node = self._registered(session.name, session.boot, "Heartbeat")
         if len(request.workload.shards) > WORKLOAD_SHARDS_MAX:
             raise invalid(
                 f"the workload of {len(request.workload.shards)} shards in a heartbeat of "
@@ -250,9 +254,41 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         """
         term = self._leadership.require()
         name = NodeName(self._callers.name_of(context))
-        node = registered(self._group.state, name, BootId(request.boot_id))
+        node = self._registered(name, BootId(request.boot_id), "Report")
+        self._note_false(node, request.reports)
         await Reports(self._group, term, node).take(request.reports)
         return fleet_pb2.ReportResponse()
+
+    def _registered(self, name: NodeName, boot: BootId, call: str) -> Node:
+        """As `registered`; who speaks for another process is told of in the audit."""
+        try:
+            return registered(self._group.state, name, boot)
+        except Refused as refused:
+            self._note(name, call, Reason.STATE_CHANGED, refused.refusal.message)
+            raise
+
+    def _note_false(self, accuser: Node, reports: Iterable[fleet_pb2.PeerReport]) -> None:
+        """Accusations that no honest peer makes are told of in the audit; they move nothing."""
+        for report in reports:
+            suspect = report.suspect.peer
+            if not report.HasField("suspect"):
+                continue
+            if suspect == accuser.name or suspect not in self._group.state.nodes:
+                whom = "itself" if suspect == accuser.name else f"{suspect!r}, which is no peer"
+                text = f"{accuser.name} accuses {one_line(whom)}"
+                self._note(accuser.name, "Report", Reason.INVALID_ARGUMENT, text)
+
+    def _note(self, name: NodeName, call: str, reason: Reason, text: str) -> None:
+        """A peer was refused something that it may do, but not so."""
+        self._refusals.calls.add(
+            RefusedCall(
+                who=name,
+                role=Role.PEER.value,
+                reason=reason.name,
+                what=f"/las.v1.FleetService/{call}",
+                text=text,
+            )
+        )
 
     # ------------------------------------------------------------------ operators
 

@@ -68,6 +68,7 @@ from peerd.daemon.services import CLIENT_SERVICES, add_client_services, edge_lim
 from peerd.internal.v1.front_pb2 import FrontRefusedCalls
 from peerd.transport.access import Access, AccessMalformed, decode_access, encode_refused
 from peerd.transport.authz import AuthorizationInterceptor
+from peerd.transport.caller_limits import CallerUse
 from peerd.transport.channels import Channels
 from peerd.transport.log_service import LogService
 from peerd.transport.map_cache import MapCache, MapForeign
@@ -130,6 +131,7 @@ class Worker:
             append_host=self._appends,
             cores_are_scarce=CoreWatch().are_scarce,
             access=access,
+            use=CallerUse(config.limits.of_callers(), self._refused),
         )
         health_servicer = health.HealthServicer()
         server = _server(config, access)
@@ -198,7 +200,7 @@ def _table(body: memoryview) -> AccessTable:
 def _server(config: PeerdConfig, access: Access) -> grpc.aio.Server:
     plaintext = config.tls is None
     return grpc.aio.server(
-        options=FRONT_SERVER_OPTIONS,
+        options=config.server_options(FRONT_SERVER_OPTIONS),
         interceptors=[
             AuthorizationInterceptor(config.cluster, plaintext=plaintext, guard=access),
             TypedErrors(_on_bug),
