@@ -27,6 +27,10 @@ from peerd.core.shard_map import Shard
 
 # limit: names listed in one warning; the rest is counted.
 NAMES_LISTED_MAX = 5
+TIER_FAILS_MS = 60_000
+"""So long an object store may be away before it is told; a shorter while makes no difference."""
+TIER_LAGS_MS = 3_600_000
+"""So old is what waits for a tier that works, and is not fast enough."""
 NAN = float("nan")
 
 
@@ -162,6 +166,7 @@ class StatusView:
             *_about_forecast(state, facts, term),
             *self._about_model(term),
             *_about_copies(state, facts),
+            *_about_tier(state, term),
         ]
 
     def _about_leader(self) -> Iterator[str]:
@@ -242,7 +247,9 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
     paused = why_paused(state, entry)
     healthy = sum(state.is_healthy(voter) for voter in entry.shard.open.plan.voters)
     short = unreadable = 0
-    for segment in entry.shard.sealed:
+    # Of what lies below trimmed-to no store keeps anything: it is in the tier, or trimmed.
+    kept = [each for each in entry.shard.sealed if (each.end or 0) > entry.shard.trimmed_to]
+    for segment in kept:
         short += sum(state.is_healthy(holder) for holder in segment.holders) < copies
         unreadable += not any(state.is_up(holder) for holder in segment.holders)
     if not (paused or entry.halted or short or unreadable or healthy < copies):
@@ -292,6 +299,8 @@ def why_paused(state: ClusterState, entry: ShardEntry) -> str:
 def _why_fenced(state: ClusterState, shard: Shard) -> str:
     """A fence ends when all but acks - 1 voters have answered (docs/protocol.md §4.2)."""
     plan = shard.open.plan
+    if plan.is_nobodys:
+        return "it was restored, and waits for enough peers of the new cluster"
     silent = sorted(voter.peer for voter in plan.voters if not state.is_up(voter))
     if shard.is_split or len(silent) < plan.acks:
         return "its primary is gone and its end is being found out"
@@ -402,6 +411,24 @@ def _about_refused(term: Term | None) -> Iterator[str]:
     """Peers that would join and may not: they serve what they did, and hear of no change."""
     for name, why in sorted(term.refused.items()) if term is not None else ():
         yield f"{name} is not let in: {why}"
+
+
+def _about_tier(state: ClusterState, term: Term | None) -> Iterator[str]:
+    """Peers whose disks fill up because the object tier does not take what is to go there."""
+    for name in sorted(state.nodes):
+        heard = None if term is None else term.vitals.of(name)
+        if heard is None or not state.is_node_up(name):
+            continue
+        trouble, waiting_ms = heard.tier_trouble, heard.tier_waiting_ms
+        # What does not pass by itself is told at once.
+        passes = not trouble or trouble.startswith("TIER_UNAVAILABLE")
+        if passes and waiting_ms < (TIER_FAILS_MS if trouble else TIER_LAGS_MS):
+            continue
+        waiting = f", the oldest record for {waiting_ms // 1000} s" if waiting_ms else ""
+        yield (
+            f"{name} waits for the tier{waiting}; nothing is dropped before it is there, so disks "
+            f"fill up: {trouble or 'the tier takes less than is written'}"
+        )
 
 
 def _damaged(name: NodeName, term: Term | None) -> int:

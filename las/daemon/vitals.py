@@ -27,6 +27,8 @@ class Heard:
     access_version: int
     workload: fleet_pb2.NodeWorkload
     workload_at_ms: int
+    tier_waiting_ms: int = 0
+    tier_trouble: str = ""
 
 
 class Vitals:
@@ -59,6 +61,8 @@ class Vitals:
             workload_at_ms=workload_at_ms,
             map_version=heartbeat.map_version,
             access_version=heartbeat.access_version,
+            tier_waiting_ms=heartbeat.tier_lag.waiting_ms,
+            tier_trouble=heartbeat.tier_lag.trouble,
         )
 
     def of(self, node: NodeName) -> Heard | None:

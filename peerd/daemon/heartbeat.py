@@ -28,6 +28,7 @@ from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from peerd.daemon.telemetry.smart import SmartReader
 from peerd.daemon.telemetry.window import Recorder, Window
+from peerd.daemon.uploader import UploadStatistics
 from peerd.storage.errors import WrongCluster
 from peerd.storage.store import Store
 from peerd.transport.access import AccessMalformed
@@ -44,6 +45,8 @@ FEATURE_LEVEL = 5
 # limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
 WORKLOAD_SHARDS_MAX = 4_096
 
+# limit: characters of why the tier takes nothing; one line of a status
+TROUBLE_CHARACTERS_MAX = 300
 _log = get_logger("member")
 
 
@@ -102,12 +105,15 @@ class Member:
         care: Callable[[], tuple[RepairStatistics, ScrubStatistics]],
         access: AccessKeeper,
         refusals: RefusalsTold,
+        uploads: Callable[[], UploadStatistics | None] = lambda: None,
     ) -> None:
+        """`uploads` says what waits for the tier; None without one."""
         self._access = access
         self._refusals = refusals
         self._workload = workload
         self._told_workload = 0
         self._care = care
+        self._uploads = uploads
         self._me = me
         self._config = config
         self._address = address
@@ -206,6 +212,17 @@ class Member:
             disk=self._new_disk_days(),
             access_version=self._access.durable_version,
             refused=self._refusals.take(),
+            tier_lag=self._tier_lag(),
+        )
+
+    def _tier_lag(self) -> fleet_pb2.TierLag | None:
+        """What waits for the tier; None if nothing does."""
+        uploads = self._uploads()
+        if uploads is None or not (uploads.oldest_waiting_s or uploads.trouble):
+            return None
+        return fleet_pb2.TierLag(
+            waiting_ms=int(uploads.oldest_waiting_s * 1000),
+            trouble=uploads.trouble[:TROUBLE_CHARACTERS_MAX],
         )
 
     def _new_disk_days(self) -> fleet_pb2.DiskDays | None:

@@ -270,6 +270,7 @@ class Peer:
             care=lambda: (self.repairer.statistics(), self.scrubber.statistics()),
             access=self._access_keeper,
             refusals=self.refusals,
+            uploads=lambda: None if self._uploader is None else self._uploader.statistics(),
         )
         self.session = LasSession(
             config.las,

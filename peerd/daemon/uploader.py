@@ -58,7 +58,8 @@ _log = get_logger("tier")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadStatistics:
     """Since the start of the process; `oldest_waiting_s` is the age of the oldest record that could
-    be in the tier and is not yet, 0 if there is none.
+    be in the tier and is not yet, 0 if there is none. `trouble` is why a shard's last try failed, a
+    code and a line; empty if none did.
     """
 
     objects: int
@@ -66,6 +67,7 @@ class UploadStatistics:
     removed_objects: int
     errors: dict[str, int]
     oldest_waiting_s: float
+    trouble: str = ""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class _Care:
     kept_from: Offset = FIRST_OFFSET
     kept_since_s: float = 0.0
     waiting_since_ms: int | None = None
+    trouble: str = ""
 
 
 class Uploader:
@@ -125,12 +128,14 @@ class Uploader:
             if each.waiting_since_ms is not None
         ]
         age_ms = max(0, self._wall_ms() - min(waiting)) if waiting else 0
+        troubles = [each.trouble for each in self._care.values() if each.trouble]
         return UploadStatistics(
             objects=self._objects,
             payload_bytes=self._payload_bytes,
             removed_objects=self._removed_objects,
             errors=dict(self._errors),
             oldest_waiting_s=age_ms / 1000,
+            trouble=troubles[0] if troubles else "",
         )
 
     def count_removed(self, objects: int) -> None:
@@ -161,7 +166,7 @@ class Uploader:
             try:
                 some = await self._upload(entry, care) or some
                 await self._tidy(shard, care)
-                care.failures = 0
+                care.failures, care.trouble = 0, ""
             except (TierError, StorageError, Refused) as error:
                 self._failed(shard, care, error)
         return some
@@ -175,6 +180,7 @@ class Uploader:
         self._errors[code] += 1
         again_after_s = AGAIN_AFTER_S * 2 ** min(care.failures, AGAIN_DOUBLINGS_MAX)
         care.failures += 1
+        care.trouble = f"{code}: {error}"
         care.not_before_s = self._now_s() + again_after_s
         _log.warning(
             "not tiered now", shard=shard, code=code, why=str(error), again_after_s=again_after_s

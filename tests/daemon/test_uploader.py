@@ -243,12 +243,14 @@ async def test_a_store_that_fails_is_tried_again_later_and_nothing_is_reported(w
     figures = world.uploader.statistics()
     assert figures.errors == {"TIER_UNAVAILABLE": 1}
     assert figures.oldest_waiting_s == 90.0
+    assert figures.trouble == "TIER_UNAVAILABLE: memory: 500"
     await world.all_looks()
     assert world.reported == []
     world.now_s += 2
     await world.all_looks()
     assert world.tiered_to == 24
-    assert world.uploader.statistics().oldest_waiting_s == 0.0
+    figures = world.uploader.statistics()
+    assert (figures.oldest_waiting_s, figures.trouble) == (0.0, "")
 
 
 async def test_what_is_not_read_back_whole_is_not_reported(world):

@@ -122,6 +122,29 @@ async def test_heartbeats_are_answered_and_changes_come_at_once(las):
     assert (found.free_bytes, found.stored_bytes) == (1 << 40, 7)
 
 
+@pytest.mark.parametrize(
+    ("waiting_s", "trouble", "told"),
+    [
+        (59, "TIER_UNAVAILABLE: s3: 500", ""),
+        (61, "TIER_UNAVAILABLE: s3: 500", ", the oldest record for 61 s; "),
+        (0, "NO_CREDENTIALS: s3 refuses this peer", "waits for the tier; "),
+        (3_599, "", ""),
+        (3_601, "", "the tier takes less than is written"),
+    ],
+)
+async def test_a_tier_that_takes_nothing_is_told(las, waiting_s, trouble, told):
+    peer, *_ = await las.add_peers(3)
+    lag = pb.TierLag(waiting_ms=waiting_s * 1000, trouble=trouble)
+    call = await peer.heartbeats(peer.beat(tier_lag=lag))
+    await until(lambda: len(peer.updates) == 1)
+    lines = [line for line in (await status(las)).warnings if "tier" in line]
+    assert len(lines) == bool(told)
+    assert all("peer-1" in line and told in line and trouble in line for line in lines)
+    await call.write(peer.beat())
+    await until(lambda: len(peer.updates) == 2)
+    assert not [line for line in (await status(las)).warnings if "tier" in line]
+
+
 async def test_damaged_batches_are_told_in_the_status_until_they_are_repaired(las):
     peer, *_ = await las.add_peers(3)
     call = await peer.heartbeats(peer.beat(damaged_batches=2, repaired_batches=5))

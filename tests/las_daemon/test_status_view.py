@@ -16,7 +16,7 @@ from las.core.state import ClusterState, NodeState
 from las.daemon.map_feed import MapFeed
 from las.daemon.status_view import MapFacts, MapWatch, _alone
 from peerd.core.ids import Epoch, Offset
-from peerd.core.shard_map import Tiered
+from peerd.core.shard_map import Tiered, plan_of_nobody
 from tests.las_core.builders import SHARD, done, name, plan_of, process, register, replica, with_log
 
 
@@ -120,6 +120,24 @@ def test_a_holder_at_risk_counts_as_no_copy_and_one_that_is_down_cannot_be_read(
     assert (facts(state).short, facts(state).unreadable) == (1, 0)
     state = done(state, down(1), down(2), down(3))
     assert (facts(state).short, facts(state).unreadable) == (1, 1)
+
+
+def test_what_no_store_keeps_lacks_no_copy():
+    state = moved(with_log())
+    entry = state.shards[SHARD]
+    tier = Tiered(begin=Offset(0), end=Offset(9), manifest="m")
+    for trimmed_to, lacks in ((8, 1), (9, 0)):
+        shard = replace(entry.shard, trimmed_to=Offset(trimmed_to), tier=tier)
+        gone = done(state.changed(shards=[replace(entry, shard=shard)]), *map(down, (1, 2, 3)))
+        assert (facts(gone).short, facts(gone).unreadable) == (lacks, lacks)
+
+
+def test_a_restored_shard_waits_for_peers_of_the_new_cluster():
+    entry = with_log().shards[SHARD]
+    opened = replace(entry.shard.open, plan=plan_of_nobody())
+    shard = replace(entry.shard, open=opened, fence=Epoch(9))
+    state = with_log().changed(shards=[replace(entry, shard=shard)])
+    assert "waits for enough peers of the new cluster" in facts(state).paused[0][1]
 
 
 def test_what_is_protected_is_looked_up_for_endangered_nodes_alone():
