@@ -1,4 +1,8 @@
-"""`peerctl backup …` and `peerctl restore`: a cluster from its tier alone (docs/backup.md)."""
+"""`peerctl backup …` and `peerctl restore`: a cluster from its tier alone (docs/backup.md).
+
+What these need of the tier and of the LAS is imported when one of them runs: `peerctl` starts for
+every other command, too.
+"""
 
 import asyncio
 import time
@@ -7,13 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from pydantic import Field
 
-from las.daemon import exports
-from peerd.cli import backing_up, restoring
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -26,14 +27,11 @@ from peerd.cli.output import (
     print_table,
     size_text,
 )
-from peerd.daemon.config import ENVIRONMENT_PREFIX
-from peerd.daemon.config import Tier as TierSettings
-from peerd.daemon.errors import DaemonError
-from peerd.daemon.tier import Tier, open_tier
-from peerd.settings import ConfigError, Section, load
-from peerd.tier import backup as backups
-from peerd.tier.backup import Backup, ShardBackup
-from peerd.tier.errors import NotConfigured, TierError
+
+if TYPE_CHECKING:
+    from peerd.cli import restoring
+    from peerd.daemon.tier import Tier
+    from peerd.tier.backup import Backup, ShardBackup
 
 backup_app = typer.Typer(
     help="Backups in the tier, from which a whole cluster can be begun anew.",
@@ -52,14 +50,12 @@ TierOption = Annotated[
 BackupId = Annotated[str, typer.Argument(help="Id of the backup, as `peerctl backup list` has it.")]
 
 
-class _TierFile(Section):
-    """What of a peer's configuration is needed here."""
-
-    tier: TierSettings = Field(default_factory=TierSettings)
-
-
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
+    from peerd.daemon.errors import DaemonError
+    from peerd.settings import ConfigError
+    from peerd.tier.errors import NotConfigured, TierError
+
     try:
         yield
     except (ConfigError, NotConfigured) as error:
@@ -70,9 +66,14 @@ def _one_line_errors() -> Iterator[None]:
         fail(str(error), EXIT_REFUSED)
 
 
-def _opened(file: Path) -> Tier:
+def _opened(file: Path) -> "Tier":
     """The tier of a configuration. Raises `ConfigError`, `NotConfigured`."""
-    settings = load(_TierFile, path=file, prefix=ENVIRONMENT_PREFIX, only={"tier"})
+    from peerd.daemon.config import ENVIRONMENT_PREFIX, TierFile
+    from peerd.daemon.tier import open_tier
+    from peerd.settings import load
+    from peerd.tier.errors import NotConfigured
+
+    settings = load(TierFile, path=file, prefix=ENVIRONMENT_PREFIX, only={"tier"})
     tier = open_tier(settings.tier, str)
     if tier is None:
         raise NotConfigured(f"{file}: tier.url is not set: name a peer's configuration")
@@ -109,6 +110,8 @@ def create(
 
     Example: peerctl backup create --tier /etc/peerd/peerd.toml
     """
+    from peerd.cli import backing_up
+
     with _one_line_errors(), connected(config) as client:
         opened = _opened(tier)
         asked = backing_up.bring_into_tier(client, cut=cut, wait_s=wait_s)
@@ -128,7 +131,7 @@ def create(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _print_backup(made: Backup, output: Format) -> None:
+def _print_backup(made: "Backup", output: Format) -> None:
     if output is not Format.TABLE:
         print_document(output, _as_document(made))
         return
@@ -137,11 +140,11 @@ def _print_backup(made: Backup, output: Format) -> None:
     print_table(["log", "shard", "from", "to", ""], rows)
 
 
-def _names(shard: ShardBackup) -> list[str]:
+def _names(shard: "ShardBackup") -> list[str]:
     return [shard.log, str(shard.shard)]
 
 
-def _lack(shard: ShardBackup) -> str:
+def _lack(shard: "ShardBackup") -> str:
     if shard.is_whole:
         return ""
     if shard.part is None:
@@ -149,7 +152,7 @@ def _lack(shard: ShardBackup) -> str:
     return f"{shard.committed - shard.end} records behind what was committed"
 
 
-def _as_document(made: Backup) -> dict[str, object]:
+def _as_document(made: "Backup") -> dict[str, object]:
     document = asdict(made)
     document["whole"] = all(each.is_whole for each in made.shards)
     return document
@@ -163,7 +166,9 @@ def list_backups(tier: TierOption, output: FormatOption = Format.TABLE) -> None:
     Example: peerctl backup list --tier /etc/peerd/peerd.toml
     """
 
-    async def read() -> list[Backup]:
+    from peerd.tier import backup as backups
+
+    async def read() -> "list[Backup]":
         opened = _opened(tier)
         ids = await backups.list_ids(opened.store)
         return [await backups.read_index(opened.store, each) for each in ids]
@@ -198,6 +203,9 @@ def verify(
     Example: peerctl backup verify 20270101T030000Z-6ff1c2aa --tier /etc/peerd/peerd.toml --deep
     """
 
+    from peerd.cli import restoring
+    from peerd.tier import backup as backups
+
     async def read() -> restoring.Found:
         opened = _opened(tier)
         found = await restoring.look(opened.store, opened.keys, backup)
@@ -210,7 +218,7 @@ def verify(
     _print_found(found, output)
 
 
-def _print_found(found: restoring.Found, output: Format) -> None:
+def _print_found(found: "restoring.Found", output: Format) -> None:
     shards = []
     for each in found.backup.shards:
         listed = found.manifests.get(each.shard)  # type: ignore[call-overload]
@@ -268,6 +276,9 @@ def restore(
 
     Example: peerctl restore 20270101T030000Z-6ff1c2aa begin.las --tier peerd.toml
     """
+
+    from las.daemon import exports
+    from peerd.cli import restoring
 
     async def work() -> restoring.Found:
         opened = _opened(tier)

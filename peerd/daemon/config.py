@@ -300,6 +300,12 @@ class Tier(Section):
     )
 
 
+class TierFile(Section):
+    """What of a peer's configuration commands read that look at the tier themselves."""
+
+    tier: Tier = Field(default_factory=Tier)
+
+
 class Telemetry(Section):
     """What the peer tells about its health."""
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,9 @@ def test_a_manifest_that_was_replaced_meanwhile_is_looked_for_in_a_newer_state(p
     work = backing_up.write(place.store, NO_KEYS, old.to_bytes, {}, 1e9)
     with pytest.raises(MissingObject):
         asyncio.run(work)
+
+
+def test_other_commands_do_not_wait_for_what_these_need():
+    code = "import sys, peerd.cli.peerctl; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"las.daemon.exports", "peerd.tier.backup"} & set(done.stdout.split())
