@@ -404,6 +404,10 @@ def searching(*, sources=HOLDERS) -> Peer:
     return peer
 
 
+def test_what_a_primary_looks_for_is_waited_for():
+    assert [fetch.is_waited_for for fetch in loads(searching(), FetchTable)] == [True]
+
+
 def fail_all(peer: Peer) -> None:
     for fetch in loads(peer, FetchTable):
         peer.tell(ev.TableUnavailable(token=fetch.token, answered=True))

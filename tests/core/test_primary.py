@@ -316,6 +316,14 @@ def test_an_adoption_that_is_not_answered_is_repeated_less_and_less_often():
     assert [said_after(ms) for ms in (750, 250, 1_750, 250, 3_750, 250, 3_750, 250)] == [0, 1] * 4
     peer.tell(ev.StreamUp(replica=B.replica))
     assert [said_after(ms) for ms in (750, 250)] == [0, 1]
+    # An answer ends it; what is asked later begins anew.
+    peer.ack(B, 0)
+    peer.fsync()
+    peer.learn(FIRST_MAP)
+    peer.append()
+    while not said_after(250):
+        pass  # its silence is asked about
+    assert [said_after(ms) for ms in (750, 250)] == [0, 1]
 
 
 def test_a_stall_is_looked_for_soon_after_a_move_and_then_when_it_is_to_be_told(primary):

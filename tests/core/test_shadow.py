@@ -303,6 +303,7 @@ def test_a_shadow_that_joined_without_the_past_fetches_the_table_when_the_map_is
     shadow.tick(0)
     (fetch,) = [load for load in shadow.said.load if isinstance(load, FetchTable)]
     assert (fetch.source, fetch.as_of, fetch.or_later, fetch.since) == (A.replica, 10, True, 0)
+    assert not fetch.is_waited_for  # no append here needs it
     table = TableSnapshot(as_of=Offset(10))
     shadow.tell(ev.TableFetched(token=fetch.token, table=table))
     shadow.fsync()

@@ -80,3 +80,18 @@ def test_it_finds_nothing_of_deaths_that_are_long_ago_or_moved_nothing():
     assert not list(taken_over(with_a_death(1_000, records=0), now_s=1_001, patience_ms=60_000))
     # A clock that stands before the one that wrote the death: it was now.
     assert next(iter(taken_over(state, now_s=990, patience_ms=60_000)))[1] == 0
+
+
+def test_what_a_dead_node_still_leads_was_given_to_nobody_yet():
+    state = done(
+        with_log(),
+        FenceSegment(shard=ShardId(1), epoch=Epoch(1), prepared=NO_EPOCH, why="it hung"),
+        OpenSegment(
+            shard=ShardId(1),
+            fence=Epoch(2),
+            plan=plan_of(1, 1, 2, 3),
+            ended=RecoveredSegment(end=Offset(1), known_commit=Offset(0), holders=(replica(1),)),
+        ),
+        SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN, at_s=1_000),
+    )
+    assert not list(taken_over(state, now_s=1_001, patience_ms=60_000))
