@@ -80,6 +80,14 @@ class Room:
         """`size` bytes are queued."""
         self.queued_bytes += size
 
+    def take_if_fits(self, size: int) -> bool:
+        """`fits`, and if so `take`."""
+        queued_bytes = self.queued_bytes
+        if self._waiting or (queued_bytes and queued_bytes + size > self._bytes_max):
+            return False
+        self.queued_bytes = queued_bytes + size
+        return True
+
     def give(self, size: int) -> None:
         """`size` bytes have ended."""
         self.queued_bytes -= size
@@ -122,6 +130,8 @@ class Appender:
         self._services = services
         self._options = options
         self._pipelines: dict[ShardId, ShardPipeline] = {}
+        # Of logs with one shard: where a record without a key goes while the map stays as it is.
+        self._only_shards: dict[str, ShardPipeline | None] = {}
         self._turn = 0
         self._ended: str | None = None
 
@@ -130,11 +140,18 @@ class Appender:
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
         serialized = serialize_records(records)
-        size, services = len(serialized), self._services
-        # Mostly there is room and the log is known, and then nothing is awaited.
-        if not (services.room.fits(size) and services.known_logs.has(log)):
-            await self._admitted(log, size)
-        entry = self._add(log, records, serialized, where)
+        entry = self._add_plain(log, records, serialized, where)
+        if entry is None:
+            size, services = len(serialized), self._services
+            # Mostly there is room and the log is known, and then nothing is awaited.
+            if not (services.room.fits(size) and services.known_logs.has(log)):
+                await self._admitted(log, size)
+            elif log not in self._only_shards:
+                # Not after a wait: others that wait for the log may stand before what comes next.
+                shards = services.directory.cache.shards_of(log)
+                only = self._pipeline(log, shards[0]) if len(shards) == 1 else None
+                self._only_shards[log] = only
+            entry = self._add(log, records, serialized, where)
         try:
             return await entry.future
         except asyncio.CancelledError as error:
@@ -191,6 +208,29 @@ class Appender:
     async def _require(self, log: str) -> None:
         self._check_open()
         await self._services.known_logs.require(log)
+
+    def _add_plain(
+        self, log: str, records: Sequence[NewRecord], serialized: bytes, where: Where
+    ) -> Entry | None:
+        """What `_add` would do, for what most appends are: one record without a key, to a log with
+        one shard, of which nothing more is said, while there is room. None: it is not like that.
+        """
+        pipeline = self._only_shards.get(log)
+        size = len(serialized)
+        if (
+            pipeline is None
+            or where is not ANYWHERE
+            or len(records) != 1
+            or records[0].key is not None
+            or size > ENTRY_BYTES_MAX
+            or not self._services.room.take_if_fits(size)
+        ):
+            return None
+        loop = pipeline.loop
+        deadline = loop.time() + self._options.append_timeout_s
+        entry = Entry(serialized, 1, deadline, loop.create_future(), where, ())
+        pipeline.add(entry)
+        return entry
 
     def _add(
         self, log: str, records: Sequence[NewRecord], serialized: bytes, where: Where
@@ -314,6 +354,7 @@ class Appender:
 
     def map_changed(self, change: MapChange) -> None:
         """The map moved."""
+        self._only_shards.clear()
         # An address that changed concerns every shard of that node.
         touched = self._pipelines.keys() if change.nodes else change.shards
         for shard in tuple(touched):
@@ -324,6 +365,7 @@ class Appender:
     def end(self, message: str) -> None:
         """Ends everything that is unanswered, as what it is, and takes nothing more."""
         self._ended = message
+        self._only_shards.clear()
         for pipeline in self._pipelines.values():
             pipeline.abandon(message)
         self._services.room.released.set()

@@ -16,7 +16,6 @@ Must not: wait. It acts on records added, answers, map changes and ticks; all on
 """
 
 import asyncio
-import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -127,6 +126,13 @@ class Waiting:
         """Behind all others."""
         self.entries.append(entry)
         self.size_bytes += len(entry.serialized)
+
+    def take_all(self) -> list[Entry]:
+        """All of them."""
+        entries = list(self.entries)
+        self.entries.clear()
+        self.size_bytes = 0
+        return entries
 
     def take(self) -> Entry:
         """The first one."""
@@ -302,10 +308,52 @@ class ShardPipeline:
 
     def _form(self) -> Batch | None:
         """The next batch; None if nobody wants what waits any more."""
+        entries = self._take_all() or self._take_some()
+        if not entries:
+            return None
+        # In a few passes, each without a call of Python's for an entry.
+        record_count = sum([entry.record_count for entry in entries])
+        for entry in entries:
+            entry.is_formed = True
+        built = build_batch(
+            [entry.serialized for entry in entries], record_count, self._compression()
+        )
+        append = log_bytes_pb2.AppendRequestBytes(
+            log=self.log,
+            shard=self.shard,
+            payload_crc=built.crc,
+            producer_id=self._producer,
+            first_sequence=self._next_sequence,
+            expected_offset=entries[0].where.expected_offset,
+        )
+        self._next_sequence += record_count
+        self._formed += 1
+        return Batch(
+            number=self._formed - 1,
+            entries=entries,
+            append=append,
+            payload=built.payload,
+            record_count=record_count,
+            earliest_deadline=min([entry.deadline for entry in entries]),
+        )
+
+    def _take_all(self) -> list[Entry]:
+        """All that waits, if that makes one batch as it is; else nothing, and it still waits."""
+        waiting, options = self._waiting, self._options
+        entries = waiting.entries
+        if (
+            waiting.size_bytes > options.batch_bytes_max - BATCH_OVERHEAD_BYTES
+            or len(entries) > options.batch_records_max
+            or sum([entry.record_count for entry in entries]) > options.batch_records_max
+            or [e for e in entries if e.where.expected_offset is not None or e.future.cancelled()]
+        ):
+            return []
+        return waiting.take_all()
+
+    def _take_some(self) -> list[Entry]:
+        """What makes the next batch, in order, from the first on that somebody still wants."""
         entries: list[Entry] = []
-        records: list[bytes] = []
         record_count = taken_bytes = 0
-        earliest_deadline = math.inf
         stands_alone = False
         records_max = self._options.batch_records_max
         bytes_max = self._options.batch_bytes_max - BATCH_OVERHEAD_BYTES
@@ -328,32 +376,9 @@ class ShardPipeline:
             queue.popleft()
             taken_bytes += size
             record_count += count
-            entry.is_formed = True
             entries.append(entry)
-            records.append(entry.serialized)
-            earliest_deadline = min(earliest_deadline, entry.deadline)
         self._waiting.size_bytes -= taken_bytes
-        if not entries:
-            return None
-        built = build_batch(records, record_count, self._compression())
-        append = log_bytes_pb2.AppendRequestBytes(
-            log=self.log,
-            shard=self.shard,
-            payload_crc=built.crc,
-            producer_id=self._producer,
-            first_sequence=self._next_sequence,
-            expected_offset=entries[0].where.expected_offset,
-        )
-        self._next_sequence += record_count
-        self._formed += 1
-        return Batch(
-            number=self._formed - 1,
-            entries=entries,
-            append=append,
-            payload=built.payload,
-            record_count=record_count,
-            earliest_deadline=earliest_deadline,
-        )
+        return entries
 
     # -------------------------------------------------------------------------- sending
 

@@ -175,3 +175,30 @@ async def test_a_time_limit_of_the_caller_tells_it_too(cluster, connect):
 def test_other_errors_tell_nothing_of_appends():
     assert peerd.taken_of(ValueError("x")) is None
     assert peerd.taken_of(peerd.OutcomeUnknown("x", taken="unknown")) == "unknown"
+
+
+async def test_a_closed_producer_of_a_log_with_one_shard_takes_nothing(cluster, client):
+    cluster.create_log("orders")
+    async with client.producer("orders") as producer:
+        await producer.append(b"0")
+        await producer.append(b"1")
+    with pytest.raises(peerd.ClientClosed) as caught:
+        await producer.append(b"2")
+    assert caught.value.taken == "no"
+    assert await values(client) == [b"0", b"1"]
+
+
+async def test_where_the_records_of_a_log_went_is_forgotten_with_the_log(cluster, client):
+    cluster.create_log("orders")
+    assert (await client.append("orders", b"0")).shard == 1
+    assert (await client.append("orders", b"1")).shard == 1
+    # The log is deleted, and another one gets its name.
+    del cluster.logs["orders"], cluster.shards[1]
+    cluster.create_log("other", publish=False)
+    cluster.create_log("orders")
+    cache = client._directory.cache
+    while cache.shards_of("orders") in {(), (1,)}:
+        await cache.changed.wait()
+    async with asyncio.timeout(5):
+        receipt = await client.append("orders", b"2")
+    assert (receipt.shard, receipt.offset) == (cache.shards_of("orders")[0], 0)
