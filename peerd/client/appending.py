@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peerd.client.directory import Directory
+from peerd.client.entries import Entry, Where
 from peerd.client.errors import (
     BatchTooLarge,
     ClientClosed,
@@ -30,7 +31,7 @@ from peerd.client.errors import (
 from peerd.client.known_logs import KnownLogs
 from peerd.client.options import ProducerOptions
 from peerd.client.payload import serialize_record, serialize_records
-from peerd.client.pipeline import Entry, PipelineStatistics, ShardPipeline, Where
+from peerd.client.pipeline import PipelineStatistics, ShardPipeline
 from peerd.client.streams import Streams
 from peerd.client.values import NewRecord, Receipt
 from peerd.core.ids import ShardId

@@ -18,11 +18,12 @@ from peerd.client.appending import Appender, AppendServices, Room, where
 from peerd.client.credentials import Access, access
 from peerd.client.directory import Directory, make_channels
 from peerd.client.drill import ShardDrill
+from peerd.client.entries import Where
 from peerd.client.errors import ClientClosed, UnknownShard
 from peerd.client.known_logs import KnownLogs
 from peerd.client.las import LasCalls
 from peerd.client.options import TICK_S, ClientOptions, ProducerOptions
-from peerd.client.pipeline import PipelineStatistics, Where
+from peerd.client.pipeline import PipelineStatistics
 from peerd.client.positions import KeptPosition, Positions
 from peerd.client.producer import Producer
 from peerd.client.reading import RecordStream, StartAt

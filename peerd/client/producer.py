@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from peerd.client.appending import Appender, where
-from peerd.client.pipeline import Where
+from peerd.client.entries import Where
 from peerd.client.values import Headers, NewRecord, Receipt
 
 

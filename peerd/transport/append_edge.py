@@ -33,6 +33,7 @@ from peerd.transport.limits import (
 )
 from peerd.transport.map_cache import MapCache
 from peerd.transport.map_service import unknown_log
+from peerd.transport.plain_batch import plain_batch
 from peerd.transport.status import Refused, refusal
 from peerd.v1 import batch_pb2
 
@@ -250,6 +251,9 @@ def _contents(payload: bytes) -> tuple[int, list[int]]:
     Raises:
         Refused: as `parse_records`.
     """
+    plain = plain_batch(payload)
+    if plain is not None:
+        return plain.records, []
     records, all_as_one = _checked(payload)
     # To look at each record takes twenty times as long as to parse them: not unless there is a key.
     hashes = _key_hashes(records) if all_as_one.HasField("key") else []

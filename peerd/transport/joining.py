@@ -40,6 +40,7 @@ from peerd.core.value import value
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.append_edge import CheckedAppend
 from peerd.transport.host_api import AppendHost, AppendOutcome
+from peerd.transport.plain_batch import plain_records
 from peerd.v1 import batch_pb2
 
 # limit: batches of one shard under way beyond which appends gather; measured with one, from four
@@ -230,6 +231,9 @@ class AppendJoiner:
 
 def _records_of(payload: bytes) -> list[bytes] | None:
     """The serialized records of a checked batch; None if there is more to it than these."""
+    plain = plain_records(payload)
+    if plain is not None:
+        return plain
     batch = log_bytes_pb2.BatchBytes.FromString(payload)
     if batch.codec != batch_pb2.CODEC_UNSPECIFIED or batch.WhichOneof("data") != "records":
         return None
