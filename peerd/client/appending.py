@@ -140,7 +140,9 @@ class Appender:
 
     async def append_batch(self, log: str, records: Sequence[NewRecord], where: Where) -> Receipt:
         """Appends records as one; see `Client.append_batch`."""
-        serialized = serialize_records(records)
+        serialized = (
+            serialize_record(records[0]) if len(records) == 1 else serialize_records(records)
+        )
         entry = self._add_plain(log, records, serialized, where)
         if entry is None:
             size, services = len(serialized), self._services

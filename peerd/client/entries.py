@@ -48,11 +48,6 @@ class Waiting:
         self.entries: deque[Entry] = deque()
         self.size_bytes = 0
 
-    def add(self, entry: Entry) -> None:
-        """Behind all others."""
-        self.entries.append(entry)
-        self.size_bytes += len(entry.serialized)
-
     def take_all(self) -> list[Entry]:
         """All of them."""
         entries = list(self.entries)

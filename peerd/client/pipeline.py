@@ -201,9 +201,11 @@ class ShardPipeline:
 
     def add(self, entry: Entry) -> None:
         """Takes records; they leave when this turn of the loop is over, with what else came in."""
-        if not self._inflight and not self._waiting.entries:
+        waiting = self._waiting
+        if not waiting.entries and not self._inflight:
             self._progress_at = self.loop.time()
-        self._waiting.add(entry)
+        waiting.entries.append(entry)
+        waiting.size_bytes += len(entry.serialized)
         if not self._pump_is_due:
             self._pump_soon()
 

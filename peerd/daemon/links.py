@@ -28,15 +28,15 @@ from peerd.core.messages import Ack, Adopt, Expect, Frame
 from peerd.daemon.logging import get_logger
 from peerd.daemon.neighbours import Neighbours
 from peerd.daemon.supervisor import Supervisor
-from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
+from peerd.internal.v1 import replication_pb2
 from peerd.transport.channels import Channels
 from peerd.transport.concurrency import CallOver, first_ended, write_to
 from peerd.transport.map_codec import decode_process, encode_process
 from peerd.transport.replication_codec import (
-    add_frame,
     decode_ack,
     decode_expect,
     encode_adopt,
+    frame_parts,
     size_bytes,
 )
 
@@ -50,9 +50,11 @@ RETRY_DELAY_S_MIN = 0.05
 # limit: seconds between attempts; a peer that comes back is needed again within about a second
 RETRY_DELAY_S_MAX = 1.0
 
-ReplicateCall = grpc.aio.StreamStreamCall[
-    replication_pb2.ReplicateRequest, replication_pb2.ReplicateResponse
-]
+_METHOD = "/peerd.internal.v1.ReplicationService/Replicate"
+
+Request = replication_pb2.ReplicateRequest | bytes
+"""Bytes are a message that is serialized already."""
+ReplicateCall = grpc.aio.StreamStreamCall[Request, replication_pb2.ReplicateResponse]
 
 _log = get_logger("links")
 
@@ -211,8 +213,9 @@ class Link:
 
     async def _stream(self) -> None:
         """One stream from dialling to its end, which is always an exception."""
-        stub = replication_pb2_grpc.ReplicationServiceStub(self._channels.to(self.address))
-        call = stub.Replicate(metadata=self._channels.metadata)
+        call: ReplicateCall = self._channels.to(self.address).stream_stream(
+            _METHOD, _serialized, replication_pb2.ReplicateResponse.FromString
+        )(metadata=self._channels.metadata)
         try:
             process = await self._greet(call)
             self._process = self._last_process = process
@@ -262,10 +265,11 @@ class Link:
                 self._measure_due = self._pulse_due = False
                 await write_to(call, replication_pb2.ReplicateRequest(alive=True, ping=self._ping))
 
-    def _next_message(self) -> replication_pb2.ReplicateRequest:
-        """Join what waits, in order, up to `message_bytes_max`."""
+    def _next_message(self) -> bytes:
+        """Join what waits, in order, up to `message_bytes_max`; a serialized message."""
         self._number += 1
         message = replication_pb2.ReplicateRequest(number=self._number)
+        frames: list[bytes | memoryview] = []
         framed: set[ShardId] = set()
         joined_bytes = 0
         while self._queue:
@@ -280,10 +284,10 @@ class Link:
             if isinstance(item, Adopt):
                 message.adopts.append(encode_adopt(item))
             else:
-                add_frame(message, item)
+                frames += frame_parts(item)
                 framed.add(item.shard)
         self._under_way.append((self._number, self._now_s()))
-        return message
+        return b"".join((message.SerializeToString(), *frames))
 
     async def _read(self, call: ReplicateCall, process: ProcessId) -> None:
         while True:
@@ -396,6 +400,10 @@ class Links:
     def statistics(self) -> list[LinkStatistics]:
         """One entry a link."""
         return [link.statistics() for link, _ in self._links.values()]
+
+
+def _serialized(message: Request) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _one_line(error: Exception) -> str:

@@ -27,12 +27,16 @@ from peerd.transport.map_codec import (
     encode_process,
     encode_replica,
 )
+from peerd.transport.wire_form import sized_tag, varint
 
 # What a batch and a message take beside payloads, roughly: for bounds on bytes, not for exactness.
 BATCH_OVERHEAD_BYTES = 96
 MESSAGE_OVERHEAD_BYTES = 64
 
 _PRODUCER_BYTES = 16
+_FRAMES_TAG = sized_tag(replication_pb2.ReplicateRequest.FRAMES_FIELD_NUMBER)
+_BATCHES_TAG = sized_tag(replication_pb2.Frame.BATCHES_FIELD_NUMBER)
+_PAYLOAD_TAG = sized_tag(replication_pb2.PlacedBatch.PAYLOAD_FIELD_NUMBER)
 
 
 class MessageMalformed(ValueError):
@@ -43,34 +47,35 @@ class MessageMalformed(ValueError):
 
 
 def add_batch(
-    message: replication_pb2.Frame | replication_pb2.FetchBatchesResponse,
-    batch: PlacedBatch,
-    epoch: Epoch = Epoch(0),
+    message: replication_pb2.FetchBatchesResponse, batch: PlacedBatch, epoch: Epoch
 ) -> None:
-    """Add a batch to a message; `epoch` is set in fetches.
+    """Add a batch to the answer to a fetch.
 
     In place: a message that is made apart and then put into another is copied, payload and all.
     """
-    header = batch.header
     message.batches.add(
         base_offset=batch.base,
-        header=replication_pb2.BatchHeader(
-            record_count=header.record_count,
-            payload_crc=header.payload_crc,
-            key_hash_low=header.key_hash_low,
-            key_hash_high=header.key_hash_high,
-            producer_id=header.producer,
-            first_sequence=header.first_sequence,
-            timestamp_ms=header.timestamp_ms,
-            forget_before=header.forget_before,
-        ),
+        header=_encode_header(batch.header),
         payload=bytes(batch.payload),
         epoch=epoch,
     )
 
 
+def _encode_header(header: BatchHeader) -> replication_pb2.BatchHeader:
+    return replication_pb2.BatchHeader(
+        record_count=header.record_count,
+        payload_crc=header.payload_crc,
+        key_hash_low=header.key_hash_low,
+        key_hash_high=header.key_hash_high,
+        producer_id=header.producer,
+        first_sequence=header.first_sequence,
+        timestamp_ms=header.timestamp_ms,
+        forget_before=header.forget_before,
+    )
+
+
 def decode_batch(message: replication_pb2.PlacedBatch) -> PlacedBatch:
-    """Inverse of `add_batch`; the payload was checked against its checksum.
+    """Inverse of `add_batch` and of `frame_parts`; the payload was checked against its checksum.
 
     Raises:
         MessageMalformed: checksum, record count or producer id are wrong.
@@ -141,15 +146,30 @@ def decode_adopt(message: replication_pb2.Adopt) -> Adopt:
     )
 
 
-def add_frame(message: replication_pb2.ReplicateRequest, frame: Frame) -> None:
-    """Add a frame to a message of a stream, in place as `add_batch`."""
-    wire = message.frames.add(shard=frame.shard, epoch=frame.epoch, commit_offset=frame.commit)
+def frame_parts(frame: Frame) -> list[bytes | memoryview]:
+    """A frame as it stands in a serialized `ReplicateRequest`, in pieces that are to be joined.
+
+    Payloads are pieces of their own, as they are: message objects would copy them three times.
+    """
+    parts: list[bytes | memoryview] = []
+    size = 0
     for batch in frame.batches:
-        add_batch(wire, batch)
+        payload = batch.payload
+        placed = replication_pb2.PlacedBatch(
+            base_offset=batch.base, header=_encode_header(batch.header)
+        )
+        head = placed.SerializeToString() + _PAYLOAD_TAG + varint(len(payload))
+        tagged = _BATCHES_TAG + varint(len(head) + len(payload)) + head
+        parts += (tagged, payload)
+        size += len(tagged) + len(payload)
+    head = replication_pb2.Frame(
+        shard=frame.shard, epoch=frame.epoch, commit_offset=frame.commit
+    ).SerializeToString()
+    return [_FRAMES_TAG + varint(len(head) + size) + head, *parts]
 
 
 def decode_frame(message: replication_pb2.Frame) -> Frame:
-    """Inverse of `add_frame`. Raises `MessageMalformed`."""
+    """Inverse of `frame_parts`. Raises `MessageMalformed`."""
     return Frame(
         shard=ShardId(message.shard),
         epoch=Epoch(message.epoch),

@@ -76,9 +76,9 @@ tables = st.builds(
 
 
 def wire_of(batch):
-    frame = replication_pb2.Frame()
-    codec.add_batch(frame, batch)
-    return frame.batches[0]
+    answer = replication_pb2.FetchBatchesResponse()
+    codec.add_batch(answer, batch, Epoch(1))
+    return answer.batches[0]
 
 
 def over_the_wire(message):
@@ -88,9 +88,9 @@ def over_the_wire(message):
 @given(runs(), shards, epochs, offsets)
 def test_frames(run, shard, epoch, commit) -> None:
     frame = Frame(shard=shard, epoch=epoch, commit=commit, batches=run)
-    message = replication_pb2.ReplicateRequest()
-    codec.add_frame(message, frame)
-    assert codec.decode_frame(over_the_wire(message).frames[0]) == frame
+    serialized = b"".join(codec.frame_parts(frame))
+    message = replication_pb2.ReplicateRequest.FromString(serialized)
+    assert codec.decode_frame(message.frames[0]) == frame
     assert codec.size_bytes(frame) >= sum(len(batch.payload) for batch in run)
 
 

@@ -50,6 +50,10 @@ def frame(shard: int, size: int = 0) -> Frame:
     return Frame(shard=ShardId(shard), epoch=Epoch(1), commit=Offset(0), batches=(batch,))
 
 
+def next_message(made: Link) -> replication_pb2.ReplicateRequest:
+    return replication_pb2.ReplicateRequest.FromString(made._next_message())
+
+
 def adopt(shard: int) -> Adopt:
     plan = Plan(primary=ME, voters=(ME.replica,), acks=1)
     return Adopt(shard=ShardId(shard), epoch=Epoch(2), begin=Offset(0), plan=plan)
@@ -61,7 +65,7 @@ async def test_what_waits_is_joined_in_order_up_to_a_size() -> None:
         made.send(frame(shard, 1000))
     shards = []
     while made._queue:
-        shards.append([joined.shard for joined in made._next_message().frames])
+        shards.append([joined.shard for joined in next_message(made).frames])
     assert shards == [[0, 1], [2, 3], [4]]
     assert made.statistics().queued_bytes == 0
 
@@ -70,14 +74,14 @@ async def test_a_batch_larger_than_a_message_travels_alone() -> None:
     made, _, _ = link(message_bytes_max=100)
     made.send(frame(1, 1000))
     made.send(frame(2, 1000))
-    assert [joined.shard for joined in made._next_message().frames] == [1]
+    assert [joined.shard for joined in next_message(made).frames] == [1]
 
 
 async def test_an_adoption_does_not_overtake_frames_of_its_shard() -> None:
     made, _, _ = link()
     for message in (frame(1), adopt(2), adopt(1), frame(1)):
         made.send(message)
-    first, second = made._next_message(), made._next_message()
+    first, second = next_message(made), next_message(made)
     assert ([a.shard for a in first.adopts], [f.shard for f in first.frames]) == ([2], [1])
     assert ([a.shard for a in second.adopts], [f.shard for f in second.frames]) == ([1], [1])
     assert (first.number, second.number) == (1, 2)
