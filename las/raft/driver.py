@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from las.raft.errors import NotRunning, RaftError
-from las.raft.member import FailStop, Outcome, RaftMember, Step
+from las.raft.member import FailStop, Outcome, RaftMember, RaftStatus, Step
 
 T = TypeVar("T")
 Event = Callable[[RaftMember], None]
@@ -51,6 +51,7 @@ class RaftThread:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._after_step: list[Callable[[], None]] = []
         self._remaining: list[tuple[int, Outcome]] = []
+        self._told: RaftStatus | None = None
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="las-raft", daemon=True)
@@ -144,6 +145,11 @@ class RaftThread:
 
     def _release(self, step: Step) -> None:
         actions, self._after_step = self._after_step, []
+        nothing = not (actions or step.frames or step.outcomes)
+        if nothing and step.status == self._told:
+            # Nearly all steps of an idle group: each would wake the loop, fifty times a second.
+            return
+        self._told = step.status
 
         def run() -> None:
             self._on_step(step)
