@@ -41,15 +41,7 @@ class RefusalRecords:
         self._waiting: deque[RefusedCall] = deque(maxlen=WAITING_MAX)
 
     def _told(self, call: RefusedCall) -> None:
-        _log.warning(
-            "calls refused",
-            who=call.who,
-            role=call.role,
-            reason=call.reason,
-            call=call.what,
-            count=call.count,
-            why=call.text,
-        )
+        _log.warning("calls refused", **call.facts)
         self._waiting.append(call)
 
     def peer_told(self, peer: NodeName, refused: "access_pb2.RefusedCalls") -> None:

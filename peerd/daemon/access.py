@@ -62,15 +62,7 @@ class RefusalsTold:
         self._waiting: deque[RefusedCall] = deque(maxlen=TOLD_WAITING_MAX)
 
     def _told(self, call: RefusedCall) -> None:
-        _log.warning(
-            "calls refused",
-            who=call.who,
-            role=call.role,
-            reason=call.reason,
-            call=call.what,
-            count=call.count,
-            why=call.text,
-        )
+        _log.warning("calls refused", **call.facts)
         # Who is only too busy is told here: a busy day would fill the audit.
         if call.reason != Reason.OVERLOADED.name:
             self._waiting.append(call)

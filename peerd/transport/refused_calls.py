@@ -36,6 +36,18 @@ class RefusedCall:
     text: str
     count: int = 1
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """As a line of the log tells it."""
+        return {
+            "who": self.who,
+            "role": self.role,
+            "reason": self.reason,
+            "call": self.what,
+            "count": self.count,
+            "why": self.text,
+        }
+
 
 @dataclass(slots=True)
 class _Joined:
