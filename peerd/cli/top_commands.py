@@ -15,6 +15,7 @@ from las.v1 import fleet_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.cli.fleet_commands import glance
 from peerd.cli.output import ConfigOption, connected, duration_text, probability_text, size_text
+from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
 
 # limit: warnings of one look; `peerctl status` has all
@@ -41,11 +42,7 @@ def top(
             number = 0
             while True:
                 number += 1
-                try:
-                    frame = frame_of(client.las.status(), client.las.workload("", ""), console)
-                except PeerdError as error:
-                    # Who watches a failing LAS wants to see it come back.
-                    frame = Text(f"no answer: {error}")
+                frame = look(client, console)
                 if console.is_terminal:
                     live.update(frame, refresh=True)
                 else:
@@ -53,6 +50,14 @@ def top(
                 if number == looks:
                     return
                 time.sleep(every)
+
+
+def look(client: Client, console: Console) -> RenderableType:
+    """One look, or why there is none: who watches a failing LAS wants to see it come back."""
+    try:
+        return frame_of(client.las.status(), client.las.workload("", ""), console)
+    except PeerdError as error:
+        return Text(f"no answer: {error}")
 
 
 def frame_of(

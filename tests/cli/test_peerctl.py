@@ -1,20 +1,26 @@
 """`peerctl` against a real cluster: what it prints, as JSON too, its error lines, its statuses."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from las.v1 import fleet_pb2, forecast_pb2
 from peerd.cli.fleet_commands import _case_row, _print_forecasts
 from peerd.cli.peerctl import app
 from peerd.cli.rebalance_commands import _print as _print_rebalance
+from peerd.cli.top_commands import look
 from peerd.client.blocking import connect
+from peerd.client.errors import Unavailable
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -301,6 +307,20 @@ def test_top_prints_each_look_where_there_is_no_terminal(peerctl, log):
     assert [line.split()[1] for line in looks.splitlines() if line.startswith("peer-")] == [
         "up"
     ] * 6
+
+
+def test_top_watches_on_while_no_las_node_answers(cluster):
+    console = Console(file=io.StringIO(), width=200)
+    with connect(credentials=cluster.peerctl_toml) as client:
+        console.print(look(client, console))
+    assert "3 of 3 peers up" in console.file.getvalue()
+    lost = SimpleNamespace(las=SimpleNamespace(status=partial(_raise, Unavailable("nobody leads"))))
+    console.print(look(lost, console))
+    assert console.file.getvalue().endswith("no answer: nobody leads\n")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_nodes_and_forecasts_have_a_row_each(peerctl):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from peerd.client.drill import OwnTails, judge
+from peerd.client.drill import OwnTails, judge, own_tails
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import Plan, Segment, Shard
+from peerd.transport.channels import Channels
 from peerd.transport.map_codec import NodeEntry
 
 NAMES = ("p1", "p2", "p3")
@@ -119,3 +120,17 @@ def test_a_voter_that_left_the_fleet_is_told():
 def test_of_a_primary_that_has_no_vote_every_voter_counts():
     found = judge(shard(2, ("p2", "p3"), primary="p1"), tails(p1=9, p2=9, p3=9), NODES)
     assert (found.could_go_on, found.needed, len(found.voters)) == (True, 1, 2)
+
+
+async def test_a_peer_that_does_not_answer_says_so_in_a_line():
+    channels = Channels(None)
+    try:
+        found = await own_tails(channels, "orders", "127.0.0.1:1", "p2")
+    finally:
+        await channels.close()
+    assert found.epochs == {}
+    assert "p2 at 127.0.0.1:1" in found.failure
+    assert "\n" not in found.failure
+    assert (
+        judge(shard(), {**tails(p1=9, p3=9), "p2": found}, NODES).voters[0].trouble == found.failure
+    )
