@@ -1,8 +1,8 @@
 """`apply(state, command)`: the one way in which committed state changes.
 
 Deterministic and total: equal states and commands make equal states and results on every LAS node,
-and nothing that a command says makes it raise. Segment commands are in `las.core.segments`, with
-the guards that keep the protocol; here are logs, nodes and events.
+and nothing that a command says makes it raise. Segment commands are in `las.core.segments` and
+`las.core.holders`, with the guards that keep the protocol; here are logs, nodes and events.
 """
 
 import re
@@ -14,6 +14,7 @@ from las.core import (
     access,
     audit,
     casebook,
+    holders,
     many_shards,
     many_steps,
     membership,
@@ -355,9 +356,9 @@ _HANDLERS = cast(
         StepShards: many_steps.step_shards,
         c.RaiseCommandLevel: raise_command_level,
         c.RecoverWithGap: segments.recover_with_gap,
-        c.WantHolders: segments.want_holders,
-        c.AddHolder: segments.add_holder,
-        c.DropHolder: segments.drop_holder,
+        c.WantHolders: holders.want_holders,
+        c.AddHolder: holders.add_holder,
+        c.DropHolder: holders.drop_holder,
         c.TrimShard: trim.trim_shard,
         TierShard: tier.tier_shard,
         CoolShard: tier.cool_shard,

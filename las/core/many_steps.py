@@ -6,9 +6,9 @@ result of its own.
 
 Why it is the same as one command after another: as in `las.core.many_shards`. Each step is of
 another shard; it reads the nodes, the logs and the entry of its shard as they were before the
-command (the functions of `las.core.segments` that give a `NextEntry`), and replaces that entry
-alone. So their order is of no matter, one that is refused leaves the others alone, and repeated a
-step is answered as the plain command repeated.
+command (the functions of `las.core.segments` and `las.core.holders` that give a `NextEntry`), and
+replaces that entry alone. So their order is of no matter, one that is refused leaves the others
+alone, and repeated a step is answered as the plain command repeated.
 
 The exception is the step that commits a split, since its children draw ids and change their log: it
 is refused here, with the advice to give it by itself. The leader does not join it.
@@ -16,7 +16,7 @@ is refused here, with the advice to give it by itself. The leader does not join 
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from las.core import segments
+from las.core import holders, segments
 from las.core.commands import (
     AddHolder,
     DropHolder,
@@ -73,11 +73,11 @@ def _stepped(state: ClusterState, step: ShardStep) -> NextEntry:
     if isinstance(step, WithdrawSegment):
         return segments.withdrawn(state, step)
     if isinstance(step, WantHolders):
-        return segments.wanted(state, step)
+        return holders.wanted(state, step)
     if isinstance(step, AddHolder):
-        return segments.added(state, step)
+        return holders.added(state, step)
     if isinstance(step, DropHolder):
-        return segments.dropped(state, step)
+        return holders.dropped(state, step)
     entry, result = segments.begun(state, step)
     if entry is not None and segments.is_splitting(state, entry):
         return refuse(None, Reason.STATE_CHANGED, "this step is a split: give it by itself")
@@ -187,8 +187,8 @@ def _steps(command: StepShards, names: Names) -> Iterator[ShardStep]:
             acks=acks,
         )
         yield PrepareSegment(shard=shard, epoch=epoch, plan=plan, why=names.why(why))
-    for shard, epoch, begin, holders in command.begun:
-        yield SegmentOpened(shard=shard, epoch=epoch, begin=begin, holders=names.stores(holders))
+    for shard, epoch, begin, stores in command.begun:
+        yield SegmentOpened(shard=shard, epoch=epoch, begin=begin, holders=names.stores(stores))
     for shard, epoch, process in command.withdrawn:
         yield WithdrawSegment(shard=shard, epoch=epoch, declined_by=names.process(process))
     for shard, epoch, stores in command.wanted:

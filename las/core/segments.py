@@ -11,19 +11,17 @@ Correctness rests on four guards that every command below shares:
 
 A halted shard (§4.4) is changed by nothing.
 
-`fenced`, `reopened`, `made_ready`, `begun`, `withdrawn`, `wanted`, `added` and `dropped` say what
-becomes of one shard and touch nothing else, so that one command may do it for many
-(`las.core.many_shards`, `las.core.many_steps`).
+`fenced`, `reopened`, `made_ready`, `begun` and `withdrawn` say what becomes of one shard and touch
+nothing else, so one command may do it for many (`las.core.many_shards`, `las.core.many_steps`).
+Who holds the sealed ones is changed in `las.core.holders`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from las.core import split
 from las.core.commands import (
-    AddHolder,
-    DropHolder,
     FenceSegment,
     HaltShard,
     OpenSegment,
@@ -34,7 +32,6 @@ from las.core.commands import (
     RecoverWithGap,
     Result,
     SegmentOpened,
-    WantHolders,
     WithdrawSegment,
 )
 from las.core.state import (
@@ -43,7 +40,6 @@ from las.core.state import (
     GAP_OFFSETS_MIN,
     GAPS_MAX,
     SEALED_SEGMENTS_MAX,
-    WANTED_HOLDERS_MAX,
     ClusterState,
     NodeState,
     ShardEntry,
@@ -63,7 +59,7 @@ def refuse(kept: Kept, reason: Reason, text: str, epoch: Epoch = NO_EPOCH) -> tu
     return kept, Result(ok=False, reason=reason, text=text, epoch=epoch)
 
 
-def _kept(kept: Kept, text: str, epoch: Epoch) -> tuple[Kept, Result]:
+def kept_as_it_is(kept: Kept, text: str, epoch: Epoch) -> tuple[Kept, Result]:
     """Unchanged because it is already what the command wants."""
     return kept, Result(ok=True, text=text, epoch=epoch)
 
@@ -72,7 +68,8 @@ def _put(state: ClusterState, entry: ShardEntry, text: str, epoch: Epoch) -> App
     return state.changed(shards=(entry,)), Result(ok=True, text=text, epoch=epoch)
 
 
-def _applied(state: ClusterState, change: NextEntry) -> Applied:
+def applied(state: ClusterState, change: NextEntry) -> Applied:
+    """`state` with the shard's next entry, if there is one."""
     entry, result = change
     return state if entry is None else state.changed(shards=(entry,)), result
 
@@ -86,14 +83,14 @@ def prepare_segment(state: ClusterState, command: PrepareSegment) -> Applied:
 
     The plan is closed if the shard is split (§4.3).
     """
-    return _applied(state, made_ready(state, command))
+    return applied(state, made_ready(state, command))
 
 
 def made_ready(state: ClusterState, command: PrepareSegment) -> NextEntry:
     """What `PrepareSegment` makes of its shard; it also reads the nodes and the log."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(None, command.shard)
+        return unknown_shard(None, command.shard)
     plan = split.closed_as(entry.shard, command.plan)
     return _prepare(state, entry, command, plan, entry.shard.split)
 
@@ -107,14 +104,14 @@ def prepare_split(state: ClusterState, command: PrepareSplit) -> Applied:
     """
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return unknown_shard(state, command.shard)
     if wrong := split.split_error(entry.shard, command.key_hash):
         return refuse(state, Reason.INVALID_ARGUMENT, wrong)
     if wrong := split.room_error(state, entry.shard):
         return refuse(state, Reason.LIMIT_REACHED, wrong)
     plan = replace(command.plan, closed=True)
     pending = Split(key_hash=command.key_hash)
-    return _applied(state, _prepare(state, entry, command, plan, pending))
+    return applied(state, _prepare(state, entry, command, plan, pending))
 
 
 def _prepare(
@@ -154,7 +151,7 @@ def segment_opened(state: ClusterState, command: SegmentOpened) -> Applied:
     """
     entry, result = begun(state, command)
     if entry is None or not is_splitting(state, entry):
-        return _applied(state, (entry, result))
+        return applied(state, (entry, result))
     becomes = entry.shard.split
     result = Result(
         ok=True,
@@ -174,10 +171,10 @@ def begun(state: ClusterState, command: SegmentOpened) -> NextEntry:
     """What `SegmentOpened` makes of its shard; only of a split it reads more of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(None, command.shard)
+        return unknown_shard(None, command.shard)
     shard = entry.shard
     if shard.open.epoch == command.epoch and shard.open.begin == command.begin:
-        return _kept(None, "opened already", command.epoch)
+        return kept_as_it_is(None, "opened already", command.epoch)
     if (refused := unless_free(None, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
@@ -199,17 +196,17 @@ def withdraw_segment(state: ClusterState, command: WithdrawSegment) -> Applied:
     | `WithdrawSegment(e′)` | prepared is e′, no fence, and the primary process of e has declined e′
     | nothing prepared; e′ is dead. |
     """
-    return _applied(state, withdrawn(state, command))
+    return applied(state, withdrawn(state, command))
 
 
 def withdrawn(state: ClusterState, command: WithdrawSegment) -> NextEntry:
     """What `WithdrawSegment` makes of its shard; it reads nothing else of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(None, command.shard)
+        return unknown_shard(None, command.shard)
     shard = entry.shard
     if shard.prepared is None and command.epoch in shard.dead_epochs:
-        return _kept(None, "withdrawn already", command.epoch)
+        return kept_as_it_is(None, "withdrawn already", command.epoch)
     if (refused := unless_free(None, entry)) is not None:
         return refused
     if shard.prepared is None or shard.prepared.epoch != command.epoch:
@@ -229,22 +226,22 @@ def fence_segment(state: ClusterState, command: FenceSegment) -> Applied:
     | `FenceSegment(e, e′)` | open is e, prepared is e′ (or nothing) | draws f; fence is f. A new
     LAS leader goes on with the same f. |
     """
-    return _applied(state, fenced(state, command))
+    return applied(state, fenced(state, command))
 
 
 def fenced(state: ClusterState, command: FenceSegment) -> NextEntry:
     """What `FenceSegment` makes of its shard; it reads nothing else of `state`."""
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(None, command.shard)
+        return unknown_shard(None, command.shard)
     shard = entry.shard
     if entry.halted:
-        return _halted(None, entry)
+        return refused_halted(None, entry)
     if shard.open.epoch != command.epoch or _prepared_epoch(shard) != command.prepared:
         seen = f"open {shard.open.epoch}, prepared {_prepared_epoch(shard)}"
         return _changed(None, f"the shard is not as it was seen: {seen}", shard.open.epoch)
     if shard.fence != NO_EPOCH:
-        return _kept(None, "this fence stands already; finish it", shard.fence)
+        return kept_as_it_is(None, "this fence stands already; finish it", shard.fence)
     drawn = Epoch(entry.drawn + 1)
     after = replace(entry, shard=replace(shard, fence=drawn), drawn=drawn)
     return after, Result(ok=True, text=f"fenced with {drawn}: {command.why}", epoch=drawn)
@@ -259,7 +256,7 @@ def open_segment(state: ClusterState, command: OpenSegment) -> Applied:
     A pending split is undone; the plan is closed if the shard is split (§4.3). If a person gave up
     what lost commits may have opened, f is open behind a gap (§4.6).
     """
-    return _applied(state, reopened(state, command))
+    return applied(state, reopened(state, command))
 
 
 def reopened(state: ClusterState, command: OpenSegment) -> NextEntry:
@@ -282,17 +279,17 @@ def recover_with_gap(state: ClusterState, command: RecoverWithGap) -> Applied:
     """
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return unknown_shard(state, command.shard)
     shard = entry.shard
     if shard.open.epoch == command.fence:
-        return _kept(state, "opened already", command.fence)
+        return kept_as_it_is(state, "opened already", command.fence)
     end = (command.ended_prepared or command.ended).end
     if wrong := _gap_error(state, shard, command, end):
         return refuse(state, Reason.INVALID_ARGUMENT, wrong, command.fence)
     if len(shard.gaps) >= GAPS_MAX:
         return refuse(state, Reason.LIMIT_REACHED, f"the shard has {GAPS_MAX} gaps, the bound")
     gap = _gap(shard, end, command.resume_at, command.why)
-    return _applied(state, _finish_fence(state, command, gap))
+    return applied(state, _finish_fence(state, command, gap))
 
 
 def _gap(shard: Shard, begin: Offset, end: Offset, why: str) -> Gap:
@@ -326,12 +323,12 @@ def _finish_fence(
 ) -> NextEntry:
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(None, command.shard)
+        return unknown_shard(None, command.shard)
     shard = entry.shard
     if entry.halted:
-        return _halted(None, entry)
+        return refused_halted(None, entry)
     if shard.open.epoch == command.fence:
-        return _kept(None, "opened already", command.fence)
+        return kept_as_it_is(None, "opened already", command.fence)
     if shard.fence == NO_EPOCH or shard.fence != command.fence:
         return _changed(None, f"fence is {shard.fence}, not {command.fence}", shard.open.epoch)
     plan = split.closed_as(shard, command.plan)
@@ -360,78 +357,7 @@ def _finish_fence(
     return replace(entry, shard=opened, gap_why=""), result
 
 
-# ---------------------------------------------------------------------------------- holders
-def want_holders(state: ClusterState, command: WantHolders) -> Applied:
-    """Say who shall fetch a sealed segment.
-
-    | `WantHolders(e, stores)` | e is sealed and in the chain; each store is the recorded one of its
-    node and no holder | these stores shall fetch e. |
-    """
-    return _applied(state, wanted(state, command))
-
-
-def wanted(state: ClusterState, command: WantHolders) -> NextEntry:
-    """What `WantHolders` makes of its shard; it also reads the nodes."""
-
-    def with_wanted(segment: Segment) -> Segment | str:
-        if len(set(command.holders)) != len(command.holders):
-            return "a store is named twice"
-        if len(command.holders) > WANTED_HOLDERS_MAX:
-            return f"more than {WANTED_HOLDERS_MAX} stores at once"
-        for holder in command.holders:
-            if holder in segment.holders:
-                return f"{holder.peer} holds it already"
-            if wrong := replica_error(state, holder):
-                return wrong
-        return replace(segment, wanted_holders=command.holders)
-
-    return _change_sealed(state, command.shard, command.epoch, with_wanted)
-
-
-def add_holder(state: ClusterState, command: AddHolder) -> Applied:
-    """A store has a sealed segment whole.
-
-    | `AddHolder(e, store)` | e is sealed and in the chain; the store is the recorded one of its
-    node | the store is a holder of e and not wanted any more. |
-    """
-    return _applied(state, added(state, command))
-
-
-def added(state: ClusterState, command: AddHolder) -> NextEntry:
-    """What `AddHolder` makes of its shard; it also reads the nodes."""
-
-    def with_holder(segment: Segment) -> Segment | str:
-        if wrong := replica_error(state, command.holder):
-            return wrong
-        others = tuple(each for each in segment.holders if each != command.holder)
-        still = tuple(each for each in segment.wanted_holders if each != command.holder)
-        return replace(
-            segment, holders=tuple(sorted((*others, command.holder))), wanted_holders=still
-        )
-
-    return _change_sealed(state, command.shard, command.epoch, with_holder)
-
-
-def drop_holder(state: ClusterState, command: DropHolder) -> Applied:
-    """A store's copy of a sealed segment is damaged or gone.
-
-    | `DropHolder(e, store)` | e is sealed and in the chain, and the store itself says that its copy
-    is damaged | the store is no holder of e. |
-    """
-    return _applied(state, dropped(state, command))
-
-
-def dropped(state: ClusterState, command: DropHolder) -> NextEntry:
-    """What `DropHolder` makes of its shard; it reads nothing else of `state`."""
-
-    def without_holder(segment: Segment) -> Segment | str:
-        return replace(
-            segment, holders=tuple(each for each in segment.holders if each != command.holder)
-        )
-
-    return _change_sealed(state, command.shard, command.epoch, without_holder)
-
-
+# ---------------------------------------------------------------------------------- a halt
 def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
     """Stop changing a shard until a person has looked.
 
@@ -443,9 +369,9 @@ def halt_shard(state: ClusterState, command: HaltShard) -> Applied:
     """
     entry = state.shards.get(command.shard)
     if entry is None:
-        return _unknown_shard(state, command.shard)
+        return unknown_shard(state, command.shard)
     if entry.halted and not entry.is_held:
-        return _kept(state, entry.halted, entry.drawn)
+        return kept_as_it_is(state, entry.halted, entry.drawn)
     contradicted = command.fence != NO_EPOCH and command.fence == entry.shard.fence
     lost = entry.shows_skipped(command.epoch)
     if command.epoch <= entry.drawn and not (contradicted or lost):
@@ -518,14 +444,15 @@ def _ending_error(shard: Shard, segment: Segment, begin: Offset, ended: Recovere
 def unless_free(kept: Kept, entry: ShardEntry) -> tuple[Kept, Result] | None:
     """A refusal while the shard is halted or a fence stands, else None."""
     if entry.halted:
-        return _halted(kept, entry)
+        return refused_halted(kept, entry)
     if entry.shard.fence != NO_EPOCH:
         text = f"fence {entry.shard.fence} stands and is finished first"
         return refuse(kept, Reason.FENCED, text, entry.shard.fence)
     return None
 
 
-def _unknown_shard(kept: Kept, shard: ShardId) -> tuple[Kept, Result]:
+def unknown_shard(kept: Kept, shard: ShardId) -> tuple[Kept, Result]:
+    """The refusal of a command about a shard that is not there."""
     return refuse(kept, Reason.UNKNOWN_SHARD, f"there is no shard {shard}")
 
 
@@ -533,7 +460,8 @@ def _changed(kept: Kept, text: str, epoch: Epoch) -> tuple[Kept, Result]:
     return refuse(kept, Reason.STATE_CHANGED, text, epoch)
 
 
-def _halted(kept: Kept, entry: ShardEntry) -> tuple[Kept, Result]:
+def refused_halted(kept: Kept, entry: ShardEntry) -> tuple[Kept, Result]:
+    """The refusal of a command that would change a halted shard."""
     return refuse(kept, Reason.HALTED, f"shard {entry.shard.shard} is halted: {entry.halted}")
 
 
@@ -590,31 +518,3 @@ class _Chain:
 
 def _with_dead(dead: Iterable[Epoch], epoch: Epoch) -> tuple[Epoch, ...]:
     return (*dead, epoch)[-DEAD_EPOCHS_MAX:]
-
-
-def _change_sealed(
-    state: ClusterState,
-    shard: ShardId,
-    epoch: Epoch,
-    change: Callable[[Segment], Segment | str],
-) -> NextEntry:
-    """Apply `change` to the sealed segment `epoch`; a text from it is why it may not change.
-
-    Holders may change while a segment is prepared or fenced: they concern the sealed past alone.
-    """
-    entry = state.shards.get(shard)
-    if entry is None:
-        return _unknown_shard(None, shard)
-    if entry.halted:
-        return _halted(None, entry)
-    for index, segment in enumerate(entry.shard.sealed):
-        if segment.epoch == epoch:
-            after = change(segment)
-            if isinstance(after, str):
-                return refuse(None, Reason.INVALID_ARGUMENT, after, epoch)
-            if after == segment:
-                return _kept(None, "so it is already", epoch)
-            sealed = (*entry.shard.sealed[:index], after, *entry.shard.sealed[index + 1 :])
-            changed = replace(entry, shard=replace(entry.shard, sealed=sealed))
-            return changed, Result(ok=True, text="changed", epoch=epoch)
-    return refuse(None, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")

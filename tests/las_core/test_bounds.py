@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from las.core import apply as las_apply
-from las.core import placement, planner, segments, split
+from las.core import holders, placement, planner, split
 from las.core.codec import CodecError, decode
 from las.core.commands import PrepareSplit, Reason, WantHolders
 from las.core.placement import FleetView, Limits
@@ -63,7 +63,7 @@ def test_children_of_a_shard_that_is_not_split_are_a_bug():
 
 
 def test_not_too_many_stores_fetch_one_segment(monkeypatch):
-    monkeypatch.setattr(segments, "WANTED_HOLDERS_MAX", 0)
+    monkeypatch.setattr(holders, "WANTED_HOLDERS_MAX", 0)
     state = with_log()
     sealed = replace(shard_of(state).open, end=Offset(5), holders=(replica(1),))
     opened = replace(sealed, epoch=Epoch(2), begin=Offset(5), end=None, holders=())
