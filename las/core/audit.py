@@ -22,6 +22,7 @@ from las.core.commands import (
     CreateLog,
     InstallModel,
     PromoteModel,
+    RaiseCommandLevel,
     RecordRefusal,
     RecordRejoin,
     Result,
@@ -156,6 +157,8 @@ def target_of(state: ClusterState, command: Command) -> Target:
 
 def _words(state: ClusterState, command: Command, target: Target) -> str:
     """What is committed of what a command is about, in one line."""
+    if isinstance(command, RaiseCommandLevel):
+        return f"level {state.command_level}"
     words = access.words_for(state, command)
     return words_of(state, target) if words is None else _clipped(words)
 

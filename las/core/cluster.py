@@ -17,6 +17,7 @@ from las.core import snapshot
 from las.core.apply import apply
 from las.core.codec import CodecError, UnknownName
 from las.core.commands import (
+    Audited,
     Command,
     RaiseCommandLevel,
     Reason,
@@ -93,8 +94,9 @@ class Cluster:
         self._become(state)
 
     def _require_known(self, command: Command) -> None:
-        if isinstance(command, RaiseCommandLevel):
-            self._require_level(command.level, "the group")
+        inner = command.command if isinstance(command, Audited) else command
+        if isinstance(inner, RaiseCommandLevel):
+            self._require_level(inner.level, "the group")
         self._require_level(level_of(command), f"a {type(command).__name__}")
 
     def _require_level(self, level: int, what: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from las.core.cluster import Cluster
 from las.core.commands import (
+    Audited,
     Command,
     RaiseCommandLevel,
     Result,
@@ -127,8 +128,9 @@ class Group:
     def _require_level(self, command: Command) -> None:
         """No command that a member does not know: it would have to stop (docs/protocol.md §4.7)."""
         needed, used = level_of(command), self.state.command_level
-        if isinstance(command, RaiseCommandLevel):
-            needed, used = max(needed, command.level), self.status.command_level
+        inner = command.command if isinstance(command, Audited) else command
+        if isinstance(inner, RaiseCommandLevel):
+            needed, used = max(needed, inner.level), self.status.command_level
         if needed > used:
             text = (
                 f"{type(command).__name__} needs command level {needed}, and not all LAS nodes "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from las.core import planner
 from las.core.index import FleetIndex
+from las.core.levels import level_known, older_nodes
 from las.core.state import HELD, ClusterState, Node, NodeState, ShardEntry
 from las.daemon.access_view import access_words
 from las.daemon.group import Group
@@ -147,7 +148,30 @@ class StatusView:
             rebalance="" if term is None else term.rebalancer.told,
             worst=facts.worst,
             access=access_words(state, term),
+            level_used=state.command_level,
+            level_known=0 if term is None else self.level_known(),
         )
+
+    def level_known(self) -> int:
+        """What all LAS nodes and all peers know, as far as this node has heard."""
+        state = self._group.state
+        members = max(self._group.status.command_level, state.command_level)
+        return max(level_known(state, members), state.command_level)
+
+    def not_final(self) -> str:
+        """Why what this node's version knows cannot be used yet; empty if it can."""
+        state, level = self._group.state, self._group.machine.level
+        if max(self._group.status.command_level, state.command_level) < level:
+            return (
+                f"not all LAS nodes have said that they know level {level}: upgrade and start "
+                "them all"
+            )
+        if old := older_nodes(state, level):
+            return (
+                f"{_names(old)} registered last with a version that does not know level {level}: "
+                "upgrade and start them, or `peerctl node remove` who is gone for good"
+            )
+        return ""
 
     # ------------------------------------------------------------------ what is wrong
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from las.core.commands import Caller, RaiseCommandLevel, RecordRejoin
 from las.core.history import Cause
+from las.core.levels import FIRST_LEVEL
 from las.core.patience import TakeOvers, taken_over
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
@@ -194,11 +195,14 @@ class Term:
                 changed.clear()
 
     async def _raise_command_level(self) -> None:
-        """What all members have said they know is used from then on (docs/protocol.md §4.7)."""
+        """A new group uses what all its members know (docs/protocol.md §4.7).
+
+        Once it has, a person says when it goes on: `FleetService.FinalizeUpgrade`.
+        """
         with self._group.watch() as changed:
             while True:
                 level = self._group.status.command_level
-                if level > self._group.state.command_level:
+                if level > FIRST_LEVEL == self._group.state.command_level:
                     try:
                         await self._group.submit(RaiseCommandLevel(level=level))
                     except Refused:

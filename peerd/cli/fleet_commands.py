@@ -104,6 +104,9 @@ def glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
         lines.append(("access", answer.access))
     if answer.rebalance.startswith("moving"):
         lines.append(("balance", answer.rebalance))
+    if answer.level_used < answer.level_known:
+        text = f"all nodes know level {answer.level_known}, in use {answer.level_used}"
+        lines.append(("upgrade", f"not finalised: {text}; `peerctl cluster finalize`"))
     if not answer.warnings:
         lines.append(("", "nothing is wrong"))
     return lines

@@ -19,6 +19,7 @@ from peerd.cli import (
     audit_commands,
     backup_commands,
     bench_commands,
+    cluster_commands,
     drill_commands,
     fleet_commands,
     history_commands,
@@ -61,6 +62,7 @@ app.add_typer(log_commands.log_app, name="log")
 app.add_typer(access_commands.grant_app, name="grant")
 app.add_typer(position_commands.position_app, name="position")
 app.add_typer(node_commands.node_app, name="node")
+app.add_typer(cluster_commands.cluster_app, name="cluster")
 app.add_typer(fleet_commands.shard_app, name="shard")
 app.add_typer(fleet_commands.forecast_app, name="forecast")
 app.add_typer(fleet_commands.explain_app, name="explain")

@@ -318,6 +318,10 @@ class BlockingLas:
         """Moves votes and leads until nodes carry alike, or tells what would be moved."""
         return self._thread.run(self._las.rebalance(dry_run=dry_run))
 
+    def finalize_upgrade(self) -> fleet_pb2.FinalizeUpgradeResponse:
+        """The cluster may use what all its nodes know; after that no node goes back."""
+        return self._thread.run(self._las.finalize_upgrade())
+
     def check_stop(self, node: str) -> fleet_pb2.CheckStopResponse:
         """What stopping a node now would cost."""
         return self._thread.run(self._las.check_stop(node))

@@ -314,6 +314,16 @@ class LasCalls:
             "asking for the status",
         )
 
+    async def finalize_upgrade(self) -> fleet_pb2.FinalizeUpgradeResponse:
+        """The cluster may use what all its nodes know; after that no node goes back."""
+        request = fleet_pb2.FinalizeUpgradeRequest()
+        return await self.call(
+            lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).FinalizeUpgrade(
+                request, timeout=timeout_s
+            ),
+            "finalising the upgrade",
+        )
+
     async def drain(self, node: str, *, for_s: float | None = None) -> None:
         """Moves everything off a node and keeps it off, until `undrain` or for `for_s` seconds."""
         for_ms = None if for_s is None else int(for_s * 1000)

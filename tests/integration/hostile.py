@@ -68,7 +68,7 @@ async def one_call(channel: grpc.aio.Channel, random_: random.Random, *, oversiz
                 pass
     except grpc.aio.AioRpcError as error:
         return error.code().name
-    except (asyncio.CancelledError, asyncio.InvalidStateError, grpc.aio.UsageError):
+    except (asyncio.CancelledError, asyncio.InvalidStateError, grpc.aio.BaseError):
         return "CANCELLED"
     return "OK"
 

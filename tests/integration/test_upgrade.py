@@ -2,10 +2,12 @@
 
 The version before is a commit of this repository, named in `tests/upgrade/previous`: its sources
 are taken from the history, its protobuf code is made anew, and daemons run from there until their
-turn comes. LAS nodes and peers of both versions work together meanwhile.
+turn comes. LAS nodes and peers of both versions work together meanwhile. Until the upgrade is
+finalised each daemon can be set back to the version before the same way.
 
-`python -m tests.integration.test_upgrade [ROUNDS]` prints the longest pause of each daemon's turn;
-with ROUNDS, restarts of one version follow.
+`python -m tests.integration.test_upgrade [ROUNDS]` upgrades every daemon, sets every one back,
+upgrades all again and finalises, and prints the longest pause of each daemon's turn; with ROUNDS,
+restarts of one version follow.
 """
 
 import io
@@ -61,17 +63,24 @@ def cluster_of(directory: Path, sources: Path) -> Iterator[DevCluster]:
     """A cluster whose daemons run from `sources` until they are started again without."""
     cluster = DevCluster(directory, SHAPE, port_base=None)
     for member in cluster.members:
-        # Python would find this version in the directory that it is started in.
-        member.environment = {"PYTHONPATH": str(sources), "PYTHONSAFEPATH": "1"}
+        member.environment = version_of(sources)
     with cluster:
         yield cluster
 
 
-def restart(member: Member) -> None:
-    """Stop a daemon as a service manager does, and start the version at hand."""
+def version_of(sources: Path | None) -> dict[str, str]:
+    """The environment of a daemon that runs from `sources`, or the version at hand."""
+    if sources is None:
+        return {}
+    # Python would find this version in the directory that it is started in.
+    return {"PYTHONPATH": str(sources), "PYTHONSAFEPATH": "1"}
+
+
+def restart(member: Member, sources: Path | None = None) -> None:
+    """Stop a daemon as a service manager does, and start it from `sources`."""
     member.signal(signal.SIGTERM)
     assert member.wait(60.0) == 0, member.log.read_text()[-2_000:]
-    member.environment = {}
+    member.environment = version_of(sources)
     member.start()
     member.wait_ready(60.0)
 
@@ -91,29 +100,38 @@ def entry(cluster: DevCluster, name: str):
         return next(each for each in client.las.status().nodes if each.node.name == name)
 
 
-def turn_of_peer(cluster: DevCluster, member: Member) -> None:
+def turn_of_peer(cluster: DevCluster, member: Member, sources: Path | None) -> None:
     """Drain, stop, start, undrain: docs/operations.md, Maintenance."""
     with connect(credentials=cluster.peerctl_toml) as client:
         client.las.drain(member.id)
         until(lambda: entry(cluster, member.id).expendable, f"{member.id} is expendable")
         boot = entry(cluster, member.id).node.boot_id
-        restart(member)
+        restart(member, sources)
         until(lambda: entry(cluster, member.id).node.boot_id != boot, f"{member.id} came again")
         client.las.undrain(member.id)
 
 
-def turn_of_las(cluster: DevCluster, member: Member) -> None:
-    restart(member)
+def turn_of_las(cluster: DevCluster, member: Member, sources: Path | None) -> None:
+    restart(member, sources)
     until(lambda: leads(cluster), "the group is whole and has a leader")
 
 
-def roll(cluster: DevCluster, load: Load, members: Iterable[Member]) -> dict[str, float]:
-    """The turns of these daemons; the longest pause of each, in milliseconds."""
+def levels(cluster: DevCluster) -> tuple[int, int]:
+    """Of the cluster: in use, and known by all."""
+    with connect(credentials=cluster.peerctl_toml) as client:
+        status = client.las.status()
+    return status.level_used, status.level_known
+
+
+def roll(
+    cluster: DevCluster, load: Load, members: Iterable[Member], sources: Path | None = None
+) -> dict[str, float]:
+    """The turns of these daemons to `sources`; the longest pause of each, in milliseconds."""
     pauses = {}
     for member in members:
         begin_s = time.monotonic()
         since = len(load.rows)
-        (turn_of_las if member in cluster.las else turn_of_peer)(cluster, member)
+        (turn_of_las if member in cluster.las else turn_of_peer)(cluster, member, sources)
         load.wait_acked(40)
         pauses[member.id] = load.pause_ms(since)
         tell(f"{member.id}: {pauses[member.id]:.0f} ms, turn of {time.monotonic() - begin_s:.1f} s")
@@ -131,11 +149,30 @@ def test_daemons_of_two_versions_work_together_while_one_after_the_other_is_upgr
         with Load(cluster.peerctl_toml, "orders", rate=100.0) as load:
             load.wait_acked(50)
             # Some of each, to be quick; the program does them all.
-            pauses = roll(cluster, load, (cluster.las[0], *cluster.peers[:2]))
+            pauses = roll(cluster, load, (cluster.las[0], cluster.peers[0]))
+            # What was upgraded and not finalised can be set back.
+            back = roll(cluster, load, (cluster.las[0], cluster.peers[0]), sources)
+            pauses |= {f"{name} back": pause for name, pause in back.items()}
             load.finish()
         record_property("pauses_ms", pauses)
         assert max(pauses.values()) < PAUSE_MS_MAX
         assert_nothing_lost(cluster, load)
+
+
+def there_and_back(cluster: DevCluster, load: Load, sources: Path) -> list[float]:
+    """Upgrade all, set all back, upgrade all again and finalise; every pause in milliseconds."""
+    pauses: list[float] = []
+    for version in (None, sources, None):
+        tell("to the version before" if version else "to this version")
+        pauses += roll(cluster, load, cluster.members, version).values()
+    used, known = levels(cluster)
+    assert used < known, "an upgrade that waits for a person"
+    with connect(credentials=cluster.peerctl_toml) as client:
+        answer = client.las.finalize_upgrade()
+    assert (answer.level_before, answer.level_used) == (used, known)
+    tell(f"finalised: level {known} is in use, before it {used}")
+    load.wait_acked(40)
+    return pauses
 
 
 def main() -> None:
@@ -148,11 +185,9 @@ def main() -> None:
                 client.create_log("orders", shards=4, copies=3)
             with Load(cluster.peerctl_toml, "orders", rate=200.0) as load:
                 load.wait_acked(200)
-                every = [
-                    pause
-                    for _ in range(rounds)
-                    for pause in roll(cluster, load, cluster.members).values()
-                ]
+                every = there_and_back(cluster, load, sources)
+                for _ in range(rounds - 1):
+                    every += roll(cluster, load, cluster.members).values()
                 load.finish()
             assert_nothing_lost(cluster, load)
     tell(f"{len(load.rows)} appends, none failed, none lost; longest pause {max(every):.0f} ms")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import grpc.aio
 
 from las.core import recovered
-from las.core.commands import RegisterNode, RemoveNode, ReplaceNode, SetDraining
+from las.core.commands import RaiseCommandLevel, RegisterNode, RemoveNode, ReplaceNode, SetDraining
 from las.core.history import Cause
 from las.core.state import ClusterState, Node
 from las.daemon.audit import Auditor
@@ -306,6 +306,27 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         if term is None and self._group.leader:
             raise self._group.not_leader()
         return self._status.response(term)
+
+    async def FinalizeUpgrade(
+        self, _request: fleet_pb2.FinalizeUpgradeRequest, context: Context
+    ) -> fleet_pb2.FinalizeUpgradeResponse:
+        """Use what all nodes know from now on; never again what only older versions know.
+
+        Raises:
+            Refused: STATE_CHANGED (a peer does not know it, or a LAS node has not said that it
+                does), NOT_LAS_LEADER, LAS_UNAVAILABLE.
+        """
+        async with self._auditor.call(context, "cluster finalize") as call:
+            self._leadership.require()
+            state = self._group.state
+            if wrong := self._status.not_final():
+                raise Refused(refusal(Reason.STATE_CHANGED, wrong))
+            level = self._status.level_known()
+            if level > state.command_level:
+                require_ok(await call.submit(RaiseCommandLevel(level=level)))
+            return fleet_pb2.FinalizeUpgradeResponse(
+                level_before=state.command_level, level_used=level
+            )
 
     async def Drain(
         self,
