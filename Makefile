@@ -50,8 +50,9 @@ $(STUBS): $(INSTALLED) $(PROTOS) hatch_build.py
 	@$(BIN)/python hatch_build.py
 	@touch $@
 
+# Most of these tests wait for other processes, so that two share a core well; ARGS="-n 0" is one at a time.
 test: setup  ## run the test suite (units, scripts, properties)
-	$(BIN)/python -m pytest tests --ignore=tests/integration $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/integration -n 2 --dist loadfile $(ARGS)
 
 # SEEDS=20000 JOBS=2 is resumable; FIRST=k begins elsewhere; SEED=n replays one, V=1 with every event.
 # RAFT=1: the LAS group is the real Raft; RAFT=alone: that group alone.

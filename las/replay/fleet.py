@@ -47,7 +47,7 @@ from las.core.judgement import COST_LINE_MIN, Rules, Stake
 from las.core.placement import FleetView, Limits, Placement
 from las.core.planner import Prepare, Recover, Want
 from las.core.recovery import Recovered
-from las.core.state import ClusterState, NodeState, ShardEntry
+from las.core.state import LOG_SHARDS_MAX, ClusterState, NodeState, ShardEntry
 from las.forecast.history_inputs import Place
 from peerd.core.check import invariant
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ReplicaId, ShardId, StoreId, Tick
@@ -55,7 +55,6 @@ from peerd.core.shard_map import Segment
 
 _PAST = Offset(1)
 """The one record that stands for all that a shard holds."""
-_ROWS_PER_LOG = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,7 @@ class VirtualFleet:
         left = max(1, round(len(places) * self.model.shards_per_node))
         number = 0
         while left > 0:
-            count = min(left, _ROWS_PER_LOG)
+            count = min(left, LOG_SHARDS_MAX)
             found = planner.initial_plans(
                 self.state,
                 self._view(self._begin_s),
