@@ -5,6 +5,10 @@ the model says (docs/anticipation.md §3):
 - *Slow.* Its storage takes `slow_factor` times what it used to, and `slow_latency_ms` at least.
 - *Stalled.* Its process stands still as much longer than it used to, and `stall_ms` at least: it
   is starved, swapped, or stopped and continued.
+- *Distant.* What it sends is answered so much later than it used to be, and `distant_ms` at least:
+  half of its round trips, and half as much again as with half of the other nodes.
+- *Lossy.* Its connections wait for retransmission timers, `lossy_per_s` times a second and as many
+  times as often as they used to. A link that is far, or loses a little, and stays so is neither.
 - *Exhausted.* Memory, descriptors or disk are `exhaustion_share` used and, on the straight line of
   the last half minute, gone within `exhaustion_s`. The line must fit: what jumps and stays is no
   trend.
@@ -29,12 +33,14 @@ class Rule(StrEnum):
     COST = "cost"
     SLOW = "slow"
     STALLED = "stalled"
+    DISTANT = "distant"
+    LOSSY = "lossy"
     EXHAUSTED = "exhausted"
 
 
-SIGNS = (Rule.SLOW, Rule.STALLED, Rule.EXHAUSTED)
+SIGNS = (Rule.SLOW, Rule.STALLED, Rule.DISTANT, Rule.LOSSY, Rule.EXHAUSTED)
 # Load makes these as well.
-LOAD_SIGNS = (Rule.SLOW, Rule.STALLED)
+LOAD_SIGNS = (Rule.SLOW, Rule.STALLED, Rule.DISTANT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +51,13 @@ class SignRules:
     slow_latency_ms: float = 200.0
     slow_consecutive: int = 10
     stall_ms: float = 200.0
+    link_factor: float = 5.0
+    link_consecutive: int = 8
+    distant_ms: float = 200.0
+    lossy_per_s: float = 3.0
     exhaustion_s: int = 60
     exhaustion_share: float = 0.7
-    exhaustion_consecutive: int = 5
+    exhaustion_consecutive: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +69,10 @@ class Signs:
         latency_ms: that latency.
         stall_factor: how long its process stands still now, as a multiple of its own past.
         stalled_ms: that time.
+        distance_factor: how long its round trips take now, as a multiple of its own past.
+        round_trip_ms: that time.
+        loss_factor: how often its connections wait for a timer, as a multiple of its own past.
+        timeouts_per_s: that rate.
         exhausting: what runs out first ("memory", "descriptors", "disk"); empty if nothing does.
         exhausted_in_s: seconds until it has, on a straight line.
         used_share: how much of it is used.
@@ -68,6 +82,10 @@ class Signs:
     latency_ms: float = 0.0
     stall_factor: float = 0.0
     stalled_ms: float = 0.0
+    distance_factor: float = 0.0
+    round_trip_ms: float = 0.0
+    loss_factor: float = 0.0
+    timeouts_per_s: float = 0.0
     exhausting: str = ""
     exhausted_in_s: float = math.inf
     used_share: float = 0.0
@@ -107,6 +125,7 @@ def held_signs(signs: Signs, rules: SignRules) -> Iterator[Held]:
             f"{signs.stall_factor:.0f} × its own past against {rules.slow_factor:.0f} ×",
             consecutive=rules.slow_consecutive,
         )
+    yield from _held_by_link(signs, rules)
     soon = 0.0 <= signs.exhausted_in_s <= rules.exhaustion_s > 0
     if soon and signs.used_share >= rules.exhaustion_share:
         left_s = max(1.0, signs.exhausted_in_s)
@@ -117,6 +136,27 @@ def held_signs(signs: Signs, rules: SignRules) -> Iterator[Held]:
             words=f"its {signs.exhausting} is {signs.used_share:.0%} used and runs out "
             f"in {left_s:.0f} s at this pace",
             consecutive=rules.exhaustion_consecutive,
+        )
+
+
+def _held_by_link(signs: Signs, rules: SignRules) -> Iterator[Held]:
+    if signs.distance_factor >= rules.link_factor and signs.round_trip_ms >= rules.distant_ms:
+        yield Held(
+            rule=Rule.DISTANT,
+            value=signs.distance_factor,
+            line=rules.link_factor,
+            words=f"its round trips take {signs.round_trip_ms:.0f} ms, "
+            f"{signs.distance_factor:.0f} × its own past against {rules.link_factor:.0f} ×",
+            consecutive=rules.link_consecutive,
+        )
+    if signs.loss_factor >= rules.link_factor and signs.timeouts_per_s >= rules.lossy_per_s:
+        yield Held(
+            rule=Rule.LOSSY,
+            value=signs.timeouts_per_s,
+            line=rules.lossy_per_s,
+            words=f"its connections wait for retransmission timers "
+            f"{signs.timeouts_per_s:.0f} times a second against {rules.lossy_per_s:.0f}",
+            consecutive=rules.link_consecutive,
         )
 
 
@@ -131,6 +171,16 @@ def compared_signs(signs: Signs, rules: SignRules) -> Iterator[str]:
         yield (
             f"stands still for {signs.stalled_ms:.0f} ms, {signs.stall_factor:.1f} × its own "
             f"past, against {rules.slow_factor:.0f} × and {rules.stall_ms:.0f} ms"
+        )
+    if signs.distance_factor > 0.0:
+        yield (
+            f"round trips take {signs.round_trip_ms:.0f} ms, {signs.distance_factor:.1f} × its own "
+            f"past, against {rules.link_factor:.0f} × and {rules.distant_ms:.0f} ms"
+        )
+    if signs.loss_factor > 0.0:
+        yield (
+            f"{signs.timeouts_per_s:.1f} retransmission timers a second, {signs.loss_factor:.1f} × "
+            f"its own past, against {rules.link_factor:.0f} × and {rules.lossy_per_s:.0f}"
         )
     if signs.exhausting and rules.exhaustion_s:
         yield (

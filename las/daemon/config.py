@@ -109,6 +109,30 @@ class Policy(Section):
         description="Time that its process stands still, within a second, below which no node "
         "counts as stalled",
     )
+    link_factor: float = Field(
+        default=5.0,
+        ge=2.0,
+        le=10_000.0,
+        description="Round trips (half of them), or retransmission timers, as a multiple of the "
+        "node's own past, from which it is at risk for that alone; half of the other nodes must be "
+        "better by a third",
+    )
+    link_consecutive: int = Field(
+        default=8, ge=1, le=3_600, description="Forecasts in a row in which its link must be so bad"
+    )
+    distant_ms: float = Field(
+        default=200.0,
+        ge=1.0,
+        le=600_000.0,
+        description="Round trip (half of them) below which no node counts as distant",
+    )
+    lossy_per_s: float = Field(
+        default=3.0,
+        ge=0.1,
+        le=1e6,
+        description="Waits of its connections for a retransmission timer below which no node "
+        "counts as lossy",
+    )
     exhaustion_s: int = Field(
         default=60,
         ge=0,
@@ -123,7 +147,7 @@ class Policy(Section):
         description="Used share below which nothing counts as running out",
     )
     exhaustion_consecutive: int = Field(
-        default=5, ge=1, le=3_600, description="Forecasts in a row in which it must run out so soon"
+        default=3, ge=1, le=3_600, description="Forecasts in a row in which it must run out so soon"
     )
     at_risk_action: Literal["hand_over", "mirror"] = Field(
         default="hand_over",

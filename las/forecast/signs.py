@@ -8,16 +8,26 @@ import numpy.typing as npt
 from las.core.signs import Signs
 from las.forecast.answer import Windows
 from las.forecast.heuristic import RULE_METRIC
-from las.forecast.past import slowdowns
+from las.forecast.past import Series, slowdowns
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 STALL_METRIC = "loop_lag_ms_max"
+DISTANCE_METRIC = "round_trip_ms_p50"
+LOSS_METRIC = "tcp_timeouts_per_s"
+# A link is sick only if it is worse than half of the others by so much: of a dead or far peer all
+# the others see something, too.
+WORSE_THAN_OTHERS = 1.5
+# A link that never waited for a timer counts as one that does so this often, per second.
+_TIMEOUTS_LEAST = 0.2
 # What runs out: its name, its metric, and whether that counts what is free.
 _EXHAUSTIBLE = (
     ("memory", "process_memory_limit_share", False),
     ("descriptors", "process_file_descriptors_share", False),
     ("disk", "disk_free_share", True),
 )
+# A group's memory holds what the kernel keeps of files, too, and fills up with it in good health:
+# only where the process's own memory grows along does it run out.
+OWN_MEMORY_METRIC = "process_memory_anonymous_bytes"
 TREND_SAMPLES = 30
 TREND_SAMPLES_MIN = 15
 # R² of the line: what jumps once and stays, or goes up and down, is no trend.
@@ -30,6 +40,10 @@ def read_signs(windows: Windows) -> list[Signs]:
     """The signs of each node: float32 [nodes, window, metrics], newest last."""
     slowdown, latency_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]])
     stall, stalled_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[STALL_METRIC]])
+    distance, round_trip_ms = _of_links(windows[:, :, TELEMETRY_SCHEMA.positions[DISTANCE_METRIC]])
+    loss, timeouts = _of_links(
+        windows[:, :, TELEMETRY_SCHEMA.positions[LOSS_METRIC]] + np.float32(_TIMEOUTS_LEAST)
+    )
     left_s, used = _exhaustion(windows)
     first = left_s.argmin(axis=0)
     return [
@@ -38,6 +52,10 @@ def read_signs(windows: Windows) -> list[Signs]:
             latency_ms=float(latency_ms[node]),
             stall_factor=float(stall[node]),
             stalled_ms=float(stalled_ms[node]),
+            distance_factor=float(distance[node]),
+            round_trip_ms=float(round_trip_ms[node]),
+            loss_factor=float(loss[node]),
+            timeouts_per_s=max(float(timeouts[node]) - _TIMEOUTS_LEAST, 0.0),
             exhausting=_EXHAUSTIBLE[what][0] if np.isfinite(left_s[what, node]) else "",
             exhausted_in_s=float(left_s[what, node]),
             used_share=float(used[what, node]) if np.isfinite(left_s[what, node]) else 0.0,
@@ -46,13 +64,35 @@ def read_signs(windows: Windows) -> list[Signs]:
     ]
 
 
+def _of_links(series: Series) -> tuple[Series, Series]:
+    """Factor and level of each node [nodes] as `slowdowns` has them; 0 where others are as bad."""
+    factor, level = slowdowns(series)
+    worse = level >= WORSE_THAN_OTHERS * _medians_of_others(level)
+    return np.where(worse, factor, 0.0).astype(np.float32), level
+
+
+def _medians_of_others(level: Series) -> Series:
+    """For each node the lower median of what the other ones have; 0 for a lone one."""
+    if len(level) < 2:
+        return np.zeros_like(level)
+    order = np.argsort(level, kind="stable")
+    ordered = level[order]
+    middle = (len(level) - 2) // 2
+    found = np.empty_like(level)
+    # Without one that stands at or below the middle, the middle is the next one.
+    found[order] = np.where(np.arange(len(level)) <= middle, ordered[middle + 1], ordered[middle])
+    return found
+
+
 def _exhaustion(windows: Windows) -> tuple[Column, Column]:
     """Seconds until each thing runs out, and its used share now: [things, nodes]."""
     left_s, used = [], []
-    for _, metric, counts_free in _EXHAUSTIBLE:
+    own = windows[:, -TREND_SAMPLES:, TELEMETRY_SCHEMA.positions[OWN_MEMORY_METRIC]]
+    own_grows = (_trend(own.astype(np.float64))[1] > 0.0) | ~np.isfinite(own).any(axis=1)
+    for what, metric, counts_free in _EXHAUSTIBLE:
         column = windows[:, -TREND_SAMPLES:, TELEMETRY_SCHEMA.positions[metric]].astype(np.float64)
         now, slope = _trend(1.0 - column if counts_free else column)
-        rises = slope > 0.0
+        rises = (slope > 0.0) & (own_grows if what == "memory" else True)
         left_s.append(np.where(rises, (1.0 - now) / np.where(rises, slope, 1.0), np.inf))
         used.append(now)
     return np.maximum(np.array(left_s), 0.0), np.array(used)

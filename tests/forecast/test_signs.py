@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from las.core.signs import NO_SIGNS
-from las.forecast.signs import STALL_METRIC, TREND_SAMPLES, read_signs
+from las.forecast.signs import (
+    DISTANCE_METRIC,
+    LOSS_METRIC,
+    OWN_MEMORY_METRIC,
+    STALL_METRIC,
+    TREND_SAMPLES,
+    read_signs,
+)
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 WINDOW = 120
@@ -91,3 +98,56 @@ def test_standing_still_is_told_by_its_own_past_of_each_node():
     calm, stalled = read_signs(seen)
     assert (calm.stall_factor, calm.stalled_ms) == (1.0, 5.0)
     assert (stalled.stall_factor, stalled.stalled_ms) == (100.0, 500.0)
+
+
+def of_links(metric: str, past: list[float], now: list[float]) -> np.ndarray:
+    """A fleet whose links were as in `past` until ten seconds ago, and are as in `now`."""
+    seen = windows(len(past))
+    column = TELEMETRY_SCHEMA.positions[metric]
+    seen[:, :, column] = np.array(past, dtype=np.float32)[:, None]
+    seen[:, -10:, column] = np.array(now, dtype=np.float32)[:, None]
+    return seen
+
+
+def test_a_link_that_grows_far_is_told_by_its_own_past():
+    far = read_signs(of_links(DISTANCE_METRIC, [2.0, 2.0, 2.0], [600.0, 2.0, 2.0]))
+    assert [round(each.distance_factor) for each in far] == [300, 0, 0]
+    assert far[0].round_trip_ms == pytest.approx(600.0)
+
+
+def test_a_link_that_is_far_and_stays_so_is_as_it_was():
+    stable = read_signs(of_links(DISTANCE_METRIC, [250.0, 2.0, 2.0], [250.0, 2.0, 2.0]))
+    assert stable[0].distance_factor == pytest.approx(1.0)
+
+
+def test_where_all_grow_far_at_once_no_link_is_to_blame():
+    everyone = read_signs(of_links(DISTANCE_METRIC, [2.0] * 4, [600.0, 610.0, 620.0, 630.0]))
+    assert {each.distance_factor for each in everyone} == {0.0}
+
+
+def test_of_a_far_peer_half_of_a_neighbours_round_trips_say_nothing():
+    # The one that is far sees it on each of its links, another one on that one alone.
+    fleet = read_signs(of_links(DISTANCE_METRIC, [2.0, 2.0], [600.0, 2.0]))
+    assert fleet[0].distance_factor > 100.0
+    assert fleet[1].distance_factor == 0.0
+    (alone,) = read_signs(of_links(DISTANCE_METRIC, [2.0], [600.0]))
+    assert alone.distance_factor > 100.0
+
+
+def test_a_link_that_begins_to_lose_is_told_although_it_never_lost():
+    lossy = read_signs(of_links(LOSS_METRIC, [0.0, 0.0, 0.0], [6.0, 1.0, 0.0]))
+    assert lossy[0].loss_factor == pytest.approx(31.0, rel=0.01)
+    assert lossy[0].timeouts_per_s == pytest.approx(6.0, abs=0.01)
+    stable = read_signs(of_links(LOSS_METRIC, [6.0, 0.0, 0.0], [6.0, 0.0, 0.0]))
+    assert stable[0].loss_factor == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("own", "runs_out"), [(True, True), (False, False), (None, True)])
+def test_memory_runs_out_only_where_the_process_itself_grows(own, runs_out):
+    """What the kernel keeps of files fills a group's memory in good health."""
+    seen = windows()
+    seen[0, :, MEMORY] = 0.4 + 0.004 * SECONDS
+    if own is not None:
+        seen[0, :, TELEMETRY_SCHEMA.positions[OWN_MEMORY_METRIC]] = 1e8 + 1e6 * SECONDS * own
+    (signs,) = read_signs(seen)
+    assert bool(signs.exhausting) is runs_out

@@ -4,10 +4,12 @@ import math
 
 import pytest
 
-from las.core.signs import Rule, SignRules, Signs, compared_signs, held_signs
+from las.core.signs import LOAD_SIGNS, Rule, SignRules, Signs, compared_signs, held_signs
 
 RULES = SignRules()
 STALLED = Signs(stall_factor=40.0, stalled_ms=700.0)
+DISTANT = Signs(distance_factor=30.0, round_trip_ms=900.0)
+LOSSY = Signs(loss_factor=16.0, timeouts_per_s=5.0)
 EXHAUSTED = Signs(exhausting="memory", exhausted_in_s=30.0, used_share=0.8)
 
 
@@ -25,6 +27,8 @@ def test_nothing_seen_is_no_sign():
     [
         (Signs(slowdown=25.0, latency_ms=300.0), Rule.SLOW, "its storage takes 25 × its own past"),
         (STALLED, Rule.STALLED, "its process stands still for 700 ms, 40 ×"),
+        (DISTANT, Rule.DISTANT, "its round trips take 900 ms, 30 × its own past against 5 ×"),
+        (LOSSY, Rule.LOSSY, "retransmission timers 5 times a second against 3"),
         (EXHAUSTED, Rule.EXHAUSTED, "its memory is 80% used and runs out in 30 s at this pace"),
     ],
 )
@@ -41,6 +45,10 @@ def test_each_sign_holds_by_itself_and_says_why(signs, rule, words):
     [
         Signs(stall_factor=40.0, stalled_ms=199.0),
         Signs(stall_factor=19.0, stalled_ms=900.0),
+        Signs(distance_factor=4.9, round_trip_ms=900.0),
+        Signs(distance_factor=30.0, round_trip_ms=199.0),
+        Signs(loss_factor=4.9, timeouts_per_s=5.0),
+        Signs(loss_factor=16.0, timeouts_per_s=2.9),
         Signs(exhausting="memory", exhausted_in_s=61.0, used_share=0.9),
         Signs(exhausting="memory", exhausted_in_s=10.0, used_share=0.69),
         Signs(exhausting="memory", exhausted_in_s=math.inf, used_share=0.99),
@@ -55,6 +63,11 @@ def test_what_has_run_out_holds_unless_it_is_turned_off():
     assert held(gone) == [Rule.EXHAUSTED]
     assert held(gone, SignRules(exhaustion_s=0)) == []
     assert list(compared_signs(gone, SignRules(exhaustion_s=0))) == []
+
+
+def test_a_link_is_far_or_lossy_by_load_too_only_where_it_is_far():
+    assert Rule.DISTANT in LOAD_SIGNS
+    assert Rule.LOSSY not in LOAD_SIGNS
 
 
 def test_several_hold_at_once():

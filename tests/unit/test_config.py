@@ -404,6 +404,8 @@ WITHOUT_UNIT = {
     "policy.exposure_cost",
     "policy.slow_factor",
     "policy.slow_consecutive",
+    "policy.link_factor",
+    "policy.link_consecutive",
     "policy.exhaustion_share",
     "policy.take_over_shards",
     "policy.exhaustion_consecutive",
