@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -135,6 +135,9 @@ bench: setup  ## measure the project's bars; ONLY=one,many QUICK=1 ARGS="--round
 
 bench-fleet: setup  ## what 10,000 peers, a dead rack, silent deaths and a killed leader of many shards cost; ONLY="size kill-log"
 	@$(BIN)/python -m tests.bench.bench_fleet $(ONLY)
+
+bench-repair: setup  ## a peer that lost its disk comes back: how soon it is whole, what appends see; ARGS="--gib 0.25"
+	@$(BIN)/python -m tests.bench.bench_repair $(ARGS)
 
 demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)
 	@$(BIN)/python -m peerd.cli.demo

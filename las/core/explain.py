@@ -54,6 +54,9 @@ def explain_node(
     if len(shards) > SHARDS_EXPLAINED_MAX:
         facts.append(f"planned for the first {SHARDS_EXPLAINED_MAX} of its {len(shards)} shards")
     shards = shards[:SHARDS_EXPLAINED_MAX]
+    if node.at_risk or node.draining:
+        placement = Placement(state, view, limits, index)
+        facts += _prefetch(planner.lacking_copies(state, placement, name, shards))
     actions = planner.plan(state, view, limits, index=index, shards=shards)
     return Explanation(facts=tuple(facts), actions=tuple(actions))
 
@@ -85,6 +88,22 @@ def explain_shard(
     if not actions:
         facts.append("nothing is to be changed, or what is needed is under way")
     return Explanation(facts=tuple(facts), actions=tuple(actions))
+
+
+def _prefetch(lacking: list[planner.Lacking]) -> Iterable[str]:
+    """In which order the past of an endangered node is copied."""
+    if not lacking:
+        return
+    yield f"{len(lacking)} sealed segments that it holds lack healthy copies, worst-off first:"
+    for each in lacking[:CONSIDERED_MAX]:
+        tail = ", with a kept tail" if each.kept_tail else ""
+        who = f"{', '.join(each.wanted)} copies it" if each.wanted else "nobody copies it yet"
+        yield (
+            f"  shard {each.shard} segment {each.epoch}: {each.healthy} of {each.copies} "
+            f"healthy{tail}; {who}"
+        )
+    if len(lacking) > CONSIDERED_MAX:
+        yield f"  and {len(lacking) - CONSIDERED_MAX} more"
 
 
 def _about_plan(

@@ -168,7 +168,7 @@ def _planned(seen: _Round, shards: Iterable[ShardId]) -> Planned:
             recoveries.append(found)
         elif found is not None:
             needs.append(found)
-    wants.sort(key=lambda each: (not each.kept_tail, each.healthy, each.shard, each.epoch))
+    wants.sort(key=lambda each: (*_worst_off(each.kept_tail, each.healthy), each.shard, each.epoch))
     later: list[Later] = []
     prepares, shortages = _prepares(seen, needs, later)
     fetches = _within(seen, wants, later)
@@ -410,6 +410,51 @@ def _wants(seen: _Round, entry: ShardEntry) -> list[Want]:
     return found
 
 
+def _worst_off(kept_tail: bool, healthy: int) -> tuple[int, int]:
+    """Who is copied first; smaller is sooner. The copier has the same order for what it is told to
+    copy (`peerd.daemon.copier`).
+    """
+    return (not kept_tail, healthy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lacking:
+    """A sealed segment with fewer healthy holders than its log's `copies`, and who copies it."""
+
+    shard: ShardId
+    epoch: Epoch
+    healthy: int
+    copies: int
+    kept_tail: bool
+    wanted: tuple[NodeName, ...]
+
+
+def lacking_copies(
+    state: ClusterState, placement: Placement, node: NodeName, shards: Iterable[ShardId]
+) -> list[Lacking]:
+    """What `node` holds of `shards` and too few healthy nodes do, in the order of copying."""
+    found = []
+    for shard in shards:
+        entry = state.shards[shard].shard
+        copies = state.logs[entry.log].copies
+        for segment in entry.sealed:
+            healthy = sum(placement.health(each) is Health.HEALTHY for each in segment.holders)
+            if healthy < copies and any(each.peer == node for each in segment.holders):
+                found.append(
+                    Lacking(
+                        shard=shard,
+                        epoch=segment.epoch,
+                        healthy=healthy,
+                        copies=copies,
+                        kept_tail=_lacks_tail(placement, segment),
+                        wanted=tuple(each.peer for each in segment.wanted_holders),
+                    )
+                )
+    return sorted(
+        found, key=lambda each: (*_worst_off(each.kept_tail, each.healthy), each.shard, each.epoch)
+    )
+
+
 def _awaited(seen: _Round, segment: Segment) -> int:
     """How many gone holders may still come back with their copies (docs/protocol.md §8).
 
@@ -488,7 +533,7 @@ def _within(seen: _Round, wants: list[Want], later: list[Later]) -> list[Want]:
             kept.append(want)
             room -= more
         else:
-            order = (not want.kept_tail, want.healthy)
+            order = _worst_off(want.kept_tail, want.healthy)
             later.append(Later(shard=want.shard, copies=True, order=order))
     return kept
 

@@ -355,6 +355,7 @@ def _node_status(
         repaired_batches=heard.repaired_batches if heard is not None else 0,
         scrub_age_s=heard.scrub_age_s if heard is not None else None,
         drain_ends_in_ms=_drain_ends_in_ms(node, term),
+        copying=heard.copying if heard is not None and node.state is NodeState.UP else None,
     )
 
 
@@ -444,6 +445,12 @@ def _about_tier(state: ClusterState, term: Term | None) -> Iterator[str]:
         if heard is None or not state.is_node_up(name):
             continue
         trouble, waiting_ms = heard.tier_trouble, heard.tier_waiting_ms
+        if heard.tier_slows_appends:
+            yield (
+                f"appends on {name} wait for the tier, for which {heard.tier_lag_bytes} bytes wait "
+                f"(tier.lag_bytes_max): {trouble or 'the tier takes less than is written'}"
+            )
+            continue
         # What does not pass by itself is told at once.
         passes = not trouble or trouble.startswith("TIER_UNAVAILABLE")
         if passes and waiting_ms < (TIER_FAILS_MS if trouble else TIER_LAGS_MS):

@@ -29,6 +29,9 @@ class Heard:
     workload_at_ms: int
     tier_waiting_ms: int = 0
     tier_trouble: str = ""
+    tier_lag_bytes: int = 0
+    tier_slows_appends: bool = False
+    copying: fleet_pb2.CopyProgress | None = None
 
 
 class Vitals:
@@ -63,6 +66,9 @@ class Vitals:
             access_version=heartbeat.access_version,
             tier_waiting_ms=heartbeat.tier_lag.waiting_ms,
             tier_trouble=heartbeat.tier_lag.trouble,
+            tier_lag_bytes=heartbeat.tier_lag.lag_bytes,
+            tier_slows_appends=heartbeat.tier_lag.slows_appends,
+            copying=heartbeat.copying if heartbeat.HasField("copying") else None,
         )
 
     def of(self, node: NodeName) -> Heard | None:

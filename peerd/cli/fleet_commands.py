@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from las.v1 import fleet_pb2, forecast_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
-from peerd.cli.node_commands import drain_end_text
+from peerd.cli.node_commands import copying_text, drain_end_text
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -100,6 +100,11 @@ def glance(answer: fleet_pb2.GetStatusResponse) -> list[tuple[str, str]]:
     ]
     if answer.copying:
         lines.append(("moving", f"{answer.copying} copies under way"))
+    lines += [
+        ("copying", f"{each.node.name} {copying_text(each)}")
+        for each in nodes
+        if each.HasField("copying")
+    ]
     if answer.access:
         lines.append(("access", answer.access))
     if answer.rebalance.startswith("moving"):

@@ -51,6 +51,8 @@ def _node_row(entry: fleet_pb2.NodeStatus) -> list[str]:
         state += ", draining" + drain_end_text(entry)
     elif node.at_risk:
         state += ", at risk"
+    if copying := copying_text(entry):
+        state += f", {copying}"
     return [
         node.name,
         node.address,
@@ -73,6 +75,18 @@ def _scrub_text(entry: fleet_pb2.NodeStatus) -> str:
     if entry.damaged_batches:
         return f"{age}, {entry.damaged_batches} damaged"
     return f"{age}, {entry.repaired_batches} repaired" if entry.repaired_batches else age
+
+
+def copying_text(entry: fleet_pb2.NodeStatus) -> str:
+    """How far a node is with the copies that it makes, in words; empty if it makes none."""
+    if not entry.HasField("copying"):
+        return ""
+    now = entry.copying
+    told = f"copies {now.records} records of {now.segments} segments"
+    if not now.records_per_s:
+        return told
+    left_ms = round(1000 * now.records / now.records_per_s)
+    return f"{told} at {size_text(round(now.bytes_per_s))}/s, {duration_text(left_ms)} left"
 
 
 def drain_end_text(entry: fleet_pb2.NodeStatus) -> str:

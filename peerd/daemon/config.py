@@ -213,12 +213,20 @@ class Replication(Section):
 
 
 class Copier(Section):
-    """Background copying of the sealed past: repair, pre-fetch, drain."""
+    """What this peer moves in the background: repair, pre-fetch, drain, and the way to the tier."""
 
     bytes_per_s_max: int = Field(
-        default=80 * MIB,
+        default=160 * MIB,
         ge=64 * KIB,
-        description="Bytes a second that this peer reads from other peers for copies",
+        description="Bytes a second of all background work together: copies that this peer "
+        "fetches, copies that it gives, and what goes to the tier and is compared there. With "
+        "`network_bytes_per_s`, at most half of that",
+    )
+    busy_bytes_per_s_max: int = Field(
+        default=32 * MIB,
+        ge=64 * KIB,
+        description="The same for copies while appends are written here: they go first. What goes "
+        "to the tier makes room for them, and does not wait",
     )
 
 
@@ -278,6 +286,14 @@ class Tier(Section):
     )
     upload_bytes_per_s_max: int = Field(
         default=80 * MIB, ge=64 * KIB, description="Bytes a second that go to the tier at most"
+    )
+    lag_bytes_max: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that may wait for the tier beyond the hot bytes of the shards that this "
+        "peer orders. Beyond it appends get `OVERLOADED`, and come as fast as the tier takes. By "
+        "default half of the store's room; more than the disk has: appends go on until "
+        "`storage.reserve_bytes`",
     )
     deadline_ms: int = Field(
         default=30_000,

@@ -5,10 +5,15 @@ this store once it reports (docs/protocol.md §8).
 
 Invariants:
 - A segment is reported only when the store has all of it under its epoch, sealed at the map's X:
-  what was fetched has passed its checksum on arrival, what was here before is read back first.
-- Kept tails (fewer holders than the segment's `acks`) go first, then whoever has fewest holders.
-- All copying together stays within one budget of bytes a second. New appends never wait for it.
-- A copy that breaks off is continued where it ended, from another holder if need be.
+  what was fetched has passed its checksum on arrival, what was here before is read back first, and
+  every write has come back from the store.
+- Kept tails (fewer holders than the segment's `acks`) go first, then whoever has fewest healthy
+  holders: on nodes that are up, not at risk and not drained, as the planner counts them.
+- At most `COPIES_MAX` segments are copied at a time, each with at most `WRITES_MAX` slices on
+  their way to the disk. Those of one segment are fetched and written in order, so that a copy that
+  breaks off has a beginning without a hole, and is continued where it ended, from another holder
+  if need be.
+- All copying shares the node's budget of background work and gives way to appends.
 - What was reported and is not listed yet is reported again, and not read again: a LAS that is away
   for a minute costs no disk.
 
@@ -17,6 +22,7 @@ Must not: choose what is copied, or drop anything.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +31,8 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.durable import FillSealed, Outcome, Stored, StoredSegment
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard
+from peerd.daemon.budget import Background
+from peerd.daemon.copy_progress import CopyProgress, ProgressMeter
 from peerd.daemon.crowd import Crowd
 from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
@@ -34,8 +42,21 @@ from peerd.transport.host_api import HolderUnavailable
 from peerd.transport.map_cache import MapCache
 from peerd.transport.status import Refused
 
-# limit: bytes of one fetch and one write; small enough that appends come in between
+# limit: bytes of one fetch and one write while nothing is appended here; a round trip and a commit
+# are small beside them
 SLICE_BYTES_MAX = 1024 * 1024
+# limit: the same while appends are written here, which share the commit; a few milliseconds
+BUSY_SLICE_BYTES_MAX = 256 * 1024
+# limit: segments that are copied at a time: one waits for the holder while another one is written
+COPIES_MAX = 4
+# limit: slices of one segment that wait for the disk; the next one is fetched meanwhile
+WRITES_MAX = 2
+# A loop that wakes so much too late has more to do than it can. Seconds.
+LATE_S = 0.002
+# Then a copy rests for so many times that lateness,
+LATE_REST = 4
+# limit: and no longer, so that it gets on beside any load. Seconds.
+LATE_REST_S_MAX = 0.2
 # A segment that was reported and is not listed yet is reported again after this; one that could
 # not be copied is tried again after this, too; and then twice as long each time. Seconds.
 AGAIN_AFTER_S = 1.0
@@ -61,27 +82,8 @@ class CopierStatistics:
     wanted_segments: int
 
 
-class Budget:
-    """Spreads bytes over time. `now_s` is a monotonic clock."""
-
-    def __init__(self, bytes_per_s_max: int, now_s: Callable[[], float]) -> None:
-        self._bytes_per_s_max = bytes_per_s_max
-        self._now_s = now_s
-        self._free_at_s = now_s()
-
-    def limit(self, bytes_per_s_max: int) -> None:
-        """Another rate from now on."""
-        self._bytes_per_s_max = bytes_per_s_max
-
-    def spend(self, size_bytes: int) -> float:
-        """Take `size_bytes`; returns how many seconds to wait before the next."""
-        now_s = self._now_s()
-        self._free_at_s = max(self._free_at_s, now_s) + size_bytes / self._bytes_per_s_max
-        return self._free_at_s - now_s
-
-
 class Copier:
-    """One per process; `run` is its only task."""
+    """One per process; `run` is its only task, and has one for each segment under way."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class Copier:
         map_cache: MapCache,
         calls: PeerCalls,
         report: Callable[[fleet_pb2.PeerReport], None],
-        bytes_per_s_max: int,
+        budget: Background,
         now_s: Callable[[], float],
     ) -> None:
         self._mine = me.replica
@@ -100,62 +102,90 @@ class Copier:
         self._calls = calls
         self._report = report
         self._now_s = now_s
-        self._budget = Budget(bytes_per_s_max, now_s)
+        self._budget = budget
         self._not_before_s: dict[Key, float] = {}
         self._tries: dict[Key, int] = {}
         self._unlisted: set[Key] = set()
+        self._under_way: set[Key] = set()
+        self._asked: dict[ReplicaId, int] = {}
+        self._ended = asyncio.Event()
         self._copied_bytes = 0
         self._copied_segments = 0
-        self._wanted_segments = 0
-
-    def limit(self, bytes_per_s_max: int) -> None:
-        """Another rate from now on."""
-        self._budget.limit(bytes_per_s_max)
+        self._wanted: dict[Key, tuple[Shard, Segment]] = {}
+        self._meter = ProgressMeter(now_s)
 
     def statistics(self) -> CopierStatistics:
         """Counts, now."""
         return CopierStatistics(
             copied_bytes=self._copied_bytes,
             copied_segments=self._copied_segments,
-            wanted_segments=self._wanted_segments,
+            wanted_segments=len(self._wanted),
         )
+
+    def progress(self) -> CopyProgress:
+        """How far it is with what is wanted now."""
+        works = [work for key, work in self._wanted.items() if key not in self._unlisted]
+        records = sum(self._lacking(*work) for work in works)
+        return self._meter.progress(segments=len(works), records=records)
+
+    def _lacking(self, shard: Shard, segment: Segment) -> int:
+        """Records of a wanted segment that are not here."""
+        stored = self._host.stored(shard.shard).segments.get(segment.epoch)
+        begin = max(segment.begin or 0, shard.trimmed_to)
+        here = begin if stored is None else max(begin, stored.end)
+        return max(0, _end_of(segment) - here)
 
     async def run(self) -> None:
         """Copy what is wanted, for ever."""
-        while True:
-            changed = self._map.changed
-            work = self._most_urgent()
-            if work is not None:
-                await self._copy(*work)
-                continue
-            try:
-                async with asyncio.timeout(AGAIN_AFTER_S if self._wanted_segments else None):
-                    await changed.wait()
-            except TimeoutError:
-                pass  # something waits to be tried again
+        async with asyncio.TaskGroup() as copies:
+            while True:
+                changed = self._map.changed
+                self._ended.clear()
+                for shard, segment in self._due():
+                    self._under_way.add((shard.shard, segment.epoch))
+                    copies.create_task(self._copy(shard, segment))
+                await self._news(changed)
 
-    def _most_urgent(self) -> tuple[Shard, Segment] | None:
-        """The segment to copy next; None if there is none now."""
-        wanted = {
+    async def _news(self, changed: asyncio.Event) -> None:
+        """Wait until the map changed, a copy ended, or something is to be tried again."""
+        waits = self._wanted and len(self._under_way) < COPIES_MAX
+        news = [asyncio.ensure_future(each.wait()) for each in (changed, self._ended)]
+        try:
+            await asyncio.wait(
+                news,
+                timeout=AGAIN_AFTER_S if waits else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for each in news:
+                each.cancel()
+
+    def _due(self) -> list[tuple[Shard, Segment]]:
+        """The segments to begin with now, the most urgent first; none beyond `COPIES_MAX`."""
+        self._wanted = wanted = {
             (shard.shard, segment.epoch): (shard, segment)
             for shard in self._host.map_entries()
             for segment in shard.sealed
             if self._mine in segment.wanted_holders and self._mine not in segment.holders
         }
-        self._wanted_segments = len(wanted)
         self._unlisted &= wanted.keys()
         for known in (self._not_before_s, self._tries):
-            for key in known.keys() - wanted.keys():
+            for key in known.keys() - wanted.keys() - self._under_way:
                 del known[key]
         now_s = self._now_s()
-        due = [work for key, work in wanted.items() if self._not_before_s.get(key, now_s) <= now_s]
-        return min(due, key=_urgency, default=None)
+        due = [
+            work
+            for key, work in wanted.items()
+            if key not in self._under_way and self._not_before_s.get(key, now_s) <= now_s
+        ]
+        return sorted(due, key=self._urgency)[: max(0, COPIES_MAX - len(self._under_way))]
 
     async def _copy(self, shard: Shard, segment: Segment) -> None:
         """Bring one segment here and report it, or leave it for later."""
         key = (shard.shard, segment.epoch)
         tries = self._tries.get(key, 0)
         self._tries[key] = tries + 1
+        lacked = self._lacking(shard, segment)
         try:
             if key not in self._unlisted:
                 await self._fill(shard, segment)
@@ -167,25 +197,43 @@ class Copier:
                 tries = self._tries[key] = 0
         except (CopyBroken, StorageError, Refused) as error:
             _log.warning("copy broke off", shard=key[0], epoch=key[1], why=str(error))
+            if self._lacking(shard, segment) < lacked:
+                tries = self._tries[key] = 0  # it gets on
         else:
             self._report(
                 fleet_pb2.PeerReport(holder_added=fleet_pb2.HolderAdded(shard=key[0], epoch=key[1]))
             )
-        again_after_s = AGAIN_AFTER_S * 2 ** min(tries, AGAIN_DOUBLINGS_MAX)
-        self._not_before_s[key] = self._now_s() + again_after_s
+        finally:
+            again_after_s = AGAIN_AFTER_S * 2 ** min(tries, AGAIN_DOUBLINGS_MAX)
+            self._not_before_s[key] = self._now_s() + again_after_s
+            self._under_way.discard(key)
+            self._ended.set()
 
     async def _fill(self, shard: Shard, segment: Segment) -> None:
         """Raises `CopyBroken`, or what store and reader raise."""
         # Without batches: seals what is here at the map's X, and raises the promise (§3).
         here = await self._store(shard, segment, [])
         await self._read_back(shard.shard, here)
-        end = _end_of(segment)
-        while here.end < end:
-            batches = await self._fetch(shard.shard, segment, here.end)
-            if batches[0].base != here.end:
-                raise CopyBroken(f"offset {here.end} lies inside the batch at {batches[0].base}")
-            here = await self._store(shard, segment, batches)
-            await self._spend(batches)
+        at, end = here.end, _end_of(segment)
+        writes: deque[asyncio.Future[StoredSegment]] = deque()
+        try:
+            while at < end:
+                batches = await self._fetch(shard.shard, segment, at)
+                if batches[0].base != at:
+                    raise CopyBroken(f"offset {at} lies inside the batch at {batches[0].base}")
+                if len(writes) >= WRITES_MAX:
+                    here = await writes.popleft()
+                writes.append(self._store(shard, segment, batches))
+                at = batches[-1].end
+                await self._spend(batches)
+            while writes:
+                here = await writes.popleft()
+        except Exception:
+            # What is queued is written all the same; the next try begins behind it.
+            await asyncio.gather(*writes, return_exceptions=True)
+            raise
+        if here.end < end:
+            raise CopyBroken(f"the store has it up to {here.end}, not to {end}")
 
     async def _read_back(self, shard: ShardId, here: StoredSegment) -> None:
         """Read what was stored before; a holder vouches for all of it. Raises `Corrupt`."""
@@ -195,30 +243,31 @@ class Copier:
             if not batches:
                 raise Corrupt(shard, here.epoch, at, "the batch is missing")
             at = batches[-1].end
-            await self._spend(batches)
+            size_bytes = sum(len(batch.payload) for batch in batches)
+            await self._wait(self._budget.spend(size_bytes, gives_way=True))
 
     async def _fetch(self, shard: ShardId, segment: Segment, at: Offset) -> list[PlacedBatch]:
         """The next batches, from the first holder that gives them. Raises `CopyBroken`."""
         failures = []
+        slice_bytes = BUSY_SLICE_BYTES_MAX if self._budget.is_busy else SLICE_BYTES_MAX
         for holder in self._sources(segment):
+            self._asked[holder] = self._asked.get(holder, 0) + 1
             try:
                 return await self._calls.fetch(
-                    holder,
-                    shard,
-                    segment.epoch,
-                    at,
-                    _end_of(segment),
-                    SLICE_BYTES_MAX,
-                    copy=True,
+                    holder, shard, segment.epoch, at, _end_of(segment), slice_bytes, copy=True
                 )
             except HolderUnavailable as error:
                 failures.append(str(error))
+            finally:
+                self._asked[holder] -= 1
+                if not self._asked[holder]:
+                    del self._asked[holder]
         raise CopyBroken("; ".join(failures) or "no other holder is listed")
 
     def _sources(self, segment: Segment) -> list[ReplicaId]:
-        """Holders to ask, healthy ones first."""
+        """Holders to ask, healthy ones first, and of these who is asked for least now."""
         others = [holder for holder in segment.holders if holder != self._mine]
-        return sorted(others, key=self._sickness)
+        return sorted(others, key=lambda each: (self._sickness(each), self._asked.get(each, 0)))
 
     def _sickness(self, holder: ReplicaId) -> int:
         node = self._map.nodes.get(holder.peer)
@@ -226,11 +275,19 @@ class Copier:
             return 2
         return 1 if node.at_risk or node.draining else 0
 
-    async def _store(
+    def _urgency(self, work: tuple[Shard, Segment]) -> tuple[bool, int, int, int]:
+        """Smaller goes first; the planner's order (`las.core.planner`)."""
+        shard, segment = work
+        sick = [self._sickness(holder) for holder in segment.holders]
+        has_tail = (segment.known_commit or 0) < (segment.end or 0)
+        lacks_tail = has_tail and sum(each < 2 for each in sick) < segment.plan.acks
+        return (not lacks_tail, sick.count(0), shard.shard, segment.epoch)
+
+    def _store(
         self, shard: Shard, segment: Segment, batches: list[PlacedBatch]
-    ) -> StoredSegment:
-        """Write a slice; returns the segment as it is stored then."""
-        written: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    ) -> "asyncio.Future[StoredSegment]":
+        """Have a slice written; ends with the segment as it is stored then, or `CopyBroken`."""
+        written: asyncio.Future[StoredSegment] = asyncio.get_running_loop().create_future()
         operation = FillSealed(
             shard=shard.shard,
             epoch=segment.epoch,
@@ -240,25 +297,33 @@ class Copier:
             batches=tuple(batches),
             trimmed_to=shard.trimmed_to,
         )
-        self._host.submit(
-            operation, lambda outcome: None if written.done() else written.set_result(outcome)
-        )
-        outcome = await written
-        if not isinstance(outcome, Stored):
-            raise CopyBroken(f"the store refuses it: {outcome.why}")
-        return outcome.state.segments[segment.epoch]
+
+        def ended(outcome: Outcome) -> None:
+            if written.done():
+                return
+            if isinstance(outcome, Stored):
+                written.set_result(outcome.state.segments[segment.epoch])
+            else:
+                written.set_exception(CopyBroken(f"the store refuses it: {outcome.why}"))
+
+        self._host.submit(operation, ended)
+        return written
 
     async def _spend(self, batches: list[PlacedBatch]) -> None:
         size_bytes = sum(len(batch.payload) for batch in batches)
         self._copied_bytes += size_bytes
-        await asyncio.sleep(self._budget.spend(size_bytes))
+        self._meter.copied(sum(batch.header.record_count for batch in batches), size_bytes)
+        await self._wait(self._budget.spend(size_bytes, gives_way=True))
 
-
-def _urgency(work: tuple[Shard, Segment]) -> tuple[bool, int, int, int]:
-    """Smaller goes first."""
-    shard, segment = work
-    holders = len(segment.holders)
-    return (holders >= segment.plan.acks, holders, shard.shard, segment.epoch)
+    async def _wait(self, wait_s: float) -> None:
+        """Wait as long as the budget says, and longer where that takes longer than it should while
+        appends are written: then the processor is short, and they need it.
+        """
+        due_s = self._now_s() + wait_s
+        await asyncio.sleep(wait_s)
+        late_s = self._now_s() - due_s
+        if late_s > LATE_S and self._budget.is_busy:
+            await asyncio.sleep(min(LATE_REST * late_s, LATE_REST_S_MAX))
 
 
 def _end_of(segment: Segment) -> Offset:

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from peerd.core.ids import NodeName
 from peerd.daemon.copier import CopierStatistics
+from peerd.daemon.copy_progress import CopyProgress
 from peerd.daemon.front.fronts import FrontStatistics
 from peerd.daemon.host import HostStatistics
 from peerd.daemon.las_session import SessionStatistics
@@ -43,9 +44,13 @@ class PeerStatistics:
     links: list[LinkStatistics]
     session: SessionStatistics
     copier: CopierStatistics
+    copying: CopyProgress
     repairer: RepairStatistics
     scrubber: ScrubStatistics
     uploader: UploadStatistics | None
+    tier_lag_bytes: int
+    slowed_appends: int
+    background_bytes: int
     space: Space
     storage_queued_bytes: int
     map_version: int
@@ -85,6 +90,9 @@ class PeerExporter(Collector):
             peerd_copies_wanted=now.copier.wanted_segments,
             peerd_copied_bytes_total=now.copier.copied_bytes,
             peerd_copied_segments_total=now.copier.copied_segments,
+            peerd_copies_wanted_records=now.copying.records,
+            peerd_copies_bytes_per_s=now.copying.bytes_per_s,
+            peerd_background_bytes_total=now.background_bytes,
             peerd_tasks=now.tasks,
         )
         for name, counts in now.histograms.items():
@@ -94,6 +102,10 @@ class PeerExporter(Collector):
         yield from _care(now.repairer, now.scrubber)
         if now.uploader is not None:
             yield from _tier(now.uploader)
+            yield from single(
+                peerd_tier_lag_bytes=now.tier_lag_bytes,
+                peerd_tier_slowed_appends_total=now.slowed_appends,
+            )
         yield from _links(now.links, now.host.lag_records)
         yield from _fronts(now.fronts)
         yield from _access(now.access)

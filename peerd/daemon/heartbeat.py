@@ -16,6 +16,7 @@ from peerd.core.durable import StoredShard
 from peerd.core.ids import ProcessId, ShardId
 from peerd.daemon.access import AccessKeeper, RefusalsTold
 from peerd.daemon.config import PeerdConfig, Telemetry
+from peerd.daemon.copy_progress import CopyProgress
 from peerd.daemon.errors import RegistrationRefused
 from peerd.daemon.host import ShardHost
 from peerd.daemon.las_session import SAMPLES_PER_HEARTBEAT_MAX, SessionBroken
@@ -28,6 +29,7 @@ from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 from peerd.daemon.telemetry.smart import SmartReader
 from peerd.daemon.telemetry.window import Recorder, Window
+from peerd.daemon.tier_lag import TierLag
 from peerd.daemon.uploader import UploadStatistics
 from peerd.storage.errors import WrongCluster
 from peerd.storage.store import Store
@@ -106,14 +108,20 @@ class Member:
         access: AccessKeeper,
         refusals: RefusalsTold,
         uploads: Callable[[], UploadStatistics | None] = lambda: None,
+        tier_lag: Callable[[], TierLag | None] = lambda: None,
+        copying: Callable[[], CopyProgress] = CopyProgress,
     ) -> None:
-        """`uploads` says what waits for the tier; None without one."""
+        """`uploads` and `tier_lag` say what waits for the tier; None without one. `copying` says
+        how far the copier is.
+        """
         self._access = access
         self._refusals = refusals
         self._workload = workload
         self._told_workload = 0
         self._care = care
         self._uploads = uploads
+        self._lag = tier_lag
+        self._progress = copying
         self._me = me
         self._config = config
         self._address = address
@@ -213,16 +221,33 @@ class Member:
             access_version=self._access.durable_version,
             refused=self._refusals.take(),
             tier_lag=self._tier_lag(),
+            copying=self._copying(),
         )
 
     def _tier_lag(self) -> fleet_pb2.TierLag | None:
         """What waits for the tier; None if nothing does."""
-        uploads = self._uploads()
-        if uploads is None or not (uploads.oldest_waiting_s or uploads.trouble):
+        uploads, lag = self._uploads(), self._lag()
+        if uploads is None or lag is None:
+            return None
+        if not (uploads.oldest_waiting_s or uploads.trouble or lag.lag_bytes):
             return None
         return fleet_pb2.TierLag(
             waiting_ms=int(uploads.oldest_waiting_s * 1000),
             trouble=uploads.trouble[:TROUBLE_CHARACTERS_MAX],
+            lag_bytes=lag.lag_bytes,
+            slows_appends=lag.why_wait() is not None,
+        )
+
+    def _copying(self) -> fleet_pb2.CopyProgress | None:
+        """How far the copier is; None if it has nothing to do."""
+        now = self._progress()
+        if not now.segments:
+            return None
+        return fleet_pb2.CopyProgress(
+            segments=now.segments,
+            records=now.records,
+            records_per_s=now.records_per_s,
+            bytes_per_s=now.bytes_per_s,
         )
 
     def _new_disk_days(self) -> fleet_pb2.DiskDays | None:

@@ -47,6 +47,7 @@ from peerd.core.messages import Ack, Adopt, Begin, ConfirmEpoch, Expect, Frame, 
 from peerd.core.producer import TableSnapshot
 from peerd.core.replica import Replica
 from peerd.core.shard_map import Shard
+from peerd.daemon.admission import Admission
 from peerd.daemon.host_seam import Outside
 from peerd.daemon.logging import get_logger
 from peerd.daemon.notes import flush_notes, log_note
@@ -62,11 +63,6 @@ from peerd.transport.map_cache import MapCache, MapChange
 from peerd.transport.replication_service import IncomingStream
 from peerd.transport.status import Refused, refusal
 
-# limit: share of the storage writer's queue that appends of clients may fill; the rest is for what
-# other peers send, which they bound themselves
-APPENDS_QUEUE_SHARE = 0.5
-# Advice to a client when the queue is full: a few group commits.
-RETRY_AFTER_MS = 20
 # An event may hold payloads; its beginning tells what it is.
 EVENT_CHARACTERS_LOGGED = 500
 
@@ -111,7 +107,6 @@ class ShardHost:
         self.me = me
         self._recorder = recorder
         self._store = store
-        self._queue_bytes_max = queue_bytes_max
         self._map = map_cache
         self._limits = limits
         self._own = own
@@ -131,6 +126,7 @@ class ShardHost:
         self._refusing: Refusal | None = None
         self._broken = False
         self._writes = WriteQueue(store, self._loop)
+        self.admission = Admission(me.peer, store, self._writes, queue_bytes_max)
         self._untaken: deque[tuple[int, IncomingStream, int]] = deque()
         self._timetable = Timetable(self._ring)
 
@@ -182,23 +178,7 @@ class ShardHost:
             return self._refusing
         if shard not in self._replicas:
             return self._not_here(shard)
-        if self.space_in_reserve:
-            return Refusal(
-                reason=Reason.DISK_RESERVE,
-                message=f"the store of {self.me.peer} has reached its space reserve: "
-                "appends resume when space is freed",
-            )
-        if (
-            self._writes.is_full
-            or self._store.queued_bytes > self._queue_bytes_max * APPENDS_QUEUE_SHARE
-        ):
-            return Refusal(
-                reason=Reason.OVERLOADED,
-                message=f"the storage writer of {self.me.peer} has "
-                f"{self._store.queued_bytes} bytes to write: send it again later",
-                retry_after_ms=RETRY_AFTER_MS,
-            )
-        return None
+        return self.admission.why_no_room()
 
     def _not_here(self, shard: ShardId) -> Refusal:
         message = f"{self.me.peer} stores nothing of shard {shard}: refresh the map"
@@ -212,6 +192,11 @@ class ShardHost:
     def space(self) -> Space:
         """Room for batches."""
         return self._store.space()
+
+    @property
+    def user_writes(self) -> int:
+        """Writes of appends so far, of clients here and of primaries elsewhere."""
+        return self._writes.user_writes
 
     @property
     def storage_queued_bytes(self) -> int:

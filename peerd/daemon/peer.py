@@ -29,9 +29,11 @@ from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.core.limits import Limits
 from peerd.daemon.access import AccessKeeper, RefusalsTold
+from peerd.daemon.budget import Background
 from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
+from peerd.daemon.copy_progress import CopyProgress
 from peerd.daemon.cores import CoreWatch
 from peerd.daemon.errors import BrokenInvariant, DaemonError, StoreBroken, StoreUnusable
 from peerd.daemon.exporter import AccessStatistics, PeerExporter, PeerStatistics
@@ -56,6 +58,7 @@ from peerd.daemon.telemetry.collector import watch_loop_lag
 from peerd.daemon.telemetry.exporter import TelemetryExporter
 from peerd.daemon.telemetry.own import OwnMetrics
 from peerd.daemon.tier import Tier, open_tier
+from peerd.daemon.tier_lag import TierLag
 from peerd.daemon.tier_sweeper import TierSweeper
 from peerd.daemon.uploader import Uploader
 from peerd.internal.v1 import replication_pb2_grpc
@@ -105,8 +108,10 @@ class Peer:
 
     RELOADABLE: ClassVar[tuple[str, ...]] = (
         "copier.bytes_per_s_max",
+        "copier.busy_bytes_per_s_max",
         "scrub.bytes_per_s_max",
         "scrub.interval_s",
+        "tier.lag_bytes_max",
         "tier.upload_bytes_per_s_max",
     )
 
@@ -271,6 +276,8 @@ class Peer:
             access=self._access_keeper,
             refusals=self.refusals,
             uploads=lambda: None if self._uploader is None else self._uploader.statistics(),
+            tier_lag=lambda: self._tier_lag,
+            copying=self._copying,
         )
         self.session = LasSession(
             config.las,
@@ -307,13 +314,16 @@ class Peer:
 
     def _care_for(self, store: Store, calls: PeerCalls) -> None:
         """Make what keeps enough whole copies: the copier, the repairer, the scrub."""
+        self.background = Background(
+            *_background_limits(self.config), self._loop.time, lambda: self.host.user_writes
+        )
         self.copier = Copier(
             me=self.me,
             host=self.host,
             map_cache=self.map_cache,
             calls=calls,
             report=self.session.report,
-            bytes_per_s_max=self.config.copier.bytes_per_s_max,
+            budget=self.background,
             now_s=self._loop.time,
         )
         self.repairer = Repairer(
@@ -335,7 +345,17 @@ class Peer:
         )
         self._uploader: Uploader | None = None
         self._sweeper: TierSweeper | None = None
+        self._tier_lag: TierLag | None = None
         if self._tier is not None:
+            self._tier.charged = self.background.spend
+            self._tier_lag = TierLag(
+                me=self.me,
+                host=self.host,
+                map_cache=self.map_cache,
+                space=self.host.space,
+                bytes_max=self.config.tier.lag_bytes_max,
+            )
+            self.host.admission.tier_lag = self._tier_lag.why_wait
             self._uploader = self._make_uploader(self._tier)
             self._sweeper = TierSweeper(
                 tier=self._tier,
@@ -356,6 +376,7 @@ class Peer:
             report=self.session.report,
             object_bytes=settings.object_bytes,
             bytes_per_s_max=settings.upload_bytes_per_s_max,
+            background=self.background,
             remove_after_s=settings.remove_after_s,
             now_s=self._loop.time,
             wall_ms=lambda: time.time_ns() // 1_000_000,
@@ -379,7 +400,7 @@ class Peer:
 
     def _add_services(self) -> None:
         self._replication = ReplicationService(
-            self.host, plaintext=self._plaintext, access=self.access
+            self.host, plaintext=self._plaintext, access=self.access, budget=self.background
         )
         self._log_service = LogService(
             self.host,
@@ -432,6 +453,8 @@ class Peer:
         self.supervisor.start("scrub", self.scrubber.run())
         if self._uploader is not None:
             self.supervisor.start("uploader", self._uploader.run())
+        if self._tier_lag is not None:
+            self.supervisor.start("lag of the tier", self._tier_lag.run())
         if self._sweeper is not None:
             self.supervisor.start("sweeper of the tier", self._sweeper.run())
         self.supervisor.start("pulse", self._pulse())
@@ -456,10 +479,12 @@ class Peer:
     def take_config(self, config: PeerdConfig) -> None:
         """Use these settings from now on; only what `RELOADABLE` names differs."""
         self.config = config
-        self.copier.limit(config.copier.bytes_per_s_max)
+        self.background.limits(*_background_limits(config))
         self.scrubber.limit(config.scrub.bytes_per_s_max, config.scrub.interval_s)
         if self._uploader is not None:
             self._uploader.limit(config.tier.upload_bytes_per_s_max)
+        if self._tier_lag is not None:
+            self._tier_lag.limit(config.tier.lag_bytes_max)
 
     def why_not_ready(self) -> str | None:
         """None if clients are served, else one line."""
@@ -476,9 +501,13 @@ class Peer:
             links=self._links.statistics(),
             session=self.session.statistics(),
             copier=self.copier.statistics(),
+            copying=self._copying(),
             repairer=self.repairer.statistics(),
             scrubber=self.scrubber.statistics(),
             uploader=None if self._uploader is None else self._uploader.statistics(),
+            tier_lag_bytes=0 if self._tier_lag is None else self._tier_lag.lag_bytes,
+            slowed_appends=self.host.admission.slowed_appends,
+            background_bytes=self.background.spent_bytes,
             space=self.host.space(),
             storage_queued_bytes=self.host.storage_queued_bytes,
             map_version=self.map_cache.version,
@@ -499,6 +528,9 @@ class Peer:
                 None if self._credentials is None else self._credentials.expires_in_s()
             ),
         )
+
+    def _copying(self) -> CopyProgress:
+        return self.copier.progress()
 
     def _report_suspect(self, peer: NodeName, boot: BootId, refused: bool, silent_ms: int) -> None:
         """Accuse a neighbour, unless the committed map has judged that process already."""
@@ -595,6 +627,14 @@ class Peer:
             self._sampling.stop()
         if self._store is not None and not self._store.close(STORE_CLOSE_TIMEOUT_S):
             _log.error("the store does not close: it is verified at the next start")
+
+
+def _background_limits(config: PeerdConfig) -> tuple[int, int]:
+    """Bytes a second of background work: at most, and of copies beside appends."""
+    at_most = config.copier.bytes_per_s_max
+    if config.network_bytes_per_s:
+        at_most = max(1, min(at_most, config.network_bytes_per_s // 2))
+    return at_most, min(at_most, config.copier.busy_bytes_per_s_max)
 
 
 def _open_recorder(config: PeerdConfig, me: ProcessId, limits: Limits) -> FlightRecorder | None:

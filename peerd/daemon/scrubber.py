@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from peerd.core.batch import PlacedBatch
 from peerd.core.ids import Epoch, Offset, ShardId
-from peerd.daemon.copier import Budget
+from peerd.daemon.budget import Budget
 from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
 from peerd.daemon.reader import StoreReader

@@ -35,6 +35,8 @@ class Tier:
         self.keys = keys
         self.reader = reader
         self._cluster_id = cluster_id
+        self.charged: Callable[[int], object] = lambda _: None
+        """Told how many bytes a reader got; background work waits for them. Set by the peer."""
 
     @property
     def cluster_id(self) -> str:
@@ -54,7 +56,9 @@ class Tier:
     ) -> list[PlacedBatch]:
         """See `peerd.transport.read_source.ColdSource`."""
         listed = await self.manifest(entry)
-        return await self.reader.read(listed, epoch, offset, stop, bytes_max)
+        batches = await self.reader.read(listed, epoch, offset, stop, bytes_max)
+        self.charged(sum(len(batch.payload) for batch in batches))
+        return batches
 
     async def find_time(
         self, entry: Shard, begin: Offset, end: Offset, timestamp_ms: int

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from las.v1 import fleet_pb2
 from peerd.core.ids import FIRST_OFFSET, Offset, ProcessId, ShardId
 from peerd.core.shard_map import Shard
-from peerd.daemon.copier import Budget
+from peerd.daemon.budget import Background, Budget
 from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
 from peerd.daemon.tier import Tier
@@ -97,6 +97,7 @@ class Uploader:
         report: Callable[[fleet_pb2.PeerReport], None],
         object_bytes: int,
         bytes_per_s_max: int,
+        background: Background,
         remove_after_s: float,
         now_s: Callable[[], float],
         wall_ms: Callable[[], int],
@@ -112,6 +113,7 @@ class Uploader:
         self._now_s = now_s
         self._wall_ms = wall_ms
         self._budget = Budget(bytes_per_s_max, now_s)
+        self._background = background
         self._care: dict[ShardId, _Care] = {}
         self._objects = self._payload_bytes = self._removed_objects = 0
         self._errors: Counter[str] = Counter()
@@ -278,7 +280,10 @@ class Uploader:
                 care.waiting_since_ms = batches[0].header.timestamp_ms
             await asyncio.to_thread(writer.add, batches)
             size_bytes = sum(batch.header.payload_bytes for batch in batches)
-            await asyncio.sleep(self._budget.spend(size_bytes))
+            # Once for the way there, and once for the way back, when it is compared.
+            await asyncio.sleep(
+                max(self._budget.spend(size_bytes), self._background.spend(2 * size_bytes))
+            )
         if writer.end == writer.begin:
             return None
         return await asyncio.to_thread(writer.finish)

@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from peerd.core.durable import Outcome, StoreOperation
+from peerd.core.durable import AppendBatches, Outcome, StoreOperation
 from peerd.storage.errors import WriterOverloaded
 from peerd.storage.store import Store
 
@@ -26,6 +26,8 @@ class WriteQueue:
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self.submitted = 0
         """Operations so far."""
+        self.user_writes = 0
+        """Of these, writes of what clients append, here or at another peer."""
         self.completed = 0
         """Of these, how many have their outcome; counted by the host."""
         self._store = store
@@ -52,6 +54,7 @@ class WriteQueue:
             StorageFailed, StoreClosed: nothing is written any more.
         """
         self.submitted += 1
+        self.user_writes += isinstance(operation, AppendBatches)
         if self._held or not self._has_room(operation, on_outcome, wake=not frames_first):
             # In the order in which it came; the next commit makes room.
             self._held.append((operation, on_outcome))

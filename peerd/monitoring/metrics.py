@@ -83,6 +83,8 @@ PEER_METRICS = (
         ("peerd_map_version", "Version of the shard map known here"),
         ("peerd_map_age_seconds", "Since the map was last heard to be current"),
         ("peerd_copies_wanted", "Sealed segments still to be copied here"),
+        ("peerd_copies_wanted_records", "Records of them that are not here"),
+        ("peerd_copies_bytes_per_s", "What arrives of them now; 0 while nothing is copied"),
         ("peerd_tasks", "Supervised tasks that run"),
         (
             "peerd_certificate_expiry_days",
@@ -93,6 +95,10 @@ PEER_METRICS = (
         ("peerd_las_reports_dropped_total", "Reports dropped because too many waited"),
         ("peerd_copied_bytes_total", "Bytes read for copies"),
         ("peerd_copied_segments_total", "Sealed segments copied here"),
+        (
+            "peerd_background_bytes_total",
+            "Bytes of all background work: copies fetched and given, to the tier and back",
+        ),
     ),
     *_histograms(
         ("peerd_append_seconds", "From a batch's arrival at its primary to its acknowledgement"),
@@ -126,6 +132,7 @@ PEER_METRICS = (
             "peerd_tier_oldest_waiting_seconds",
             "Age of the oldest record that could be in the tier and is not yet",
         ),
+        ("peerd_tier_lag_bytes", "Bytes that wait for the tier beyond the hot bytes"),
     ),
     *_gauges(
         ("peerd_access_version", "Version of the access table in force here"),
@@ -139,6 +146,7 @@ PEER_METRICS = (
         labels=("reason",),
     ),
     *_counters(
+        ("peerd_tier_slowed_appends_total", "Appends told to wait for the tier"),
         ("peerd_tier_objects_total", "Objects put into the tier, verified"),
         ("peerd_tier_uploaded_bytes_total", "Payload bytes in them"),
         (

@@ -56,6 +56,11 @@ CUTS_PER_CALL_MAX = 512
 FETCH_MESSAGE_BYTES = 1024 * 1024
 # limit: bytes of a producer table that travels in one message; below what gRPC takes
 TABLE_BYTES_MAX = 7 * 1024 * 1024
+# limit: of these, fetches of copies, which wait for the budget of this peer's background work
+COPIES_MAX = 8
+# limit: seconds that one message of a copy waits for that budget; beyond it the caller is told to
+# come again. A fetch has a deadline, and what waits here keeps others out
+COPY_WAIT_S_MAX = 2.0
 # limit: fetches served at a time to all peers together; each holds one message, and they share
 # the disk with the appends
 FETCHES_MAX = 16
@@ -209,13 +214,33 @@ class ReplicationHost(Protocol):
         """The producer table as asked for, or None."""
 
 
+class CopyBudget(Protocol):
+    """What copies that are given to other peers may take of this one."""
+
+    @property
+    def debt_s(self) -> float:
+        """How long who spends now would wait for those before."""
+
+    def spend(self, size_bytes: int, *, gives_way: bool = False) -> float:
+        """Take `size_bytes`; returns how many seconds to wait before the next."""
+
+
 class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
     """Register with the server behind `AuthorizationInterceptor`, which checks roles."""
 
     def __init__(
-        self, host: ReplicationHost, *, plaintext: bool = False, access: Access | None = None
+        self,
+        host: ReplicationHost,
+        *,
+        plaintext: bool = False,
+        access: Access | None = None,
+        budget: CopyBudget | None = None,
     ) -> None:
-        """`plaintext` as in `identity_of`; `access` is told who speaks in another one's name."""
+        """`plaintext` as in `identity_of`; `access` is told who speaks in another one's name;
+        `budget` is what copies draw on.
+        """
+        self._budget = budget
+        self._copies = 0
         self._access = access
         self._host = host
         self._plaintext = plaintext
@@ -413,21 +438,23 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
     ) -> AsyncIterator[replication_pb2.FetchBatchesResponse]:
         """See the proto."""
         self._check_target(request.cluster_id, request.target_store_id)
-        if self._fetches >= FETCHES_MAX:
-            raise Refused(
-                refusal(
-                    Reason.OVERLOADED,
-                    f"{FETCHES_MAX} fetches are served here already: ask another holder",
-                    retry_after_ms=100,
-                ),
-            )
+        # Who mends a damaged batch asks for that one alone, and is not kept waiting.
+        is_copy = request.copy and request.bytes_max != 1
+        if self._fetches >= FETCHES_MAX or (is_copy and self._copies >= COPIES_MAX):
+            raise _too_many("as many fetches as may be are served here already")
         self._fetches += 1
+        self._copies += is_copy
         try:
+            if is_copy and self._budget is not None:
+                if self._budget.debt_s > COPY_WAIT_S_MAX:
+                    raise _too_many("this peer has no bytes to spare for copies")
+                await asyncio.sleep(self._budget.debt_s)
             async with contextlib.aclosing(self._fetched(request)) as responses:
                 async for response in responses:
                     yield response
         finally:
             self._fetches -= 1
+            self._copies -= is_copy
 
     async def _fetched(
         self, request: replication_pb2.FetchBatchesRequest
@@ -457,8 +484,11 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
                 add_batch(response, batch, epoch)
             yield response
             at = batches[-1].end
+            size_bytes = sum(len(batch.payload) for batch in batches)
+            if request.copy and self._budget is not None:
+                self._budget.spend(size_bytes, gives_way=True)
             if left_bytes is not None:
-                left_bytes -= sum(len(batch.payload) for batch in batches)
+                left_bytes -= size_bytes
 
     async def FetchTable(
         self, request: replication_pb2.FetchTableRequest, _context: Context
@@ -522,6 +552,11 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             if self._access is not None:
                 self._access.note(identity, f"as peer {one_line(peer)}", wire)
             raise Refused(wire)
+
+
+def _too_many(what: str) -> Refused:
+    message = f"{what}: ask another holder"
+    return Refused(refusal(Reason.OVERLOADED, message, retry_after_ms=100))
 
 
 def _bad_argument(message: str) -> Refused:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from peerd.daemon import copier
-from peerd.daemon.copier import Budget
+from peerd.daemon.budget import BUSY_FOR_S, Background, Budget
+from peerd.daemon.copy_progress import ProgressMeter
 from peerd.storage.errors import Corrupt
 from peerd.storage.store import Store
 from tests.daemon.fleet import (
@@ -145,3 +146,165 @@ def test_a_budget_spreads_bytes_over_time() -> None:
     now_s = 10.0
     # What was not used in the past is not saved up.
     assert budget.spend(100) == pytest.approx(0.1)
+
+
+class Clock:
+    """Seconds that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_all_background_work_draws_on_one_account() -> None:
+    clock = Clock()
+    background = Background(1000, 100, clock, lambda: 0)
+    assert background.spend(500, gives_way=True) == 0.5  # a copy, and nothing is appended
+    assert background.spend(500) == 1.0  # an upload waits for it
+    assert background.spend(1000, gives_way=True) == 2.0  # and the next copy for both
+    assert (background.debt_s, background.spent_bytes) == (2.0, 2000)
+    clock.now_s += 5
+    assert background.debt_s == 0.0
+
+
+def test_copies_give_way_while_appends_are_written_and_uploads_do_not() -> None:
+    clock, writes = Clock(), [0]
+    background = Background(1000, 100, clock, lambda: writes[0])
+    assert not background.is_busy
+    writes[0] = 7
+    assert background.spend(100, gives_way=True) == 1.0
+    clock.now_s += 1.0
+    writes[0] = 8
+    assert background.spend(100) == pytest.approx(0.1)
+    clock.now_s += 1.0
+    assert background.is_busy  # of the append that came meanwhile
+    clock.now_s += BUSY_FOR_S
+    assert background.spend(100, gives_way=True) == pytest.approx(0.1)
+    background.limits(100, 10)
+    clock.now_s += 10
+    writes[0] = 9
+    assert background.spend(10, gives_way=True) == pytest.approx(1.0)
+
+
+def test_progress_tells_speed_and_the_time_that_is_left() -> None:
+    clock = Clock()
+    meter = ProgressMeter(clock)
+    assert meter.progress(segments=2, records=100).left_s is None
+    for _ in range(11):
+        meter.copied(10, 4000)
+        clock.now_s += 0.5
+    now = meter.progress(segments=1, records=200)
+    assert (now.records_per_s, now.bytes_per_s) == (pytest.approx(20), pytest.approx(8000))
+    assert now.left_s == pytest.approx(10)
+    assert meter.progress(segments=0, records=0).left_s == 0.0
+    clock.now_s += 5  # what rests has no speed, and the rest is no part of the next one
+    assert meter.progress(segments=1, records=200).bytes_per_s == 0
+    meter.copied(10, 4000)
+    clock.now_s += 1
+    assert meter.progress(segments=1, records=200).bytes_per_s == pytest.approx(4000)
+
+
+def urgent(fleet_copier: copier.Copier, *works: object) -> list[int]:
+    return [shard.shard for shard, _ in sorted(works, key=fleet_copier._urgency)]
+
+
+async def test_the_worst_off_goes_first_and_a_holder_at_risk_is_none(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three, four = await with_sealed_past(fleet, las, 10)
+    base = las.shards[SHARD].sealed[0]
+
+    def work(shard: int, *holders, tail: bool = False):
+        segment = replace(
+            base,
+            holders=tuple(each.me.replica for each in holders),
+            wanted_holders=(four.me.replica,),
+            known_commit=5 if tail else base.end,
+        )
+        return replace(las.shards[SHARD], shard=shard, sealed=(segment,)), segment
+
+    las.nodes["peer-2"] = replace(las.nodes["peer-2"], at_risk=True)
+    las._changed()
+    await until(
+        lambda: (node := four.map_cache.nodes.get("peer-2")) and node.at_risk,
+        "peer-2 is known to be at risk",
+    )
+    works = [
+        work(11, one, two, three),
+        work(12, one, three),
+        work(13, one, two),
+        work(14, two),
+        work(15, three, tail=True),
+    ]
+    assert urgent(four.copier, *works) == [15, 14, 13, 11, 12]
+
+
+async def test_many_segments_are_copied_side_by_side(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "SLICE_BYTES_MAX", 200)
+    monkeypatch.setattr(copier, "BUSY_SLICE_BYTES_MAX", 200)
+    one, _, _, four = await with_sealed_past(fleet, las, 60)
+    fetch, under_way, most = four.copier._calls.fetch, [0], [0]
+
+    async def counted(*arguments, **keywords):
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        try:
+            return await fetch(*arguments, **keywords)
+        finally:
+            under_way[0] -= 1
+
+    monkeypatch.setattr(four.copier._calls, "fetch", counted)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "it is reported")
+    # Slices of one segment follow each other, each behind the one before.
+    assert most[0] == 1
+    assert await values_at(four, 1, 0, 60) == await values_at(one, 1, 0, 60)
+
+
+async def test_a_write_that_the_store_refuses_breaks_the_copy_off(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "AGAIN_AFTER_S", 0.01)
+    one, _, _, four = await with_sealed_past(fleet, las, 10)
+    submit, refused = four.host.submit, []
+
+    def refusing(operation, on_outcome=None):
+        if getattr(operation, "batches", ()) and not refused:
+            refused.append(operation)
+            operation = replace(
+                operation, batches=tuple(replace(b, base=b.base + 1) for b in operation.batches)
+            )
+        submit(operation, on_outcome)
+
+    monkeypatch.setattr(four.host, "submit", refusing)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "the next try makes it")
+    assert refused
+    assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
+
+
+async def test_a_holder_without_bytes_to_spare_is_passed_over(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, _, four = await with_sealed_past(fleet, las, 10)
+    one.background.limits(1, 1)
+    one.background.spend(1000)  # a quarter of an hour's worth
+    entry = las.shards[SHARD]
+    wanted = replace(
+        entry.sealed[0],
+        holders=(one.me.replica, two.me.replica),
+        wanted_holders=(four.me.replica,),
+    )
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: las.reported("holder_added"), "the other holder gives it")
+    before = two.background.spent_bytes
+    assert before >= 10 * 100  # who gives a copy spends, too
+    assert one.background.spent_bytes == 1000

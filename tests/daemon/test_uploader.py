@@ -17,6 +17,7 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, Offset
 from peerd.daemon import uploader as uploading
+from peerd.daemon.budget import Background
 from peerd.daemon.tier import Tier
 from peerd.daemon.uploader import Uploader
 from peerd.tier import store as tier_store
@@ -82,6 +83,7 @@ class World:
             report=self.report,
             object_bytes=OBJECT_BYTES,
             bytes_per_s_max=1 << 40,
+            background=Background(1 << 40, 1, lambda: self.now_s, lambda: 0),
             remove_after_s=60,
             now_s=lambda: self.now_s,
             wall_ms=lambda: 1_000_000 + 90_000,

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from peerd.client.blocking import Client, connect
+from peerd.client.errors import Overloaded
+from peerd.client.options import ClientOptions
 from peerd.testing.dev_cluster import DevCluster, Member, Shape
 from tests.integration.load import until
 from tests.integration.object_store import (
@@ -18,6 +20,7 @@ from tests.integration.object_store import (
 from tests.integration.test_tier import (
     CHUNK_BYTES,
     HOT_BYTES,
+    VALUE_BYTES,
     entry_of,
     fill,
     row,
@@ -26,6 +29,8 @@ from tests.integration.test_tier import (
 )
 
 pytestmark = pytest.mark.timeout(300)
+
+LAG_BYTES_MAX = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, proxy: SpoilingProxy) -> I
         "tier.object_bytes": 2 * CHUNK_BYTES,
         "tier.deadline_ms": 1_000,
         "tier.attempts": 3,
+        "tier.lag_bytes_max": LAG_BYTES_MAX,
     }
     with DevCluster(
         directory / "dev",
@@ -74,6 +80,44 @@ def primary_of(cluster: DevCluster, client: Client) -> Member:
 def tiered_to(client: Client) -> int:
     tier = entry_of(client, "orders").tier
     return 0 if tier is None else tier.end
+
+
+def test_appends_wait_for_a_tier_that_hangs_and_go_on_with_it(
+    cluster: DevCluster, client: Client, proxy: SpoilingProxy
+):
+    shard = client.create_log("waiting", shards=1, copies=3, acks=2).shards[0]
+    client.set_tier("waiting", HOT_BYTES)
+    proxy.hang = True
+    told = ""
+    options = ClientOptions(append_timeout_s=1.0)
+    with connect(credentials=cluster.peerctl_toml, options=options) as hasty:
+        count = 0
+        while not told:
+            try:
+                hasty.append("waiting", row(count), shard=shard)
+                count += 1
+            except Overloaded as error:
+                told = str(error)
+            assert count * VALUE_BYTES < 8 * LAG_BYTES_MAX
+    assert "wait for the object tier" in told
+    assert "tier.lag_bytes_max" in told
+    assert count * VALUE_BYTES > LAG_BYTES_MAX + HOT_BYTES - CHUNK_BYTES
+    member = cluster.member(entry_of(client, "waiting").open.plan.primary.peer)
+    until(
+        lambda: any(f"appends on {member.id} wait" in w for w in client.las.status().warnings),
+        "the status says so",
+    )
+    # What is there is read, other logs go on, and nothing was dropped.
+    other = client.create_log("untiered", shards=1, copies=3, acks=2).shards[0]
+    elsewhere = entry_of(client, "untiered").open.plan.primary.peer != member.id
+    if elsewhere:
+        client.append("untiered", b"goes on", shard=other)
+    assert entry_of(client, "waiting").trimmed_to == 0
+    proxy.hang = False
+    end = client.append("waiting", row(count), shard=shard).offset + 1
+    assert end == count + 1  # what was refused was not taken
+    wait_until_cold(client, "waiting", end)
+    assert values(client, "waiting") == [(number, row(number)) for number in range(end)]
 
 
 def test_a_store_that_spoils_every_way_loses_nothing(

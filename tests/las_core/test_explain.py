@@ -6,9 +6,11 @@ from las.core.commands import RecordEvent, SetAtRisk, SetDraining
 from las.core.explain import explain_node, explain_shard
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits
-from las.core.planner import Prepare, plan
-from peerd.core.ids import Tick
-from tests.las_core.builders import SHARD, done, name, replica, with_log
+from las.core.planner import Prepare, Want, plan
+from las.core.state import ClusterState
+from peerd.core.ids import Epoch, Offset, ShardId, Tick
+from peerd.core.shard_map import Segment
+from tests.las_core.builders import SHARD, done, name, plan_of, replica, with_log
 
 VIEW, LIMITS = FleetView(now=Tick(0)), Limits()
 
@@ -38,6 +40,51 @@ def test_what_is_told_is_what_the_planner_returns():
     assert seen.actions == planned
     assert seen.facts[0] == "it is at risk"
     assert seen.facts[-1] == "not yet shielded: open segments still need it"
+
+
+def past(state: ClusterState, shard: int, *holders: int, known: int = 10, wanted: int = 0):
+    """Epoch 1 sealed at 10 on these holders, epoch 2 open with the same plan."""
+    entry = state.shards[ShardId(shard)]
+    segment = Segment(
+        epoch=Epoch(1),
+        plan=plan_of(1, 1, 2, 3, acks=3),
+        begin=Offset(0),
+        end=Offset(10),
+        known_commit=Offset(known),
+        holders=tuple(replica(each) for each in holders),
+        wanted_holders=(replica(wanted),) if wanted else (),
+    )
+    opened = replace(entry.shard.open, epoch=Epoch(2), begin=Offset(10))
+    after = replace(entry.shard, open=opened, sealed=(segment,))
+    return state.changed(shards=(replace(entry, shard=after),))
+
+
+def test_the_past_of_an_endangered_node_is_copied_worst_off_first():
+    state = done(with_log(rows=((0, 1, 2),) * 5), SetAtRisk(node=name(1), at_risk=True))
+    state = past(state, 1, 1, 2, 3)
+    state = past(state, 2, 1, wanted=4)
+    state = past(state, 3, 1, 2)
+    state = past(state, 4, 1, 2, known=5)
+    state = past(state, 5, 2, 3, 4)  # it has nothing of this one
+    index = indexed(state)
+    facts = list(explain_node(state, VIEW, LIMITS, name(1), index).facts)
+    begin = facts.index("4 sealed segments that it holds lack healthy copies, worst-off first:")
+    assert facts[begin + 1 : begin + 5] == [
+        "  shard 4 segment 1: 1 of 3 healthy, with a kept tail; nobody copies it yet",
+        "  shard 2 segment 1: 0 of 3 healthy; peer-4 copies it",
+        "  shard 3 segment 1: 1 of 3 healthy; nobody copies it yet",
+        "  shard 1 segment 1: 2 of 3 healthy; nobody copies it yet",
+    ]
+    # The planner asks for them in the same order; the one under way lacks two more.
+    planned = [each for each in plan(state, VIEW, LIMITS, index=index) if isinstance(each, Want)]
+    assert [each.shard for each in planned] == [4, 2, 3, 1]
+    # And with room for one fetch alone, the worst-off has it.
+    (first,) = [
+        each
+        for each in plan(state, VIEW, replace(LIMITS, copies_max=3), index=index)
+        if isinstance(each, Want)
+    ]
+    assert first.shard == 4
 
 
 def test_who_could_not_vote_is_counted_with_the_reason():
