@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: client-kit help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -89,6 +89,21 @@ torture-las: setup  ## LAS members killed, stopped, cut off, on failing disks (r
 
 powercut: setup  ## power cuts of loaded peers, as far as a file may be torn (needs cc); ROUNDS=20
 	@$(BIN)/python -m tests.integration.test_powercut $(or $(ROUNDS),20)
+
+# The page of JavaScript needs grpc-js, which npm gets once.
+client-kit: setup  ## what a client in another language does right (docs/client-protocol.md); CLIENT="node my_client.js"
+ifdef CLIENT
+	@$(BIN)/python -m peerd.testing.conformance_kit $(CLIENT)
+else
+	@echo "the Python client:"
+	@$(BIN)/python -m peerd.testing.conformance_kit $(BIN)/python -m peerd.testing.conformance_kit.python_client
+	@echo "a page of JavaScript with grpc-js:"
+	@if command -v npm > /dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix build/bench @grpc/grpc-js@1.14.7 > /dev/null; \
+	  NODE_PATH=build/bench/node_modules $(BIN)/python -m peerd.testing.conformance_kit \
+	    node --no-deprecation peerd/testing/conformance_kit/grpc_js_client.js proto; \
+	else echo "  node and npm are not here: left out"; fi
+endif
 
 tutorial-test: setup  ## run every command of docs/tutorial.md on three hosts made for it (root, Debian)
 	@$(BIN)/python -m tests.tutorial.run "$$($(BIN)/python -m deploy.build deb --out build/tutorial)"

@@ -79,6 +79,10 @@ class MemoryHost:
         self.space_in_reserve = False
         self.refuse_next: deque[Refusal] = deque()
         """Answers for the next appends, instead of taking them."""
+        self.lose_next = 0
+        """So many of the next appends are taken, and answered as if nobody knew."""
+        self.on_append: Callable[[BatchHeader], None] = lambda _header: None
+        """Hears of each append that comes to this peer's shards, before anything is done."""
         self.holding: list[Callable[[], None]] | None = None
         """If a list: appends are taken, but their answers wait in it until `release`."""
         self.primary_of: set[ShardId] = set()
@@ -125,10 +129,14 @@ class MemoryHost:
         done: Callable[[AppendOutcome], None],
     ) -> None:
         """See `ShardHost`."""
+        self.on_append(header)
         if self.refuse_next:
             done(self.refuse_next.popleft())
             return
         outcome = self._order(shard, header, payload, expected_offset)
+        if self.lose_next:
+            self.lose_next -= 1
+            outcome = lost(shard)
         if self.holding is not None:
             self.holding.append(lambda: done(outcome))
             self._held.set()
