@@ -26,7 +26,7 @@ from las.core.segments import (
 )
 from las.core.state import WANTED_HOLDERS_MAX, ClusterState
 from peerd.core.ids import Epoch, ShardId
-from peerd.core.shard_map import Segment
+from peerd.core.shard_map import Segment, segment_with, with_segment
 
 
 def want_holders(state: ClusterState, command: WantHolders) -> Applied:
@@ -115,14 +115,14 @@ def _change_sealed(
         return unknown_shard(None, shard)
     if entry.halted:
         return refused_halted(None, entry)
-    for index, segment in enumerate(entry.shard.sealed):
-        if segment.epoch == epoch:
-            after = change(segment)
-            if isinstance(after, str):
-                return refuse(None, Reason.INVALID_ARGUMENT, after, epoch)
-            if after == segment:
-                return kept_as_it_is(None, "so it is already", epoch)
-            sealed = (*entry.shard.sealed[:index], after, *entry.shard.sealed[index + 1 :])
-            changed = replace(entry, shard=replace(entry.shard, sealed=sealed))
-            return changed, Result(ok=True, text="changed", epoch=epoch)
-    return refuse(None, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")
+    segment = segment_with(entry.shard.sealed, epoch)
+    if segment is None:
+        return refuse(None, Reason.UNKNOWN_SEGMENT, f"shard {shard} has no sealed segment {epoch}")
+    after = change(segment)
+    if isinstance(after, str):
+        return refuse(None, Reason.INVALID_ARGUMENT, after, epoch)
+    if after == segment:
+        return kept_as_it_is(None, "so it is already", epoch)
+    sealed = with_segment(entry.shard.sealed, after)
+    changed = replace(entry, shard=replace(entry.shard, sealed=sealed))
+    return changed, Result(ok=True, text="changed", epoch=epoch)

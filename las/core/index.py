@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from las.core.persistent import PersistentMap
 from las.core.state import Change, ClusterState, ShardEntry
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.shard_map import count_of, entries_of, newest_of
 
 _NOTHING: frozenset[ShardId] = frozenset()
 _NO_CHANGE = Change()
@@ -78,10 +79,11 @@ class FleetIndex:
         for segment in (shard.open, shard.prepared):
             if segment is not None:
                 members.update(replica.peer for replica in segment.plan.replicas)
-        for segment in shard.sealed:
-            self.fetching += sign * len(segment.wanted_holders)
+        for shared in entries_of(shard.sealed):
+            segment, count = newest_of(shared), count_of(shared)
+            self.fetching += sign * count * len(segment.wanted_holders)
             for replica in (*segment.holders, *segment.wanted_holders):
-                self.holding[replica.peer] += sign
+                self.holding[replica.peer] += sign * count
                 members.add(replica.peer)
         settled = shard.prepared is None and shard.fence == NO_EPOCH
         for node in members:

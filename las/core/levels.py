@@ -14,8 +14,12 @@ from las.core.state import ClusterState
 from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.ids import NodeName
 
-COMMAND_LEVEL = 3
-"""What commands this version knows: those of its level and of all below."""
+COMMAND_LEVEL = 4
+"""What commands this version knows: those of its level and of all below.
+
+4 came with no command: from it on neighbouring sealed segments share an entry of the map
+(`las.core.state.JOINING_LEVEL`), and so do snapshots.
+"""
 
 FIRST_LEVEL = 1
 """The level that a new group begins with, before its members have heard of each other."""
@@ -35,7 +39,7 @@ _LEVELS: Mapping[type[Command], int] = {
 """The level with which a command came; 1 if it is not here."""
 
 
-_FEATURES: Mapping[int, int] = {1: 4, 2: 4, 3: 5}
+_FEATURES: Mapping[int, int] = {1: 4, 2: 4, 3: 5, 4: 6}
 """Of each level the feature level that all peers have to know: what came to peers with it."""
 
 

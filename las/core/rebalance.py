@@ -33,9 +33,15 @@ from math import ceil, floor
 from las.core.index import FleetIndex
 from las.core.network import LinkLoad, Network
 from las.core.placement import FleetView, Limits
-from las.core.state import SEALED_SEGMENTS_MAX, ClusterState, Node, ShardEntry
+from las.core.state import (
+    SEALED_EPOCHS_MAX,
+    SEALED_SEGMENTS_MAX,
+    ClusterState,
+    Node,
+    ShardEntry,
+)
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ReplicaId, ShardId
-from peerd.core.shard_map import Plan
+from peerd.core.shard_map import Plan, entries_of
 
 # limit: givers and takers of a zone that are weighed against each other for one move.
 ENDS_WEIGHED_MAX = 6
@@ -43,8 +49,10 @@ ENDS_WEIGHED_MAX = 6
 ZONES_WEIGHED_MAX = 8
 # limit: nodes through which a chain of leads is looked for.
 CHAIN_NODES_MAX = 256
-# limit: sealed segments of a shard of which something is moved; each move adds one.
+# limit: entries of sealed segments of a shard of which something is moved; a move adds one at most.
 SEALED_MAX = SEALED_SEGMENTS_MAX // 2
+# limit: sealed segments, joined or not, of a shard of which something is moved; each move adds one.
+SEALED_MOVED_EPOCHS_MAX = SEALED_EPOCHS_MAX // 2
 # A shard that weighs at least this share of the heaviest that fits is as good, if its lead fits.
 AS_GOOD = 0.7
 
@@ -444,7 +452,8 @@ class _Fleet:
         plan = shard.open.plan
         if entry.halted or shard.prepared is not None or shard.fence != NO_EPOCH:
             return False
-        if shard.is_split or len(shard.sealed) > SEALED_MAX:
+        past = len(entries_of(shard.sealed)), len(shard.sealed)
+        if shard.is_split or past[0] > SEALED_MAX or past[1] > SEALED_MOVED_EPOCHS_MAX:
             return False
         if plan.non_voters or (len(plan.voters), plan.acks) != (log.copies, log.acks):
             return False

@@ -39,13 +39,22 @@ from las.core.state import (
     DEAD_EPOCHS_MAX,
     GAP_OFFSETS_MIN,
     GAPS_MAX,
+    SEALED_EPOCHS_MAX,
     SEALED_SEGMENTS_MAX,
     ClusterState,
     NodeState,
     ShardEntry,
 )
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ReplicaId, ShardId
-from peerd.core.shard_map import Gap, Plan, Segment, Shard, Split
+from peerd.core.shard_map import (
+    Gap,
+    Plan,
+    Segment,
+    Shard,
+    Split,
+    chain_of,
+    entries_of,
+)
 
 Applied = tuple[ClusterState, Result]
 NextEntry = tuple[ShardEntry | None, Result]
@@ -129,8 +138,9 @@ def _prepare(
     if shard.prepared is not None:
         epoch = shard.prepared.epoch
         return _changed(None, f"{epoch} is prepared already", epoch)
-    if len(shard.sealed) >= SEALED_SEGMENTS_MAX:
-        text = f"shard {shard.shard} has {SEALED_SEGMENTS_MAX} sealed segments, the bound"
+    entries, epochs = len(entries_of(shard.sealed)), len(shard.sealed)
+    if entries >= SEALED_SEGMENTS_MAX or epochs >= SEALED_EPOCHS_MAX:
+        text = f"shard {shard.shard} has {epochs} sealed segments in {entries} entries, the bound"
         return refuse(None, Reason.LIMIT_REACHED, text)
     if wrong := plan_error(state, shard.log, plan):
         return refuse(None, Reason.INVALID_ARGUMENT, wrong)
@@ -475,7 +485,7 @@ class _Chain:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._sealed = list(shard.sealed)
+        self._sealed = list(entries_of(shard.sealed))
         self._dead = shard.dead_epochs
         self._gaps = shard.gaps
 
@@ -506,7 +516,7 @@ class _Chain:
         """The shard with `epoch` open from `begin`, nothing prepared, no fence, and this split."""
         return replace(
             self._shard,
-            sealed=tuple(self._sealed),
+            sealed=chain_of(self._sealed),
             open=Segment(epoch=epoch, plan=plan, begin=begin),
             prepared=None,
             fence=NO_EPOCH,

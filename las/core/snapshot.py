@@ -10,6 +10,7 @@ The raft layer adds length and checksum around it.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 from las.core.codec import CodecError, JsonValue, decode, encode, from_json, to_json
@@ -18,6 +19,7 @@ from las.core.ledger import Case
 from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
 from las.core.state import (
+    JOINING_LEVEL,
     NO_RECOVERY,
     AgeMark,
     AuditRecord,
@@ -31,20 +33,38 @@ from las.core.state import (
 from peerd.core.access import NO_ACCESS_TABLE, AccessTable
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Gap, Parent, Plan, Segment, Shard, SkippedEpochs, Split, Tiered
+from peerd.core.shard_map import (
+    ChainEntry,
+    Gap,
+    Parent,
+    Plan,
+    Segment,
+    Shard,
+    SkippedEpochs,
+    Split,
+    Tiered,
+    chain_of,
+    entries_of,
+    newest_of,
+    run_of,
+)
 
-FORMAT = 6
+FORMAT = 7
 """Version of this format. A reader refuses what it does not know: an older program must not guess.
 
 1 had neither audit records nor ends of drains, and is still read. 2 has neither a group that
-began from older data nor LAS nodes that rejoined, 3 no tier, 4 no command level, 5 no access table.
+began from older data nor LAS nodes that rejoined, 3 no tier, 4 no command level, 5 no access table,
+6 no entry of several sealed segments.
 The lowest that fits is written.
 """
+_WITHOUT_RUNS = 6
 _WITHOUT_ACCESS = 5
 _WITHOUT_LEVEL = 4
 _WITHOUT_TIER = 3
 _WITHOUT = 2
-_FORMATS_READ = frozenset({1, _WITHOUT, _WITHOUT_TIER, _WITHOUT_LEVEL, _WITHOUT_ACCESS, FORMAT})
+_FORMATS_READ = frozenset(
+    {1, _WITHOUT, _WITHOUT_TIER, _WITHOUT_LEVEL, _WITHOUT_ACCESS, _WITHOUT_RUNS, FORMAT}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +125,10 @@ class _Writer:
             self.many(segment.wanted_holders),
         ]
 
+    def sealed(self, entry: ChainEntry) -> list[object]:
+        row = self.segment(newest_of(entry))
+        return row if isinstance(entry, Segment) else [*row, list(chain(*entry.parts()))]
+
     def entry(self, entry: ShardEntry) -> list[object]:
         shard = entry.shard
         return [
@@ -113,7 +137,7 @@ class _Writer:
             shard.key_hash_low,
             shard.key_hash_high,
             self.segment(shard.open),
-            [self.segment(segment) for segment in shard.sealed],
+            [self.sealed(each) for each in entries_of(shard.sealed)],
             None if shard.prepared is None else self.segment(shard.prepared),
             shard.fence,
             list(shard.dead_epochs),
@@ -194,8 +218,10 @@ def snapshot(state: ClusterState) -> bytes:
 
 def _format_of(state: ClusterState) -> int:
     """The oldest format that has all of `state`."""
-    if state.access.version:
+    if state.command_level >= JOINING_LEVEL:
         return FORMAT
+    if state.access.version:
+        return _WITHOUT_RUNS
     if state.command_level > 1:
         return _WITHOUT_ACCESS
     tiered = any(log.hot_bytes for log in state.logs.values()) or any(
@@ -225,7 +251,7 @@ class _Reader:
         )
 
     def segment(self, row: list[object]) -> Segment:
-        epoch, begin, end, known_commit, plan, holders, wanted = row
+        epoch, begin, end, known_commit, plan, holders, wanted = row[:7]
         return Segment(
             epoch=Epoch(cast(int, epoch)),
             begin=cast("Offset | None", begin),
@@ -235,6 +261,10 @@ class _Reader:
             holders=self.many(cast(list[int], holders)),
             wanted_holders=self.many(cast(list[int], wanted)),
         )
+
+    def sealed(self, row: list[object]) -> ChainEntry:
+        parts = cast(list[int], row[7]) if len(row) > 7 else []
+        return run_of(self.segment(row), list(zip(parts[::2], parts[1::2], strict=True)))
 
     def entry(self, row: list[object]) -> ShardEntry:
         shard, log, low, high, opened, sealed, prepared, fence, dead, drawn, halted = row[:11]
@@ -248,7 +278,7 @@ class _Reader:
                 key_hash_low=cast(int, low),
                 key_hash_high=cast(int, high),
                 open=self.segment(cast(list[object], opened)),
-                sealed=tuple(self.segment(each) for each in cast(list[list[object]], sealed)),
+                sealed=chain_of([self.sealed(each) for each in cast(list[list[object]], sealed)]),
                 prepared=None if prepared is None else self.segment(cast(list[object], prepared)),
                 fence=Epoch(cast(int, fence)),
                 dead_epochs=tuple(cast(list[Epoch], dead)),

@@ -21,7 +21,7 @@ from las.core.model_registry import NO_MODELS, ModelRegistry
 from las.core.persistent import PersistentMap
 from peerd.core.access import NO_ACCESS_TABLE, AccessTable
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Compression, Shard
+from peerd.core.shard_map import Compression, Shard, joined
 
 # limit: newest events kept per node; the story of a node fits a screen or five.
 EVENTS_MAX = 256
@@ -41,8 +41,11 @@ LOGS_MAX = 20_000
 LOG_SHARDS_MAX = 1_024
 # limit: shards in one cluster; twice what the project designs for.
 SHARDS_MAX = 200_000
-# limit: sealed segments of one shard above which no planned change adds another; recovery may.
+# limit: entries of sealed segments of one shard above which no planned change adds another;
+# recovery may.
 SEALED_SEGMENTS_MAX = 2_048
+# limit: epochs of these; many may share an entry of the map, with some 8 bytes each on the wire.
+SEALED_EPOCHS_MAX = 16_384
 # limit: gaps of one shard; each was written by a person, after a disaster.
 GAPS_MAX = 64
 # limit: marks of the age of a shard's records; sixteen lie within its retention, see `las.daemon`.
@@ -54,6 +57,10 @@ STRAYS_MAX = 1_024
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
 
+JOINING_LEVEL = 4
+"""Command level from which on neighbouring sealed segments share an entry (§8): members that do not
+know it would write another state.
+"""
 GAP_OFFSETS_MIN = 1 << 40
 """Offsets that a gap skips at least. Nobody knows how far a lost segment reached, and no offset may
 ever be given to two records (G2): a million records a second fill this in twelve days.
@@ -62,6 +69,8 @@ CLOSED_SEGMENTS_LEVEL = 2
 """Feature level from which a node may be the primary of a closed segment: below it, it would take
 batches there.
 """
+SHARED_ENTRY_LEVEL = 6
+"""Feature level from which a node knows entries that several sealed segments share (§8)."""
 HELD = "held: the LAS began from older data, and it is not known yet whether this shard outlived it"
 """Why a shard is halted of which nothing bad is known (§4.6)."""
 FIRST_SHARD = ShardId(1)
@@ -344,10 +353,14 @@ class ClusterState:
         logs: Iterable[Log] = (),
         shards: Iterable[ShardEntry] = (),
     ) -> "ClusterState":
-        """The next version, in which these entries are new or replace those of the same name."""
+        """The next version, in which these entries are new or replace those of the same name.
+
+        Neighbouring sealed segments of a shard whose chain changes share an entry if they may: here
+        and in no other place, so nobody who changes a chain need think of it.
+        """
         node_items = tuple((node.name, node) for node in nodes)
         log_items = tuple((log.name, log) for log in logs)
-        shard_items = tuple((entry.shard.shard, entry) for entry in shards)
+        shard_items = tuple((entry.shard.shard, self._joined(entry)) for entry in shards)
         version = self.version + 1
         change = Change(
             nodes=tuple(name for name, _ in node_items),
@@ -362,6 +375,18 @@ class ClusterState:
             shards=self.shards.with_items(shard_items) if shard_items else self.shards,
             changes=self.changes.without(version - CHANGES_MAX).with_item(version, change),
         )
+
+    def _joined(self, entry: ShardEntry) -> ShardEntry:
+        before = self.shards.get(entry.shard.shard)
+        sealed = entry.shard.sealed
+        if self.command_level < JOINING_LEVEL or not sealed:
+            return entry
+        if before is not None and before.shard.sealed is sealed:
+            return entry
+        shorter = joined(sealed)
+        if shorter is sealed:
+            return entry
+        return replace(entry, shard=replace(entry.shard, sealed=shorter))
 
     def node_of(self, replica: ReplicaId) -> Node | None:
         """The node whose recorded store `replica` is."""

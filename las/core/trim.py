@@ -21,7 +21,14 @@ from las.core.commands import Reason, Result, TrimShard
 from las.core.segments import Applied, refuse, unless_free
 from las.core.state import ClusterState
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset
-from peerd.core.shard_map import Shard, stable_end
+from peerd.core.shard_map import (
+    Shard,
+    chain_behind,
+    entries_of,
+    segment_with,
+    span_of,
+    stable_end,
+)
 
 
 def trim_shard(state: ClusterState, command: TrimShard) -> Applied:
@@ -58,7 +65,7 @@ def _trimmed(shard: Shard, offset: Offset) -> Shard:
 
 def offset_error(shard: Shard, epoch: Epoch, offset: Offset) -> str:
     """Why `offset` is no place of segment `epoch` below which all may go; empty if it is."""
-    segment = next((each for each in (*shard.sealed, shard.open) if each.epoch == epoch), None)
+    segment = shard.open if shard.open.epoch == epoch else segment_with(shard.sealed, epoch)
     if segment is None or segment.begin is None:
         return f"shard {shard.shard} has no segment {epoch} in its chain"
     # What the open segment may lose its primary has told; of a sealed one the map tells it, too.
@@ -70,16 +77,13 @@ def offset_error(shard: Shard, epoch: Epoch, offset: Offset) -> str:
 
 def left(shard: Shard) -> Shard:
     """`shard` without the segments and gaps of which nothing is kept."""
-    sealed = [
-        segment
-        for at, segment in enumerate(shard.sealed, 1)
-        if at == len(shard.sealed) or segment.end is None or segment.end > shard.kept_from
-    ]
+    sealed = chain_behind(shard.sealed, shard.kept_from)
     # Without a sealed segment the gaps tell that nobody has the table as of the open one's begin.
-    first = sealed[0].begin if sealed else FIRST_OFFSET
+    entries = entries_of(sealed)
+    first = span_of(entries[0])[1] if entries else FIRST_OFFSET
     gaps = tuple(
         gap
         for gap in shard.gaps
         if gap.end > shard.kept_from or (first is not None and gap.begin >= first)
     )
-    return replace(shard, sealed=tuple(sealed), gaps=gaps)
+    return replace(shard, sealed=sealed, gaps=gaps)

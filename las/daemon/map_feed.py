@@ -14,7 +14,15 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
-from las.core.state import ClusterState, Log, MapDelta, Node, NodeState, ShardEntry
+from las.core.state import (
+    SHARED_ENTRY_LEVEL,
+    ClusterState,
+    Log,
+    MapDelta,
+    Node,
+    NodeState,
+    ShardEntry,
+)
 from las.v1 import shard_map_pb2
 from peerd.core.ids import ShardId
 from peerd.transport.map_codec import (
@@ -53,7 +61,9 @@ class MapFeed:
         key = version if 0 < version < state.version else _NOTHING
         update = self._updates.get(key)
         if update is None:
-            update = encode_delta(state.cluster_id, state.changes_since(key))
+            update = encode_delta(
+                state.cluster_id, state.changes_since(key), share=_all_share(state)
+            )
             if len(self._updates) < DELTAS_KEPT_MAX:
                 self._updates[key] = update
         return update
@@ -68,23 +78,26 @@ class MapFeed:
 
 
 async def _encode_whole(state: ClusterState) -> shard_map_pb2.MapUpdate:
-    everything = state.changes_since(_NOTHING)
+    everything, share = state.changes_since(_NOTHING), _all_share(state)
     update = encode_delta(state.cluster_id, replace(everything, shards=()))
     for begin in range(0, len(everything.shards), SLICE_SHARDS_MAX):
-        update.shards.extend(map(encode_entry, everything.shards[begin : begin + SLICE_SHARDS_MAX]))
+        part = everything.shards[begin : begin + SLICE_SHARDS_MAX]
+        update.shards.extend([encode_entry(each, share=share) for each in part])
         await asyncio.sleep(0)
     return update
 
 
-def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
-    """A part of the map, or all of it."""
+def encode_delta(
+    cluster_id: str, delta: MapDelta, *, share: bool = True
+) -> shard_map_pb2.MapUpdate:
+    """A part of the map, or all of it. `share`: as for `encode_shard`."""
     return shard_map_pb2.MapUpdate(
         cluster_id=cluster_id,
         version=delta.version,
         full=delta.full,
         nodes=map(encode_las_node, delta.nodes),
         logs=map(encode_las_log, delta.logs),
-        shards=map(encode_entry, delta.shards),
+        shards=[encode_entry(each, share=share) for each in delta.shards],
         removed_nodes=delta.removed_nodes,
         removed_logs=delta.removed_logs,
         removed_shards=delta.removed_shards,
@@ -94,6 +107,11 @@ def encode_delta(cluster_id: str, delta: MapDelta) -> shard_map_pb2.MapUpdate:
             for first, last in delta.skipped_shards
         ],
     )
+
+
+def _all_share(state: ClusterState) -> bool:
+    """Whether every node knows entries that several sealed segments share (§8)."""
+    return all(node.feature_level >= SHARED_ENTRY_LEVEL for node in state.nodes.values())
 
 
 def encode_part(state: ClusterState, log: Log) -> shard_map_pb2.MapUpdate:
@@ -107,6 +125,7 @@ def encode_part(state: ClusterState, log: Log) -> shard_map_pb2.MapUpdate:
             logs=(log,),
             shards=tuple(shards_of(state, log)),
         ),
+        share=_all_share(state),
     )
 
 
@@ -157,6 +176,6 @@ def encode_las_log(log: Log) -> shard_map_pb2.Log:
     )
 
 
-def encode_entry(entry: ShardEntry) -> shard_map_pb2.Shard:
+def encode_entry(entry: ShardEntry, *, share: bool = True) -> shard_map_pb2.Shard:
     """A shard's entry; what only the LAS needs stays here."""
-    return encode_shard(entry.shard)
+    return encode_shard(entry.shard, share=share)

@@ -24,7 +24,7 @@ from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
 from peerd.core.ids import NO_EPOCH, NodeName, ShardId
-from peerd.core.shard_map import Shard
+from peerd.core.shard_map import Shard, chain_behind, count_of, entries_of, newest_of
 
 # limit: names listed in one warning; the rest is counted.
 NAMES_LISTED_MAX = 5
@@ -272,10 +272,13 @@ def shard_facts(state: ClusterState, entry: ShardEntry) -> ShardFacts | None:
     healthy = sum(state.is_healthy(voter) for voter in entry.shard.open.plan.voters)
     short = unreadable = 0
     # Of what lies below trimmed-to no store keeps anything: it is in the tier, or trimmed.
-    kept = [each for each in entry.shard.sealed if (each.end or 0) > entry.shard.trimmed_to]
-    for segment in kept:
-        short += sum(state.is_healthy(holder) for holder in segment.holders) < copies
-        unreadable += not any(state.is_up(holder) for holder in segment.holders)
+    behind = chain_behind(entry.shard.sealed, entry.shard.trimmed_to)
+    for shared in entries_of(behind):
+        segment, count = newest_of(shared), count_of(shared)
+        if (segment.end or 0) <= entry.shard.trimmed_to:
+            continue
+        short += count * (sum(state.is_healthy(holder) for holder in segment.holders) < copies)
+        unreadable += count * (not any(state.is_up(holder) for holder in segment.holders))
     if not (paused or entry.halted or short or unreadable or healthy < copies):
         return None
     return ShardFacts(

@@ -4,9 +4,21 @@ Both sides use them: the LAS core commits them, the peer core reacts to them. In
 `Shard` checks when it is built (G7): sealed segments, with the gaps between them, tile
 [0, begin of the open one) in epoch order. Of what is not kept any more the oldest ones are left
 out; those that are listed tile from some offset that is not above `kept_from`.
+
+*Neighbours may share an entry* (`Run`, §8). An entry of a sealed segment says who has it, and in
+which epoch which of its offsets were written. If it has no kept tail, or one that was on enough
+stores once and so is known for good, its plan says nothing any more. So neighbours of which the
+same stores have and want all, and between which no gap lies, are one entry with the list of their
+epochs. That is a form and no statement: who walks a `Chain` sees each segment as ever, and one that
+changes leaves its run. `joined` makes the shortest form.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from struct import Struct
+from typing import overload
 
 from peerd.core.check import invariant
 from peerd.core.ids import (
@@ -84,6 +96,259 @@ class Segment:
     known_commit: Offset | None = None
     holders: tuple[ReplicaId, ...] = ()
     wanted_holders: tuple[ReplicaId, ...] = ()
+
+
+_PART = Struct("<QQ")
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Neighbouring sealed segments that differ in their epoch and range alone, as one entry.
+
+    `newest` is the last of them, as it would be by itself. `earlier` is the epoch and the begin of
+    each of the others, oldest first, packed, 16 bytes each. All have the plan of the newest: it is
+    that of nobody for all or for none, and nothing else of the plan of such a segment is asked for.
+    """
+
+    newest: Segment
+    earlier: bytes
+
+    def __post_init__(self) -> None:
+        invariant(bool(self.earlier), "a run has two segments at least", run=self)
+        begin, epoch = -1, 0
+        for part_epoch, part_begin in (*_PART.iter_unpack(self.earlier), self._newest_part):
+            invariant(epoch < part_epoch, "epochs grow along a run", run=self)
+            invariant(begin < part_begin, "no segment of a run is empty", run=self)
+            epoch, begin = part_epoch, part_begin
+
+    @property
+    def _newest_part(self) -> tuple[int, int]:
+        return self.newest.epoch, self.newest.begin or FIRST_OFFSET
+
+    @property
+    def begin(self) -> Offset:
+        """Where the oldest begins."""
+        return Offset(_PART.unpack_from(self.earlier)[1])
+
+    @property
+    def first_epoch(self) -> Epoch:
+        """The epoch of the oldest."""
+        return Epoch(_PART.unpack_from(self.earlier)[0])
+
+    def __len__(self) -> int:
+        return len(self.earlier) // _PART.size + 1
+
+    def parts(self) -> Iterator[tuple[Epoch, Offset]]:
+        """Epoch and begin of each but the newest, oldest first."""
+        for epoch, begin in _PART.iter_unpack(self.earlier):
+            yield Epoch(epoch), Offset(begin)
+
+    def segments(self) -> Iterator[Segment]:
+        """Each of them by itself, oldest first."""
+        newest = self.newest
+        begins = [begin for _, begin in self.parts()]
+        ends = [*begins[1:], newest.begin]
+        for (epoch, begin), end in zip(self.parts(), ends, strict=True):
+            yield Segment(
+                epoch=epoch,
+                plan=newest.plan,
+                begin=begin,
+                end=end,
+                known_commit=end,
+                holders=newest.holders,
+                wanted_holders=newest.wanted_holders,
+            )
+        yield newest
+
+
+ChainEntry = Segment | Run
+
+
+class Chain(Sequence[Segment]):
+    """Sealed segments, oldest first, of which some share an entry. Equal to the same as a tuple."""
+
+    __slots__ = ("_count", "entries")
+
+    def __init__(self, entries: Sequence[ChainEntry]) -> None:
+        self.entries = tuple(entries)
+        self._count = sum(map(count_of, self.entries))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Segment]:
+        for entry in self.entries:
+            if isinstance(entry, Segment):
+                yield entry
+            else:
+                yield from entry.segments()
+
+    def __reversed__(self) -> Iterator[Segment]:
+        for entry in reversed(self.entries):
+            if isinstance(entry, Segment):
+                yield entry
+            else:
+                yield entry.newest
+                yield from reversed(tuple(entry.segments())[:-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Segment, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Segment | tuple[Segment, ...]:
+        if index == -1 and self.entries:
+            last = self.entries[-1]
+            return last if isinstance(last, Segment) else last.newest
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Chain) and self.entries == other.entries:
+            return True
+        return isinstance(other, Chain | tuple) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Chain({self.entries!r})"
+
+
+def entries_of(sealed: Sequence[Segment]) -> tuple[ChainEntry, ...]:
+    """The entries of a shard's sealed segments: fewer than these where some share one."""
+    return sealed.entries if isinstance(sealed, Chain) else tuple(sealed)
+
+
+def newest_of(entry: ChainEntry) -> Segment:
+    """What holds of all segments of an entry but for epoch and range, and the last one's range."""
+    return entry if isinstance(entry, Segment) else entry.newest
+
+
+def count_of(entry: ChainEntry) -> int:
+    """How many segments share the entry."""
+    return 1 if isinstance(entry, Segment) else len(entry)
+
+
+def span_of(entry: ChainEntry) -> tuple[Epoch, Offset | None]:
+    """Epoch and begin of the oldest segment of an entry."""
+    return (
+        (entry.epoch, entry.begin)
+        if isinstance(entry, Segment)
+        else (entry.first_epoch, entry.begin)
+    )
+
+
+def joined(sealed: Sequence[Segment]) -> Sequence[Segment]:
+    """The same segments in as few entries as can be."""
+    found: list[ChainEntry] = []
+    group: list[ChainEntry] = []
+    for entry in (*entries_of(sealed), None):
+        if group and (entry is None or not _are_alike(group[-1], entry)):
+            found.append(group[0] if len(group) == 1 else _run_of(group))
+            group = []
+        if entry is not None:
+            group.append(entry)
+    if len(found) == len(entries_of(sealed)):
+        return sealed
+    return Chain(found)
+
+
+def _are_alike(before: ChainEntry, after: ChainEntry) -> bool:
+    """Whether two neighbours may share an entry."""
+    one, other = newest_of(before), newest_of(after)
+    begin = span_of(after)[1]
+    return (
+        one.end == begin
+        and _has_no_tail(one)
+        and _has_no_tail(other)
+        and (one.holders, one.wanted_holders) == (other.holders, other.wanted_holders)
+        and one.plan.is_nobodys == other.plan.is_nobodys
+    )
+
+
+def _has_no_tail(sealed: Segment) -> bool:
+    """Whether nothing of it is a kept tail: what holders were listed for is known for good."""
+    return sealed.known_commit == sealed.end or len(sealed.holders) >= sealed.plan.acks
+
+
+def _run_of(entries: Sequence[ChainEntry]) -> Run:
+    parts = bytearray()
+    for entry in entries:
+        if isinstance(entry, Run):
+            parts += entry.earlier
+        parts += _part_of(newest_of(entry))
+    newest = newest_of(entries[-1])
+    newest = replace(newest, known_commit=newest.end)
+    return Run(newest=newest, earlier=bytes(parts[: -_PART.size]))
+
+
+def _part_of(segment: Segment) -> bytes:
+    return _PART.pack(segment.epoch, segment.begin or FIRST_OFFSET)
+
+
+def run_of(newest: Segment, parts: Sequence[tuple[int, int]]) -> ChainEntry:
+    """The entry of `newest` and of earlier ones, given by epoch and begin, oldest first."""
+    if not parts:
+        return newest
+    return Run(newest=newest, earlier=b"".join(_PART.pack(*part) for part in parts))
+
+
+def chain_of(entries: Sequence[ChainEntry]) -> Sequence[Segment]:
+    """Sealed segments by their entries."""
+    plain = [each for each in entries if isinstance(each, Segment)]
+    return tuple(plain) if len(plain) == len(entries) else Chain(entries)
+
+
+def segment_with(sealed: Sequence[Segment], epoch: Epoch) -> Segment | None:
+    """The sealed segment of `epoch`."""
+    entries = entries_of(sealed)
+    at = bisect_left(entries, epoch, key=lambda entry: newest_of(entry).epoch)
+    if at == len(entries):
+        return None
+    entry = entries[at]
+    if isinstance(entry, Segment):
+        return entry if entry.epoch == epoch else None
+    return next((each for each in entry.segments() if each.epoch == epoch), None)
+
+
+def with_segment(sealed: Sequence[Segment], after: Segment) -> Sequence[Segment]:
+    """The chain in which `after` stands in the place of the segment of its epoch, by itself."""
+    found: list[ChainEntry] = []
+    for entry in entries_of(sealed):
+        first, last = span_of(entry)[0], newest_of(entry).epoch
+        if isinstance(entry, Segment) or not first <= after.epoch <= last:
+            found.append(after if last == after.epoch else entry)
+            continue
+        segments = list(entry.segments())
+        at = next(at for at, each in enumerate(segments) if each.epoch == after.epoch)
+        found += [_entry_of(segments[:at])] if at else []
+        found.append(after)
+        found += [_entry_of(segments[at + 1 :])] if segments[at + 1 :] else []
+    return chain_of(found)
+
+
+def chain_behind(sealed: Sequence[Segment], offset: Offset) -> Sequence[Segment]:
+    """The chain without segments that end at `offset` or before; the newest one stays."""
+    entries = entries_of(sealed)
+    found: list[ChainEntry] = []
+    for at, entry in enumerate(entries, 1):
+        newest = newest_of(entry)
+        stays = at == len(entries) or newest.end is None or newest.end > offset
+        if isinstance(entry, Run) and stays:
+            left = [
+                each
+                for each in entry.segments()
+                if each is newest or each.end is None or each.end > offset
+            ]
+            found.append(entry if len(left) == len(entry) else _entry_of(left))
+        elif stays:
+            found.append(entry)
+    return chain_of(found)
+
+
+def _entry_of(segments: Sequence[Segment]) -> ChainEntry:
+    return segments[0] if len(segments) == 1 else _run_of(segments)
 
 
 def stable_end(sealed: Segment, heard: Offset) -> Offset:
@@ -183,7 +448,7 @@ class Shard:
     key_hash_low: int
     key_hash_high: int
     open: Segment
-    sealed: tuple[Segment, ...] = ()
+    sealed: Sequence[Segment] = ()
     prepared: Segment | None = None
     fence: Epoch = NO_EPOCH
     dead_epochs: tuple[Epoch, ...] = ()
@@ -212,8 +477,9 @@ class Shard:
     @property
     def _listed_from(self) -> Offset:
         """Where the oldest segment or gap that is listed begins."""
-        first = self.sealed[0] if self.sealed else self.open
-        begin = FIRST_OFFSET if first.begin is None else first.begin
+        entries = entries_of(self.sealed)
+        first = span_of(entries[0])[1] if entries else self.open.begin
+        begin = FIRST_OFFSET if first is None else first
         return min([begin, *(gap.begin for gap in self.gaps)])
 
     @property
@@ -228,17 +494,17 @@ class Shard:
         if self.tier is not None:
             inside = self.tier.begin <= self.trimmed_to <= self.tier.end
             invariant(inside, "stores keep what the tier does not have", shard=self)
-        for segment in (*self.sealed, self.open):
+        for entry in (*entries_of(self.sealed), self.open):
+            segment, (first_epoch, begin) = newest_of(entry), span_of(entry)
             # A quorum may be lost again before a record was taken: then one gap follows another.
             while at in gaps:
                 at = gaps.pop(at)
-            invariant(segment.begin == at, "segments tile without gap or overlap", shard=self)
-            invariant(segment.epoch > epoch, "epochs grow along the chain", shard=self)
+            invariant(begin == at, "segments tile without gap or overlap", shard=self)
+            invariant(first_epoch > epoch, "epochs grow along the chain", shard=self)
             epoch = segment.epoch
             if segment is not self.open:
-                invariant(
-                    segment.end is not None and segment.end > at, "sealed and not empty", shard=self
-                )
+                held = segment.end is not None and segment.end > (segment.begin or 0)
+                invariant(held, "sealed and not empty", shard=self)
                 at = segment.end if segment.end is not None else at
         invariant(not gaps, "gaps lie between segments", shard=self)
         invariant(self.open.end is None, "the last segment is open", shard=self)

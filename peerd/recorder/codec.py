@@ -18,7 +18,7 @@ Decoding makes values of the listed classes and runs nothing else.
 import hashlib
 import struct
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import NewType, Union, cast, get_args, get_origin, get_type_hints
@@ -229,8 +229,8 @@ class Compiler:
                 self._write_optional(number, self.of(inner))
             else:
                 self._write_union(number, arguments)
-        elif origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-            self._write_sequence(number, arguments[0])
+        elif origin is Sequence or (origin is tuple and arguments[1:] == (Ellipsis,)):
+            self._write_sequence(number, arguments[0])  # a tuple comes back, whatever it was
         elif origin is tuple:
             function = _Function()
             parts = [self.add(each, f"v[{at}]", function) for at, each in enumerate(arguments)]

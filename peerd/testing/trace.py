@@ -22,7 +22,7 @@ from peerd.core.effects import Step
 from peerd.core.events import Event
 from peerd.core.ids import ProcessId, ReplicaId, ShardId
 from peerd.core.producer import TableSnapshot
-from peerd.core.shard_map import Plan, Shard
+from peerd.core.shard_map import Chain, Plan, Shard
 from peerd.core.value import value
 
 
@@ -152,7 +152,7 @@ def encode(value: object) -> bytes:
         return _framed(b"b", bytes(value))
     if isinstance(value, float):
         return _framed(b"d", value.hex().encode())
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list | Chain):
         return _framed(b"l", b"".join(map(encode, value)))
     if isinstance(value, set | frozenset):
         return _framed(b"u", b"".join(sorted(map(encode, value))))

@@ -12,13 +12,14 @@ Must not: keep anything else, or judge what a map means.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from las.v1 import shard_map_pb2
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
 from peerd.core.shard_map import (
+    ChainEntry,
     Compression,
     Gap,
     Parent,
@@ -28,6 +29,9 @@ from peerd.core.shard_map import (
     SkippedEpochs,
     Split,
     Tiered,
+    chain_of,
+    entries_of,
+    run_of,
 )
 
 # limit: plans and segments that are kept in each direction, some 5 MB at the most; when there are
@@ -39,8 +43,9 @@ _Made = TypeVar("_Made")
 
 _plans: dict[bytes, Plan] = {}
 _segments: dict[bytes, Segment] = {}
+_runs: dict[bytes, ChainEntry] = {}
 _encoded_plans: dict[Plan, shard_map_pb2.Plan] = {}
-_encoded_segments: dict[Segment, shard_map_pb2.Segment] = {}
+_encoded_segments: dict[ChainEntry, shard_map_pb2.Segment] = {}
 
 
 def _keep(kept: dict[_Key, _Made], key: _Key, made: _Made) -> _Made:
@@ -181,6 +186,47 @@ def _encode_segment(segment: Segment) -> shard_map_pb2.Segment:
     )
 
 
+def encode_sealed(entry: ChainEntry) -> shard_map_pb2.Segment:
+    """The wire form of an entry of sealed segments. Not to be changed, as a segment's."""
+    if isinstance(entry, Segment):
+        return encode_segment(entry)
+    known = _encoded_segments.get(entry)
+    if known is not None:
+        return known
+    message = _encode_segment(entry.newest)
+    parts = list(entry.parts())
+    ends = [*(begin for _, begin in parts[1:]), message.begin]
+    message.begin = entry.begin
+    message.earlier_epochs.extend(epoch for epoch, _ in parts)
+    message.earlier_ends.extend(ends)
+    return _keep(_encoded_segments, entry, message)
+
+
+def decode_sealed(message: shard_map_pb2.Segment) -> ChainEntry:
+    """Inverse of `encode_sealed`.
+
+    Raises:
+        MapMalformed: its plan is malformed, or its segments do not follow each other.
+    """
+    if not message.earlier_epochs:
+        return decode_segment(message)
+    wire = message.SerializeToString()
+    known = _runs.get(wire)
+    return _keep(_runs, wire, _decode_run(message)) if known is None else known
+
+
+def _decode_run(message: shard_map_pb2.Segment) -> ChainEntry:
+    epochs, ends = message.earlier_epochs, message.earlier_ends
+    if len(epochs) != len(ends):
+        raise MapMalformed(f"segment {message.epoch}: an end for each earlier epoch")
+    newest = replace(_decode_segment(message), begin=Offset(ends[-1]))
+    begins = [message.begin, *ends[:-1]]
+    try:
+        return run_of(newest, list(zip(epochs, begins, strict=True)))
+    except InvariantViolation as error:
+        raise MapMalformed(f"segment {message.epoch}: {error}") from error
+
+
 def decode_segment(message: shard_map_pb2.Segment) -> Segment:
     """Inverse of `encode_segment`.
 
@@ -245,14 +291,17 @@ def _decode_tier(message: shard_map_pb2.TierRange) -> Tiered:
     return Tiered(begin=Offset(message.begin), end=Offset(message.end), manifest=message.manifest)
 
 
-def encode_shard(shard: Shard) -> shard_map_pb2.Shard:
-    """The wire form of a shard's entry."""
+def encode_shard(shard: Shard, *, share: bool = True) -> shard_map_pb2.Shard:
+    """The wire form of a shard's entry. `share`: sealed segments may share one (§8), which readers
+    below feature level 6 do not know.
+    """
+    sealed = entries_of(shard.sealed) if share else shard.sealed
     return shard_map_pb2.Shard(
         shard=shard.shard,
         log=shard.log,
         key_hash_low=shard.key_hash_low,
         key_hash_high=shard.key_hash_high,
-        sealed=[encode_segment(segment) for segment in shard.sealed],
+        sealed=[encode_sealed(entry) for entry in sealed],
         open=encode_segment(shard.open),
         prepared=None if shard.prepared is None else encode_segment(shard.prepared),
         fence=shard.fence,
@@ -281,7 +330,7 @@ def decode_shard(message: shard_map_pb2.Shard) -> Shard:
             log=message.log,
             key_hash_low=message.key_hash_low,
             key_hash_high=message.key_hash_high,
-            sealed=tuple(decode_segment(segment) for segment in message.sealed),
+            sealed=chain_of([decode_sealed(entry) for entry in message.sealed]),
             open=decode_segment(message.open),
             prepared=decode_segment(message.prepared) if message.HasField("prepared") else None,
             fence=Epoch(message.fence),

@@ -1,10 +1,13 @@
 """What a large fleet costs the LAS: its memory, its snapshot, its planning, its heartbeats.
 
-    make bench-fleet ONLY="size heartbeats rack detect kill kill-log stutter"
+    make bench-fleet ONLY="size map heartbeats rack detect kill kill-log stutter"
 
 - *size*: a committed state of 10,000 peers and 100,000 shards, each with a sealed past. Memory;
   the snapshot, written beside a thread that does what the consensus thread does, whose longest
   pause is told; commands applied a second; the planner's CPU after the death of one peer.
+- *map*: 100,000 shards after 30 days in which 1 % of them change their plan each day, made by the
+  real commands, with and without shared entries of sealed segments; and one shard in 100 that
+  changed 100 times. Memory, snapshot, bytes on the wire, what a command takes (`bench_map`).
 - *heartbeats*: a LAS node in a process of its own takes heartbeats, each with a second's sample,
   over 128 streams. CPU for each, and the fleet that one core bears.
 - *rack*: 20 of 100 peers die at once, and with them the primaries of 20,000 shards. The real
@@ -61,6 +64,7 @@ from peerd.core.ids import (
 )
 from peerd.testing.dev_cluster import DevCluster, Shape
 from peerd.testing.faults import DutyCycle
+from tests.bench.bench_map import grown
 from tests.bench.fleet_state import NODES, SHARDS, fleet, node
 from tests.bench.virtual_fleet import detect, rack
 
@@ -455,6 +459,7 @@ def _stutter(
 
 CASES = {
     "size": size,
+    "map": grown,
     "heartbeats": heartbeats,
     "rack": rack,
     "detect": detect,

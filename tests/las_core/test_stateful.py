@@ -1,5 +1,8 @@
 """Random commands, sensible and not: G7 holds in every state, and all copies of it are equal."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +18,7 @@ from las.core.commands import (
     OpenSegment,
     PrepareSegment,
     PrepareSplit,
+    RaiseCommandLevel,
     RecoveredSegment,
     Result,
     SegmentOpened,
@@ -24,9 +28,9 @@ from las.core.commands import (
     command_to_json,
     result_from_json,
 )
-from las.core.state import ClusterState, ShardEntry
+from las.core.state import JOINING_LEVEL, ClusterState, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, Offset, ShardId
-from peerd.core.shard_map import Shard
+from peerd.core.shard_map import Segment, Shard, joined
 from tests.las_core.builders import SHARD, name, plan_of, process, register, replica, with_log
 
 peers = st.integers(1, 5)
@@ -40,13 +44,24 @@ def voters(draw: st.DrawFn) -> tuple[int, ...]:
     return tuple(draw(st.lists(peers, min_size=2, max_size=4, unique=True)))
 
 
+def told_of(sealed: Sequence[Segment]) -> list[tuple[object, ...]]:
+    """What is asked for of sealed segments; of a tail only what is no more known for good."""
+    return [(e.epoch, e.begin, e.end, e.holders, e.wanted_holders) for e in sealed]
+
+
 class RandomCommands(RuleBasedStateMachine):
-    """Two LAS nodes apply the same commands; one of them restarts from snapshots now and then."""
+    """Two LAS nodes apply the same commands; one of them restarts from snapshots now and then.
+
+    A third is of a group in which no entries are shared: it tells the same of each segment.
+    """
 
     @initialize()
     def start(self) -> None:
         self.cluster = Cluster("cluster-1")
         self.cluster.restore(snapshot.snapshot(with_log(rows=((0, 1, 2), (1, 2, 3)))))
+        self.plain = Cluster("cluster-1")
+        self.plain.restore(self.cluster.freeze()())
+        self.cluster.apply(command_to_json(RaiseCommandLevel(level=JOINING_LEVEL)))
         self.other = Cluster("cluster-1")
         self.other.restore(self.cluster.freeze()())
         self.boots = dict.fromkeys(range(1, 6), 1)
@@ -76,6 +91,7 @@ class RandomCommands(RuleBasedStateMachine):
         text = command_to_json(command)
         answer = self.cluster.apply(text)
         assert self.other.apply(text) == answer
+        assert self.plain.apply(text) == answer
         result = result_from_json(answer)
         if not result.ok:
             assert self.state is before
@@ -190,6 +206,15 @@ class RandomCommands(RuleBasedStateMachine):
                     assert entry.shard.open.epoch < drawn <= entry.drawn
             assert entry.drawn >= self.highest.get(shard, 0)
             self.highest[shard] = entry.drawn
+
+    @invariant()
+    def shared_entries_say_the_same(self):
+        for shard, entry in self.state.shards.items():
+            plain = self.plain.state.shards[shard]
+            told = [told_of(entry.shard.sealed) for entry in (entry, plain)]
+            assert told[0] == told[1]
+            assert replace(entry, shard=replace(entry.shard, sealed=plain.shard.sealed)) == plain
+            assert joined(entry.shard.sealed) is entry.shard.sealed
 
     @invariant()
     def equal_everywhere(self):

@@ -7,13 +7,14 @@ from las.core.commands import (
     FenceSegment,
     HaltShard,
     PrepareSegment,
+    RaiseCommandLevel,
     SegmentOpened,
     SetAtRisk,
     SetNodeState,
 )
 from las.core.index import FleetIndex, indexed
-from las.core.state import ClusterState, NodeState
-from las.daemon.map_feed import MapFeed
+from las.core.state import JOINING_LEVEL, SHARED_ENTRY_LEVEL, ClusterState, NodeState
+from las.daemon.map_feed import MapFeed, encode_part
 from las.daemon.status_view import MapFacts, MapWatch, _alone
 from peerd.core.ids import Epoch, Offset
 from peerd.core.shard_map import Tiered, plan_of_nobody
@@ -159,6 +160,33 @@ async def test_a_feed_gives_each_reader_what_it_lacks():
     # A reader that claims to be ahead of what is committed gets everything.
     assert feed.since(before, after.version).full
     assert feed.since(after, before.version).version == after.version
+
+
+async def test_an_older_peer_never_meets_an_entry_that_segments_share():
+    """Of the feed everybody gets the same, so one of them decides for all."""
+    levels = [register(each, feature_level=SHARED_ENTRY_LEVEL) for each in range(1, 6)]
+    raised = RaiseCommandLevel(level=JOINING_LEVEL)
+    state = done(with_log(), *levels, raised)
+    for epoch in (1, 2):
+        state = done(
+            state,
+            PrepareSegment(shard=SHARD, epoch=Epoch(epoch), plan=plan_of(1, 1, 2, 3)),
+            SegmentOpened(
+                shard=SHARD,
+                epoch=Epoch(epoch + 1),
+                begin=Offset(9 * epoch),
+                holders=(replica(1), replica(2), replica(3)),
+            ),
+        )
+    assert len(state.shards[SHARD].shard.sealed) == 2
+    feed = MapFeed()
+    for newest, entries in (
+        (state, 1),
+        (done(state, register(5, boot=2, feature_level=SHARED_ENTRY_LEVEL - 1)), 2),
+    ):
+        assert len((await feed.whole(newest)).shards[0].sealed) == entries
+        assert len(feed.since(newest, 0).shards[0].sealed) == entries
+        assert len(encode_part(newest, newest.logs["orders"]).shards[0].sealed) == entries
 
 
 async def test_a_whole_map_is_encoded_in_slices_and_the_loop_goes_on_in_between(monkeypatch):

@@ -7,7 +7,15 @@ import pytest
 
 from las.v1 import shard_map_pb2
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId, StoreId
-from peerd.core.shard_map import Plan, Segment, Shard, SkippedEpochs, Tiered
+from peerd.core.shard_map import (
+    Plan,
+    Segment,
+    Shard,
+    SkippedEpochs,
+    Tiered,
+    entries_of,
+    joined,
+)
 from peerd.transport import map_codec
 from peerd.transport.map_cache import UPDATES_KEPT_MAX, MapCache, MapForeign
 from peerd.transport.map_codec import LogEntry, MapMalformed, NodeEntry
@@ -98,6 +106,51 @@ def test_a_shard_with_every_field_set_survives_the_wire():
     )
     wire = shard_map_pb2.Shard.FromString(map_codec.encode_shard(whole).SerializeToString())
     assert map_codec.decode_shard(wire) == whole
+
+
+def three_leads():
+    """Three sealed segments that the same stores have, and the open one."""
+    sealed = tuple(
+        Segment(
+            epoch=Epoch(2 * at + 1),
+            plan=plan(1, 2, 3),
+            begin=Offset(10 * at),
+            end=Offset(10 * at + 10),
+            known_commit=Offset(10 * at + 10),
+            holders=(replica(1), replica(2)),
+        )
+        for at in range(3)
+    )
+    opened = Segment(epoch=Epoch(8), plan=plan(1, 2, 3), begin=Offset(30))
+    return replace(shard(), sealed=joined(sealed), open=opened)
+
+
+def test_an_entry_of_several_segments_survives_the_wire():
+    whole = three_leads()
+    message = map_codec.encode_shard(whole)
+    assert len(message.sealed) == 1
+    assert (message.sealed[0].begin, message.sealed[0].end, message.sealed[0].epoch) == (0, 30, 5)
+    wire = shard_map_pb2.Shard.FromString(message.SerializeToString())
+    again = map_codec.decode_shard(wire)
+    assert again == whole
+    assert [each.epoch for each in again.sealed] == [1, 3, 5]
+    assert len(entries_of(again.sealed)) == 1
+    assert map_codec.encode_shard(again).sealed[0] == message.sealed[0]
+    # Who does not know such entries gets one for each segment, and reads the same.
+    apart = map_codec.encode_shard(whole, share=False)
+    assert len(apart.sealed) == 3
+    assert not any(each.earlier_epochs for each in apart.sealed)
+    assert map_codec.decode_shard(apart) == whole
+
+
+def test_an_entry_whose_segments_do_not_follow_each_other_is_no_map():
+    wire = shard_map_pb2.Shard.FromString(map_codec.encode_shard(three_leads()).SerializeToString())
+    wire.sealed[0].earlier_epochs[1] = 6
+    with pytest.raises(MapMalformed, match="epochs grow along a run"):
+        map_codec.decode_shard(wire)
+    del wire.sealed[0].earlier_ends[1]
+    with pytest.raises(MapMalformed, match="an end for each earlier epoch"):
+        map_codec.decode_shard(wire)
 
 
 def test_what_is_in_the_tier_survives_the_wire():
