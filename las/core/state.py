@@ -141,7 +141,10 @@ class Node:
 
     def label(self, key: str) -> str:
         """The value of a label, or the empty string."""
-        return next((value for name, value in self.labels if name == key), "")
+        for name, value in self.labels:
+            if name == key:
+                return value
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,9 +134,11 @@ class VirtualFleet:
             self._boots[name] = 1
             self._do(self._registration(name, tuple(pair for pair in labels if pair[1])))
         left = max(1, round(len(places) * self.model.shards_per_node))
+        # Few large logs, since each looks at the whole fleet; a log lies on so many nodes at most.
+        rows_max = min(LOG_SHARDS_MAX, planner.INITIAL_NODES_MAX // self.model.copies)
         number = 0
         while left > 0:
-            count = min(left, LOG_SHARDS_MAX)
+            count = min(left, rows_max)
             found = planner.initial_plans(
                 self.state,
                 self._view(self._begin_s),

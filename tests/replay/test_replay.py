@@ -103,6 +103,13 @@ def test_copies_go_when_the_danger_is_over(small):
     assert all(len(e.shard.sealed[0].holders) == 3 for e in small.state.shards.values())
 
 
+def test_a_fleet_larger_than_one_log_may_be_is_replayed():
+    places = [Place(f"n{number}", f"h{number}", f"r{number % 40}", 0) for number in range(600)]
+    large = VirtualFleet(places, SMALL, 0)
+    assert len(large.state.shards) == 600
+    assert all(large.stake(NodeName(place.node)).voting for place in places)
+
+
 # ---------------------------------------------------------------------------------- predictors
 def outage(node, begin_s, end_s=None, cause=Cause.HARDWARE):
     return Outage(node, node, "", begin_s, begin_s + HOUR_S if end_s is None else end_s, cause)
