@@ -283,6 +283,40 @@ def alone(tmp_path: Path) -> Iterator[Group]:
         made.close()
 
 
+def test_settings_are_taken_on_sighup_as_a_whole_or_not_at_all(alone):
+    (name,) = alone.names
+    before = alone.config(name).read_text()
+
+    def reloaded(text: str) -> dict[str, object]:
+        """What the log says of it; the process goes on."""
+        log = alone.directory / f"{name}.log"
+        known = len(log.read_text())
+        alone.config(name).write_text(text)
+        alone.running[name].send_signal(signal.SIGHUP)
+
+        def told() -> dict[str, object] | None:
+            lines = (
+                json.loads(line)
+                for line in log.read_text()[known:].splitlines(keepends=True)
+                if line.endswith("\n")
+            )
+            return next((line for line in lines if "reloaded" in line["event"]), None)
+
+        return until(told, "the log tells of it")
+
+    taken = reloaded(before + "policy.interval_ms = 1500\n")
+    assert taken["event"] == "reloaded", taken
+    assert taken["keys"] == ["policy.interval_ms"]
+    fixed = reloaded(before + "web_page = false\n")
+    assert (fixed["event"], fixed["keys"]) == ("not reloaded", ["web_page"])
+    wrong = reloaded(before + "policy.interval_ms = 'soon'\n")
+    assert wrong["event"] == "not reloaded"
+    assert "policy.interval_ms" in wrong["why"]
+    # What was refused changed nothing: this sets back what the first one set.
+    assert reloaded(before)["keys"] == ["policy.interval_ms"]
+    assert alone.leader() == name
+
+
 def test_a_stranger_gets_nothing_and_others_only_what_is_theirs(alone):
     leader = alone.leader()
     stranger = create_authority(alone.directory / "other", "shop")

@@ -17,6 +17,8 @@ from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd import pki
 from peerd.cli.peerctl import app
 from peerd.client.blocking import Client, connect
+from peerd.client.errors import PeerdError
+from peerd.client.options import ClientOptions
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
 from peerd.testing.dev_cluster import DevCluster, Member, Shape
 from peerd.transport.status import refusal_of_error
@@ -26,6 +28,7 @@ from tests.integration.load import until
 # The module's cluster starts within the first test's time; a busy machine takes its time for that.
 pytestmark = pytest.mark.timeout(300)
 CALL_TIMEOUT_S = 20.0
+QUICK = ClientOptions(connect_timeout_s=10.0)
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
 
 
@@ -126,16 +129,26 @@ def metric(member: Member, name: str) -> float:
 def test_without_a_good_certificate_there_is_no_connection(
     cluster: DevCluster, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    def told(files: TlsFiles | None) -> str:
+        """What a person is told who tries the peer with these files."""
+        with pytest.raises(PeerdError) as error:
+            connect(cluster.peers[0].address, credentials=files, options=QUICK).close()
+        return str(error.value)
+
     assert everywhere(cluster, None) == {"UNAVAILABLE"}
+    assert "the call came without a certificate" in told(None)
     strangers = create_authority(tmp_path / "strangers", "dev")
-    assert everywhere(cluster, issue(strangers, Role.ADMIN, "eve", tmp_path / "eve")) == {
-        "UNAVAILABLE"
-    }
+    eve = issue(strangers, Role.ADMIN, "eve", tmp_path / "eve")
+    assert everywhere(cluster, eve) == {"UNAVAILABLE"}
+    assert "server's certificate is not accepted" in told(eve)
+    mixed = TlsFiles(ca=cluster.client_tls.ca, certificate=eve.certificate, key=eve.key)
+    assert "not signed by" in told(mixed)
     long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=10)
     monkeypatch.setattr(pki, "_now", lambda: long_ago)
     expired = issue(authority, Role.ADMIN, "alice", tmp_path / "expired")
     monkeypatch.undo()
     assert everywhere(cluster, expired) == {"UNAVAILABLE"}
+    assert "expired" in told(expired)
     assert everywhere(cluster, issue(authority, Role.ADMIN, "al", tmp_path / "al")) == {"ok"}
 
 
