@@ -21,6 +21,9 @@ _OPTIONAL = [
         "round_trip_ms_p50",
         "disk_free_share",
         "sample_delay_ms",
+        "round_trip_ms_max",
+        "tcp_retransmits_per_s",
+        "tcp_timeouts_per_s",
     )
 ]
 _INPUT_COUNT = FEATURES.index(IDENTITY)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from las.core.signs import SignRules
 from las.forecast.contract import ModelRefused
 from las.forecast.heuristic import HeuristicForecaster
 from las.forecast.load import SHIPPED_MODEL
@@ -63,6 +64,9 @@ def evaluate(path: Path, runs: Sequence[Run]) -> dict[str, float]:
 def report(path: Path, runs: Sequence[Run], others: Mapping[str, Judge] | None = None) -> str:
     """The figures as Markdown tables."""
     judged = judged_by_all(path, runs, others)
+    # How the LAS judges: whatever the model says, a sign that lasts is a reason, too.
+    model = ForecastModel.load(path)
+    judged["model and signs"] = [judge_run(model, run, SignRules()) for run in runs]
     return "\n".join(
         [
             *_figures(judged),

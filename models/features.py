@@ -1,8 +1,9 @@
 """What the incident head reads: metrics, their scales, the window and its spans.
 
 Only metrics that are a node's own in the recordings may stand here: those of process scope, the
-machine's identity, and the free space of the disk, which in rooms (`models/lab/room.py`) is each
-peer's own. The lab's peers share one kernel, so other host metrics would teach nothing true.
+machine's identity, and what in rooms (`models/lab/room.py`) is each peer's own: the free space of
+the disk and what TCP counts. The lab's peers share one kernel, so other host metrics would teach
+nothing true; and `OF_ROOMS` are left out of what is learned from runs without rooms.
 """
 
 WINDOW = 120
@@ -26,7 +27,19 @@ INPUTS: tuple[tuple[str, float], ...] = (
     ("process_file_descriptors_share", 0.05),
     ("round_trip_ms_p50", 2.0),
     ("disk_free_share", 0.05),
+    ("round_trip_ms_max", 5.0),
+    ("tcp_retransmits_per_s", 1.0),
+    ("tcp_timeouts_per_s", 0.5),
 )
+OF_ROOMS = ("disk_free_share", "tcp_retransmits_per_s", "tcp_timeouts_per_s")
+# What runs out: how much of it is used follows from the metric, whose complement counts where it
+# tells what is free. Lines are drawn through so many of the newest samples.
+EXHAUSTIBLE = (
+    ("process_memory_limit_share", False),
+    ("process_file_descriptors_share", False),
+    ("disk_free_share", True),
+)
+TREND_SAMPLES = (8, 20)
 FEATURES = (*(name for name, _ in INPUTS), IDENTITY)
 
 # Spans in seconds before the newest sample. The first ones are short: a fault of half a minute

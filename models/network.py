@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.features import INPUTS, SPANS, WINDOW
+from models.features import EXHAUSTIBLE, FEATURES, INPUTS, SPANS, TREND_SAMPLES, WINDOW
 
 _PAST_SPANS = 3
 _PAST_SAMPLES_MIN = 5
@@ -28,6 +28,9 @@ _PRESENT_SAMPLES = 10
 _SPREAD_FLOOR = 0.3
 _VALUE_MAX = 1e13
 _ABSENT = 1e6
+_LASTS_S_MAX = 600.0
+# Of the whole a second: what grows slower than this does not grow.
+_SLOPE_MIN = 1e-4
 # No model of this kind knows better than this.
 PROBABILITY_MAX = 0.999
 
@@ -37,6 +40,8 @@ class WindowDescription(nn.Module):
 
     scales: Tensor
     pooling: Tensor
+    signs: Tensor
+    offsets: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,11 +50,15 @@ class WindowDescription(nn.Module):
         for row, (newest, oldest) in enumerate(SPANS):
             pooling[row, WINDOW - oldest : WINDOW - newest] = 1.0
         self.register_buffer("pooling", pooling)
+        # What runs out, as value * sign + offset = its used share.
+        signs = torch.tensor([-1.0 if is_free else 1.0 for _, is_free in EXHAUSTIBLE])
+        self.register_buffer("signs", signs)
+        self.register_buffer("offsets", (1.0 - signs) / 2.0)
 
     @property
     def width(self) -> int:
         """Numbers by node."""
-        return 14 * len(INPUTS) + 1
+        return 14 * len(INPUTS) + (1 + 2 * len(TREND_SAMPLES)) * len(EXHAUSTIBLE) + 1
 
     def forward(self, windows: Tensor) -> Tensor:
         """Describe each node beside the others of its machine."""
@@ -60,7 +69,38 @@ class WindowDescription(nn.Module):
         own, moved = self._own(scaled, seen)
         present = seen[:, -_PRESENT_SAMPLES:].any(dim=2).any(dim=1).to(raw.dtype).unsqueeze(1)
         others, alone = _others(windows[:, :, -1], moved, present)
-        return torch.cat([own, others, alone], dim=1)
+        return torch.cat([own, self._trends(windows), others, alone], dim=1)
+
+    def _trends(self, windows: Tensor) -> Tensor:
+        """Of what runs out: its used share, then by length of line how long the rest lasts, fit."""
+        columns = [FEATURES.index(name) for name, _ in EXHAUSTIBLE]
+        newest = windows[:, -max(TREND_SAMPLES) :, :]
+        raw = torch.stack([newest[:, :, column] for column in columns], dim=2)
+        seen = ~torch.isnan(raw)
+        used = torch.where(seen, raw, torch.zeros_like(raw)).clamp(0.0, 1.0)
+        used = used * self.signs + self.offsets
+        weight = seen.to(raw.dtype)
+        told = []
+        for samples in TREND_SAMPLES:
+            count = weight[:, -samples:]
+            value = used[:, -samples:] * count
+            second = torch.arange(samples, dtype=raw.dtype).reshape(1, samples, 1)
+            total = count.sum(dim=1).clamp(min=1.0)
+            middle_s = (count * second).sum(dim=1) / total
+            middle = value.sum(dim=1) / total
+            away_s = (second - middle_s.unsqueeze(1)) * count
+            away = (used[:, -samples:] - middle.unsqueeze(1)) * count
+            spread_s = (away_s * away_s).sum(dim=1)
+            spread = (away * away).sum(dim=1)
+            common = (away_s * away).sum(dim=1)
+            slope = common / spread_s.clamp(min=1.0)
+            now = (middle + slope * (samples - 1.0 - middle_s)).clamp(0.0, 1.0)
+            lasts_s = ((1.0 - now) / slope.clamp(min=_SLOPE_MIN)).clamp(max=_LASTS_S_MAX)
+            fit = common * common / (spread_s * spread).clamp(min=1e-9)
+            if not told:
+                told.append(now)
+            told += [torch.log1p(lasts_s / 5.0), fit]
+        return torch.cat(told, dim=1)
 
     def _own(self, scaled: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.matmul(self.pooling, seen.to(scaled.dtype))

@@ -32,18 +32,24 @@ from models.card import write_card
 from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
 from models.export import export
-from models.features import FEATURES, WINDOW
+from models.features import FEATURES, OF_ROOMS, WINDOW
 from models.gate import compare
 from models.network import IncidentNetwork, WindowDescription, calibrated
+from models.overlay import overlaid
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 BATCH_ROWS = 512
-STEPS = 1100
+STEPS = 1000
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.5
 FOLDS = 3
 # Varied copies of each moment that are trained on, beside the moment as it was recorded.
 VARIATIONS = 6
+# Copies of each run with made-up trouble, each moment of it varied so many times.
+OVERLAYS = 5
+OVERLAY_VARIATIONS = 1
+# Of each batch, so many rows are such.
+MADE_UP_ROWS = 224
 # Every so many seconds of a run are a moment: neighbours differ too little to be worth it.
 STRIDE_S = 2
 # Seconds of a run before which there is nothing to judge.
@@ -52,27 +58,56 @@ FIRST_SECOND = 8
 CANDIDATES = Path("build/models")
 
 _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
+_OF_ROOMS = [TELEMETRY_SCHEMA.positions[name] for name in OF_ROOMS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
     """One run as the network's inner part sees it: descriptions [rows, numbers], labels [rows].
 
-    `recorded` marks the rows that were not varied.
+    `recorded` marks the rows that were not varied, `made_up` those of `models/overlay.py`.
     """
 
     descriptions: Tensor
     labels: Tensor
     recorded: Tensor
+    made_up: Tensor
+
+
+def describe_run(run: Run, describe: WindowDescription, random: np.random.Generator) -> Rows:
+    """The run's moments, their variations and copies with made-up trouble, described.
+
+    Rows of stopped peers are left out.
+    """
+    if not run.truth.in_rooms:
+        values = run.values.copy()
+        values[:, :, _OF_ROOMS] = np.nan
+        run = Run(truth=run.truth, values=values)
+    parts = [_described(run, describe, VARIATIONS, random, is_recorded=True)]
+    for _ in range(OVERLAYS):
+        copy = overlaid(run, random)
+        parts.append(_described(copy, describe, OVERLAY_VARIATIONS, random, is_recorded=False))
+    return Rows(
+        descriptions=torch.cat([part.descriptions for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        recorded=torch.cat([part.recorded for part in parts]),
+        made_up=torch.cat([part.made_up for part in parts]),
+    )
 
 
 @torch.no_grad()
-def describe_run(run: Run, describe: WindowDescription, random: np.random.Generator) -> Rows:
-    """The run's moments and their variations, described; rows of stopped peers are left out."""
+def _described(
+    run: Run,
+    describe: WindowDescription,
+    variations: int,
+    random: np.random.Generator,
+    *,
+    is_recorded: bool,
+) -> Rows:
     all_labels = run.labels(HORIZONS_S[0])
     windows, labels, recorded = [], [], []
     for second in range(FIRST_SECOND, run.values.shape[1], STRIDE_S):
-        for variation in range(VARIATIONS + 1):
+        for variation in range(variations + 1):
             every = 1 if variation == 0 else haste(random)
             moment = run.windows(second, WINDOW * every)[:, every - 1 :: every, _COLUMNS]
             copy = moment.copy() if variation == 0 else vary(moment, random)
@@ -81,7 +116,7 @@ def describe_run(run: Run, describe: WindowDescription, random: np.random.Genera
             copy[:, :, -1] = (len(windows) * len(copy) + parted)[:, None]
             windows.append(copy)
             labels.append(all_labels[:, second])
-            recorded.append(np.full(len(copy), variation == 0))
+            recorded.append(np.full(len(copy), is_recorded and variation == 0))
     descriptions = describe(torch.from_numpy(np.concatenate(windows)))
     told = torch.from_numpy(np.concatenate(labels))
     known = ~torch.isnan(told)
@@ -89,6 +124,7 @@ def describe_run(run: Run, describe: WindowDescription, random: np.random.Genera
         descriptions=descriptions[known],
         labels=told[known],
         recorded=torch.from_numpy(np.concatenate(recorded))[known],
+        made_up=torch.full((int(known.sum()),), not is_recorded),
     )
 
 
@@ -107,9 +143,18 @@ def fit(runs: Sequence[Rows], *, seed: int, steps: int) -> IncidentNetwork:
     weights = torch.from_numpy(random.poisson(1.0, size=shape).astype(np.float32))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    made_up = torch.cat([run.made_up for run in runs])
+    kinds = [torch.nonzero(chosen).squeeze(1) for chosen in (~made_up, made_up)]
+    counts = (BATCH_ROWS - MADE_UP_ROWS, MADE_UP_ROWS) if len(kinds[1]) else (BATCH_ROWS, 0)
     network.train()
     for _ in range(steps):
-        rows = torch.randint(len(labels), (BATCH_ROWS,))
+        rows = torch.cat(
+            [
+                each[torch.randint(len(each), (count,))]
+                for each, count in zip(kinds, counts, strict=True)
+                if count
+            ]
+        )
         logits = network.member_logits(descriptions[rows])
         losses = nn.functional.binary_cross_entropy_with_logits(
             logits, labels[rows].expand_as(logits), reduction="none"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.augment import part, vary
-from models.features import FEATURES, IDENTITY, INPUTS, SPANS, WINDOW
+from models.features import FEATURES, IDENTITY, INPUTS, OF_ROOMS, SPANS, WINDOW
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind, Scope
 
 
@@ -40,7 +40,7 @@ def test_peers_are_parted_into_one_two_or_as_many_machines():
 def test_only_what_is_a_nodes_own_in_the_recordings_is_read():
     for name in FEATURES:
         metric = TELEMETRY_SCHEMA.metric(name)
-        own = metric.scope is Scope.PROCESS or name == "disk_free_share"
+        own = metric.scope is Scope.PROCESS or name in OF_ROOMS
         assert own or metric.kind is Kind.IDENTITY
     assert len(set(FEATURES)) == len(INPUTS) + 1
 
