@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: client-kit help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke docs deb rpm lock clean
+.PHONY: client-kit help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke buys docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -165,6 +165,10 @@ lab: setup  ## record runs of the fault lab for training; ARGS="--runs 4"
 
 labsmoke: setup  ## try each kind of trouble and look-alike of the fault lab for half a minute (root)
 	@$(BIN)/python -m models.lab --smoke $(or $(KIND),all)
+
+buys: setup  ## what anticipation buys: each trouble of the lab with it and without (root); ARGS="--seeds 2"
+	@$(BIN)/python -m models.lab.buys $(ARGS)
+	@$(BIN)/python -m models.lab.buys --report
 
 # HEAD=incident|hardware|history, by default all; the last two read PEERD_DATA (../shared/data).
 HEADS := $(or $(HEAD),incident hardware history)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,15 @@ from models.lab.watch import LabPeer
 from peerd.testing.dev_cluster import DevCluster, DevClusterError, Member, Shape
 
 
-def lab_cluster(directory: Path, *, in_rooms: bool = False) -> DevCluster:
-    """A cluster of `PEERS` peers and one LAS node, not yet started. Raises `DevClusterError`."""
-    os.environ["LAS_POLICY_THRESHOLD"] = "1.0"
+def lab_cluster(
+    directory: Path, *, in_rooms: bool = False, settings: Mapping[str, object] | None = None
+) -> DevCluster:
+    """A cluster of `PEERS` peers and one LAS node, not yet started. Raises `DevClusterError`.
+
+    With `settings`, further ones of the LAS by dotted key, it acts as they say.
+    """
+    if settings is None:
+        os.environ["LAS_POLICY_THRESHOLD"] = "1.0"
     shape = Shape(peers=PEERS, las=1)
     if not in_rooms:
         return DevCluster(directory, shape, port_base=None, record_samples=True)
@@ -31,7 +37,7 @@ def lab_cluster(directory: Path, *, in_rooms: bool = False) -> DevCluster:
         port_base=None,
         record_samples=True,
         # Nobody else is in the network of a run.
-        las_settings={"http_off_loopback": True},
+        las_settings={"http_off_loopback": True, **(settings or {})},
         peer_settings={
             "http_off_loopback": True,
         },
