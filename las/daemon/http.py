@@ -71,6 +71,7 @@ class LasExporter(Collector):
     def _map(self) -> Iterator[Metric]:
         state, index = self._group.indexed()
         facts = self._status.facts()
+        worst = self._status.worst(self._leading())
         yield from single(
             las_map_version=state.version,
             las_logs=len(state.logs),
@@ -79,6 +80,8 @@ class LasExporter(Collector):
             las_shards_halted=len(facts.halted),
             las_shards_unsettled=len(index.unsettled),
             las_segments_short=facts.short,
+            las_at_stake_seconds=worst.exposed_ms / 1000,
+            las_at_stake_shards=worst.shards,
             las_copies_wanted=index.fetching,
             las_nodes_at_risk=sum(node.at_risk for node in state.nodes.values()),
             las_nodes_draining=sum(node.draining for node in state.nodes.values()),

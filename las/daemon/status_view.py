@@ -9,7 +9,7 @@ What follows from the committed map alone is kept up to date from its changes (`
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from las.core import planner
@@ -23,7 +23,7 @@ from las.daemon.model import Model
 from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.term import Term, now_ms
 from las.v1 import fleet_pb2
-from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId, ShardId
 from peerd.core.shard_map import Shard, chain_behind, count_of, entries_of, newest_of
 
 # limit: names listed in one warning; the rest is counted.
@@ -50,10 +50,14 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """A node that alone, of those that are up, has a segment. `records` is None of the open one."""
+    """A node that alone, of those that are up, has a segment. `records` is None of the open one.
+
+    `others` have it, too, and are down.
+    """
 
     node: NodeName
     records: int | None
+    others: tuple[NodeName, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,21 @@ class MapFacts:
                 told[each.node].open_shards += each.records is None
         worst_first = sorted(told.values(), key=lambda each: (-each.shards, each.node))
         return worst_first[0] if worst_first else fleet_pb2.LoneNode()
+
+    def exposed_ms(self, node: NodeName, silent_ms: Callable[[NodeName], int]) -> int | None:
+        """For how long that node has been the last that is up with what it has.
+
+        What was acknowledged in that time is nowhere else; what is older is on stores that are
+        down, too. By the heartbeats of the others: since the last of them was heard. None where
+        the map names no other store. `silent_ms` says how long ago a node was heard.
+        """
+        told = [
+            min(silent_ms(other) for other in each.others)
+            for facts in self.troubled.values()
+            for each in facts.alone
+            if each.node == node and each.others
+        ]
+        return max(told, default=None)
 
     @property
     def short(self) -> int:
@@ -146,11 +165,24 @@ class StatusView:
             warnings=self.warnings(term),
             map_version=state.version,
             rebalance="" if term is None else term.rebalancer.told,
-            worst=facts.worst,
+            worst=self.worst(term),
             access=access_words(state, term),
             level_used=state.command_level,
             level_known=0 if term is None else self.level_known(),
         )
+
+    def worst(self, term: Term | None) -> fleet_pb2.LoneNode:
+        """The node whose death would put most out of reach, and since when it is alone with it."""
+        facts = self.facts()
+        worst = facts.worst
+        if worst.node and term is not None:
+            now = now_ms()
+            exposed_ms = facts.exposed_ms(
+                NodeName(worst.node), lambda node: term.vitals.silent_ms(node, now)
+            )
+            if exposed_ms is not None:
+                worst.exposed_ms = exposed_ms
+        return worst
 
     def level_known(self) -> int:
         """What all LAS nodes and all peers know, as far as this node has heard."""
@@ -297,14 +329,21 @@ def _alone(state: ClusterState, entry: ShardEntry) -> Iterator[Alone]:
     shard = entry.shard
     voters = [voter.peer for voter in shard.open.plan.voters if state.is_up(voter)]
     if len(voters) == 1:
-        yield Alone(node=voters[0], records=None)
+        others = _others(shard.open.plan.voters, voters[0])
+        yield Alone(node=voters[0], records=None, others=others)
     for segment in shard.sealed:
         holders = [holder.peer for holder in segment.holders if state.is_up(holder)]
         begin, end = segment.begin or 0, segment.end or 0
         if shard.tier is not None and shard.tier.begin <= begin:
             begin = max(begin, shard.tier.end)
         if len(holders) == 1 and max(begin, shard.trimmed_to) < end:
-            yield Alone(node=holders[0], records=end - max(begin, shard.trimmed_to))
+            records = end - max(begin, shard.trimmed_to)
+            others = _others(segment.holders, holders[0])
+            yield Alone(node=holders[0], records=records, others=others)
+
+
+def _others(replicas: Iterable[ReplicaId], name: NodeName) -> tuple[NodeName, ...]:
+    return tuple(sorted({replica.peer for replica in replicas} - {name}))
 
 
 def shard_name(entry: ShardEntry) -> str:

@@ -121,11 +121,15 @@ def _worst_text(answer: fleet_pb2.GetStatusResponse) -> str:
     """What would be out of reach if the worst node died now."""
     worst = answer.worst
     if not worst.node:
-        return "nothing: whichever node dies now, no acknowledged record of two copies is lost"
+        return "0 s: whichever node dies now, no acknowledged record of two copies is lost"
     told = [f"{worst.sealed_records} sealed records"] if worst.sealed_records else []
     if worst.open_shards:
         told.append(f"what {worst.open_shards} shards took last")
-    return f"if {worst.node} died now: {' and '.join(told)}, of {worst.shards} shards"
+    span = "what no other store has"
+    if worst.HasField("exposed_ms"):
+        span = f"{worst.exposed_ms / 1000:.0f} s"
+    what = f"{' and '.join(told)}, of {worst.shards} shards"
+    return f"{span}: {worst.node} alone, of nodes that are up, has {what}"
 
 
 def _risk_text(entry: fleet_pb2.NodeStatus) -> str:

@@ -223,6 +223,11 @@ LAS_METRICS = (
         ("las_shards_halted", "Shards that wait for a person"),
         ("las_shards_unsettled", "Shards whose plan is being changed"),
         ("las_segments_short", "Sealed segments on fewer healthy nodes than promised"),
+        (
+            "las_at_stake_seconds",
+            "How long the worst node has been the last that is up with what it has; leader",
+        ),
+        ("las_at_stake_shards", "Shards of which the worst node alone, of those up, has records"),
         ("las_copies_wanted", "Copies of sealed segments under way"),
         ("las_nodes_at_risk", "Nodes at risk"),
         ("las_nodes_draining", "Nodes being drained"),

@@ -289,7 +289,7 @@ def test_a_reader_that_goes_away_is_no_error(cluster, log):
 def test_status_says_what_is_there(peerctl):
     lines = peerctl("status").splitlines()
     told = [line for line in lines if not line.startswith("!")]
-    assert told[0].startswith("at stake  nothing: whichever node dies now, ")
+    assert told[0].startswith("at stake  0 s: whichever node dies now, ")
     assert told[1] == "fleet     3 of 3 peers up in 3 zones, LAS 1 of 1 (leader las-1)"
     assert told[2].startswith("data ")
     status = json.loads(peerctl("status", "-o", "json"))

@@ -85,6 +85,14 @@ def test_the_node_that_alone_has_records_is_told_with_what_it_has():
     )
 
 
+def test_what_is_at_stake_is_so_since_the_last_other_store_was_heard():
+    found = facts(done(moved(with_log()), down(2), down(3)))
+    heard_ms = {"peer-2": 70_000, "peer-3": 42_000, "peer-4": 0}
+    # The nine sealed records of peer 1 are on peers 2 and 3, too: peer 3 was heard last.
+    assert found.exposed_ms("peer-1", heard_ms.__getitem__) == 42_000
+    assert facts(moved(with_log())).exposed_ms("peer-1", heard_ms.__getitem__) is None
+
+
 def test_what_is_in_the_tier_is_not_at_stake():
     state = done(moved(with_log()), down(2), down(3), down(4))
     entry = state.shards[SHARD]

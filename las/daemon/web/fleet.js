@@ -93,6 +93,7 @@ function showNow(fleet) {
     ["copies under way", counts.copying, false],
     [fleet.worst.node ? `shards at stake if ${fleet.worst.node} died now` : "shards at stake if any one node died now",
       fleet.worst.shards, fleet.worst.shards > 0],
+    ["seconds at stake", fleet.worst.exposed_s, fleet.worst.shards > 0],
   ];
   fill("numbers", numbers.map(([label, value, wrong]) => {
     const item = el("li");

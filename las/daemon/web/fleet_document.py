@@ -70,6 +70,7 @@ def fleet_document(group: Group, status: StatusView, term: Term | None) -> Docum
             "shards": answer.worst.shards,
             "sealed_records": answer.worst.sealed_records,
             "open_shards": answer.worst.open_shards,
+            "exposed_s": answer.worst.exposed_ms // 1000,
         },
         "peers": _peers(state, answer.nodes, term),
         "logs": [
