@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/installed.stamp
 EDITABLE := $(VENV)/editable.stamp
 STUBS := $(VENV)/stubs.stamp
 
-.PHONY: client-kit help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair soak demo dev train evaluate lab labsmoke buys docs deb rpm lock clean
+.PHONY: client-kit help setup stubs test sim integration recorded hostile torture torture-las powercut rolling tutorial-test nightly fuzz coverage mutants spec lint format bench bench-fleet bench-repair bench-tier soak demo dev train evaluate lab labsmoke buys docs deb rpm lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -153,6 +153,9 @@ bench-fleet: setup  ## what 10,000 peers, a dead rack, silent deaths and a kille
 
 bench-repair: setup  ## a peer that lost its disk comes back: how soon it is whole, what appends see; ARGS="--gib 0.25"
 	@$(BIN)/python -m tests.bench.bench_repair $(ARGS)
+
+bench-tier: setup  ## SIZE_GB=5 through a cluster with a tenth of that as hot limit: file sizes, rates, every byte; ARGS="--store s3"
+	@$(BIN)/python -m tests.bench.bench_tier --gb $(or $(SIZE_GB),5) $(ARGS)
 
 demo: setup  ## a cluster, real transactions, a sickness, a kill, an account of it (DEMO_TRANSACTIONS, DEMO_FAULT, DEMO_SEED)
 	@$(BIN)/python -m peerd.cli.demo

@@ -6,6 +6,10 @@ Invariants:
 - Of each shard at least `hot_bytes` stay in stores, counted by the stores that have them, segment
   by segment from the newest. Who cannot be asked keeps everything.
 
+Where the tier has grown it looks every `STEP_MS`, so that disks hold little more than they should
+while much is appended; everywhere every `period_ms`, since hot bytes grow beside a tier that does
+not, and what is in it may go then, too.
+
 Bounds: one call for each segment that is hot, of each shard that has something to cool, a look.
 
 Must not: decide where a shard may be cut; `las.daemon.trimmer` asks for that.
@@ -17,9 +21,12 @@ from las.core.state import ShardEntry
 from las.core.tier_commands import CoolShard
 from las.daemon.reconcile import Consensus
 from las.daemon.trimmer import CannotTell, Trimmer
-from peerd.core.ids import FIRST_OFFSET, Epoch, Offset
+from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Refused
+
+# Between two looks at shards of which more is in the tier. Milliseconds.
+STEP_MS = 1_000
 
 _log = get_logger("cooling")
 
@@ -31,19 +38,27 @@ class Cooling:
         self._consensus = consensus
         self._trimmer = trimmer
         self._period_ms = period_ms
+        self._seen: dict[ShardId, Offset] = {}
 
     async def run(self) -> None:
         """Look again and again, for ever."""
+        step_ms = min(STEP_MS, self._period_ms)
+        since_ms = 0
         while True:
-            await asyncio.sleep(self._period_ms / 1000)
+            await asyncio.sleep(step_ms / 1000)
+            since_ms += step_ms
             try:
-                await self.look()
+                await self.look(everywhere=since_ms >= self._period_ms)
+                since_ms %= self._period_ms
             except Refused as refused:
                 _log.info("what is cold is looked for again later", why=str(refused))
 
-    async def look(self) -> None:
-        """Commit what stores may drop. Raises `Refused`."""
+    async def look(self, *, everywhere: bool = True) -> None:
+        """Commit what stores may drop, `everywhere` or where the tier has grown since the last
+        look. Raises `Refused`.
+        """
         state, _ = self._consensus.indexed()
+        self._seen = {shard: end for shard, end in self._seen.items() if shard in state.shards}
         if not any(log.hot_bytes for log in state.logs.values()):
             return
         for entry in list(state.shards.values()):
@@ -51,11 +66,14 @@ class Cooling:
             tier = entry.shard.tier
             if not log.hot_bytes or tier is None or tier.end <= entry.shard.trimmed_to:
                 continue
+            if not everywhere and self._seen.get(entry.shard.shard) == tier.end:
+                continue
             try:
                 found = await self._cold_to(entry, log.hot_bytes)
             except CannotTell as error:
                 _log.info("not cooled now", shard=entry.shard.shard, why=str(error))
                 continue
+            self._seen[entry.shard.shard] = tier.end
             if found is not None:
                 epoch, cold_to = found
                 await self._consensus.submit(

@@ -1,5 +1,6 @@
 """`peerd`: the command line of the peer daemon. Each command does one call; errors are one line."""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Annotated
@@ -57,18 +58,29 @@ def serve(
 
 @app.command()
 def check(config: ConfigFile) -> None:
-    """Say whether a peer could start with these settings, without starting it."""
+    """Say whether a peer could start with these settings, without starting it.
+
+    A tier is asked, too: whether it answers, lets this peer in, and is readable with its keys.
+    Nothing is changed.
+    """
     from peerd.daemon.config import ConfigError, load_config, verify_identity
     from peerd.daemon.errors import EXIT_CANNOT_START
+    from peerd.daemon.tier_check import check_tier
+    from peerd.tier.errors import TierError
 
     try:
         settings = load_config(config)
         identity = verify_identity(settings)
+        tier = asyncio.run(check_tier(settings))
     except ConfigError as error:
         _fail(str(error), EXIT_CANNOT_START)
+    except TierError as error:
+        _fail(f"tier: {error.code}: {error}", EXIT_CANNOT_START)
     else:
         how = "plaintext on loopback" if settings.tls is None else "mutual TLS"
         print(f"{identity.uri} at {settings.listen}, {how}, data in {settings.data_dir}: fit")
+        if tier:
+            print(tier)
 
 
 @app.command()

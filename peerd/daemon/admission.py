@@ -10,7 +10,7 @@ Must not: look at who appends what (`peerd.core` does), or refuse anything but a
 from collections.abc import Callable
 
 from peerd.core.errors import Reason, Refusal
-from peerd.core.ids import NodeName
+from peerd.core.ids import NodeName, ShardId
 from peerd.daemon.write_queue import WriteQueue
 from peerd.storage.store import Store
 
@@ -24,7 +24,7 @@ LAG_RETRY_AFTER_MS = 250
 
 
 class Admission:
-    """One per peer. `tier_lag` tells what waits for the tier beyond what may, in words."""
+    """One per peer. `tier_lag` tells why appends to a shard wait for the tier, in words."""
 
     def __init__(
         self, peer: NodeName, store: Store, writes: WriteQueue, queue_bytes_max: int
@@ -33,13 +33,13 @@ class Admission:
         self._store = store
         self._writes = writes
         self._queue_bytes_max = queue_bytes_max
-        self.tier_lag: Callable[[], str | None] = lambda: None
+        self.tier_lag: Callable[[ShardId], str | None] = lambda _: None
         """Why appends wait for the tier; None while they need not. Set by whoever has one."""
         self.slowed_appends = 0
         """Appends that were told to wait for the tier."""
 
-    def why_no_room(self) -> Refusal | None:
-        """Why no append is taken now; None if there is room."""
+    def why_no_room(self, shard: ShardId) -> Refusal | None:
+        """Why no append to `shard` is taken now; None if there is room."""
         if self._store.space().in_reserve:
             return Refusal(
                 reason=Reason.DISK_RESERVE,
@@ -54,7 +54,7 @@ class Admission:
                 "send it again later",
                 retry_after_ms=RETRY_AFTER_MS,
             )
-        why = self.tier_lag()
+        why = self.tier_lag(shard)
         if why is None:
             return None
         self.slowed_appends += 1

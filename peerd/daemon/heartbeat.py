@@ -235,7 +235,7 @@ class Member:
             waiting_ms=int(uploads.oldest_waiting_s * 1000),
             trouble=uploads.trouble[:TROUBLE_CHARACTERS_MAX],
             lag_bytes=lag.lag_bytes,
-            slows_appends=lag.why_wait() is not None,
+            slows_appends=lag.slows_appends,
         )
 
     def _copying(self) -> fleet_pb2.CopyProgress | None:

@@ -178,7 +178,7 @@ class ShardHost:
             return self._refusing
         if shard not in self._replicas:
             return self._not_here(shard)
-        return self.admission.why_no_room()
+        return self.admission.why_no_room(shard)
 
     def _not_here(self, shard: ShardId) -> Refusal:
         message = f"{self.me.peer} stores nothing of shard {shard}: refresh the map"

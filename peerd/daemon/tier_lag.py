@@ -4,7 +4,7 @@ A log with hot bytes is promised a bound on its peers' disks; a tier that fails 
 it, since nothing leaves a disk before it is in the tier (docs/tiers.md). So what waits is counted,
 and beyond `tier.lag_bytes_max` appends are told to come again (`peerd.daemon.admission`), long
 before the disk's reserve refuses them: they come as fast as the tier takes. Reads go on, and so
-does what replicas write.
+do what replicas write and appends to shards of which nothing waits, tiered or not.
 
 What is counted: of each tiered shard that this process orders, the bytes that are not in the tier,
 beyond its hot bytes. By whole chunks, so up to one chunk a shard too much. Looked at every
@@ -20,7 +20,7 @@ Must not: hold anything up for a shard that is in no tier, or that has none to w
 import asyncio
 from collections.abc import Callable
 
-from peerd.core.ids import Offset, ProcessId
+from peerd.core.ids import Offset, ProcessId, ShardId
 from peerd.core.shard_map import Shard
 from peerd.daemon.host import ShardHost
 from peerd.storage.errors import StorageError
@@ -55,6 +55,7 @@ class TierLag:
         self._bytes_max = bytes_max
         self.lag_bytes = 0
         """As of the last look."""
+        self._lagging: frozenset[ShardId] = frozenset()
 
     def limit(self, bytes_max: int | None) -> None:
         """Another bound from now on."""
@@ -68,9 +69,14 @@ class TierLag:
         space = self._space()
         return int((space.stored_bytes + space.free_bytes) * ROOM_SHARE)
 
-    def why_wait(self) -> str | None:
-        """Why appends have to wait, for whoever sends them; None if they need not."""
-        if not self.lag_bytes or self.lag_bytes <= self.bytes_max:
+    @property
+    def slows_appends(self) -> bool:
+        """More waits than may."""
+        return self.lag_bytes > self.bytes_max
+
+    def why_wait(self, shard: ShardId) -> str | None:
+        """Why appends to `shard` have to wait, for whoever sends them; None if they need not."""
+        if shard not in self._lagging or not self.slows_appends:
             return None
         return (
             f"{self.lag_bytes} bytes of {self._me.peer} wait for the object tier, more than "
@@ -87,15 +93,19 @@ class TierLag:
     async def look(self) -> None:
         """Count anew. A shard that cannot be read now counts for nothing."""
         lag_bytes = 0
+        lagging = set()
         for entry in self._host.map_entries():
             log = self._map.logs.get(entry.log)
             if log is None or not log.hot_bytes or entry.open.plan.primary != self._me:
                 continue
             try:
-                lag_bytes += max(0, await self._waiting_bytes(entry) - log.hot_bytes)
+                beyond_bytes = await self._waiting_bytes(entry) - log.hot_bytes
             except (StorageError, Refused):
                 continue
-        self.lag_bytes = lag_bytes
+            if beyond_bytes > 0:
+                lag_bytes += beyond_bytes
+                lagging.add(entry.shard)
+        self.lag_bytes, self._lagging = lag_bytes, frozenset(lagging)
 
     async def _waiting_bytes(self, entry: Shard) -> int:
         """Bytes of a shard that are stored here and not in the tier. Raises what the store does."""

@@ -114,6 +114,7 @@ class Uploader:
         self._wall_ms = wall_ms
         self._budget = Budget(bytes_per_s_max, now_s)
         self._background = background
+        self._paid_at_s = float("-inf")
         self._care: dict[ShardId, _Care] = {}
         self._objects = self._payload_bytes = self._removed_objects = 0
         self._errors: Counter[str] = Counter()
@@ -268,7 +269,11 @@ class Uploader:
     async def _object(
         self, writer: ObjectWriter, span: Span, stop: Offset, care: _Care
     ) -> tuple[bytes, Index] | None:
-        """The next object, of `object_bytes` or one batch; None if nothing can be read now."""
+        """The next object, of `object_bytes` or one batch; None if nothing can be read now.
+
+        What it costs of the budgets is waited for before the next one: meanwhile it is on its way.
+        """
+        await asyncio.sleep(max(0.0, self._paid_at_s - self._now_s()))
         while writer.end < stop and writer.payload_bytes < self._object_bytes:
             room_bytes = min(SLICE_BYTES_MAX, self._object_bytes - writer.payload_bytes)
             batches = await self._source.read(
@@ -281,9 +286,8 @@ class Uploader:
             await asyncio.to_thread(writer.add, batches)
             size_bytes = sum(batch.header.payload_bytes for batch in batches)
             # Once for the way there, and once for the way back, when it is compared.
-            await asyncio.sleep(
-                max(self._budget.spend(size_bytes), self._background.spend(2 * size_bytes))
-            )
+            wait_s = max(self._budget.spend(size_bytes), self._background.spend(2 * size_bytes))
+            self._paid_at_s = self._now_s() + wait_s
         if writer.end == writer.begin:
             return None
         return await asyncio.to_thread(writer.finish)

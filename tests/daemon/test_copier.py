@@ -308,3 +308,31 @@ async def test_a_holder_without_bytes_to_spare_is_passed_over(
     before = two.background.spent_bytes
     assert before >= 10 * 100  # who gives a copy spends, too
     assert one.background.spent_bytes == 1000
+
+
+async def test_a_copy_rests_where_the_loop_is_late_while_appends_are_written(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = await fleet.start("peer-1")
+    rests: list[float] = []
+    moments = iter([10.0, 10.52, 20.0, 25.5, 30.0, 30.501, 40.0, 40.6])
+
+    async def slept(wait_s: float) -> None:
+        rests.append(wait_s)
+
+    class Idle:
+        is_busy = False
+
+    class Busy:
+        is_busy = True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copier.asyncio, "sleep", slept)
+        patched.setattr(one.copier, "_now_s", lambda: next(moments))
+        patched.setattr(one.copier, "_budget", Busy)
+        for _ in range(3):
+            await one.copier._wait(0.5)
+        patched.setattr(one.copier, "_budget", Idle)
+        await one.copier._wait(0.5)
+    # 20 ms late: four times that; far too late: the bound; 1 ms late, or idle: nothing.
+    assert rests == pytest.approx([0.5, 0.08, 0.5, copier.LATE_REST_S_MAX, 0.5, 0.5])

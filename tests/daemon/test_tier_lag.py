@@ -15,6 +15,7 @@ from peerd.storage.errors import Corrupt
 from peerd.storage.options import Space
 from tests.las_core.builders import plan_of, process
 
+ONE = ShardId(1)
 HOT = 1_000
 RECORD_BYTES = 10
 
@@ -63,7 +64,7 @@ class World:
 def shard(*sealed: Segment, last: Segment, tier_end: int | None = None) -> Shard:
     tier = None if tier_end is None else Tiered(begin=Offset(0), end=Offset(tier_end), manifest="m")
     return Shard(
-        shard=ShardId(1),
+        shard=ONE,
         log="orders",
         key_hash_low=0,
         key_hash_high=1 << 64,
@@ -108,14 +109,24 @@ async def test_the_bound_is_half_of_the_room_or_what_is_configured():
     world = World({2: 400}, [shard(last=segment(2, 0))])
     lag = await looked(world)
     assert (lag.lag_bytes, lag.bytes_max) == (3_000, 2_000)
-    assert "3000 bytes of peer-1 wait for the object tier" in lag.why_wait()
+    assert "3000 bytes of peer-1 wait for the object tier" in lag.why_wait(ONE)
     lag.limit(3_000)
-    assert lag.why_wait() is None
+    assert lag.why_wait(ONE) is None
     lag.limit(0)
-    assert lag.why_wait()
+    assert lag.why_wait(ONE)
     world.entries = [shard(last=segment(2, 0), tier_end=400)]
     await lag.look()
-    assert lag.why_wait() is None  # nothing waits, whatever the bound
+    assert lag.why_wait(ONE) is None  # nothing waits, whatever the bound
+
+
+async def test_only_shards_of_which_something_waits_are_held_up():
+    other = replace(shard(last=segment(2, 0), tier_end=400), shard=ShardId(2))
+    world = World({2: 400}, [shard(last=segment(2, 0)), other])
+    lag = await looked(world, 2_999)
+    assert lag.slows_appends
+    assert lag.why_wait(ONE)
+    assert lag.why_wait(ShardId(2)) is None
+    assert lag.why_wait(ShardId(3)) is None  # of no tiered log
 
 
 def admission(*, in_reserve: bool = False, queued: int = 0, full: bool = False) -> Admission:
@@ -125,21 +136,21 @@ def admission(*, in_reserve: bool = False, queued: int = 0, full: bool = False) 
 
 
 def test_each_bound_refuses_with_its_own_reason_and_when_to_come_again():
-    assert admission().why_no_room() is None
-    assert admission(queued=50).why_no_room() is None
+    assert admission().why_no_room(ONE) is None
+    assert admission(queued=50).why_no_room(ONE) is None
     for busy in (admission(queued=51), admission(full=True)):
-        refused = busy.why_no_room()
+        refused = busy.why_no_room(ONE)
         assert (refused.reason, refused.retry_after_ms) == (Reason.OVERLOADED, 20)
-    assert admission(in_reserve=True).why_no_room().reason is Reason.DISK_RESERVE
+    assert admission(in_reserve=True).why_no_room(ONE).reason is Reason.DISK_RESERVE
 
 
 def test_appends_that_wait_for_the_tier_are_counted_and_told_why():
     room = admission()
-    room.tier_lag = lambda: "9 bytes wait"
-    refused = room.why_no_room()
+    room.tier_lag = lambda _: "9 bytes wait"
+    refused = room.why_no_room(ONE)
     assert (refused.reason, refused.message) == (Reason.OVERLOADED, "9 bytes wait")
     assert refused.retry_after_ms == LAG_RETRY_AFTER_MS
     assert room.slowed_appends == 1
-    room.tier_lag = lambda: None
-    assert room.why_no_room() is None
+    room.tier_lag = lambda _: None
+    assert room.why_no_room(ONE) is None
     assert replace(refused, message="") != refused

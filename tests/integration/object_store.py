@@ -78,14 +78,18 @@ class SpoilingProxy:
 
     `fail_every`: each n-th request is answered with 500, unseen by the server. `lose_puts`: so many
     puts reach the server and their answers do not come back. `hang`: requests wait for ever.
+    `delay_s`: each waits so long before it is passed on; `waiting_max` is how many did at a time.
     """
 
     target: str
     fail_every: int = 0
     lose_puts: int = 0
     hang: bool = False
+    delay_s: float = 0.0
     requests: int = 0
+    waiting_max: int = 0
     url: str = ""
+    waiting: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @contextlib.contextmanager
@@ -143,6 +147,13 @@ class SpoilingProxy:
         self.requests += 1
         if self.hang:
             await asyncio.Event().wait()
+        if self.delay_s:
+            self.waiting += 1
+            self.waiting_max = max(self.waiting_max, self.waiting)
+            try:
+                await asyncio.sleep(self.delay_s)
+            finally:
+                self.waiting -= 1
         if self.fail_every and self.requests % self.fail_every == 0:
             writer.write(b"HTTP/1.1 500 Spoilt\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()

@@ -1,6 +1,9 @@
 """The tier with real processes: what is old goes there, and is read back as if it were here."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 
 from peerd.client.blocking import Client, connect
 from peerd.client.errors import Trimmed
-from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.dev_cluster import DevCluster, Member, Shape
 from peerd.v1 import log_pb2, log_pb2_grpc
 from tests.integration.load import until
 from tests.integration.test_bad_input import channel
@@ -150,12 +153,16 @@ def test_trims_reach_into_the_tier_and_its_objects_go(
     assert (end - kept) * VALUE_BYTES >= 4 * CHUNK_BYTES
 
 
-def refused(cluster: DevCluster, client: Client, log: str) -> str:
-    """Why the log's primary does not give its first records. (The library would try for long.)"""
+def refused(cluster: DevCluster, client: Client, log: str, member: Member | None = None) -> str:
+    """Why the log's primary, or another one, does not give its first records. (The library would
+    try for long.)
+    """
     shard = entry_of(client, log)
-    primary = cluster.member(shard.open.plan.primary.peer)
+    serving = member or cluster.member(shard.open.plan.primary.peer)
     request = log_pb2.ReadRequest(log=log, shard=shard.shard, offset=0)
-    with channel(primary.address, cluster.client_tls) as opened:
+    if member is not None:
+        setattr(request, "from", log_pb2.READ_FROM_LOCAL)
+    with channel(serving.address, cluster.client_tls) as opened:
         call = log_pb2_grpc.LogServiceStub(opened).Read(request, timeout=30)
         with pytest.raises(grpc.RpcError) as error:
             list(call)
@@ -180,6 +187,52 @@ def test_what_the_tier_does_not_give_is_told_and_the_rest_goes_on(
     end = fill(client, "spoilt", shard, 3)
     path.write_bytes(sound)
     assert values(client, "spoilt") == [(number, row(number)) for number in range(end)]
+
+
+def test_strange_objects_old_manifests_and_other_keys_are_told(
+    cluster: DevCluster, client: Client, tier: Path
+):
+    shard, end = cold_log(client, "strange", 60)
+    other, other_end = cold_log(client, "stranger", 60)
+    folder, others = (
+        next(tier.rglob(f"log-{log}/shard-{number:020d}"))
+        for log, number in (("strange", shard), ("stranger", other))
+    )
+    path = min(folder.glob("*.chunk"))
+    sound = path.read_bytes()
+    path.write_bytes(min(others.glob("*.chunk")).read_bytes())
+    assert "FOREIGN_OBJECT" in refused(cluster, client, "strange")
+    assert values(client, "stranger") == [(number, row(number)) for number in range(other_end)]
+    path.write_bytes(sound)
+
+    entry = entry_of(client, "strange")
+    away = next(each for each in cluster.peers if each.id != entry.open.plan.primary.peer)
+    listed = folder / entry.tier.manifest
+    newest = listed.read_bytes()
+    listed.write_bytes(newest.replace(b'"generation":', b'"generation": 0'))
+    assert "DAMAGED_OBJECT" in refused(cluster, client, "strange", away)
+    listed.write_bytes(newest)
+
+    config = away.config.read_text()
+    (away.directory / "other").write_text("cd" * 32)
+    key = re.search(r'key_files = \["([^"]*)"\]', config) or re.search(r'"([^"]*/key)"', config)
+    away.kill()
+    away.config.write_text(config.replace(key[1], str(away.directory / "other")))
+    said = subprocess.run(
+        [sys.executable, "-m", "peerd.cli.peerd", "check", "-c", str(away.config)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (said.returncode, "WRONG_KEY" in said.stderr) == (2, True), said
+    cluster.restart(away.id)
+    cluster.wait_whole()
+    assert "WRONG_KEY" in refused(cluster, client, "strange", away)
+    away.kill()
+    away.config.write_text(config)
+    cluster.restart(away.id)
+    cluster.wait_whole()
+    assert values(client, "strange") == [(number, row(number)) for number in range(end)]
 
 
 def test_what_lies_there_of_a_deleted_log_goes(client: Client, tier: Path):

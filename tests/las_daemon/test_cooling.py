@@ -98,3 +98,24 @@ async def test_retention_by_age_reaches_what_the_tier_alone_has(world):
         world.now_ms += 61_000
         await retention.look()
     assert shard_of(world.state).kept_from == 140
+
+
+async def test_between_two_looks_everywhere_only_what_has_grown_is_looked_at(world):
+    world.state = done(world.state, SetTier(log="orders", hot_bytes=1))
+    cooling = Cooling(world, world.trimmer(), period_ms=5_000)
+    tiered(world, 60)
+    await cooling.look(everywhere=False)
+    assert world.trimmed_to == 55
+    asked: list[Offset] = []
+
+    async def counted(entry, hot_bytes):
+        asked.append(entry.shard.tier.end)
+
+    cooling._cold_to = counted
+    await cooling.look(everywhere=False)
+    assert asked == []
+    await cooling.look()
+    tiered(world, 90)
+    await cooling.look(everywhere=False)
+    await cooling.look(everywhere=False)
+    assert asked == [60, 90]
