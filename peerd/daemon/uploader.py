@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from las.v1 import fleet_pb2
+from peerd.core import tiering
 from peerd.core.ids import FIRST_OFFSET, Offset, ProcessId, ShardId
 from peerd.core.shard_map import Shard
 from peerd.daemon.budget import Background, Budget
@@ -192,7 +193,7 @@ class Uploader:
     # -------------------------------------------------------------------------- one object
     async def _upload(self, entry: Shard, care: _Care) -> bool:
         """Raises `TierError`, or what store and reader raise."""
-        begin = self._next_offset(entry)
+        begin = tiering.next_offset(entry)
         span = self._source.span_at(entry.shard, begin) if self._hot_bytes(entry) else None
         stop = None if span is None else await self._stop(entry, span, begin)
         if span is None or stop is None or stop <= begin:
@@ -231,25 +232,16 @@ class Uploader:
         )
         return True
 
-    def _next_offset(self, entry: Shard) -> Offset:
-        """Where the tier goes on: behind what it has, and behind a lost range."""
-        at = entry.trimmed_to if entry.tier is None else entry.tier.end
-        while (gap := entry.gap_at(at)) is not None:
-            at = gap.end
-        return at
-
     async def _stop(self, entry: Shard, span: Span, begin: Offset) -> Offset | None:
         """Up to where the segment may be tiered now: a sealed one as far as it may be read, the
         open one by whole chunks.
         """
         if span.is_cold or span.epoch > entry.open.epoch:
             return None
-        if span.end is not None:
-            return span.end if span.limit is None else min(span.limit, span.end)
-        committed = self._host.committed(entry.shard)
-        if committed is None or committed[0] != span.epoch or committed[1] <= begin:
-            return None
-        cut = await self._host.find_cut(entry.shard, span.epoch, before=committed[1], keep_bytes=0)
+        limit = tiering.limit(span.epoch, span.end, span.limit, self._host.committed(entry.shard))
+        if span.end is not None or limit is None or limit <= begin:
+            return limit
+        cut = await self._host.find_cut(entry.shard, span.epoch, before=limit, keep_bytes=0)
         return None if cut is None else cut.offset
 
     async def _listed(self, entry: Shard) -> Manifest:
@@ -313,12 +305,9 @@ class Uploader:
                 while True:
                     changed = self._map.changed
                     now = self._map.shards.get(entry.shard)
-                    if now is None or now.open.epoch != entry.open.epoch:
-                        return False
-                    if now.tier is not None and now.tier.manifest == manifest:
-                        return True
-                    if now.tier != tier and now.tier is not None and now.tier.end >= end:
-                        return False
+                    outcome = tiering.outcome(entry, now, end, manifest)
+                    if outcome is not None:
+                        return outcome
                     await changed.wait()
         except TimeoutError:
             _log.warning("the map does not name it yet", shard=entry.shard, manifest=manifest)

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Sequence
 
 from peerd.core.ids import Offset
+from peerd.core.tiering import Verdict, judged
 from peerd.tier import manifest as manifests
 from peerd.tier.errors import (
     DamagedObject,
@@ -56,13 +57,16 @@ async def put_object(
         mark = secrets.randbits(32) if attempt else 0
         name = object_name(index.owner.epoch, index.begin, index.end, mark)
         is_new = await store.create(f"{prefix}/{name}", data)
+        found: Index | None = None
         try:
             found = await verify(store, keys, f"{prefix}/{name}", index)
         except _UNUSABLE as error:
             failure = error
-            if is_new:
-                break  # it would do the same to another one
+        verdict = judged(same=found is not None, is_new=is_new)
+        if verdict is Verdict.OTHER_NAME:
             continue
+        if verdict is Verdict.GIVEN_UP or found is None:
+            break  # it would do the same to another one
         return Entry(
             name=name,
             epoch=index.owner.epoch,

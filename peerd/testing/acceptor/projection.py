@@ -26,6 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from las.core import commands as c
+from las.core.tier_commands import CoolShard
 from peerd.core import durable
 from peerd.core import events as ev
 from peerd.core.batch import BatchHeader, PlacedBatch
@@ -500,7 +501,7 @@ class Projection:
         result, shard = record.result, record.shard
         if not isinstance(result, c.Result) or not result.ok:
             return OK
-        if isinstance(record.command, c.RecoverWithGap | c.TrimShard):
+        if isinstance(record.command, c.RecoverWithGap | c.TrimShard | CoolShard):
             self.is_beyond = True
             return OK
         if self.state.open == NONE and shard.parent is not None:

@@ -10,11 +10,11 @@ After any refusal that leaves the outcome open, or says that nothing was taken, 
 
 from typing import cast
 
-from peerd.core.batch import NO_PRODUCER, BatchHeader
+from peerd.core.batch import NO_PRODUCER, BatchHeader, PlacedBatch
 from peerd.core.effects import AppendAccepted, AppendRefused, Reply, TailAnswered
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.events import AppendRequested, TailAsked
-from peerd.core.ids import NodeName, Offset, ProducerId, ShardId
+from peerd.core.ids import Epoch, NodeName, Offset, ProducerId, ShardId
 from peerd.core.limits import PRODUCER_WINDOW_BATCHES
 from peerd.testing.sim import serving
 from peerd.testing.sim.checkers import BrokenPromise, Sent
@@ -431,19 +431,28 @@ class Clients:
         """Go on where the last read of the shard ended, wherever that was."""
         offset = self._read_at[shard]
         entry = process.maps.get(shard)
-        if entry is not None and offset < entry.trimmed_to:
+        if entry is not None and offset < entry.kept_from:
             # A gap is told; the reader goes on behind it.
-            self._world.checks[shard].told_trimmed(entry.trimmed_to)
-            self._read_at[shard] = entry.trimmed_to
+            self._world.checks[shard].told_trimmed(entry.kept_from)
+            self._read_at[shard] = entry.kept_from
             return
         gap = entry.gap_at(offset) if entry is not None else None
         if gap is not None:
             offset = self._read_at[shard] = gap.end
-        found = serving.read(process, shard, offset)
+        found = self._served(process, shard, offset)
         if found is not None:
             epoch, batches = found
             self._world.checks[shard].read(epoch, offset, batches)
             self._read_at[shard] = batches[-1].end
+
+    def _served(
+        self, process: Process, shard: ShardId, offset: Offset
+    ) -> tuple[Epoch, tuple[PlacedBatch, ...]] | None:
+        """From the process's store, or through it from the tier."""
+        entry = process.maps.get(shard)
+        if entry is not None and offset < entry.trimmed_to:
+            return self._fleet.tier.read(entry, offset)
+        return serving.read(process, shard, offset)
 
     def _read_some_epoch(self, process: Process, shard: ShardId) -> None:
         replica = process.replicas.get(shard)
@@ -457,13 +466,13 @@ class Clients:
 
     def read_all(self, shard: ShardId) -> Offset:
         """Read the whole log from whichever stores give it; where that ends."""
-        offset, moved = self._world.checks[shard].book.trimmed_to, True
+        offset, moved = self._fleet.map_of(shard).kept_from, True
         while moved:
             moved = False
             for peer in self._fleet.alive():
                 if peer.process is None:
                     continue
-                while (found := serving.read(peer.process, shard, offset)) is not None:
+                while (found := self._served(peer.process, shard, offset)) is not None:
                     epoch, batches = found
                     self._world.checks[shard].read(epoch, offset, batches)
                     offset, moved = batches[-1].end, True

@@ -6,6 +6,7 @@ from peerd.testing import trace
 from peerd.testing.sim.las import Las
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.process import Peer, Process
+from peerd.testing.sim.tier import SimTier
 from peerd.testing.sim.world import World
 
 NAMES = "abcdefghijkl"
@@ -79,6 +80,11 @@ class Fleet:
     def map_of(self, shard: ShardId) -> Shard:
         """The committed entry of a shard."""
         return self._las.state.shards[shard].shard
+
+    @property
+    def tier(self) -> SimTier:
+        """The object store of the run."""
+        return self._las.tier
 
     def alive(self) -> list[Peer]:
         """Peers on which a process runs."""

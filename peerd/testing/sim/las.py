@@ -10,7 +10,8 @@ from typing import Protocol, cast
 
 from las.core import apply as las_apply
 from las.core import commands as c
-from las.core.state import ClusterState
+from las.core.state import JOINING_LEVEL, ClusterState
+from las.core.tier_commands import TierShard
 from peerd.core import events as ev
 from peerd.core.effects import Reply, Report
 from peerd.core.ids import Epoch, NodeName, ProcessId, ReplicaId, ShardId
@@ -20,6 +21,7 @@ from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.las_node import LasNode, OnResult
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.process import Peer, Process
+from peerd.testing.sim.tier import SimTier
 from peerd.testing.sim.trims import Trims
 from peerd.testing.sim.world import World
 
@@ -62,9 +64,10 @@ class Las:
     def __init__(self, world: World, names: tuple[NodeName, ...]) -> None:
         self.world = world
         self.options = world.options
-        self.state = ClusterState(cluster_id="simulation")
+        self.state = ClusterState(cluster_id="simulation", command_level=JOINING_LEVEL)
         self.nodes = {name: LasNode(self, name) for name in names}
         self.trims = Trims(world, self)
+        self.tier = SimTier(world, self)
         self.peers: dict[NodeName, Peer] = {}
         self.group: Group = RegisterGroup(self)
         self.on_child: Callable[[Shard], None] | None = None
@@ -79,6 +82,7 @@ class Las:
     def start(self) -> None:
         """The nodes run."""
         self.group.start()
+        self.tier.start()
         for node in self.nodes.values():
             node.look()
 
@@ -109,7 +113,9 @@ class Las:
                 continue
             if self.world.has_listener and checks.book.map is not None:
                 self.world.tell(_told(command, entry.shard))
+            known = checks.book.map
             checks.map_committed(entry.shard)
+            self.tier.committed(known, entry.shard)
 
     def _changed(self, before: ClusterState, after: ClusterState) -> list[ShardId]:
         return [
@@ -271,6 +277,10 @@ class Las:
         sealed = () if entry is None else entry.sealed
         if any(each.epoch == epoch and (whole or mine in each.holders) for each in sealed):
             self._to_leader(process, lambda node: node.holder(shard, epoch, mine, whole=whole))
+
+    def tiered(self, process: Process, report: TierShard) -> None:
+        """A primary says what it put into the tier."""
+        self._to_leader(process, lambda node: node.command(report, (report.shard, "tier")))
 
     def register(self, process: Process) -> None:
         """A process announces itself until it is known."""

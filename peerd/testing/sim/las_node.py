@@ -14,7 +14,14 @@ from las.core import commands as c
 from las.core import planner, recovered, recovery
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits, Placement
-from las.core.state import GAP_OFFSETS_MIN, ClusterState, Node, NodeState
+from las.core.state import (
+    GAP_OFFSETS_MIN,
+    JOINING_LEVEL,
+    SHARED_ENTRY_LEVEL,
+    ClusterState,
+    Node,
+    NodeState,
+)
 from peerd.core import events as ev
 from peerd.core.effects import (
     Declined,
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from peerd.testing.sim.las import Las
 
 LOOK_MS = 40
+COOLS_PER_S = 2.0
 """How often a node looks, about."""
 SPREAD_MS = 400
 """What of the map got lost is told again after this."""
@@ -59,7 +67,7 @@ class LasNode:
 
     def __init__(self, las: "Las", name: NodeName) -> None:
         self.name = name
-        self.state = ClusterState(cluster_id="simulation")
+        self.state = ClusterState(cluster_id="simulation", command_level=JOINING_LEVEL)
         self.alive = True
         self.leading = False
         self._las = las
@@ -118,7 +126,9 @@ class LasNode:
         if self._world.troubled:
             self._whim()
             self._split()
-            self._las.trims.look(self, self._las.options.trims_per_s * LOOK_MS * 1.5 / 1_000)
+            options = self._las.options
+            looks_per_s = options.trims_per_s or COOLS_PER_S * options.tier
+            self._las.trims.look(self, looks_per_s * LOOK_MS * 1.5 / 1_000)
         else:
             self._calm()
 
@@ -392,7 +402,7 @@ class LasNode:
             store=process.id.store,
             boot=process.id.boot,
             address=f"{process.id.peer}:7400",
-            feature_level=2,
+            feature_level=SHARED_ENTRY_LEVEL,
             labels=(("host", process.id.peer),),
             stored=recovered.suspicious(self.state, stored),
         )

@@ -116,6 +116,8 @@ class Options:
     """Producers are forgotten after seconds, and clients send a batch again for less than that."""
     trims_per_s: float = 0.0
     """Looks of a LAS node after which some shard is trimmed."""
+    tier: bool = False
+    """Primaries put what is committed into an object store, which fails now and then."""
     gaps: int = 0
     """How often `acks` voters lose their directories at once, which is more than §5 promises to
     survive. A person gives up what is gone (§4.2)."""
@@ -193,6 +195,7 @@ def drawn(seed: int) -> Options:
         # By the number, so that all other seeds are what they were before there were such runs.
         forgetful=seed % 10 in {2, 4},
         trims_per_s=2.0 if seed % 10 in {1, 7} else 0.0,
+        tier=seed % 10 in {7, 9},
     )
     return options if seed % 10 != 4 else with_gaps(options)
 

@@ -271,6 +271,7 @@ class Simulation:
         """The stores against all that was shown, and the whole log once more through readers."""
         self.clients.demand_answers()
         self.splits.finished()
+        self.las.tier.finished()
         self.las.group.finished()
         for shard in self.all_shards():
             checks = self.world.checks[shard]

@@ -8,6 +8,7 @@ chunk here, so that cuts lie everywhere.
 from typing import TYPE_CHECKING
 
 from las.core import commands as c
+from las.core.tier_commands import CoolShard
 from peerd.core.ids import FIRST_OFFSET, Epoch, Offset, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard, stable_end
 from peerd.testing.sim.process import Process
@@ -32,6 +33,8 @@ class Trims:
         rng = self._world.rng
         shard = rng.choice(sorted(node.state.shards))
         entry = node.state.shards[shard].shard
+        if self._trims_the_tier(node, entry):
+            return
         segment = rng.choice((*entry.sealed, entry.open))
         whole = segment.end is not None and segment.end == stable_end(segment, FIRST_OFFSET)
         if whole and rng.random() < 0.5:
@@ -43,6 +46,18 @@ class Trims:
         if process is None or process.id.replica != source or delay_ms is None:
             return
         self._world.clock.later(delay_ms, self._asked, (node, process, entry, segment.epoch))
+
+    def _trims_the_tier(self, node: "LasNode", entry: Shard) -> bool:
+        """Within the tier a trim ends where an object does."""
+        options, rng = self._world.options, self._world.rng
+        if not (options.tier and options.trims_per_s) or rng.random() < 0.7:
+            return False
+        ends = self._las.tier.object_ends(entry)
+        if ends:
+            epoch, offset = rng.choice(ends)
+            trim = c.TrimShard(shard=entry.shard, epoch=epoch, trimmed_to=offset)
+            node.command(trim, (entry.shard, "trim"))
+        return bool(ends)
 
     def _source(self, segment: Segment) -> ReplicaId | None:
         if segment.end is None:
@@ -75,7 +90,12 @@ class Trims:
         if node.alive and node.leading:
             self._commit(node, entry, epoch, cut)
 
-    @staticmethod
-    def _commit(node: "LasNode", entry: Shard, epoch: Epoch, offset: Offset) -> None:
+    def _commit(self, node: "LasNode", entry: Shard, epoch: Epoch, offset: Offset) -> None:
+        options = self._world.options
+        if options.tier and (not options.trims_per_s or self._world.rng.random() < 0.7):
+            # Also beyond what the tier has: then it is refused.
+            cool = CoolShard(shard=entry.shard, epoch=epoch, cold_to=offset)
+            node.command(cool, (entry.shard, "trim"))
+            return
         trim = c.TrimShard(shard=entry.shard, epoch=epoch, trimmed_to=offset)
         node.command(trim, (entry.shard, "trim"))

@@ -87,8 +87,9 @@ class Checks:
     def told_trimmed(self, first_offset: Offset) -> None:
         """A reader was told that nothing is kept below `first_offset`."""
         book = self.book
-        text = f"a reader is sent to {first_offset}, trimmed is {book.trimmed_to}"
-        demand(first_offset <= book.trimmed_to, "G10", text)
+        kept_from = Offset(0) if book.map is None else book.map.kept_from
+        text = f"a reader is sent to {first_offset}, kept is from {kept_from} on"
+        demand(first_offset <= kept_from, "G10", text)
 
     def tail_answered(self, floor: Offset, epoch: Epoch, tail: Offset) -> None:
         """A linearizable tail was answered; `floor` was acknowledged before it was asked for."""

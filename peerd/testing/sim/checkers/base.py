@@ -140,6 +140,14 @@ class Book:
             if end <= trimmed_to:
                 self._trimmed_holes[begin] = end
 
+    def left_behind(
+        self, first: Offset, trimmed_to: Offset
+    ) -> list[tuple[Offset, tuple[Epoch, PlacedBatch]]]:
+        """What the stores had in [first, trimmed_to) when the map let them drop it, by offset."""
+        return sorted(
+            (base, there) for base, there in self._trimmed.items() if first <= base < trimmed_to
+        )
+
     def tail_is_lost(self, sealed: Segment, at: Offset) -> bool:
         """Whether `at` lies in a kept tail that only lost directories had: §5 promises nothing of
         what was never acknowledged. (If it was acknowledged all the same, G1 misses it.)
