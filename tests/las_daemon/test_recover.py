@@ -7,6 +7,7 @@ import json
 import pytest
 
 from las.core.recovered import SKIPPED
+from las.core.snapshot import FORMAT
 from las.daemon import exports, recover
 from las.daemon.directory import init, rejoin
 from las.daemon.exports import Export, ExportUnusable
@@ -79,6 +80,8 @@ async def test_what_is_no_export_is_refused_by_name(export, tmp_path):
     data = export.to_bytes()
     head, _, rest = data.partition(b"\n")
     body = data[: data[:-1].rindex(b"\n") + 1]
+    now = b'"format":%d' % FORMAT
+    assert now in body
     later = json.dumps({**json.loads(head), "format": exports.FORMAT + 1}).encode()
     foreign = json.dumps({**json.loads(head), "members": []}).encode()
     for bad, why in (
@@ -90,7 +93,7 @@ async def test_what_is_no_export_is_refused_by_name(export, tmp_path):
         (data.replace(b"orders", b"ordes", 1), "checksum is wrong"),
         (data[:-30], "not copied whole|checksum"),
         (framed(foreign + b"\n" + body[len(head) + 1 :]), "no field is called"),
-        (framed(body.replace(b'"format":5', b'"format":9')), "format 6 or older"),
+        (framed(body.replace(now, b'"format":99')), f"format {FORMAT} or older"),
         (framed(head + b"\n{}\n"), "format"),
     ):
         (tmp_path / "bad").write_bytes(bad)

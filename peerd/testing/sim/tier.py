@@ -39,7 +39,9 @@ LOOK_MS = 120
 """Each process looks about so often whether one of its shards has something for the tier."""
 CALL_MS = (1, 3, 10, 60, 400)
 """What a call to the store takes."""
+# limit: batches of one upload; small, so that many uploads make up a short run.
 BATCHES_MAX = 6
+# limit: as `peerd.tier.writing.ATTEMPTS_MAX`.
 NAMES_MAX = 3
 """As `peerd.tier.writing.ATTEMPTS_MAX`."""
 NAMED_WITHIN_MS = 1_500

@@ -2,7 +2,8 @@
 
 A node acts from what its member has applied. It leads from a barrier after its election on, until
 its member says that it leads no more (`las.daemon.leader`), and then forgets all that is not
-committed. What is committed is what any member applies first.
+committed. What is committed is what any member applies first. As in the daemon a new group begins
+at the first command level, and whoever leads raises it (`las.daemon.term`).
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from las.core import apply as las_apply
 from las.core import commands as c
 from las.core.commands import command_from_json, command_to_json, result_from_json
+from las.core.levels import COMMAND_LEVEL
+from las.core.state import ClusterState
 from las.raft.member import Outcome, Step
 from las.raft.sessions import Envelope
 from peerd.core.ids import NodeName
@@ -17,6 +20,7 @@ from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.las_node import LasNode, OnResult
 from peerd.testing.sim.raft.group import RaftGroup
 from peerd.testing.sim.raft.history import Agreed, History
+from peerd.testing.sim.raft.machine import CLUSTER_ID
 from peerd.testing.sim.raft.process import Process
 from peerd.testing.sim.raft.record import OnMember, Recorder
 
@@ -36,6 +40,9 @@ class RealRaft:
     def __init__(self, las: "Las", on_member: OnMember | None) -> None:
         self._las = las
         self._world = las.world
+        las.state = ClusterState(cluster_id=CLUSTER_ID)
+        for node in las.nodes.values():
+            node.state = las.state
         self.history = History(unique=False, on_agreed=self._agreed)
         self.raft = RaftGroup(
             las.world,
@@ -157,6 +164,8 @@ class RealRaft:
             node.leading = True
             self._terms[name] = term
             self._world.tell(f"{name} leads the LAS in term {term}")
+            if node.state.command_level < COMMAND_LEVEL:
+                self.submit(node, c.RaiseCommandLevel(level=COMMAND_LEVEL), lambda _: None)
 
         def again(_: None) -> None:
             if self._confirming.get(name) is process:
