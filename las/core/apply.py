@@ -29,6 +29,7 @@ from las.core import (
 from las.core import commands as c
 from las.core.access_commands import AddGrant, EndRevocation, RemoveGrant, Revoke, SetAccess
 from las.core.commands import Command, Reason, Result
+from las.core.holder_commands import AddHolderAgain, ReleaseHolder
 from las.core.rows import ChangeShards, StepShards
 from las.core.segments import Applied, refuse
 from las.core.state import (
@@ -359,6 +360,8 @@ _HANDLERS = cast(
         c.WantHolders: holders.want_holders,
         c.AddHolder: holders.add_holder,
         c.DropHolder: holders.drop_holder,
+        ReleaseHolder: holders.release_holder,
+        AddHolderAgain: holders.add_holder_again,
         c.TrimShard: trim.trim_shard,
         TierShard: tier.tier_shard,
         CoolShard: tier.cool_shard,

@@ -21,6 +21,7 @@ from las.core.codec import (
     to_json,
 )
 from las.core.history import NOTHING_TAKEN, Cause, Outage, Taken
+from las.core.holder_commands import HOLDER_COMMANDS, HolderCommand
 from las.core.ledger import Case, Outcome
 from las.core.model_registry import ModelHead
 from las.core.rows import ChangeShards, StepShards
@@ -490,6 +491,7 @@ Command = (
     | WantHolders
     | AddHolder
     | DropHolder
+    | HolderCommand
     | TrimShard
     | TierShard
     | CoolShard
@@ -537,6 +539,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "want_holders": WantHolders,
     "add_holder": AddHolder,
     "drop_holder": DropHolder,
+    **HOLDER_COMMANDS,
     "trim_shard": TrimShard,
     "tier_shard": TierShard,
     "cool_shard": CoolShard,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from las.core.access_commands import AddGrant, EndRevocation, RemoveGrant, Revoke, SetAccess
 from las.core.commands import Audited, Command, RaiseCommandLevel
+from las.core.holder_commands import AddHolderAgain, ReleaseHolder
 from las.core.rows import StepShards
 from las.core.state import ClusterState
 from las.core.tier_commands import CoolShard, SetTier, TierShard
@@ -17,12 +18,15 @@ from peerd.core.ids import NodeName
 COMMAND_LEVEL = 4
 """What commands this version knows: those of its level and of all below.
 
-4 came with no command: from it on neighbouring sealed segments share an entry of the map
-(`las.core.state.JOINING_LEVEL`), and so do snapshots.
+4 came with releases of holders, and with what needs no command: from it on neighbouring sealed
+segments share an entry of the map (`las.core.state.JOINING_LEVEL`), and so do snapshots.
 """
 
 FIRST_LEVEL = 1
 """The level that a new group begins with, before its members have heard of each other."""
+
+RELEASES_LEVEL = 4
+"""That of the commands by which holders let segments go."""
 
 _LEVELS: Mapping[type[Command], int] = {
     StepShards: 2,
@@ -35,11 +39,13 @@ _LEVELS: Mapping[type[Command], int] = {
     RemoveGrant: 3,
     Revoke: 3,
     EndRevocation: 3,
+    ReleaseHolder: RELEASES_LEVEL,
+    AddHolderAgain: RELEASES_LEVEL,
 }
 """The level with which a command came; 1 if it is not here."""
 
 
-_FEATURES: Mapping[int, int] = {1: 4, 2: 4, 3: 5, 4: 6}
+_FEATURES: Mapping[int, int] = {1: 4, 2: 4, 3: 5, RELEASES_LEVEL: 6}
 """Of each level the feature level that all peers have to know: what came to peers with it."""
 
 

@@ -19,7 +19,7 @@ from enum import Enum
 from las.core.index import FleetIndex
 from las.core.network import LinkLoad, Network
 from las.core.state import ClusterState, Log, Node, NodeState
-from peerd.core.ids import NodeName, ProcessId, ReplicaId, ShardId, Tick
+from peerd.core.ids import Epoch, NodeName, ProcessId, ReplicaId, ShardId, Tick
 from peerd.core.shard_map import Plan
 
 # limit: non-voters of one plan; each costs the primary a stream of everything.
@@ -48,6 +48,7 @@ class FleetView:
         down_since: when the leader saw a node down first; missing = long ago.
         stalled: voters whose acknowledgements stall, by the shard in which they do.
         network: what links bear, and what is written.
+        moving: who is wanted for a sealed segment though it has holders enough (a move of bytes).
     """
 
     now: Tick
@@ -55,6 +56,7 @@ class FleetView:
     down_since: Mapping[NodeName, Tick] = field(default_factory=dict)
     stalled: frozenset[tuple[ShardId, ReplicaId]] = frozenset()
     network: Network = field(default_factory=Network)
+    moving: frozenset[tuple[ShardId, Epoch, ReplicaId]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -392,7 +392,9 @@ def _wants(seen: _Round, entry: ShardEntry) -> list[Want]:
         if lacking > 0:
             lacking -= _awaited(seen, segment)
         if len(healthy) >= copies:
-            wanted = []
+            # What the balance of bytes wants is one more than is needed, until another lets go.
+            key = entry.shard.shard, segment.epoch
+            wanted = [each for each in wanted if (*key, each) in seen.view.moving]
         elif lacking > 0:
             wanted = _choose(seen, entry, segment, wanted, lacking)
         if tuple(wanted) != segment.wanted_holders:

@@ -101,8 +101,13 @@ def _held(entry: ShardEntry) -> ShardEntry:
     first = shard.fence if shard.fence != NO_EPOCH else Epoch(entry.drawn + 1)
     drawn = Epoch(entry.drawn + SKIPPED)
     skipped = (*shard.skipped, SkippedEpochs(first=first, last=drawn))
+    # Stores that lost commits listed again would still obey an older release (§8.4).
+    sealed = tuple(replace(each, released=()) if each.released else each for each in shard.sealed)
     return replace(
-        entry, shard=replace(shard, skipped=skipped), drawn=drawn, halted=entry.halted or HELD
+        entry,
+        shard=replace(shard, skipped=skipped, sealed=sealed),
+        drawn=drawn,
+        halted=entry.halted or HELD,
     )
 
 

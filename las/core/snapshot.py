@@ -38,6 +38,7 @@ from peerd.core.shard_map import (
     Gap,
     Parent,
     Plan,
+    Release,
     Segment,
     Shard,
     SkippedEpochs,
@@ -115,6 +116,8 @@ class _Writer:
         return [*row, True] if plan.closed else row
 
     def segment(self, segment: Segment) -> list[object]:
+        released = self.many(tuple(each.holder for each in segment.released))
+        versions = [each.version for each in segment.released]
         return [
             segment.epoch,
             segment.begin,
@@ -123,6 +126,8 @@ class _Writer:
             self.plan(segment.plan),
             self.many(segment.holders),
             self.many(segment.wanted_holders),
+            # Most have none; a group that has some is of a level that older programs refuse.
+            *([released, versions] if released else []),
         ]
 
     def sealed(self, entry: ChainEntry) -> list[object]:
@@ -252,6 +257,7 @@ class _Reader:
 
     def segment(self, row: list[object]) -> Segment:
         epoch, begin, end, known_commit, plan, holders, wanted = row[:7]
+        released, versions = cast(list[list[int]], row[7:9] if len(row) > 8 else [[], []])
         return Segment(
             epoch=Epoch(cast(int, epoch)),
             begin=cast("Offset | None", begin),
@@ -260,10 +266,14 @@ class _Reader:
             plan=self.plan(cast(list[object], plan)),
             holders=self.many(cast(list[int], holders)),
             wanted_holders=self.many(cast(list[int], wanted)),
+            released=tuple(
+                Release(holder=holder, version=version)
+                for holder, version in zip(self.many(released), versions, strict=True)
+            ),
         )
 
     def sealed(self, row: list[object]) -> ChainEntry:
-        parts = cast(list[int], row[7]) if len(row) > 7 else []
+        parts = cast(list[int], row[7]) if len(row) == 8 else []
         return run_of(self.segment(row), list(zip(parts[::2], parts[1::2], strict=True)))
 
     def entry(self, row: list[object]) -> ShardEntry:

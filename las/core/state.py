@@ -56,6 +56,8 @@ RECOVERIES_MAX = 16
 STRAYS_MAX = 1_024
 # limit: stores that may be asked at once to fetch one sealed segment.
 WANTED_HOLDERS_MAX = 8
+# limit: stores of a sealed segment that the map says were released and are not holders again.
+RELEASES_MAX = 16
 
 JOINING_LEVEL = 4
 """Command level from which on neighbouring sealed segments share an entry (§8): members that do not

@@ -274,6 +274,13 @@ class Policy(Section):
         "some 20 ms later for it",
     )
 
+    release_surplus: bool = Field(
+        default=True,
+        description="Whether a sealed segment's holders beyond its log's copies let it go, once as "
+        "many others say that they have it; never fewer than two are left. It waits like the "
+        "rebalance",
+    )
+
     split_bytes_per_s: int = Field(
         default=0,
         ge=0,

@@ -113,6 +113,7 @@ def _fleet(term: Term) -> Iterator[Metric]:
         las_forecast_breaker_open=int(bool(latest.verdict.distrust)),
         las_forecast_held_back=len(latest.verdict.held_back),
         las_shard_splits_total=term.splitter.splits,
+        las_released_copies_total=term.surplus.released,
     )
     yield labelled("las_rebalance_moves_total", term.rebalancer.moved)
     yield labelled("las_forecast_decisions_total", term.forecaster.decisions)

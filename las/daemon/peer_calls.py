@@ -16,6 +16,7 @@ import grpc.aio
 from las.core.recovery import EpochAnswer
 from las.daemon.group import Group
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
+from las.daemon.surplus import Held
 from las.daemon.trimmer import CutOrder, FoundCut
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
@@ -148,6 +149,30 @@ class GrpcPeerCalls:
             return frozenset()
         told = zip(segments, answer.cuts, strict=True)
         return frozenset(shard for (shard, _), cut in told if cut.leads)
+
+    async def holds(
+        self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
+    ) -> Sequence[Held]:
+        """See `las.daemon.surplus.HolderCalls`."""
+        request = replication_pb2.FindCutsRequest(
+            cluster_id=self._group.state.cluster_id,
+            target_store_id=target.store,
+            orders=[
+                replication_pb2.CutOrder(shard=shard, epoch=epoch) for shard, epoch in segments
+            ],
+        )
+        try:
+            stub = self._stub(target.peer)
+            answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            _log.info("does not say what it holds", node=target.peer, why=_words(error))
+            return ()
+        if answer.store_id != target.store or len(answer.cuts) != len(segments):
+            return ()
+        return [
+            Held(whole=cut.whole, payload_bytes=cut.kept_bytes if cut.known else None)
+            for cut in answer.cuts
+        ]
 
     async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
         """See `PeerCalls`."""

@@ -33,6 +33,7 @@ from las.daemon.scraped import ScrapedTelemetry
 from las.daemon.shard_steps import ShardSteps
 from las.daemon.splitter import Splitter
 from las.daemon.story import Story
+from las.daemon.surplus import HolderCalls, SurplusReleaser
 from las.daemon.trimmer import CutCalls, Trimmer
 from las.daemon.vitals import Vitals
 from las.daemon.writes import Writes
@@ -64,7 +65,7 @@ def wall_ms() -> int:
     return int(time.time() * 1000)
 
 
-class Peers(PeerCalls, CutCalls, LeadCalls, Protocol):
+class Peers(PeerCalls, CutCalls, LeadCalls, HolderCalls, Protocol):
     """All calls to peers."""
 
 
@@ -125,6 +126,9 @@ class Term:
             now_ms=now_ms,
             wall_ms=wall_ms,
         )
+        self.surplus = SurplusReleaser(
+            group, peers, policy, stored_bytes=self.vitals.stored_bytes, now_ms=now_ms
+        )
         self.splitter = Splitter(
             group,
             policy,
@@ -175,6 +179,7 @@ class Term:
         yield "rejoins", self._record_rejoins()
         yield "writes", self._writes.run()
         yield "rebalance", self.rebalancer.run()
+        yield "surplus", self.surplus.run()
         yield "splits", self.splitter.run()
         yield "command level", self._raise_command_level()
 

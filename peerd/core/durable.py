@@ -119,7 +119,9 @@ class LearnMap:
     `seals` gives X per sealed epoch; what is stored of an epoch at or beyond its X is dropped, as
     is everything of `dead` epochs. `cut` are epochs of a gap: there, and nowhere else, what was
     known to be committed may be dropped, too, since the map says that it is lost (G10). An epoch
-    that the map does not list any more is dead, or lies wholly below `trimmed_to`.
+    that the map does not list any more is dead, or lies wholly below `trimmed_to`. `released` are
+    sealed epochs that others hold, and that this store was told to let go (§8.4); what seals them
+    comes before, so that the producer table has moved over them as far as it can.
     """
 
     shard: ShardId
@@ -128,6 +130,7 @@ class LearnMap:
     dead: tuple[Epoch, ...] = ()
     cut: tuple[Epoch, ...] = ()
     trimmed_to: Offset = FIRST_OFFSET
+    released: tuple[Epoch, ...] = ()
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -329,6 +332,10 @@ def _learn(state: StoredShard, operation: LearnMap) -> StoredShard:
         if dead is not None and epoch not in operation.cut:
             nothing = dead.commit == dead.begin or dead.commit <= operation.trimmed_to
             invariant(nothing, "a dead epoch committed nothing that is kept", segment=dead)
+    for epoch in operation.released:
+        released = segments.pop(epoch, None)
+        sealed = released is None or released.seal is not None
+        invariant(sealed, "only a sealed segment is let go", segment=released)
     learned = StoredShard(
         shard=state.shard,
         promised=state.promised,

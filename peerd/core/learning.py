@@ -4,6 +4,9 @@
 not list holds no record that is kept: it is dead, ended without records, or lies wholly below
 trimmed-to. "The map fences too": whoever is listed or drops something promises the open epoch.
 
+A sealed segment that others hold is let go when the map tells this very store so (§8.4), and for no
+other reason: that others are listed, or that this store is not, lets it drop nothing.
+
 "Skipped is not dead" (§4.6): what is stored of an epoch that a LAS skipped when it began from older
 data may be acknowledged, so it is kept until a person has given it up.
 """
@@ -42,6 +45,14 @@ def learned(shard: Shard, stored: StoredShard, me: ReplicaId) -> tuple[LearnMap 
             trimmed_to=shard.trimmed_to,
         )
         operations.append(learn)
+    released = tuple(
+        epoch for epoch in stored.segments if epoch in sealed and sealed[epoch].lets_go(me)
+    )
+    if released:
+        # Behind what seals them: the table goes over them while their batches are here.
+        operations.append(
+            LearnMap(shard=shard.shard, open_epoch=shard.open.epoch, released=released)
+        )
     if _has_trimmed(shard, sealed, stored):
         drop = DropTrimmed(
             shard=shard.shard, open_epoch=shard.open.epoch, trimmed_to=shard.trimmed_to

@@ -82,6 +82,18 @@ def plan_of_nobody(*, closed: bool = False) -> Plan:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A store that was a holder of a sealed segment and was told to let it go (§8.4).
+
+    `version` is that of the first map that says so: what the store said of its copy with an older
+    map before it counts for nothing.
+    """
+
+    holder: ReplicaId
+    version: int
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A range of offsets written under one epoch.
 
@@ -96,6 +108,16 @@ class Segment:
     known_commit: Offset | None = None
     holders: tuple[ReplicaId, ...] = ()
     wanted_holders: tuple[ReplicaId, ...] = ()
+    released: tuple[Release, ...] = ()
+
+    def release_of(self, store: ReplicaId) -> Release | None:
+        """The standing release of a store, which ends when it is listed again."""
+        return next((each for each in self.released if each.holder == store), None)
+
+    def lets_go(self, store: ReplicaId) -> bool:
+        """Whether the map tells a store to drop what it has of this segment (§8.4)."""
+        told = self.release_of(store) is not None
+        return told and store not in self.holders and store not in self.wanted_holders
 
 
 _PART = Struct("<QQ")
@@ -263,6 +285,7 @@ def _are_alike(before: ChainEntry, after: ChainEntry) -> bool:
         and _has_no_tail(one)
         and _has_no_tail(other)
         and (one.holders, one.wanted_holders) == (other.holders, other.wanted_holders)
+        and not (one.released or other.released)
         and one.plan.is_nobodys == other.plan.is_nobodys
     )
 

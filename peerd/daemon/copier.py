@@ -15,7 +15,10 @@ Invariants:
   if need be.
 - All copying shares the node's budget of background work and gives way to appends.
 - What was reported and is not listed yet is reported again, and not read again: a LAS that is away
-  for a minute costs no disk.
+  for a minute costs no disk. But what the map told this store to let go is looked at anew, once the
+  map wants it again, behind all that the store had to drop (§8.4).
+- What the list of holders says wrongly of this store is said unasked (`peerd.core.holding`): a copy
+  that is listed and not here, and one that is here, not listed, and too few are.
 
 Must not: choose what is copied, or drop anything.
 """
@@ -27,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from las.v1 import fleet_pb2
+from peerd.core import holding
 from peerd.core.batch import PlacedBatch
 from peerd.core.durable import FillSealed, Outcome, Stored, StoredSegment
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
@@ -105,7 +109,9 @@ class Copier:
         self._budget = budget
         self._not_before_s: dict[Key, float] = {}
         self._tries: dict[Key, int] = {}
-        self._unlisted: set[Key] = set()
+        self._disowned: dict[Key, float] = {}
+        self._unlisted: dict[Key, int] = {}
+        """What was reported, with the version of the map before it was looked at."""
         self._under_way: set[Key] = set()
         self._asked: dict[ReplicaId, int] = {}
         self._ended = asyncio.Event()
@@ -141,6 +147,7 @@ class Copier:
             while True:
                 changed = self._map.changed
                 self._ended.clear()
+                self._disown()
                 for shard, segment in self._due():
                     self._under_way.add((shard.shard, segment.epoch))
                     copies.create_task(self._copy(shard, segment))
@@ -148,7 +155,8 @@ class Copier:
 
     async def _news(self, changed: asyncio.Event) -> None:
         """Wait until the map changed, a copy ended, or something is to be tried again."""
-        waits = self._wanted and len(self._under_way) < COPIES_MAX
+        due = bool(self._wanted or self._not_before_s or self._disowned)
+        waits = due and len(self._under_way) < COPIES_MAX
         news = [asyncio.ensure_future(each.wait()) for each in (changed, self._ended)]
         try:
             await asyncio.wait(
@@ -168,17 +176,42 @@ class Copier:
             for segment in shard.sealed
             if self._mine in segment.wanted_holders and self._mine not in segment.holders
         }
-        self._unlisted &= wanted.keys()
+        claims = {
+            (shard.shard, segment.epoch): (shard, segment)
+            for shard in self._host.map_entries()
+            for segment in holding.unlisted(shard, self._host.stored(shard.shard), self._mine)
+        }
+        works = claims | wanted
+        for key, looked in list(self._unlisted.items()):
+            release = works[key][1].release_of(self._mine) if key in works else None
+            if key not in works or (release is not None and looked < release.version):
+                del self._unlisted[key]
         for known in (self._not_before_s, self._tries):
-            for key in known.keys() - wanted.keys() - self._under_way:
+            for key in known.keys() - works.keys() - self._under_way:
                 del known[key]
         now_s = self._now_s()
         due = [
             work
-            for key, work in wanted.items()
+            for key, work in works.items()
             if key not in self._under_way and self._not_before_s.get(key, now_s) <= now_s
         ]
         return sorted(due, key=self._urgency)[: max(0, COPIES_MAX - len(self._under_way))]
+
+    def _disown(self) -> None:
+        """Say which segments the map lists this store for though it has them not."""
+        now_s = self._now_s()
+        lacking = {
+            (shard.shard, epoch)
+            for shard in self._host.map_entries()
+            for epoch in holding.lacking(shard, self._host.stored(shard.shard), self._mine)
+        }
+        for key in self._disowned.keys() - lacking:
+            del self._disowned[key]
+        for shard_id, epoch in lacking:
+            if self._disowned.get((shard_id, epoch), now_s) <= now_s:
+                self._disowned[shard_id, epoch] = now_s + AGAIN_AFTER_S
+                lost = fleet_pb2.HolderLost(shard=shard_id, epoch=epoch)
+                self._report(fleet_pb2.PeerReport(holder_lost=lost))
 
     async def _copy(self, shard: Shard, segment: Segment) -> None:
         """Bring one segment here and report it, or leave it for later."""
@@ -188,21 +221,23 @@ class Copier:
         lacked = self._lacking(shard, segment)
         try:
             if key not in self._unlisted:
+                version = self._map.version
                 await self._fill(shard, segment)
                 _crowd.tell(
                     logging.INFO, "segment copied", shard=key[0], epoch=key[1], end=segment.end
                 )
                 self._copied_segments += 1
-                self._unlisted.add(key)
+                self._unlisted[key] = version
                 tries = self._tries[key] = 0
         except (CopyBroken, StorageError, Refused) as error:
             _log.warning("copy broke off", shard=key[0], epoch=key[1], why=str(error))
             if self._lacking(shard, segment) < lacked:
                 tries = self._tries[key] = 0  # it gets on
         else:
-            self._report(
-                fleet_pb2.PeerReport(holder_added=fleet_pb2.HolderAdded(shard=key[0], epoch=key[1]))
+            added = fleet_pb2.HolderAdded(
+                shard=key[0], epoch=key[1], map_version=self._unlisted[key]
             )
+            self._report(fleet_pb2.PeerReport(holder_added=added))
         finally:
             again_after_s = AGAIN_AFTER_S * 2 ** min(tries, AGAIN_DOUBLINGS_MAX)
             self._not_before_s[key] = self._now_s() + again_after_s

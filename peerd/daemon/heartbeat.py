@@ -42,7 +42,8 @@ from peerd.transport.workload import ShardLoad, WorkloadFigures
 # could not follow. 2: a primary takes nothing in a closed segment (splits). 3: a store keeps what
 # it has of epochs and shards that a LAS skipped when it began from older data. 4: what stores do
 # not keep any more may be in the tier. 5: clients need grants where the LAS says so, and who was
-# revoked is refused. 6: sealed segments may share an entry of the map.
+# revoked is refused. 6: sealed segments may share an entry of the map,
+# and a store lets go what the map tells it to.
 FEATURE_LEVEL = 6
 # limit: shards whose workload one heartbeat carries, the busiest first, as the contract says
 WORKLOAD_SHARDS_MAX = 4_096

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from peerd.core import effects, events
+from peerd.core import effects, events, holding
 from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.check import InvariantViolation
 from peerd.core.chunks import Cut
@@ -244,8 +244,12 @@ class ShardHost:
 
     def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """See `ReplicationHost`."""
-        replica = self._replicas.get(shard)
-        return None if replica is None else replica.trim_limit(epoch)
+        return self._replicas[shard].trim_limit(epoch) if shard in self._replicas else None
+
+    def holds(self, shard: ShardId, epoch: Epoch) -> bool:
+        """See `ReplicationHost`."""
+        entry = self._map.shards.get(shard)
+        return holding.holds(entry, self.stored(shard), self.me.replica, epoch)
 
     async def find_cut(
         self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int

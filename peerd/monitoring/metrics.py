@@ -295,6 +295,10 @@ LAS_METRICS = (
     ),
     *_counters(
         ("las_shard_splits_total", "Hot shards split by the LAS itself, since this node leads"),
+        (
+            "las_released_copies_total",
+            "Copies of sealed segments that were one too many and let go, since this node leads",
+        ),
     ),
     *_counters(
         ("las_forecast_decisions_total", "Nodes judged since this node leads"),

@@ -24,6 +24,7 @@ from peerd.core.shard_map import (
     Gap,
     Parent,
     Plan,
+    Release,
     Segment,
     Shard,
     SkippedEpochs,
@@ -183,6 +184,10 @@ def _encode_segment(segment: Segment) -> shard_map_pb2.Segment:
         plan=encode_plan(segment.plan),
         holders=[encode_replica(replica) for replica in segment.holders],
         wanted_holders=[encode_replica(replica) for replica in segment.wanted_holders],
+        released=[
+            shard_map_pb2.Release(holder=encode_replica(each.holder), version=each.version)
+            for each in segment.released
+        ],
     )
 
 
@@ -247,6 +252,10 @@ def _decode_segment(message: shard_map_pb2.Segment) -> Segment:
         known_commit=Offset(message.known_commit) if message.HasField("known_commit") else None,
         holders=tuple(decode_replica(replica) for replica in message.holders),
         wanted_holders=tuple(decode_replica(replica) for replica in message.wanted_holders),
+        released=tuple(
+            Release(holder=decode_replica(each.holder), version=each.version)
+            for each in message.released
+        ),
     )
 
 

@@ -183,6 +183,9 @@ class ReplicationHost(Protocol):
     def trim_limit(self, shard: ShardId, epoch: Epoch) -> Offset | None:
         """Up to where the epoch may be trimmed as far as this process can tell; None: it cannot."""
 
+    def holds(self, shard: ShardId, epoch: Epoch) -> bool:
+        """Whether the store has a sealed segment whole, and is not about to drop it."""
+
     async def find_cut(
         self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
     ) -> Cut | None:
@@ -405,10 +408,12 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
 
     async def _cut(self, order: replication_pb2.CutOrder) -> replication_pb2.FoundCut:
         shard, epoch = ShardId(order.shard), Epoch(order.epoch)
-        leads = self._host.leads(shard, epoch)
+        answer = replication_pb2.FoundCut(
+            leads=self._host.leads(shard, epoch), whole=self._host.holds(shard, epoch)
+        )
         limit = self._host.trim_limit(shard, epoch)
         if limit is None:
-            return replication_pb2.FoundCut(leads=leads)
+            return answer
         before = min(limit, Offset(order.before_offset))
         try:
             cut = await self._host.find_cut(
@@ -416,11 +421,10 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             )
         except Corrupt as error:
             raise Refused(refusal(Reason.CORRUPT, str(error))) from error
-        if cut is None:
-            return replication_pb2.FoundCut(leads=leads)
-        return replication_pb2.FoundCut(
-            known=True, offset=cut.offset, kept_bytes=cut.kept_bytes, limit=limit, leads=leads
-        )
+        if cut is not None:
+            answer.known = True
+            answer.offset, answer.kept_bytes, answer.limit = cut.offset, cut.kept_bytes, limit
+        return answer
 
     async def Hears(
         self, request: replication_pb2.HearsRequest, _context: Context

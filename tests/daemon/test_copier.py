@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from peerd.core.ids import Epoch
+from peerd.core.shard_map import Release
 from peerd.daemon import copier
 from peerd.daemon.budget import BUSY_FOR_S, Background, Budget
 from peerd.daemon.copy_progress import ProgressMeter
@@ -82,7 +84,7 @@ async def test_a_holder_that_is_gone_is_passed_over(fleet: Fleet, las: StandInLa
         wanted_holders=(four.me.replica,),
     )
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: las.reported("holder_added"), "it is reported")
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "it is reported")
     assert len(await values_at(four, 1, 0, 10)) == 10
 
 
@@ -98,7 +100,7 @@ async def test_another_holder_is_asked_where_a_copy_is_damaged(
         wanted_holders=(four.me.replica,),
     )
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: las.reported("holder_added"), "the copy is made")
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "the copy is made")
     assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
 
 
@@ -119,9 +121,41 @@ async def test_what_was_here_before_is_read_back_before_it_is_reported(
     wanted = replace(entry.sealed[0], holders=(one.me.replica,), wanted_holders=(three.me.replica,))
     las.commit(replace(entry, sealed=(wanted,)))
     await until(lambda: three.copier._not_before_s, "it was tried")
-    assert not las.reported("holder_added")
+    assert three.me.boot not in dict(las.reported("holder_added"))
     damaged.clear()
-    await until(lambda: las.reported("holder_added"), "now it is whole")
+    await until(lambda: three.me.boot in dict(las.reported("holder_added")), "now it is whole")
+
+
+async def test_what_the_map_lets_go_is_dropped_and_fetched_anew_when_it_is_wanted_again(
+    fleet: Fleet, las: StandInLas
+) -> None:
+    one, two, three, _ = await with_sealed_past(fleet, las, 10)
+    entry = las.shards[SHARD]
+    others = (one.me.replica, two.me.replica)
+    released = replace(
+        entry.sealed[0],
+        holders=others,
+        released=(Release(holder=three.me.replica, version=las.version + 1),),
+    )
+    las.commit(replace(entry, sealed=(released,)))
+    await until(lambda: 1 not in three.host.stored(SHARD).segments, "it is dropped")
+    assert not three.host.holds(SHARD, Epoch(1))
+    assert one.host.holds(SHARD, Epoch(1))
+    assert three.me.boot not in dict(las.reported("holder_added"))
+    las.commit(replace(entry, sealed=(replace(released, wanted_holders=(three.me.replica,)),)))
+    await until(lambda: three.me.boot in dict(las.reported("holder_added")), "it is here again")
+    assert dict(las.reported("holder_added"))[three.me.boot].map_version >= las.version
+    assert await values_at(three, 1, 0, 10) == await values_at(one, 1, 0, 10)
+
+
+async def test_what_the_list_says_wrongly_is_said_unasked(fleet: Fleet, las: StandInLas) -> None:
+    one, two, _, four = await with_sealed_past(fleet, las, 10)
+    entry = las.shards[SHARD]
+    wrong = replace(entry.sealed[0], holders=(one.me.replica, four.me.replica))
+    las.commit(replace(entry, sealed=(wrong,)))
+    await until(lambda: las.reported("holder_lost"), "who has it not says so")
+    assert dict(las.reported("holder_lost")).keys() == {four.me.boot}
+    await until(lambda: two.me.boot in dict(las.reported("holder_added")), "and who has it")
 
 
 async def test_without_any_holder_nothing_is_reported(fleet: Fleet, las: StandInLas) -> None:
@@ -134,7 +168,8 @@ async def test_without_any_holder_nothing_is_reported(fleet: Fleet, las: StandIn
     # The segment is sealed here before anything is fetched; that is no holder yet.
     await until(lambda: SHARD in four.host._replicas, "the shard is known")
     await until(lambda: 1 in four.host.stored(SHARD).segments, "the copy begins")
-    assert not las.reported("holder_added")
+    boots = {boot for boot, _ in las.reported("holder_added")}
+    assert four.me.boot not in boots, "though others may say that they have it"
     assert four.host.stored(SHARD).segments[1].end == 0
 
 
@@ -261,7 +296,7 @@ async def test_many_segments_are_copied_side_by_side(
     entry = las.shards[SHARD]
     wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: las.reported("holder_added"), "it is reported")
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "it is reported")
     # Slices of one segment follow each other, each behind the one before.
     assert most[0] == 1
     assert await values_at(four, 1, 0, 60) == await values_at(one, 1, 0, 60)
@@ -286,7 +321,7 @@ async def test_a_write_that_the_store_refuses_breaks_the_copy_off(
     entry = las.shards[SHARD]
     wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: las.reported("holder_added"), "the next try makes it")
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "the next try makes it")
     assert refused
     assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
 
@@ -304,7 +339,9 @@ async def test_a_holder_without_bytes_to_spare_is_passed_over(
         wanted_holders=(four.me.replica,),
     )
     las.commit(replace(entry, sealed=(wanted,)))
-    await until(lambda: las.reported("holder_added"), "the other holder gives it")
+    await until(
+        lambda: four.me.boot in dict(las.reported("holder_added")), "the other holder gives it"
+    )
     before = two.background.spent_bytes
     assert before >= 10 * 100  # who gives a copy spends, too
     assert one.background.spent_bytes == 1000

@@ -61,6 +61,7 @@ from las.core.commands import (
     result_to_json,
 )
 from las.core.history import Cause, Outage
+from las.core.holder_commands import AddHolderAgain, ReleaseHolder
 from las.core.ledger import Case, Outcome, Response
 from las.core.levels import COMMAND_LEVEL, level_of
 from las.core.model_registry import ModelHead
@@ -143,6 +144,14 @@ EXAMPLES = [
     ),
     WantHolders(shard=SHARD, epoch=Epoch(1), holders=(replica(4),)),
     AddHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
+    AddHolderAgain(shard=SHARD, epoch=Epoch(1), holder=replica(4), version=9),
+    ReleaseHolder(
+        shard=SHARD,
+        epoch=Epoch(1),
+        holder=replica(4),
+        confirmed=(replica(1), replica(2)),
+        why="one too many",
+    ),
     DropHolder(shard=SHARD, epoch=Epoch(1), holder=replica(4)),
     TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(7)),
     TierShard(
@@ -389,6 +398,7 @@ def test_a_snapshot_has_every_field_of_a_shard():
     }
     assert {field.name for field in fields(Segment)} == {
         *("epoch", "begin", "end", "known_commit", "plan", "holders", "wanted_holders"),
+        "released",
     }
     assert {field.name for field in fields(Plan)} == {
         *("primary", "voters", "non_voters", "acks", "closed"),

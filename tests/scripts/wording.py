@@ -68,7 +68,8 @@ def operation(value: d.StoreOperation) -> str:
     if isinstance(value, d.LearnMap):
         seals = "".join(f", {epoch} ends at {end}" for epoch, end in value.seals)
         dead = "".join(f", {epoch} is dead" for epoch in value.dead)
-        return f"map: open is {value.open_epoch}{seals}{dead}"
+        gone = "".join(f", {epoch} is let go" for epoch in value.released)
+        return f"map: open is {value.open_epoch}{seals}{dead}{gone}"
     if isinstance(value, d.DropTrimmed):
         return f"drop below {value.trimmed_to}"
     if isinstance(value, d.DropShard):

@@ -18,6 +18,7 @@ from las.core.commands import (
     WithdrawSegment,
 )
 from las.core.history import Cause
+from las.core.holder_commands import AddHolderAgain
 from las.core.many_steps import ShardStep
 from las.core.state import Node, NodeState
 from las.core.tier_commands import TierShard
@@ -98,9 +99,7 @@ class Reports:
                 )
             case "holder_added":
                 added = report.holder_added
-                return AddHolder(
-                    shard=ShardId(added.shard), epoch=Epoch(added.epoch), holder=me.replica
-                )
+                return self._added(ShardId(added.shard), Epoch(added.epoch), added.map_version)
             case "holder_lost":
                 lost = report.holder_lost
                 return DropHolder(
@@ -140,6 +139,15 @@ class Reports:
             case _:
                 raise invalid(f"a report of {me.name} says nothing that this version knows")
         return None
+
+    def _added(self, shard: ShardId, epoch: Epoch, version: int) -> Command:
+        """Who was told to let the segment go says with which map it has looked (§8.4)."""
+        me = self._reporter.replica
+        entry = self._group.state.shards.get(shard)
+        sealed = () if entry is None else entry.shard.sealed
+        if any(each.epoch == epoch and each.release_of(me) is not None for each in sealed):
+            return AddHolderAgain(shard=shard, epoch=epoch, holder=me, version=version)
+        return AddHolder(shard=shard, epoch=epoch, holder=me)
 
     def _opened(self, opened: fleet_pb2.SegmentOpened) -> Command | None:
         if (halt := self._lost(opened.shard, opened.epoch)) is not None:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from las.core import commands as c
+from las.core.holder_commands import ReleaseHolder
 from las.core.tier_commands import CoolShard
 from peerd.core import durable
 from peerd.core import events as ev
@@ -501,7 +502,7 @@ class Projection:
         result, shard = record.result, record.shard
         if not isinstance(result, c.Result) or not result.ok:
             return OK
-        if isinstance(record.command, c.RecoverWithGap | c.TrimShard | CoolShard):
+        if isinstance(record.command, c.RecoverWithGap | c.TrimShard | CoolShard | ReleaseHolder):
             self.is_beyond = True
             return OK
         if self.state.open == NONE and shard.parent is not None:

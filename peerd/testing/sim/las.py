@@ -21,6 +21,7 @@ from peerd.testing.sim.checkers import BrokenPromise
 from peerd.testing.sim.las_node import LasNode, OnResult
 from peerd.testing.sim.network import Network
 from peerd.testing.sim.process import Peer, Process
+from peerd.testing.sim.releases import Releases
 from peerd.testing.sim.tier import SimTier
 from peerd.testing.sim.trims import Trims
 from peerd.testing.sim.world import World
@@ -67,6 +68,7 @@ class Las:
         self.state = ClusterState(cluster_id="simulation", command_level=JOINING_LEVEL)
         self.nodes = {name: LasNode(self, name) for name in names}
         self.trims = Trims(world, self)
+        self.releases = Releases(world, self)
         self.tier = SimTier(world, self)
         self.peers: dict[NodeName, Peer] = {}
         self.group: Group = RegisterGroup(self)
@@ -276,7 +278,10 @@ class Las:
         entry = process.maps.get(shard)
         sealed = () if entry is None else entry.sealed
         if any(each.epoch == epoch and (whole or mine in each.holders) for each in sealed):
-            self._to_leader(process, lambda node: node.holder(shard, epoch, mine, whole=whole))
+            version = process.looked(shard, epoch)
+            self._to_leader(
+                process, lambda node: node.holder(shard, epoch, mine, whole=whole, version=version)
+            )
 
     def tiered(self, process: Process, report: TierShard) -> None:
         """A primary says what it put into the tier."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 from las.core import commands as c
 from las.core import planner, recovered, recovery
+from las.core.holder_commands import AddHolderAgain
+from las.core.holders import RELEASED_FEATURE_LEVEL
 from las.core.index import indexed
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import (
     GAP_OFFSETS_MIN,
     JOINING_LEVEL,
-    SHARED_ENTRY_LEVEL,
     ClusterState,
     Node,
     NodeState,
@@ -77,6 +78,7 @@ class LasNode:
         self._answers: dict[tuple[ShardId, Epoch], dict[ReplicaId, recovery.Answer]] = {}
         self._decidable: dict[tuple[ShardId, Epoch], int] = {}
         self._stalled: dict[tuple[ShardId, ReplicaId], int] = {}
+        self.moving: set[tuple[ShardId, Epoch, ReplicaId]] = set()
         self._down_since: dict[NodeName, Tick] = {}
         self._prepared_since: dict[tuple[ShardId, Epoch], int] = {}
         self._planned: tuple[int, int] = (-1, 0)
@@ -90,6 +92,7 @@ class LasNode:
         for known in (self._busy, self._answers, self._decidable, self._stalled):
             known.clear()
         self._down_since.clear()
+        self.moving.clear()
         self._prepared_since.clear()
         self._planned = (-1, 0)
         self._pushed_version = -1
@@ -130,7 +133,10 @@ class LasNode:
             looks_per_s = options.trims_per_s or COOLS_PER_S * options.tier
             self._las.trims.look(self, looks_per_s * LOOK_MS * 1.5 / 1_000)
         else:
+            self.moving.clear()
             self._calm()
+        if self._las.options.releases_per_s:
+            self._las.releases.look(self)
 
     def _judge(self) -> None:
         """Silence beyond the lease, or a voice again."""
@@ -159,6 +165,7 @@ class LasNode:
             now=Tick(now),
             down_since=dict(self._down_since),
             stalled=frozenset(self._stalled),
+            moving=frozenset(self.moving),
         )
 
     def _plan(self) -> None:
@@ -402,7 +409,7 @@ class LasNode:
             store=process.id.store,
             boot=process.id.boot,
             address=f"{process.id.peer}:7400",
-            feature_level=SHARED_ENTRY_LEVEL,
+            feature_level=RELEASED_FEATURE_LEVEL,
             labels=(("host", process.id.peer),),
             stored=recovered.suspicious(self.state, stored),
         )
@@ -410,6 +417,8 @@ class LasNode:
         def done(result: c.Result | None) -> None:
             if result is not None and result.ok:
                 process.registered = True
+                if process.registered_version is None:
+                    process.registered_version = self.state.version
             elif result is not None and result.reason is c.Reason.STALE_BOOT:
                 process.superseded()
             self.push()
@@ -445,8 +454,16 @@ class LasNode:
             self._stalled[report.shard, report.replica] = self._clock.now
             self._planned = (-1, 0)
 
-    def holder(self, shard: ShardId, epoch: Epoch, holder: ReplicaId, *, whole: bool) -> None:
+    def holder(
+        self, shard: ShardId, epoch: Epoch, holder: ReplicaId, *, whole: bool, version: int
+    ) -> None:
         """A store has a sealed segment whole, or not any more."""
+        entry = self.state.shards.get(shard)
+        sealed = () if entry is None else entry.shard.sealed
+        if whole and any(each.epoch == epoch and each.release_of(holder) for each in sealed):
+            again = AddHolderAgain(shard=shard, epoch=epoch, holder=holder, version=version)
+            self.command(again, (shard, epoch, holder))
+            return
         kind = c.AddHolder if whole else c.DropHolder
         self.command(kind(shard=shard, epoch=epoch, holder=holder), (shard, epoch, holder))
 

@@ -118,6 +118,8 @@ class Options:
     """Looks of a LAS node after which some shard is trimmed."""
     tier: bool = False
     """Primaries put what is committed into an object store, which fails now and then."""
+    releases_per_s: float = 0.0
+    """Moves of bytes that are begun without any reason; with some, surplus holders are released."""
     gaps: int = 0
     """How often `acks` voters lose their directories at once, which is more than §5 promises to
     survive. A person gives up what is gone (§4.2)."""
@@ -196,6 +198,7 @@ def drawn(seed: int) -> Options:
         forgetful=seed % 10 in {2, 4},
         trims_per_s=2.0 if seed % 10 in {1, 7} else 0.0,
         tier=seed % 10 in {7, 9},
+        releases_per_s=3.0 if seed % 10 in {3, 6, 7} else 0.0,
     )
     return options if seed % 10 != 4 else with_gaps(options)
 

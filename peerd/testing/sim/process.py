@@ -9,9 +9,11 @@ with it; a directory's next process is another object.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 from peerd.core import events as ev
+from peerd.core import holding
 from peerd.core.batch import PlacedBatch
 from peerd.core.check import InvariantViolation
 from peerd.core.durable import FillSealed, Outcome, StoreOperation
@@ -137,6 +139,8 @@ class Process:
         self.maps: dict[ShardId, Shard] = {}
         self.versions: dict[ShardId, int] = {}
         self.registered = False
+        self.registered_version: int | None = None
+        """The version of the map with which it began; what is older it does not take (§4.4)."""
         self._world = world
         self._clock = world.clock
         self._outside = outside
@@ -149,6 +153,8 @@ class Process:
         self._waiting: dict[RequestId, tuple[OnReply, object]] = {}
         self._requests = 0
         self._copying: dict[tuple[ShardId, Epoch], int] = {}
+        self._filling: dict[tuple[ShardId, Epoch], tuple[FillSealed, int]] = {}
+        self._looked: dict[tuple[ShardId, Epoch], int] = {}
         self._tick_skew_ms = 0
         self._on_record = world.on_record
         peer.disk.attach(self.id, self._written, lambda: on_end(peer, "its disk failed"))
@@ -296,6 +302,8 @@ class Process:
             if self.dead:
                 return
             world.events += 1
+            if isinstance(outcome.operation, FillSealed):
+                self._filled(outcome.operation)
             self.take(outcome.operation.shard, ev.WriteDone(outcome=outcome))
 
     def superseded(self) -> None:
@@ -470,6 +478,8 @@ class Process:
         shard = entry.shard
         if self.dead or version <= self.versions.get(shard, -1):
             return
+        if self.registered_version is None or version < self.registered_version:
+            entry = _without_releases(entry)
         self._world.events += 1
         self.maps[shard] = entry
         self.versions[shard] = version
@@ -481,6 +491,10 @@ class Process:
             wanted = self.id.replica in segment.wanted_holders
             if wanted and self.id.replica not in segment.holders:
                 self._copy_soon(shard, segment.epoch)
+        if self._world.options.releases_per_s:
+            stored = self.peer.disk.shards[shard].state
+            for epoch in holding.lacking(entry, stored, self.id.replica):
+                self._las.holder(self, shard, epoch, whole=False)
 
     def _concerns_me(self, entry: Shard) -> bool:
         mine = self.id.replica
@@ -518,10 +532,14 @@ class Process:
             # What was here before is read back first, and does not pass.
             self._clock.later(COPY_AGAIN_MS, self._copy, key)
             return
-        if here is not None and here.seal == segment.end == here.end:
+        release = segment.release_of(self.id.replica)
+        looked = release is None or self._looked.get(key, -1) >= release.version
+        if looked and here is not None and here.seal == segment.end == here.end:
             self._las.holder(self, shard, epoch, whole=True)
             self._clock.later(COPY_AGAIN_MS, self._copy, key)
             return
+        if not looked:
+            at = segment.end  # the store says first what is here, behind what it was told to drop
         batches = self._fetch(shard, segment, at) if at < segment.end else ()
         if batches is None:
             self._clock.later(COPY_AGAIN_MS, self._copy, key)
@@ -535,8 +553,21 @@ class Process:
             batches=batches,
             trimmed_to=trimmed_to,
         )
+        self._filling[key] = fill, self.versions[shard]
         self.submit(fill)
         self._clock.later(2 * COPY_PAUSE_MS, self._copy, key)
+
+    def _filled(self, fill: FillSealed) -> None:
+        """What was found there is what was there after all that was queued before."""
+        key = (fill.shard, fill.epoch)
+        last, version = self._filling.get(key, (None, 0))
+        if last is fill:
+            self._looked[key] = version
+            del self._filling[key]
+
+    def looked(self, shard: ShardId, epoch: Epoch) -> int:
+        """With which version of the map it last looked what it has of a sealed segment."""
+        return self._looked.get((shard, epoch), -1)
 
     def _wanted(self, shard: ShardId, epoch: Epoch) -> Segment | None:
         """The sealed segment, if the map still wants it here."""
@@ -586,6 +617,12 @@ class Process:
             text = f"the store of {self.id.peer} has reached its reserve"
             return Refusal(reason=Reason.DISK_RESERVE, message=text)
         return None
+
+
+def _without_releases(entry: Shard) -> Shard:
+    if not any(segment.released for segment in entry.sealed):
+        return entry
+    return replace(entry, sealed=tuple(replace(segment, released=()) for segment in entry.sealed))
 
 
 LOADS: dict[type, Callable[[Process, Load], None]] = {

@@ -59,6 +59,7 @@ class Simulation:
         for shard in self.shards:
             world.checks[shard] = Checks(shard, options.acks)
             world.checks[shard].book.survives_all = options.gaps == 0
+            world.checks[shard].book.copies = options.copies
         self.peers = {
             NodeName(name): Peer(world, NodeName(name)) for name in NAMES[: options.peers]
         }

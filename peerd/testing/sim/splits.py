@@ -43,8 +43,10 @@ class Splits:
         """A shard came into being: stores and checkers for it."""
         world = self._world
         checks = world.checks[entry.shard] = Checks(entry.shard, world.options.acks)
+        checks.book.copies = world.options.copies
         for peer in self._peers.values():
             peer.disk.add_shard(entry.shard)
+            checks.book.owners[id(peer.disk.shards[entry.shard])] = peer.replica
             if peer.lost:
                 checks.book.lost.add(id(peer.disk.shards[entry.shard]))
 

@@ -43,7 +43,6 @@ CALL_MS = (1, 3, 10, 60, 400)
 BATCHES_MAX = 6
 # limit: as `peerd.tier.writing.ATTEMPTS_MAX`.
 NAMES_MAX = 3
-"""As `peerd.tier.writing.ATTEMPTS_MAX`."""
 NAMED_WITHIN_MS = 1_500
 """A report that the map does not show by then is given up."""
 LOST_PUTS = LOST_ANSWERS = FLIPPED_PUTS = 0.08

@@ -76,9 +76,9 @@ class Book:
     """What happened to one shard, as the outside sees it.
 
     `stores` are the shard's parts of all data directories, the lost ones too, and `owners` whose
-    they are, by `id`; `survives_all` is False in runs that lose more than §5 allows; `acked` is by
-    offset; `sent` is by payload, each of which is sent once; `sealed` are all sealed segments ever
-    seen.
+    they are, by `id`; `copies` are what the log has (0: not known); `survives_all` is False in runs
+    that lose more than §5 allows; `acked` is by offset; `sent` is by payload, each of which is sent
+    once; `sealed` are all sealed segments ever seen.
     """
 
     def __init__(self, shard: ShardId, acks: int) -> None:
@@ -88,6 +88,7 @@ class Book:
         self.owners: dict[int, ReplicaId] = {}
         self.survives_all = True
         self.lost: set[int] = set()
+        self.copies = 0
         self.acked: dict[Offset, Acked] = {}
         self.acked_end = Offset(0)
         self.sent: dict[bytes, Sent] = {}

@@ -1,10 +1,14 @@
 """G1: an acknowledged batch is on `acks` stores when it is acknowledged, and stays in the log."""
 
+from collections.abc import Sequence
+
 from peerd.core.batch import PlacedBatch
+from peerd.core.durable import Outcome, StoredShard
 from peerd.core.effects import AppendAccepted
 from peerd.core.ids import Epoch, Offset
 from peerd.core.shard_map import Gap, Shard
 from peerd.testing.sim.checkers.base import Acked, Book, Checker, broken, demand
+from peerd.testing.sim.store import SimStore
 
 
 class Durable(Checker):
@@ -43,6 +47,8 @@ class Durable(Checker):
         is listed as a holder has all of its segment on disk (§8).
         """
         self._check_holders(before, after)
+        if before is not None:
+            self._check_releases(before, after)
         if before is not None and len(after.gaps) > len(before.gaps):
             self._check_gap(before, after.gaps[-1])
         for epoch, (first, last) in list(self._unsealed.items()):
@@ -64,6 +70,33 @@ class Durable(Checker):
                 whole += here is not None and here.end >= (segment.end or here.end)
             if whole < len(segment.holders):
                 broken("G1", f"{len(segment.holders)} holders of {segment}, {whole} have it whole")
+
+    def _check_releases(self, before: Shard, after: Shard) -> None:
+        """A release leaves as many whole copies as the log has, and two (§8.4). What was in a
+        directory that is lost counts: it was lost after it was asked.
+        """
+        known = {segment.epoch: segment for segment in before.sealed}
+        for segment in after.sealed:
+            was = known.get(segment.epoch)
+            if was is None or was is segment or len(segment.released) <= len(was.released):
+                continue
+            whole = 0
+            for store in self.book.stores:
+                if self.book.owners.get(id(store)) in segment.holders:
+                    here = store.state.segments.get(segment.epoch)
+                    whole += here is not None and here.end >= (segment.end or here.end)
+            if whole < max(self.book.copies, 2):
+                broken("G1", f"a release leaves {whole} whole copies of {segment}")
+
+    def stored(self, store: SimStore, before: StoredShard, _: Sequence[Outcome]) -> None:
+        """No store drops a sealed segment that the map lists it for (§8.4)."""
+        if len(store.state.segments) >= len(before.segments) or self.book.map is None:
+            return
+        owner = self.book.owners.get(id(store))
+        for segment in self.book.map.sealed:
+            gone = segment.epoch in before.segments and segment.epoch not in store.state.segments
+            if gone and owner in segment.holders:
+                broken("G1", f"{owner} drops {segment}, which it is listed for")
 
     def _check_gap(self, before: Shard, gap: Gap) -> None:
         """A person gave up what is nowhere any more: what a voter that is left has is kept (§4.2).
