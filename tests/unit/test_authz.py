@@ -153,6 +153,20 @@ def dial(port, files) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(target, Credentials(files).channel()[1], options=CHANNEL_OPTIONS)
 
 
+async def answered(begin) -> list[object]:
+    """What a streaming call that `begin` makes ends with, by the word of the server.
+
+    If a call ends under a write, grpc.aio makes up an INTERNAL in place of the status that the
+    server gave: then another call has to ask for it.
+    """
+    while True:
+        try:
+            return await collect(begin())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INTERNAL or "execute_batch" not in str(error):
+                raise
+
+
 async def refusal(awaitable) -> tuple[grpc.StatusCode, str, str, str]:
     """Code, reason, taken and message of a refused call."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -202,8 +216,8 @@ async def test_a_caller_of_another_role_is_refused_in_all_shapes(certificates):
             for call in (
                 log.Append(log_pb2.AppendRequest()),
                 collect(log.Read(log_pb2.ReadRequest())),
-                collect(log.AppendStream(requests(1))),
-                collect(replication.Replicate(iter([replication_pb2.ReplicateRequest()]))),
+                answered(lambda: log.AppendStream(requests(1))),
+                answered(lambda: replication.Replicate(iter([replication_pb2.ReplicateRequest()]))),
                 fleet_pb2_grpc.FleetServiceStub(channel).Register(fleet_pb2.RegisterRequest()),
             ):
                 *facts, message = await refusal(call)
