@@ -244,7 +244,8 @@ class Policy(Section):
     prefetch_bytes_per_s: int = Field(
         default=80 * MIB,
         ge=64 * 1024,
-        description="Bytes a second of background copying that one node may be given",
+        description="Not used any more, and taken so that older files stay valid: what copying "
+        "may take is said to each peer (`copier.bytes_per_s_max`)",
     )
 
     rebalance: bool = Field(
