@@ -106,6 +106,8 @@ else
 endif
 
 tutorial-test: setup  ## run every command of docs/tutorial.md on three hosts made for it (root, Debian)
+	@if command -v npm > /dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix build/bench @grpc/grpc-js @grpc/proto-loader > /dev/null; fi
 	@$(BIN)/python -m tests.tutorial.run "$$($(BIN)/python -m deploy.build deb --out build/tutorial)"
 
 rolling: setup  ## upgrade every daemon of a loaded cluster from the version before, one after the other; ROUNDS=3

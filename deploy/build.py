@@ -90,7 +90,7 @@ def settle(tree: Path) -> None:
 
 
 def install(tree: Path) -> None:
-    """Programs on the path, units, user, settings, documents, completion."""
+    """Programs on the path, units, user, settings, documents, the public contract."""
     home = tree / HOME
     for program in PROGRAMS:
         link = tree / "usr/bin" / program
@@ -104,6 +104,9 @@ def install(tree: Path) -> None:
     for page in (*(ROOT / "docs").iterdir(), ROOT / "README.md"):
         copy(page, tree / "usr/share/doc/peerd" / page.name)
     copy(ROOT / "LICENSE", tree / "usr/share/doc/peerd/copyright")
+    for contract in ("peerd/v1", "las/v1"):
+        for proto in (ROOT / "proto" / contract).iterdir():
+            copy(proto, tree / "usr/share/peerd/proto" / contract / proto.name)
     for path in sorted(tree.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent == home / "bin" else 0o644)
