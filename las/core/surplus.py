@@ -6,8 +6,8 @@ copies of a node that is being drained for good are too many as soon as enough o
 
 - *Only what is settled.* Not while stores are wanted for the segment, nor of a halted shard.
 - *Only what leaves enough*, by the rule of the command itself (`las.core.holders.kept_at_least`).
-- *Who goes.* Who is drained; else, of the healthy ones, who was named (a move of bytes), else whose
-  rack or zone has most of them, else who stores most. One at a time of each segment.
+- *Who goes.* Who is drained; else, of the healthy ones, whose rack or zone has most of them, else
+  who stores most. One at a time of each segment.
 
 A holder that is down keeps its place: it may be all that is left one day. One that is at risk, too.
 
@@ -21,8 +21,6 @@ from las.core.holders import RELEASED_FEATURE_LEVEL, kept_at_least
 from las.core.state import ClusterState, NodeState, ShardEntry
 from peerd.core.ids import Epoch, NodeName, ReplicaId, ShardId
 from peerd.core.shard_map import Segment
-
-NOBODY: Mapping[tuple[ShardId, Epoch], ReplicaId] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +39,8 @@ def surplus(
     shards: Iterable[ShardId] | None = None,
     *,
     stored_bytes: Mapping[NodeName, int] | None = None,
-    named: Mapping[tuple[ShardId, Epoch], ReplicaId] = NOBODY,
 ) -> Iterator[Surplus]:
-    """Holders that are too many, by shard. `named` goes first where it is one of them."""
+    """Holders that are too many, by shard."""
     stored = stored_bytes or {}
     for shard in sorted(state.shards if shards is None else shards):
         entry = state.shards.get(shard)
@@ -51,7 +48,7 @@ def surplus(
             continue
         for segment in entry.shard.sealed:
             if not segment.wanted_holders and len(segment.holders) > 1:
-                found = _of(state, entry, segment, stored, named.get((shard, segment.epoch)))
+                found = _of(state, entry, segment, stored)
                 if found is not None:
                     yield found
 
@@ -61,7 +58,6 @@ def _of(
     entry: ShardEntry,
     segment: Segment,
     stored: Mapping[NodeName, int],
-    named: ReplicaId | None,
 ) -> Surplus | None:
     healthy = [each for each in segment.holders if state.is_healthy(each)]
     least = kept_at_least(state.logs[entry.shard.log], segment)
@@ -75,17 +71,15 @@ def _of(
     if not able:
         return None
 
-    def order(each: ReplicaId) -> tuple[bool, int, int, ReplicaId]:
+    def order(each: ReplicaId) -> tuple[int, int, ReplicaId]:
         crowd = sum(_share(state, each, other) for other in healthy if other != each)
-        return each != named, -crowd, -stored.get(each.peer, 0), each
+        return -crowd, -stored.get(each.peer, 0), each
 
     holder = min(able, key=order)
     others = tuple(each for each in healthy if each != holder)
     why = f"{len(others)} others are healthy, {least} are needed"
     if holder in leaving:
         why = f"{holder.peer} is being drained; {why}"
-    elif holder == named:
-        why = f"its copy was moved; {why}"
     return Surplus(
         shard=entry.shard.shard, epoch=segment.epoch, holder=holder, others=others, why=why
     )

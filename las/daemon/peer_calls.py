@@ -16,7 +16,6 @@ import grpc.aio
 from las.core.recovery import EpochAnswer
 from las.daemon.group import Group
 from las.daemon.reconcile import Begun, Heard, Promised, PromiseOrder
-from las.daemon.surplus import Held
 from las.daemon.trimmer import CutOrder, FoundCut
 from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
@@ -132,28 +131,23 @@ class GrpcPeerCalls:
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
     ) -> frozenset[ShardId]:
         """See `las.daemon.release.LeadCalls`."""
-        request = replication_pb2.FindCutsRequest(
-            cluster_id=self._group.state.cluster_id,
-            target_store_id=target.store,
-            orders=[
-                replication_pb2.CutOrder(shard=shard, epoch=epoch) for shard, epoch in segments
-            ],
-        )
-        try:
-            stub = self._stub(target.peer)
-            answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            _log.info("does not say what it leads", node=target.peer, why=_words(error))
-            return frozenset()
-        if answer.store_id != target.store or len(answer.cuts) != len(segments):
-            return frozenset()
-        told = zip(segments, answer.cuts, strict=True)
+        cuts = await self._ask_about(target, segments, "does not say what it leads")
+        told = zip(segments, cuts, strict=False)
         return frozenset(shard for (shard, _), cut in told if cut.leads)
 
     async def holds(
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
-    ) -> Sequence[Held]:
+    ) -> Sequence[bool]:
         """See `las.daemon.surplus.HolderCalls`."""
+        cuts = await self._ask_about(target, segments, "does not say what it holds")
+        return [cut.whole for cut in cuts]
+
+    async def _ask_about(
+        self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]], silent: str
+    ) -> Sequence[replication_pb2.FoundCut]:
+        """What the store says of each segment, in their order; nothing, and `silent` in the log,
+        if it does not answer.
+        """
         request = replication_pb2.FindCutsRequest(
             cluster_id=self._group.state.cluster_id,
             target_store_id=target.store,
@@ -165,14 +159,11 @@ class GrpcPeerCalls:
             stub = self._stub(target.peer)
             answer = await stub.FindCuts(request, timeout=CUTS_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            _log.info("does not say what it holds", node=target.peer, why=_words(error))
+            _log.info(silent, node=target.peer, why=_words(error))
             return ()
         if answer.store_id != target.store or len(answer.cuts) != len(segments):
             return ()
-        return [
-            Held(whole=cut.whole, payload_bytes=cut.kept_bytes if cut.known else None)
-            for cut in answer.cuts
-        ]
+        return answer.cuts
 
     async def hears(self, witness: NodeName, suspect: NodeName) -> Heard | None:
         """See `PeerCalls`."""

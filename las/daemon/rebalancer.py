@@ -32,6 +32,7 @@ from las.core.placement import FleetView, Limits
 from las.core.rebalance import REBALANCED, Balance, Move, Uneven, balance, unrest
 from las.daemon.config import Policy
 from las.daemon.reconcile import Consensus
+from las.daemon.steady import SteadyNodes
 from peerd.core.ids import NodeName, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Refused
@@ -74,12 +75,10 @@ class Rebalancer:
         self._writes = writes
         self._now_ms = now_ms
         self._wall_ms = wall_ms
-        state, _ = consensus.indexed()
         self._index = FleetIndex()
         # A call that is given up leaves its thread behind, which is to end before the next begins.
         self._looking = threading.Lock()
-        self._nodes = state.nodes
-        self._same_since_ms = now_ms()
+        self._steady = SteadyNodes(consensus.indexed()[0], now_ms)
         self._votes_rest_until: dict[tuple[ShardId, NodeName], int] = {}
         self._leads_rest_until: dict[ShardId, int] = {}
         self._asked = asyncio.Event()
@@ -166,15 +165,12 @@ class Rebalancer:
     def _why_not(self) -> str:
         """Why nothing is moved now; empty if something may be."""
         state, index = self._consensus.indexed()
-        now_ms = self._now_ms()
-        if state.nodes is not self._nodes:
-            self._nodes = state.nodes
-            self._same_since_ms = now_ms
+        steady_ms = self._steady.for_ms(state)
         if not (self._policy.rebalance or self._asked.is_set()):
             return "off"
         if why := unrest(state, index):
             return f"waits: {why}"
-        left_ms = self._same_since_ms + self._policy.rebalance_after_s * 1_000 - now_ms
+        left_ms = self._policy.rebalance_after_s * 1_000 - steady_ms
         if left_ms > 0 and not self._asked.is_set():
             return f"waits: nodes, or the LAS leader, changed; {-(-left_ms // 1_000)} s more"
         return ""

@@ -17,7 +17,6 @@ Must not: choose a holder, or count copies.
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -27,6 +26,7 @@ from las.core.rebalance import unrest
 from las.core.surplus import Surplus, surplus
 from las.daemon.config import Policy
 from las.daemon.reconcile import Consensus
+from las.daemon.steady import SteadyNodes
 from peerd.core.ids import Epoch, NodeName, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Refused
@@ -40,23 +40,13 @@ REST_S = 10.0
 _log = get_logger("surplus")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What a store says of one segment: whether it has all of it, and the payload bytes that it
-    has of it, if it can tell.
-    """
-
-    whole: bool
-    payload_bytes: int | None
-
-
 class HolderCalls(Protocol):
     """Calls to peers, with deadlines of their own."""
 
     async def holds(
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
-    ) -> Sequence[Held]:
-        """What the store says of each segment, in their order; empty if it does not answer."""
+    ) -> Sequence[bool]:
+        """Whether the store has each segment whole, in their order; empty: it does not answer."""
         ...
 
 
@@ -77,10 +67,7 @@ class SurplusReleaser:
         self._calls = calls
         self._policy = policy
         self._stored_bytes = stored_bytes
-        self._now_ms = now_ms
-        state, _ = consensus.indexed()
-        self._nodes = state.nodes
-        self._same_since_ms = now_ms()
+        self._steady = SteadyNodes(consensus.indexed()[0], now_ms)
         self.released = 0
         """Copies that were let go in this term."""
 
@@ -115,17 +102,14 @@ class SurplusReleaser:
     def _why_not(self) -> str:
         """Why nothing is let go now; empty if something may be."""
         state, index = self._consensus.indexed()
-        now_ms = self._now_ms()
-        if state.nodes is not self._nodes:
-            self._nodes = state.nodes
-            self._same_since_ms = now_ms
+        steady_ms = self._steady.for_ms(state)
         if not self._policy.release_surplus:
             return "off"
         if state.command_level < RELEASES_LEVEL:
             return "a LAS node runs a version that does not know it"
         if why := unrest(state, index):
             return why
-        rested = now_ms - self._same_since_ms >= self._policy.rebalance_after_s * 1_000
+        rested = steady_ms >= self._policy.rebalance_after_s * 1_000
         return "" if rested else "nodes, or the LAS leader, changed"
 
     async def _ask(
@@ -140,8 +124,8 @@ class SurplusReleaser:
 
         async def ask(store: ReplicaId, segments: list[tuple[ShardId, Epoch]]) -> None:
             answers = await self._calls.holds(store, segments)
-            for segment, held in zip(segments, answers, strict=False):
-                if held.whole:
+            for segment, is_whole in zip(segments, answers, strict=False):
+                if is_whole:
                     confirmed[segment].append(store)
 
         async with asyncio.TaskGroup() as asking:

@@ -9,14 +9,13 @@ from las.core.index import FleetIndex, indexed
 from las.core.levels import COMMAND_LEVEL
 from las.core.state import ClusterState
 from las.daemon.config import Policy
-from las.daemon.surplus import Held, SurplusReleaser
+from las.daemon.surplus import SurplusReleaser
 from peerd.core.ids import Epoch, ReplicaId, ShardId
 from tests.las_core.builders import SHARD, do, done, name, replica
 from tests.las_core.test_holders import sealed, sealed_state
 
 WAIT_MS = 60_000
-WHOLE = Held(whole=True, payload_bytes=7)
-SHORT = Held(whole=False, payload_bytes=None)
+WHOLE, SHORT = True, False
 
 
 class Group:
@@ -36,13 +35,13 @@ class Group:
 class Stores:
     """What each store answers; who is not here does not."""
 
-    def __init__(self, **answers: Held) -> None:
+    def __init__(self, **answers: bool) -> None:
         self.answers = answers
         self.asked: list[ReplicaId] = []
 
     async def holds(
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
-    ) -> Sequence[Held]:
+    ) -> Sequence[bool]:
         self.asked.append(target)
         answer = self.answers.get(target.store.replace("-", "_"))
         return () if answer is None else [answer] * len(segments)
