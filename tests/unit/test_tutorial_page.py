@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tutorial.run import HOSTS, PAGE, missing, steps
+from tests.tutorial.run import HOSTS, PAGE, is_javascript, missing, steps
 
 PAGE_OF_ONE = """## 1. A thing
 
@@ -52,5 +52,15 @@ def test_the_page_is_whole():
         "host-1/las.toml",
         "host-1/peerd.toml",
         "peerctl.toml",
+        "append.js",
         "prometheus.yml",
     ]
+
+
+def test_what_needs_node_is_known_and_nothing_else():
+    found = [step.path or step.command for step in steps(PAGE.read_text("utf-8"))]
+    left_out = [
+        step.path or step.command for step in steps(PAGE.read_text("utf-8")) if is_javascript(step)
+    ]
+    assert left_out == ["append.js", "node append.js", "peerctl read orders"]
+    assert found.count("peerctl read orders") > 1, "the others stay"
