@@ -20,6 +20,9 @@ SCRIPTS = sorted(HERE.glob("*.txt"))
 SCRIPTS_MIN = 20
 CPU_MS_MAX = 50
 """A script is read often and by people: what takes longer says too much at once."""
+PLAYS = 3
+"""The least of them is the script's own: a host that takes the core away counts as its time, too,
+and only ever adds."""
 
 
 def stage_of(path: Path) -> script.Stage:
@@ -48,12 +51,17 @@ def no_garbage_collection() -> Iterator[None]:
     gc.enable()
 
 
+def cpu_ms(path: Path) -> float:
+    """What playing it once takes of the processor: about 5 ms."""
+    passages, stage = script.read(path), stage_of(path)
+    began = time.thread_time()
+    script.play(passages, stage)
+    return (time.thread_time() - began) * 1_000
+
+
 @pytest.mark.usefixtures("no_garbage_collection")
 def test_there_are_enough_and_none_is_slow():
     assert len(SCRIPTS) >= SCRIPTS_MIN
     for path in SCRIPTS:
-        passages, stage = script.read(path), stage_of(path)
-        began = time.thread_time()
-        script.play(passages, stage)
-        took_ms = (time.thread_time() - began) * 1_000
+        took_ms = min(cpu_ms(path) for _ in range(PLAYS))
         assert took_ms < CPU_MS_MAX, f"{path.name} took {took_ms:.0f} ms"
