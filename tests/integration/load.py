@@ -19,12 +19,12 @@ DEADLINE_S = 60.0
 _TICK_S = 0.005
 
 
-def until(condition, what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Wait until `condition()` is true."""
+def until(condition, what: str, deadline_s: float = DEADLINE_S, every_s: float = 0.02) -> None:
+    """Wait until `condition()` is true; looked at again `every_s` after it was not."""
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def tell(line: str) -> None:
