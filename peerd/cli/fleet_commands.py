@@ -274,15 +274,16 @@ def effect(config: ConfigOption = None, output: FormatOption = Format.TABLE) -> 
             print_document(output, as_dict(found))
             return
         typer.echo(f"alarms    {found.protected} protected, {found.held_out} left alone by chance")
-        typer.echo(f"saved     {_interval(found.saved_s, ' s')} of a shard's pause, an alarm")
-        typer.echo(f"in all    {_interval(found.saved_total_s, ' s')} by all protected alarms")
-        typer.echo(f"precision {_interval(found.precision, '')} of the alarms left alone came true")
+        saved = _interval(found.saved_s, " s", "of a shard's pause by each protected alarm")
+        in_all = _interval(found.saved_total_s, " s", "by all protected alarms")
+        precision = _interval(found.precision, "", "of the alarms left alone came true")
+        typer.echo(f"saved     {saved}\nin all    {in_all}\nprecision {precision}")
 
 
-def _interval(found: forecast_pb2.Estimate, unit: str) -> str:
+def _interval(found: forecast_pb2.Estimate, unit: str, what: str) -> str:
     if math.isnan(found.value):
-        return "not known yet (too few alarms were left alone)"
-    return f"{found.value:.3g}{unit} (95 %: {found.low:.3g} to {found.high:.3g}{unit})"
+        return "not known yet: too few alarms were left alone"
+    return f"{found.value:.3g}{unit} (95 %: {found.low:.3g} to {found.high:.3g}{unit}) {what}"
 
 
 @explain_app.command("node")

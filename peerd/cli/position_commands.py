@@ -47,6 +47,29 @@ def get(
             print_table(["shard", "next offset", "records behind"], rows)
 
 
+@position_app.command("list")
+def list_positions(
+    log: LogName, config: ConfigOption = None, output: FormatOption = Format.TABLE
+) -> None:
+    """Show the consumers of a log, the one with the most before it first."""
+    with connected(config) as client:
+        found = client.positions.list(log)
+        tails = {tail.shard: tail.committed for tail in client.tail(log)}
+    behind = {
+        name: sum(max(0, tails.get(s, offset) - offset) for s, offset in position.offsets.items())
+        for name, position in found.items()
+    }
+    names = sorted(found, key=lambda name: (-behind[name], name))
+    if output is not Format.TABLE:
+        rows = [{**_json(log, name, found[name]), "records_behind": behind[name]} for name in names]
+        print_document(output, rows)
+    elif not names:
+        typer.echo(f"no consumer has a position in {log}")
+    else:
+        rows_of_text = [[name, str(len(found[name].offsets)), str(behind[name])] for name in names]
+        print_table(["consumer", "shards", "records behind"], rows_of_text)
+
+
 @position_app.command("set")
 def set_position(  # noqa: PLR0917 -- the options of the command
     log: LogName,

@@ -172,6 +172,10 @@ class BlockingPositions:
         """The position of `consumer` in `log`; without any offset if it has none."""
         return self._thread.run(self._positions.get(log, consumer))
 
+    def list(self, log: str) -> dict[str, Position]:
+        """The consumers of `log` by name, each with its position."""
+        return self._thread.run(self._positions.list(log))
+
     def forget(self, log: str, consumer: str) -> None:
         """Takes the position of `consumer` away."""
         self._thread.run(self._positions.forget(log, consumer))

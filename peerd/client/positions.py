@@ -71,6 +71,25 @@ class Positions:
         )
         return Position(dict(response.position.offsets))
 
+    async def list(self, log: str) -> dict[str, Position]:
+        """The consumers of `log` by name, each with its position.
+
+        Each is as `get` gives it; together they are of no single moment. Raises as `get`.
+        """
+        found: dict[str, Position] = {}
+        request = log_pb2.ListPositionsRequest(log=log)
+        while True:
+            page = await self._peers.ask(
+                log,
+                f"the positions in {log!r}",
+                lambda stub, timeout_s: stub.ListPositions(request, timeout=timeout_s),
+            )
+            for each in page.positions:
+                found[each.consumer] = Position(dict(each.position.offsets))
+            if not page.more or not page.positions:
+                return found
+            request.after = page.positions[-1].consumer
+
     async def forget(self, log: str, consumer: str) -> None:
         """Takes the position of `consumer` away. Forgetting one that has none changes nothing.
 

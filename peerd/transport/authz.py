@@ -52,6 +52,7 @@ ALLOWED_ROLES: Mapping[str, Roles] = {
     "/peerd.v1.LogService/Trim": _OPERATORS,
     "/peerd.v1.LogService/CommitPosition": _READERS,
     "/peerd.v1.LogService/GetPosition": _READERS | _OPERATORS,
+    "/peerd.v1.LogService/ListPositions": _READERS | _OPERATORS,
     "/peerd.v1.IncidentService": _OPERATORS,
     "/peerd.internal.v1.ReplicationService": _PEERS,
     "/peerd.internal.v1.ReplicationService/Promise": _LAS,

@@ -39,6 +39,9 @@ POSITIONS_BYTES_MAX = 64 * MIB
 POSITION_COMMITTERS_MAX = 4
 # limit: consumers that were forgotten for whom the same is still remembered
 POSITIONS_FORGOTTEN_MAX = 1_024
+# limit: bytes of the positions in one answer of ListPositions, beyond its first; then comes a page
+# of its own
+POSITIONS_PAGE_BYTES_MAX = MIB
 # The size of a client's random name (`CommitPositionRequest.committer`).
 COMMITTER_BYTES = 16
 # limit: commits of positions that wait for their turn at the primary of `_positions`

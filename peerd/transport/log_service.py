@@ -295,6 +295,21 @@ class LogService:
             may_forward=not _is_forwarded(context),
         )
 
+    async def ListPositions(
+        self, request: log_pb2.ListPositionsRequest, context: Context
+    ) -> log_pb2.ListPositionsResponse:
+        """Lists the consumers of a log.
+
+        Raises:
+            Refused: UNKNOWN_LOG, INVALID_ARGUMENT, NOT_ENOUGH_PEERS, RANGE_UNAVAILABLE.
+        """
+        self._admit(context, request.log, Right.READ, Right.ADMINISTER)
+        return await self._positions.page(
+            request,
+            timeout_s=self._timeout_s(context),
+            may_forward=not _is_forwarded(context),
+        )
+
 
 def add_log_service(server: grpc.aio.Server, service: LogService) -> None:
     """Registers the service with the twins of its messages, which have the same wire form."""
@@ -334,6 +349,11 @@ def add_log_service(server: grpc.aio.Server, service: LogService) -> None:
             _any(service.GetPosition),
             log_pb2.GetPositionRequest.FromString,
             log_pb2.GetPositionResponse.SerializeToString,
+        ),
+        "ListPositions": unary(
+            _any(service.ListPositions),
+            log_pb2.ListPositionsRequest.FromString,
+            log_pb2.ListPositionsResponse.SerializeToString,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -9,8 +9,8 @@ Invariants:
 - A commit that a later one of the same client overtook is not appended: a call may be tried twice,
   and a try that was given up may come late, from a peer that was stopped for a while. It is
   answered when what overtook it is durable.
-- `get` has the tail confirmed by `acks` voters after the call came in and folds up to it: it gives
-  the newest position whose commit was answered before the call, or a later one.
+- `get` and `page` have the tail confirmed by `acks` voters after the call came in and fold up to
+  it: they give the newest position whose commit was answered before the call, or a later one.
 - A commit is appended at most until its caller stops waiting; one whose caller has gone before its
   turn is not appended at all.
 - Memory: the table (bounded), `POSITION_COMMITS_WAITING_MAX` commits that wait, one batch on its
@@ -97,6 +97,16 @@ class PositionLog:
             Refused: NOT_PRIMARY, NOT_ENOUGH_PEERS, RANGE_UNAVAILABLE and what else a linearizable
                 tail or a read is refused with.
         """
+        await self._catch_up(timeout_s)
+        return self._table.get(log, consumer)
+
+    async def page(self, log: str, after: str, timeout_s: float) -> log_pb2.ListPositionsResponse:
+        """A page of the consumers of a log whose names sort after `after`. Raises as `get`."""
+        await self._catch_up(timeout_s)
+        return self._table.page(log, after)
+
+    async def _catch_up(self, timeout_s: float) -> None:
+        """Fold up to the tail, as `acks` voters confirm it from now on. Raises as `get`."""
         try:
             async with asyncio.timeout(timeout_s):
                 tail = await self._host.linearizable_tail(self._shard)
@@ -111,7 +121,6 @@ class PositionLog:
                     retry_after_ms=RETRY_AFTER_MS,
                 )
             ) from None
-        return self._table.get(log, consumer)
 
     # -------------------------------------------------------------------------- committing
 

@@ -1,4 +1,4 @@
-"""`CommitPosition` and `GetPosition` on any peer: checks, and the way to who keeps positions.
+"""`CommitPosition`, `GetPosition`, `ListPositions` on any peer: checks, and the way to the keeper.
 
 The log is created when somebody first commits or asks; only that needs the LAS. "No position" is
 thereby never said by a peer whose map merely lags: it knows the log, or has it created, first.
@@ -149,6 +149,28 @@ class PositionService:
         deadline = time.monotonic() + timeout_s
         return await self._at_primary(call, deadline, may_forward=may_forward)
 
+    async def page(
+        self, request: log_pb2.ListPositionsRequest, *, timeout_s: float, may_forward: bool
+    ) -> log_pb2.ListPositionsResponse:
+        """A page of a log's consumers; arguments as for `commit`, refusals as of `get`."""
+
+        async def here(log: PositionLog, left_s: float) -> log_pb2.ListPositionsResponse:
+            return await log.page(request.log, request.after, left_s)
+
+        if may_forward:
+            if request.after:
+                _check_consumer("after", request.after)
+            self._check_log(request.log)
+        call = _Call(
+            method="ListPositions",
+            request=request.SerializeToString(),
+            here=here,
+            parse=log_pb2.ListPositionsResponse.FromString,
+            stores=False,
+        )
+        deadline = time.monotonic() + timeout_s
+        return await self._at_primary(call, deadline, may_forward=may_forward)
+
     # -------------------------------------------------------------------------- checks
 
     def _check(self, log: str, consumer: str) -> None:
@@ -157,8 +179,10 @@ class PositionService:
         Raises:
             Refused: INVALID_ARGUMENT, UNKNOWN_LOG, MAP_UNKNOWN.
         """
-        if not LOG_NAME.fullmatch(consumer):
-            raise invalid("consumer", f"is {consumer!r}, must match {LOG_NAME.pattern}")
+        _check_consumer("consumer", consumer)
+        self._check_log(log)
+
+    def _check_log(self, log: str) -> None:
         if is_internal(log):
             raise invalid("log", f"is {log!r}, a log of the system's own: nobody consumes it")
         if self._cache.shards_of(log):
@@ -266,6 +290,16 @@ class PositionService:
         finally:
             router.unwatch(shard, under_way)
         return answer
+
+
+def _check_consumer(field: str, consumer: str) -> None:
+    """Checks the name of a consumer.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    if not LOG_NAME.fullmatch(consumer):
+        raise invalid(field, f"is {consumer!r}, must match {LOG_NAME.pattern}")
 
 
 def _check_committer(committer: bytes) -> None:

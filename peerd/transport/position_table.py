@@ -28,6 +28,7 @@ from peerd.transport.limits import (
     POSITIONS_BATCH_BYTES_MAX,
     POSITIONS_BYTES_MAX,
     POSITIONS_FORGOTTEN_MAX,
+    POSITIONS_PAGE_BYTES_MAX,
     POSITIONS_PER_BATCH_MAX,
     POSITIONS_STALE_RECORDS_MAX,
 )
@@ -81,6 +82,19 @@ class PositionTable:
         """The position of a consumer; empty if it has none."""
         entry = self._entries.get((log, consumer))
         return log_pb2.ResumeToken.FromString(b"" if entry is None else entry.token)
+
+    def page(self, log: str, after: str) -> log_pb2.ListPositionsResponse:
+        """The consumers of a log whose names sort after `after`, as many as fit into an answer."""
+        names = sorted(name for of, name in self._entries if of == log and name > after)
+        answer, size_bytes = log_pb2.ListPositionsResponse(), 0
+        for name in names:
+            token = self._entries[log, name].token
+            size_bytes += _size((log, name), token, ())
+            if answer.positions and size_bytes > POSITIONS_PAGE_BYTES_MAX:
+                answer.more = True
+                break
+            answer.positions.add(consumer=name).position.ParseFromString(token)
+        return answer
 
     def knows(self, log: str, consumer: str) -> bool:
         """Whether the consumer has a position."""

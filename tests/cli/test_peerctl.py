@@ -238,10 +238,14 @@ def test_a_consumers_position_is_set_shown_and_forgotten(peerctl, refused, log):
     shown = peerctl("position", "get", log, "billing")
     assert f"{log}/{first}" in shown
     assert "records behind" in shown
+    assert peerctl("position", "list", log).splitlines()[1].split() == ["billing", "2", "1"]
     peerctl("position", "set", log, "billing", "--to", "latest")
+    (listed,) = json.loads(peerctl("position", "list", log, "-o", "json"))
+    assert (listed["consumer"], listed["records_behind"]) == ("billing", 0)
     found = json.loads(peerctl("position", "get", log, "billing", "-o", "json"))
     assert sorted(found["offsets"].values()) == [0, 1]
     peerctl("position", "forget", log, "billing")
+    assert peerctl("position", "list", log) == f"no consumer has a position in {log}\n"
     assert json.loads(peerctl("position", "get", log, "billing", "-o", "json"))["offsets"] == {}
     assert "_positions" not in peerctl("log", "list")
     status, line = refused("position", "set", log, "billing", "--at", "1:5")

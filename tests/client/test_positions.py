@@ -12,7 +12,9 @@ async def test_a_position_is_committed_found_and_forgotten(cluster, connect):
     assert await client.positions.get("orders", "billing") == peerd.Position()
     await client.positions.commit("orders", "billing", peerd.Position({1: 3, 2: 5}))
     assert await other.positions.get("orders", "billing") == peerd.Position({1: 3, 2: 5})
+    assert await other.positions.list("orders") == {"billing": peerd.Position({1: 3, 2: 5})}
     await other.positions.forget("orders", "billing")
+    assert await client.positions.list("orders") == {}
     assert await client.positions.get("orders", "billing") == peerd.Position()
 
 

@@ -57,6 +57,10 @@ def calls(stub, append, log="orders"):
             Right.READ,
         ),
         (
+            lambda: stub.ListPositions(log_pb2.ListPositionsRequest(log=log), metadata=RITA),
+            Right.READ,
+        ),
+        (
             lambda: stub.Trim(
                 log_pb2.TrimRequest(log=log, shard=1, before_offset=1), metadata=OLIVE
             ),
@@ -72,7 +76,7 @@ async def test_what_no_grant_allows_is_denied_at_every_data_call(cluster, stub, 
         reason, message = await refused(call())
         assert reason == "NOT_GRANTED"
         assert "`peerctl grant add " in message
-    assert cluster.access.refused.counts["NOT_GRANTED"] == 6
+    assert cluster.access.refused.counts["NOT_GRANTED"] == 7
 
 
 async def test_an_unknown_log_is_not_told_to_who_has_no_grant(cluster, stub, append):

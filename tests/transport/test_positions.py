@@ -32,6 +32,21 @@ async def get(stub, consumer="billing", *, log="orders", timeout=5):
     return dict((await stub.GetPosition(request, timeout=timeout)).position.offsets)
 
 
+async def listed(stub, log="orders", after=""):
+    """All consumers of a log that sort after `after`, and how many pages it took."""
+    found, pages = {}, 0
+    while True:
+        request = log_pb2.ListPositionsRequest(log=log, after=after)
+        answer = await stub.ListPositions(request, timeout=5)
+        pages += 1
+        for each in answer.positions:
+            assert each.consumer > after
+            after = each.consumer
+            found[each.consumer] = dict(each.position.offsets)
+        if not answer.more:
+            return found, pages
+
+
 async def refused(call):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -66,6 +81,25 @@ async def test_consumers_and_logs_do_not_share_positions(cluster, stub):
     assert await get(stub(2), "a") == {1: 1}
     assert await get(stub(2), "b") == {1: 2}
     assert await get(stub(2), "a", log="returns") == {2: 3}
+
+
+async def test_a_logs_consumers_are_listed_by_any_peer_page_by_page(cluster, stub, monkeypatch):
+    cluster.create_log("orders")
+    cluster.create_log("returns")
+    assert await listed(stub(2)) == ({}, 1)
+    for number in range(5):
+        await commit(stub(1), f"c{number}", s1=number + 1)
+    await commit(stub(1), "elsewhere", log="returns", s2=9)
+    await commit(stub(1), "c3")
+    wanted = {"c0": {1: 1}, "c1": {1: 2}, "c2": {1: 3}, "c4": {1: 5}}
+    for number in (1, 2, 3):
+        assert await listed(stub(number)) == (wanted, 1)
+    monkeypatch.setattr(position_table, "POSITIONS_PAGE_BYTES_MAX", 1)
+    assert await listed(stub(3)) == (wanted, 4)
+    assert await listed(stub(3), after="c2") == ({"c4": {1: 5}}, 1)
+    found = await refused(listed(stub(1), after="no name"))
+    assert Reason(found.reason) == Reason.INVALID_ARGUMENT
+    assert Reason((await refused(listed(stub(1), log="none"))).reason) == Reason.UNKNOWN_LOG
 
 
 async def test_the_last_commit_holds_and_an_empty_one_forgets(cluster, stub):

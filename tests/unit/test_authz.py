@@ -79,6 +79,10 @@ def test_nobody_may_call_what_is_not_in_the_table():
             "/peerd.v1.LogService/GetPosition",
             {Role.READER, Role.OPERATOR, Role.ADMIN, Role.PEER},
         ),
+        (
+            "/peerd.v1.LogService/ListPositions",
+            {Role.READER, Role.OPERATOR, Role.ADMIN, Role.PEER},
+        ),
         ("/las.internal.v1.RaftService/Exchange", {Role.LAS}),
         ("/grpc.health.v1.Health/Check", set(Role)),
     ],
