@@ -19,6 +19,10 @@ each shard a range [B, X) of offsets in the tier, verified. Why a group may begi
    person has looked. A store that knows a commit offset beyond X in an epoch that ends there
    contradicts the map, and stops.
 
+6. *It is another cluster.* Its id is new. So no process, store or LAS member of the one before is
+   ever taken for its own, nor, in the tier, an object (`peerd.tier.heirs`); should that one live
+   after all, there are two clusters that know of each other, and not two halves of one.
+
 A shard that was split has no gap behind its end, where its children begin.
 
 Must not: decide what is in the tier.
@@ -44,6 +48,7 @@ def restored(
     recovery_id: str,
     caller: Caller,
     told: str,
+    cluster_id: str,
 ) -> ClusterState:
     """The state that a new group begins with.
 
@@ -56,6 +61,7 @@ def restored(
         recovery_id: a UUID that no other group has.
         caller: who decided it, for the audit record.
         told: what is known of the loss, in a line.
+        cluster_id: a UUID that no other cluster has.
 
     Raises:
         TooManyRecoveries: this cluster has begun anew too often.
@@ -63,7 +69,9 @@ def restored(
     for name in sorted(forgotten):
         shards = [each.shard.shard for each in state.shards.values() if each.shard.log == name]
         state = state.without_log(name, tuple(shards))
-    without_nodes = replace(state, nodes=PersistentMap(), events=PersistentMap())
+    without_nodes = replace(
+        state, cluster_id=cluster_id, nodes=PersistentMap(), events=PersistentMap()
+    )
     anew = begun_anew(without_nodes, recovery_id=recovery_id, caller=caller, told=told)
     entries = [_restored(entry, tiers.get(shard), why) for shard, entry in anew.shards.items()]
     return anew.changed(shards=entries)

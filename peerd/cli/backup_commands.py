@@ -235,9 +235,15 @@ def _print_found(found: "restoring.Found", output: Format) -> None:
             }
         )
     if output is not Format.TABLE:
-        print_document(output, {"id": found.backup.id, "shards": shards})
+        document = {"id": found.backup.id, "restored_as": found.kin.heir, "shards": shards}
+        print_document(output, document)
         return
     typer.echo(f"backup {found.backup.id} of cluster {found.backup.cluster} is sound")
+    if found.kin.heir:
+        typer.echo(
+            f"it was restored before, as {found.kin.heir}: restored again, that cluster may not "
+            "use the tier any more"
+        )
     rows = [
         [
             *(str(each[key]) for key in ("log", "shard", "begin", "end", "objects")),
@@ -259,8 +265,8 @@ def restore(
         bool,
         typer.Option(
             "--old-cluster-is-gone",
-            help="Do it: no process of the old cluster runs any more, nor ever will. Without this "
-            "nothing is written: a look ahead.",
+            help="Do it: no process of the old cluster, nor of one that was restored from it "
+            "before, runs any more, nor ever will. Without this nothing is written: a look ahead.",
         ),
     ] = False,
     output: FormatOption = Format.TABLE,
@@ -272,7 +278,9 @@ def restore(
     are at their offsets again. What was written later is lost: each shard goes on behind a gap that
     readers are told of.
 
-    Two clusters must not use one tier. To try it out beside the old cluster, copy the tier first.
+    The new cluster has an id of its own, and what the old one has in the tier is the new one's from
+    then on: the old one, should it live after all, neither adds nor removes anything there and says
+    so. To try it out beside the old cluster, copy the tier first.
 
     Example: peerctl restore 20270101T030000Z-6ff1c2aa begin.las --tier peerd.toml
     """
@@ -284,7 +292,7 @@ def restore(
         opened = _opened(tier)
         found = await restoring.look(opened.store, opened.keys, backup)
         if old_cluster_is_gone:
-            exports.write(file, await restoring.begin_anew(opened.store, found))
+            exports.write(file, await restoring.begin_anew(opened.store, opened.keys, found))
         return found
 
     with _one_line_errors():

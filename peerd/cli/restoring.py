@@ -3,8 +3,9 @@
 First all of it is looked at: each part of the backup by its checksum, of each shard which of the
 listed objects are there, in their length. Objects that retention or a trim removed since then are
 the oldest ones, and are left out; whatever else is missing is refused by name. Then each shard gets
-a new manifest of what is left, above all that lie there, so that no leftover of the old cluster is
-ever taken for the newer one. Last the state is written to a file, for `las init --import`.
+a manifest of what is left, in the folder of the new cluster, whose id is drawn here; but before
+that, what there is becomes the new cluster's, and is looked at again (`peerd.tier.heirs`). Last the
+state is written to a file, for `las init --import`.
 
 Must not: change anything that is there already.
 """
@@ -24,13 +25,14 @@ from las.core.restored import restored
 from las.daemon import exports
 from las.daemon.exports import Export, ExportUnusable
 from peerd.core.check import InvariantViolation
-from peerd.core.ids import Epoch, Offset, ShardId
+from peerd.core.ids import Offset, ShardId
 from peerd.core.shard_map import Tiered
 from peerd.tier import backup as backups
 from peerd.tier.backup import Backup, ShardBackup
 from peerd.tier.errors import DamagedObject, ForeignObject
+from peerd.tier.heirs import Kin, inherit, kin_of
 from peerd.tier.keys import KeyRing
-from peerd.tier.manifest import Manifest, generation_of_name, prefix_of, unpack
+from peerd.tier.manifest import Manifest, unpack
 from peerd.tier.store import TierStore
 from peerd.tier.writing import put_manifest
 from peerd.transport.internal_logs import is_internal
@@ -44,6 +46,8 @@ class Found:
 
     backup: Backup
     export: Export
+    kin: Kin
+    """Of the backup's cluster: it may have been restored before."""
     manifests: Mapping[ShardId, Manifest]
 
     def begin_of(self, shard: ShardBackup) -> int:
@@ -72,7 +76,8 @@ async def look(store: TierStore, keys: KeyRing, backup_id: str) -> Found:
         if listed is not None:
             missing = await backups.lacking(store, listed)
             manifests[ShardId(shard.shard)] = backups.removed_since(listed, missing)
-    return Found(backup=backup, export=export, manifests=manifests)
+    kin = await kin_of(store, backup.cluster_id)
+    return Found(backup=backup, export=export, kin=kin, manifests=manifests)
 
 
 async def read_shard(
@@ -90,17 +95,22 @@ async def read_shard(
     return replace(listed, entries=kept) if kept else None
 
 
-async def begin_anew(store: TierStore, found: Found) -> Export:
-    """Name in the tier what is restored, and make the state that a group begins with.
+async def begin_anew(store: TierStore, keys: KeyRing, found: Found) -> Export:
+    """Make what was found a new cluster's, name in the tier what is restored, and make the state
+    that a group begins with.
 
     Raises `TierError`, `ExportUnusable`.
     """
+    cluster_id = str(uuid.uuid4())
+    await inherit(store, cluster_id, found.backup.cluster_id)
+    # Only from now on nobody else removes anything.
+    found = await look(store, keys, found.backup.id)
     tiers = {}
     for shard in found.backup.shards:
         listed = found.manifests.get(ShardId(shard.shard))
         if listed is None:
             continue
-        name = await put_manifest(store, await _above_all(store, listed))
+        name = await put_manifest(store, listed.inherited_by(cluster_id))
         begin, end = found.begin_of(shard), found.end_of(shard)
         tiers[ShardId(shard.shard)] = Tiered(begin=Offset(begin), end=Offset(end), manifest=name)
     state, recovery_id = found.export.state, str(uuid.uuid4())
@@ -122,22 +132,13 @@ async def begin_anew(store: TierStore, found: Found) -> Export:
             recovery_id=recovery_id,
             caller=caller,
             told=told,
+            cluster_id=cluster_id,
         )
     except TooManyRecoveries as error:
         raise ExportUnusable(str(error)) from error
     except InvariantViolation as error:
         raise DamagedObject(f"backup {found.backup.id} contradicts itself: {error}") from error
     return Export(origin=replace(found.export.origin, recovery_id=recovery_id), state=begun)
-
-
-async def _above_all(store: TierStore, listed: Manifest) -> Manifest:
-    """`listed` with a generation above all that lie there."""
-    prefix = prefix_of(listed.cluster, listed.log, listed.shard)
-    names = [each.key.removeprefix(f"{prefix}/") for each in await store.listed(prefix)]
-    known = [generation_of_name(name) or 0 for name in names]
-    highest = max([listed.generation, *known])
-    # An epoch that no primary has: people see that a restore wrote it.
-    return replace(listed, generation=highest + 1, epoch=Epoch(0))
 
 
 def _user() -> str:

@@ -14,6 +14,7 @@ from peerd.core.shard_map import Shard
 from peerd.daemon import config
 from peerd.tier.directory import DirectoryBackend
 from peerd.tier.errors import MissingObject, NotConfigured
+from peerd.tier.heirs import owned
 from peerd.tier.keys import KeyRing, read_keys
 from peerd.tier.manifest import Manifest
 from peerd.tier.reader import TierReader
@@ -42,6 +43,12 @@ class Tier:
     def cluster_id(self) -> str:
         """The cluster whose objects these are; "" while it is not known."""
         return self._cluster_id()
+
+    async def owned(self) -> tuple[str, ...]:
+        """The clusters whose objects are this one's, beside its own; to be asked right before
+        anything is added or removed. Raises `Inherited`, `TierError`.
+        """
+        return await owned(self.store, self.cluster_id)
 
     async def manifest(self, entry: Shard) -> Manifest:
         """What the map says is in the tier of a shard. Raises `TierError`."""

@@ -40,7 +40,9 @@ async def check_tier(settings: "config.PeerdConfig") -> str:
     logs = await tier.store.folders(cluster_folder(cluster_id or "none"))
     if not cluster_id:
         found = "what its cluster has there is not known before it has registered"
-    elif not logs:
+        return f"tier {tier.store.name} answers; {found}; {writing}"
+    await tier.owned()
+    if not logs:
         found = "nothing of its cluster is there"
     else:
         opened = sum([await _opens(tier, log) for log in logs[:LOGS_TRIED_MAX]])

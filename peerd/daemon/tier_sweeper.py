@@ -8,7 +8,9 @@ Why nothing is removed that somebody needs:
   (docs/protocol.md §8.2, §4.6). That is so for ever, so an old map is as good as a new one: what it
   lacks is not known to be deleted, and is kept.
 - The folder names the cluster, and the id is never that of another shard, whatever log has the
-  name by now.
+  name by now. In the folder of a cluster that this one was restored from the ids are its own up to
+  the backup; those drawn behind it are skipped.
+- A cluster from whose tier another one was restored removes nothing (`peerd.tier.heirs`).
 - It goes `remove_after_s` after this process first saw it deleted, at the earliest.
 
 Bounds: one look in `LOOK_PERIOD_S`, or as often as `remove_after_s` says; the folders of a look;
@@ -82,6 +84,7 @@ class TierSweeper:
             names = [each.key for each in await self._tier.store.listed(folder)]
             gone = names[:REMOVED_AT_ONCE_MAX]
             if gone:
+                await self._tier.owned()
                 await self._tier.store.remove(gone)
                 self._removed(len(gone))
                 _log.info("removed of a deleted log", folder=folder, objects=len(gone))
@@ -89,9 +92,10 @@ class TierSweeper:
     async def _deleted(self) -> list[str]:
         """The folders of shards whose logs were deleted."""
         found = []
-        for log in await self._tier.store.folders(cluster_folder(self._tier.cluster_id)):
-            for folder in await self._tier.store.folders(log):
-                number = _SHARD_FOLDER.fullmatch(folder.rsplit("/", 1)[1])
-                if number is not None and self._map.is_deleted(ShardId(int(number[1]))):
-                    found.append(folder)
+        for cluster in (self._tier.cluster_id, *await self._tier.owned()):
+            for log in await self._tier.store.folders(cluster_folder(cluster)):
+                for folder in await self._tier.store.folders(log):
+                    number = _SHARD_FOLDER.fullmatch(folder.rsplit("/", 1)[1])
+                    if number is not None and self._map.is_deleted(ShardId(int(number[1]))):
+                        found.append(folder)
         return found

@@ -11,7 +11,9 @@ Invariants:
   without a hole; a lost range is none.
 - Nothing is remembered: where it goes on is what the map says. So a restart at any point loses at
   most the work on one object.
-- Objects are removed when the map has not kept them for `remove_after_s`.
+- Objects are removed when the map has not kept them for `remove_after_s`; of those that a restored
+  cluster has from the one before, only these.
+- A cluster from whose tier another one was restored adds and removes nothing (`peerd.tier.heirs`).
 
 Bounds: one object at a time, a budget of bytes a second, one look in `LOOK_PERIOD_S`; a shard that
 fails waits longer and longer, and the others go on.
@@ -36,7 +38,7 @@ from peerd.storage.errors import StorageError
 from peerd.tier.errors import TierError
 from peerd.tier.format import Index, ObjectWriter, Owner
 from peerd.tier.manifest import Manifest, prefix_of
-from peerd.tier.writing import leftovers, put_manifest, put_object
+from peerd.tier.writing import leftovers, put_manifest, put_object, trimmed
 from peerd.transport.map_cache import MapCache
 from peerd.transport.read_source import ReadSource, Span
 from peerd.transport.status import Refused
@@ -206,6 +208,7 @@ class Uploader:
         made = await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
         if made is None:
             return False
+        await self._tier.owned()
         data, index = made
         new = await put_object(self._tier.store, self._tier.keys, listed, data, index)
         del data, made
@@ -326,10 +329,18 @@ class Uploader:
         if care.untidy < TIDY_EVERY or now_s - care.kept_since_s < self._remove_after_s:
             return
         listed = await self._tier.manifest(entry)
-        prefix = prefix_of(self._tier.cluster_id, entry.log, shard)
-        found = await self._tier.store.listed(prefix)
-        names = [each.key.removeprefix(f"{prefix}/") for each in found]
-        gone = leftovers(names, listed, kept_from=entry.kept_from, written_to=entry.tier.end)
-        await self._tier.store.remove([f"{prefix}/{name}" for name in gone])
-        self._removed_objects += len(gone)
+        for cluster in (self._tier.cluster_id, *await self._tier.owned()):
+            prefix = prefix_of(cluster, entry.log, shard)
+            found = await self._tier.store.listed(prefix)
+            names = [each.key.removeprefix(f"{prefix}/") for each in found]
+            if cluster == self._tier.cluster_id:
+                gone = leftovers(
+                    names, listed, kept_from=entry.kept_from, written_to=entry.tier.end
+                )
+            else:
+                gone = trimmed(names, entry.kept_from)
+            if gone:
+                await self._tier.owned()
+                await self._tier.store.remove([f"{prefix}/{name}" for name in gone])
+            self._removed_objects += len(gone)
         care.untidy = 0

@@ -7,6 +7,7 @@
   `s3` are the two that there are.
 - `reader`: batches from the tier, with read-ahead and a bounded cache.
 - `backup`: what it takes beside the records to begin a cluster anew.
+- `heirs`: whose all this is, if a cluster was restored from it.
 - `writing`: one object put there, read back, compared, and named by a new manifest.
 
 Whatever a committed map names was read back and compared with what the stores have. Names are never

@@ -219,16 +219,15 @@ def _shard_of(read: dict[str, Any]) -> ShardBackup:
 # ---------------------------------------------------------------------------------- the records
 async def lacking(store: TierStore, listed: Manifest) -> list[Entry]:
     """The objects of a manifest that are not there, or not in their length. Raises `TierError`."""
-    prefix = prefix_of(listed.cluster, listed.log, listed.shard)
-    sizes = {each.key: each.size_bytes for each in await store.listed(prefix)}
-    return [
-        each for each in listed.entries if sizes.get(f"{prefix}/{each.name}") != each.object_bytes
-    ]
+    sizes: dict[str, int] = {}
+    for cluster in sorted({each.cluster or listed.cluster for each in listed.entries}):
+        prefix = prefix_of(cluster, listed.log, listed.shard)
+        sizes |= {each.key: each.size_bytes for each in await store.listed(prefix)}
+    return [each for each in listed.entries if sizes.get(listed.key(each)) != each.object_bytes]
 
 
 async def check_records(store: TierStore, keys: KeyRing, listed: Manifest) -> None:
     """Read every byte of every object of a manifest. Raises `TierError` at the first wrong one."""
-    prefix = prefix_of(listed.cluster, listed.log, listed.shard)
     for each in listed.entries:
         wanted = Index(
             owner=listed.owner(each),
@@ -241,7 +240,7 @@ async def check_records(store: TierStore, keys: KeyRing, listed: Manifest) -> No
             blocks=(),
             object_bytes=each.object_bytes,
         )
-        await verify(store, keys, f"{prefix}/{each.name}", wanted)
+        await verify(store, keys, listed.key(each), wanted)
 
 
 def removed_since(listed: Manifest, missing: Sequence[Entry]) -> Manifest:

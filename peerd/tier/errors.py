@@ -41,6 +41,12 @@ class ForeignObject(TierError):
     code = "FOREIGN_OBJECT"
 
 
+class Inherited(TierError):
+    """What is there belongs to a cluster that was restored from it: only that one may change it."""
+
+    code = "INHERITED"
+
+
 class WrongKey(TierError):
     """It is encrypted, with a key that this peer was not given; or was tampered with."""
 

@@ -10,6 +10,9 @@ one that counts, so:
   the one that it follows). `epoch` says which primary wrote it, for people.
 - A changed manifest does not fit its name.
 
+A manifest of a restored cluster lists objects of the cluster before, too, each with the id of whose
+it is: they stay where they are.
+
 Entries lie in the order of their offsets and never overlap; between two there may be a gap of the
 map (a lost range).
 
@@ -20,7 +23,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peerd.core.ids import Epoch, Offset, ShardId
@@ -28,6 +31,10 @@ from peerd.tier.errors import DamagedObject, ForeignObject, FormatUnknown
 from peerd.tier.format import Owner
 
 FORMAT = 1
+FORMAT_WITH_OWNERS = 2
+"""Of a manifest that lists objects of other clusters: versions before restores had an id of their
+own would look for them in the wrong place.
+"""
 # limit: objects of one shard; 4 TiB of chunks of 64 MiB
 ENTRIES_MAX = 65_536
 # limit: bytes of a manifest; `ENTRIES_MAX` entries of some 230 bytes
@@ -52,6 +59,8 @@ class Entry:
     """Of its first batch."""
     content: str
     """SHA-256 of its batches, in hexadecimal digits."""
+    cluster: str = ""
+    """Who wrote it and has it in its folder; "": the cluster whose manifest this is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,26 @@ class Manifest:
 
     def owner(self, entry: Entry) -> Owner:
         """Whose an entry's object is."""
-        return Owner(cluster=self.cluster, log=self.log, shard=self.shard, epoch=entry.epoch)
+        cluster = entry.cluster or self.cluster
+        return Owner(cluster=cluster, log=self.log, shard=self.shard, epoch=entry.epoch)
+
+    def key(self, entry: Entry) -> str:
+        """Where an entry's object lies."""
+        return f"{prefix_of(entry.cluster or self.cluster, self.log, self.shard)}/{entry.name}"
+
+    def inherited_by(self, cluster: str) -> "Manifest":
+        """The first one of another cluster that lists the same objects, where they are."""
+        entries = tuple(
+            replace(each, cluster=each.cluster or self.cluster) for each in self.entries
+        )
+        # An epoch that no primary has: people see that a restore wrote it.
+        return replace(
+            self,
+            cluster=cluster,
+            generation=self.generation + 1,
+            epoch=Epoch(0),
+            entries=entries,
+        )
 
     def entry_at(self, offset: int) -> Entry | None:
         """The object that has `offset`."""
@@ -116,7 +144,7 @@ def pack(manifest: Manifest) -> tuple[str, bytes]:
     """Its name below the shard's prefix, and its bytes."""
     data = json.dumps(
         {
-            "format": FORMAT,
+            "format": _format_of(manifest.entries),
             "cluster": manifest.cluster,
             "log": manifest.log,
             "shard": manifest.shard,
@@ -134,6 +162,7 @@ def pack(manifest: Manifest) -> tuple[str, bytes]:
                     each.payload_bytes,
                     each.timestamp_ms,
                     each.content,
+                    *([each.cluster] if each.cluster else ()),
                 ]
                 for each in manifest.entries
             ],
@@ -142,6 +171,10 @@ def pack(manifest: Manifest) -> tuple[str, bytes]:
     ).encode()
     digest = hashlib.sha256(data).hexdigest()[:32]
     return f"manifest-{manifest.generation:020d}-{digest}", data
+
+
+def _format_of(entries: Sequence[Entry]) -> int:
+    return FORMAT_WITH_OWNERS if any(each.cluster for each in entries) else FORMAT
 
 
 def unpack(name: str, data: bytes, *, cluster: str, log: str, shard: ShardId) -> Manifest:
@@ -159,10 +192,10 @@ def unpack(name: str, data: bytes, *, cluster: str, log: str, shard: ShardId) ->
         version = read["format"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DamagedObject(f"the manifest {name} cannot be read: {error}") from error
-    if version != FORMAT:
+    if version not in (FORMAT, FORMAT_WITH_OWNERS):
         raise FormatUnknown(
-            f"the manifest {name} has format {version!r:.20}, and this version knows {FORMAT}: "
-            "upgrade"
+            f"the manifest {name} has format {version!r:.20}, and this version knows {FORMAT} and "
+            f"{FORMAT_WITH_OWNERS}: upgrade"
         )
     try:
         manifest = _manifest_of(read)
@@ -197,7 +230,9 @@ def _manifest_of(read: Any) -> Manifest:
 
 
 def _entry_of(row: Any) -> Entry:
-    name, epoch, begin, end, object_bytes, payload_bytes, timestamp_ms, content = row
+    name, epoch, begin, end, object_bytes, payload_bytes, timestamp_ms, content, *owner = row
+    if len(owner) > 1 or any("/" in _text(each) for each in owner):
+        raise ValueError("an object has one owner, which is a cluster")
     entry = Entry(
         name=_text(name),
         epoch=Epoch(_number(epoch)),
@@ -207,6 +242,7 @@ def _entry_of(row: Any) -> Entry:
         payload_bytes=_number(payload_bytes),
         timestamp_ms=_number(timestamp_ms),
         content=_text(content),
+        cluster="".join(owner),
     )
     found = _OBJECT_NAME.fullmatch(entry.name)
     if found is None or [int(part) for part in found.groups()[:3]] != [

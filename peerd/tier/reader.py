@@ -122,7 +122,7 @@ class TierReader:
                 f"{entry.name} of shard {listed.shard} was to have epoch {epoch} at {offset}"
             )
         opener = await self._opener(listed, entry)
-        key = _key(listed, entry)
+        key = listed.key(entry)
         found: list[PlacedBatch] = []
         taken_bytes = 0
         number = opener.index.block_at(offset)
@@ -159,7 +159,7 @@ class TierReader:
             while number + 1 < len(blocks) and blocks[number + 1].timestamp_ms < timestamp_ms:
                 number += 1
             for each in range(number, min(number + 2, len(blocks))):
-                for batch in await self._block(_key(listed, entry), opener, each):
+                for batch in await self._block(listed.key(entry), opener, each):
                     if batch.base >= at and batch.header.timestamp_ms >= timestamp_ms:
                         return min(batch.base, end)
             at = entry.end
@@ -167,7 +167,7 @@ class TierReader:
 
     # -------------------------------------------------------------------------- objects
     async def _opener(self, listed: Manifest, entry: Entry) -> BlockOpener:
-        key = _key(listed, entry)
+        key = listed.key(entry)
         known = self._openers.get(key)
         if known is None:
             index = await read_index(self._store, self._keys, key, listed.owner(entry))
@@ -270,10 +270,6 @@ def _opened(opener: BlockOpener, begin: int, end: int, data: bytes) -> list[list
 
 def _weight(batches: list[PlacedBatch]) -> int:
     return 256 + sum(512 + len(batch.payload) for batch in batches)
-
-
-def _key(listed: Manifest, entry: Entry) -> str:
-    return f"{manifests.prefix_of(listed.cluster, listed.log, listed.shard)}/{entry.name}"
 
 
 async def read_manifest(

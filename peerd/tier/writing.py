@@ -133,6 +133,15 @@ async def put_manifest(store: TierStore, listed: Manifest) -> str:
     return name
 
 
+def trimmed(names: Sequence[str], kept_from: Offset) -> list[str]:
+    """Of the names below a shard's prefix in another cluster's folder, of which this one is the
+    heir, those of objects that its map does not keep. The others may be read, or are what a restore
+    left out.
+    """
+    ends = [(name, manifests.end_of_name(name)) for name in names]
+    return [name for name, end in ends if end is not None and end <= kept_from]
+
+
 def leftovers(
     names: Sequence[str], listed: Manifest, *, kept_from: Offset, written_to: Offset
 ) -> list[str]:

@@ -18,10 +18,12 @@ from peerd.cli import backing_up
 from peerd.cli.peerctl import app
 from peerd.core.ids import Epoch, Offset
 from peerd.tier.directory import DirectoryBackend
-from peerd.tier.errors import MissingObject
+from peerd.tier.errors import Inherited, MissingObject
 from peerd.tier.format import Owner
+from peerd.tier.heirs import owned
 from peerd.tier.keys import NO_KEYS
 from peerd.tier.manifest import Manifest, generation_of_name, prefix_of
+from peerd.tier.reader import read_manifest
 from peerd.tier.store import TierStore
 from peerd.tier.writing import put_manifest, put_object
 from tests.las_core.builders import SHARD, done, name, process, with_log
@@ -160,10 +162,29 @@ def test_a_group_may_begin_with_what_is_written(place: Place, backup: str):
     assert (entry.tier.begin, entry.tier.end) == (0, 24)
     assert entry.open.begin == 24 + GAP_OFFSETS_MIN
     assert "backup " + backup in entry.gaps[0].why
-    # Above all that lie there: nobody takes another one for newer.
+    heir = export.state.cluster_id
+    assert heir != "cluster-1"
+    prefix = prefix_of(heir, "orders", SHARD)
+    assert (place.root / prefix / entry.tier.manifest).exists()
+    listed = asyncio.run(read_manifest(place.store, heir, "orders", SHARD, entry.tier.manifest))
     assert generation_of_name(entry.tier.manifest) == 6
-    assert (place.root / PREFIX / entry.tier.manifest).exists()
+    assert all((place.root / listed.key(each)).exists() for each in listed.entries)
+    assert not any((place.root / prefix).glob("*.chunk"))
     place.run("restore", backup, place.file, "--old-cluster-is-gone", status=2)
+
+
+def test_of_two_restores_the_last_has_the_tier_and_the_others_are_told(place: Place, backup: str):
+    heirs = []
+    for number in range(2):
+        place.file = place.file.with_name(f"begin-{number}.las")
+        place.run("restore", backup, place.file, "--old-cluster-is-gone")
+        heirs.append(exports.read(place.file).state.cluster_id)
+    assert f"restored before, as {heirs[1]}" in place.run("backup", "verify", backup)
+    assert place.json("backup", "verify", backup)["restored_as"] == heirs[1]
+    assert asyncio.run(owned(place.store, heirs[1])) == ("cluster-1",)
+    for loser in ("cluster-1", heirs[0]):
+        with pytest.raises(Inherited, match=f"that of cluster {heirs[1]} since"):
+            asyncio.run(owned(place.store, loser))
 
 
 def test_what_retention_removed_since_then_is_left_out(place: Place, backup: str):

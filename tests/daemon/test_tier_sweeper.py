@@ -9,7 +9,8 @@ from peerd.daemon import tier_sweeper
 from peerd.daemon.tier import Tier
 from peerd.daemon.tier_sweeper import TierSweeper
 from peerd.tier import store as tier_store
-from peerd.tier.errors import TierUnavailable
+from peerd.tier.errors import Inherited, TierUnavailable
+from peerd.tier.heirs import inherit
 from peerd.tier.keys import NO_KEYS
 from peerd.tier.manifest import prefix_of
 from peerd.tier.reader import TierReader
@@ -99,6 +100,40 @@ async def test_a_look_removes_a_bounded_number(monkeypatch):
     await world.sweeper.look()
     await world.sweeper.look()
     assert (world.left(), world.removed) == ({1, 4, 5}, 6)
+
+
+async def test_a_cluster_that_was_restored_sweeps_the_past_and_the_one_before_nothing():
+    world = World()
+    store = TierStore(world.backend, deadline_ms=60_000, attempts=1)
+    world.put("heir", "orders", 3, 1)
+    await inherit(store, "heir", "c1")
+    world.cluster_id = "heir"
+    await world.sweeper.look()
+    world.now_s += 61
+    await world.sweeper.look()
+    assert (world.left("c1"), world.left("heir"), world.removed) == ({1, 4, 5}, set(), 7)
+    world.cluster_id, world.deleted = "c1", {1}
+    with pytest.raises(Inherited, match="of cluster heir since a restore"):
+        await world.sweeper.look()
+    assert world.left("c1") == {1, 4, 5}
+
+
+async def test_a_restore_that_comes_between_look_and_removal_is_seen():
+    world = World()
+    await world.sweeper.look()
+    world.now_s += 61
+    listed = world.backend.listed
+
+    async def restored_meanwhile(prefix: str):
+        found = await listed(prefix)
+        if prefix.startswith("cluster-c1/"):
+            await inherit(TierStore(world.backend, deadline_ms=60_000, attempts=1), "heir", "c1")
+        return found
+
+    world.backend.listed = restored_meanwhile
+    with pytest.raises(Inherited):
+        await world.sweeper.look()
+    assert (world.left(), world.removed) == ({1, 2, 3, 4, 5}, 0)
 
 
 async def test_who_does_not_know_its_cluster_or_gets_no_answer_removes_nothing():

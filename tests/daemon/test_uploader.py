@@ -4,7 +4,7 @@ The store is one in memory that fails on purpose; the LAS is its core.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -16,15 +16,18 @@ from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.batch import PlacedBatch
 from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, Offset
+from peerd.core.shard_map import Tiered
 from peerd.daemon import uploader as uploading
 from peerd.daemon.budget import Background
 from peerd.daemon.tier import Tier
 from peerd.daemon.uploader import Uploader
 from peerd.tier import store as tier_store
+from peerd.tier.heirs import inherit
 from peerd.tier.keys import NO_KEYS
 from peerd.tier.manifest import prefix_of
 from peerd.tier.reader import TierReader
 from peerd.tier.store import TierStore
+from peerd.tier.writing import put_manifest
 from peerd.transport.read_source import ReadSource
 from tests.las_core.builders import (
     SHARD,
@@ -335,6 +338,64 @@ async def test_what_is_trimmed_is_removed_after_a_while_and_old_manifests_too(wo
     assert sum(name.startswith("manifest-") for name in left) == 2
     assert await world.in_the_tier() == plain(world.batches[10:])
     assert world.uploader.statistics().removed_objects == 2
+
+
+async def test_a_cluster_of_which_another_was_restored_adds_and_removes_nothing(world):
+    world.append(24)
+    await world.all_looks()
+    before = await world.in_the_tier()
+    await inherit(world.tier.store, "heir", "cluster-1")
+    there = dict(world.backend.objects)
+    world.las(
+        CoolShard(shard=SHARD, epoch=Epoch(1), cold_to=Offset(24 * RECORDS)),
+        TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(30)),
+    )
+    await world.uploader.look()
+    world.now_s += 61
+    await world.uploader.look()
+    assert world.uploader.statistics().trouble.startswith("INHERITED: what cluster cluster-1 has")
+    world.tier = Tier(world.tier.store, NO_KEYS, world.tier.reader, lambda: world.cluster_id)
+    world.uploader = world.new_uploader()  # after a restart, too
+    world.append(16)
+    await world.uploader.look()
+    assert world.backend.objects == there
+    assert "remove clusters/cluster-1/heir-00000001" in world.uploader.statistics().trouble
+    # What is there can be read, and what was not taken waits on disks.
+    assert await world.in_the_tier() == before[10:]
+    del world.backend.objects["clusters/cluster-1/heir-00000001"]
+    world.now_s += 600
+    await world.all_looks()
+    assert world.tiered_to == 40 * RECORDS
+
+
+async def test_a_restored_cluster_goes_on_from_objects_of_the_one_before_and_removes_these(world):
+    world.append(24)
+    await world.all_looks()
+    entry = shard_of(world.state)
+    heir = (await world.tier.manifest(entry)).inherited_by("heir")
+    await inherit(world.tier.store, "heir", "cluster-1")
+    name = await put_manifest(world.tier.store, heir)
+    tier = Tiered(begin=entry.tier.begin, end=entry.tier.end, manifest=name)
+    entry = replace(world.state.shards[SHARD], shard=replace(entry, tier=tier))
+    world.state = world.state.changed(shards=(entry,))
+    world.cluster_id = "heir"
+    world.append(16)
+    await world.all_looks()
+    assert world.tiered_to == 40 * RECORDS
+    assert await world.in_the_tier() == plain(world.batches)
+    prefixes = [key.split("/")[0] for key in world.backend.objects if key.endswith(".chunk")]
+    assert sorted(set(prefixes)) == ["cluster-cluster-1", "cluster-heir"]
+    world.las(
+        CoolShard(shard=SHARD, epoch=Epoch(1), cold_to=Offset(40 * RECORDS)),
+        TrimShard(shard=SHARD, epoch=Epoch(1), trimmed_to=Offset(30)),
+    )
+    await world.uploader.look()
+    world.now_s += 61
+    await world.uploader.look()
+    assert world.uploader.statistics().removed_objects >= 1
+    prefixes = [key.split("/")[0] for key in world.backend.objects if key.endswith(".chunk")]
+    assert (prefixes.count("cluster-cluster-1"), prefixes.count("cluster-heir")) == (2, 2)
+    assert await world.in_the_tier() == plain(world.batches[10:])
 
 
 async def test_many_objects_leave_no_trail_of_manifests(world):

@@ -151,3 +151,29 @@ def test_all_is_gone_and_the_tier_gives_it_back(tmp_path: Path):
         again = run("-c", new.peerctl_toml, "backup", "create", "--tier", config)
         assert again["id"] > made["id"]
         assert {each["shard"]: each["end"] for each in again["shards"]}[shard] == offset + 1
+        tells_that_it_lost_the_tier(new, client, config, again["id"])
+
+
+def tells_that_it_lost_the_tier(
+    cluster: DevCluster, client: Client, config: Path, backup: str
+) -> None:
+    """Somebody restores its backup while it lives: it keeps off the tier, and says why."""
+    file = config.with_name("third.las")
+    heir = run("restore", backup, file, "--tier", config, "--old-cluster-is-gone")
+    assert heir["restored_as"] == ""
+    there = set((config.parent / "tier").rglob("*.chunk"))
+    for number in range(COUNT):
+        append_anew(cluster, client, "orders", value_of(number))
+    until(
+        lambda: any("INHERITED" in line for line in client.las.status().warnings),
+        "the one that lives is told",
+        120,
+    )
+    told = next(line for line in client.las.status().warnings if "INHERITED" in line)
+    assert "stop that cluster for good and remove clusters/" in told
+    assert set((config.parent / "tier").rglob("*.chunk")) <= there
+    check = [sys.executable, "-m", "peerd.cli.peerd", "check", "-c", cluster.peers[0].config]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "INHERITED" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -54,6 +54,7 @@ def anew(state: ClusterState, forgotten=(), **tiers: Tiered) -> ClusterState:
         recovery_id="r1",
         caller=CALLER,
         told="from backup 7",
+        cluster_id="another",
     )
 
 

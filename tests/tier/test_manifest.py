@@ -57,7 +57,22 @@ def test_another_name_or_shard_is_told():
     with pytest.raises(DamagedObject, match="says that it is 1"):
         read(*named(json.loads(data), generation=2))
     with pytest.raises(FormatUnknown, match="upgrade"):
-        read(*named(json.loads(data) | {"format": 2}))
+        read(*named(json.loads(data) | {"format": 3}))
+
+
+def test_an_heir_lists_objects_where_they_are():
+    heir = FULL.inherited_by("second").inherited_by("third")
+    assert unpack(*pack(heir), cluster="third", log="orders", shard=ShardId(7)) == heir
+    own = replace(heir, entries=(*heir.entries, entry(30, 40, epoch=12)))
+    assert [own.key(each).split("/")[0] for each in own.entries[-2:]] == [
+        "cluster-shop",
+        "cluster-third",
+    ]
+    assert own.owner(own.entries[0]).cluster == "shop"
+    assert own.owner(own.entries[-1]).cluster == "third"
+    # Whoever does not know owners is told so, and does not look in the wrong place.
+    assert json.loads(pack(own)[1])["format"] == 2
+    assert json.loads(pack(FULL)[1])["format"] == 1
 
 
 @pytest.mark.parametrize(
@@ -69,6 +84,7 @@ def test_another_name_or_shard_is_told():
         (replace(entry(0, 5), name="../../secret"),),
         (replace(entry(0, 5), name=entry(0, 6).name),),
         (replace(entry(0, 5), object_bytes=-1),),
+        (replace(entry(0, 5), cluster="../other"),),
         (replace(entry(0, 5), payload_bytes=1 << 70),),
     ],
 )
