@@ -34,7 +34,11 @@ class Verdict(Enum):
 
 def next_offset(entry: Shard) -> Offset:
     """Where the tier goes on: behind what it has, and behind a lost range."""
-    at = entry.trimmed_to if entry.tier is None else entry.tier.end
+    return behind_gaps(entry, entry.trimmed_to if entry.tier is None else entry.tier.end)
+
+
+def behind_gaps(entry: Shard, at: Offset) -> Offset:
+    """`at`, or where the lost ranges end that it lies in."""
     while (gap := entry.gap_at(at)) is not None:
         at = gap.end
     return at

@@ -10,13 +10,16 @@ Invariants:
 - Only committed batches, each from the epoch that the map gives for it (`ReadSource`), in order and
   without a hole; a lost range is none.
 - Nothing is remembered: where it goes on is what the map says. So a restart at any point loses at
-  most the work on one object.
+  most the work on three objects.
+- While one object is put and compared, the one behind it is packed, and the one before it is named
+  by the map (`_upload`). Each is named on its own, in order, and only if the map goes on from the
+  one before: what was made ahead for another map is thrown away.
 - Objects are removed when the map has not kept them for `remove_after_s`; of those that a restored
   cluster has from the one before, only these.
 - A cluster from whose tier another one was restored adds and removes nothing (`peerd.tier.heirs`).
 
-Bounds: one object at a time, a budget of bytes a second, one look in `LOOK_PERIOD_S`; a shard that
-fails waits longer and longer, and the others go on.
+Bounds: one object is packed and one is put at a time, a budget of bytes a second, one look in
+`LOOK_PERIOD_S`; a shard that fails waits longer and longer, and the others go on.
 
 Must not: decide what stores drop.
 """
@@ -37,15 +40,18 @@ from peerd.daemon.tier import Tier
 from peerd.storage.errors import StorageError
 from peerd.tier.errors import TierError
 from peerd.tier.format import Index, ObjectWriter, Owner
-from peerd.tier.manifest import Manifest, prefix_of
+from peerd.tier.manifest import Entry, Manifest, prefix_of
 from peerd.tier.writing import leftovers, put_manifest, put_object, trimmed
 from peerd.transport.map_cache import MapCache
 from peerd.transport.read_source import ReadSource, Span
 from peerd.transport.status import Refused
 
 LOOK_PERIOD_S = 1.0
-# limit: bytes of one read while an object grows; small enough that appends come in between
-SLICE_BYTES_MAX = 1024 * 1024
+# limit: bytes of one read while an object grows, of which two are in memory: small enough that
+# appends come in between, large enough that most of the time is not spent between threads
+SLICE_BYTES_MAX = 2 * 1024 * 1024
+# limit: objects of one shard before another one has its turn
+RUN_OBJECTS_MAX = 8
 # How long a commit of the map is waited for before all is looked at again.
 COMMIT_WAIT_S = 10.0
 # A shard that failed is tried again after a second, then twice as long each time.
@@ -71,6 +77,15 @@ class UploadStatistics:
     errors: dict[str, int]
     oldest_waiting_s: float
     trouble: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """Objects of one shard, one behind the other: as the map has it, and the manifest it names."""
+
+    entry: Shard
+    listed: Manifest
+    objects: int = 0
 
 
 @dataclass(slots=True)
@@ -155,7 +170,7 @@ class Uploader:
                 await asyncio.sleep(LOOK_PERIOD_S)
 
     async def look(self) -> bool:
-        """One object of each shard that has one; whether there was any."""
+        """Some objects of each shard that has any; whether there was one."""
         mine = {
             entry.shard: entry
             for entry in self._host.map_entries()
@@ -194,37 +209,84 @@ class Uploader:
 
     # -------------------------------------------------------------------------- one object
     async def _upload(self, entry: Shard, care: _Care) -> bool:
-        """Raises `TierError`, or what store and reader raise."""
-        begin = tiering.next_offset(entry)
+        """Some objects of a shard; whether there was any. Raises `TierError`, or what store and
+        reader raise.
+        """
+        made = await self._made(entry, tiering.next_offset(entry), care)
+        if made is None:
+            return False
+        run = _Run(entry=entry, listed=await self._listed(entry))
+        packing = putting = None
+        unnamed: Entry | None = None
+        oldest_ms: int | None = None
+        try:
+            for number in range(1, RUN_OBJECTS_MAX + 2):
+                if made is not None:
+                    data, index = made
+                    oldest_ms = index.blocks[0].timestamp_ms
+                    putting = asyncio.create_task(self._put(run.listed, data, index))
+                    del data, made
+                    if number < RUN_OBJECTS_MAX:
+                        packing = asyncio.create_task(self._made(run.entry, index.end))
+                if unnamed is not None:
+                    if not await self._name(run, unnamed, care):
+                        break
+                    care.waiting_since_ms = None if putting is None else oldest_ms
+                unnamed = None if putting is None else await putting
+                made = None if packing is None else await packing
+                packing = putting = None
+                if unnamed is None:
+                    break
+        finally:
+            ahead = [each for each in (packing, putting) if each is not None]
+            for each in ahead:
+                each.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
+        return run.objects > 0
+
+    async def _made(
+        self, entry: Shard, behind: Offset, care: _Care | None = None
+    ) -> tuple[bytes, Index] | None:
+        """The next object that begins at or behind `behind`; None: nothing more can be tiered now.
+
+        `care` learns how long it has waited, if nothing before it does. Raises as `_upload`.
+        """
+        begin = tiering.behind_gaps(entry, behind)
         span = self._source.span_at(entry.shard, begin) if self._hot_bytes(entry) else None
         stop = None if span is None else await self._stop(entry, span, begin)
         if span is None or stop is None or stop <= begin:
-            care.waiting_since_ms = None
-            return False
-        listed = await self._listed(entry)
+            if care is not None:
+                care.waiting_since_ms = None
+            return None
         owner = Owner(
             cluster=self._tier.cluster_id, log=entry.log, shard=entry.shard, epoch=span.epoch
         )
-        made = await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
-        if made is None:
-            return False
+        return await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
+
+    async def _put(self, listed: Manifest, data: bytes, index: Index) -> Entry:
+        """Raises `TierError`."""
         await self._tier.owned()
-        data, index = made
-        new = await put_object(self._tier.store, self._tier.keys, listed, data, index)
-        del data, made
-        kept = [each for each in listed.entries if each.end > entry.kept_from]
+        return await put_object(self._tier.store, self._tier.keys, listed, data, index)
+
+    async def _name(self, run: "_Run", new: Entry, care: _Care) -> bool:
+        """Have the map name an object that is there; False if it does not, or has changed so that
+        what follows is to be made anew. Raises `TierError`.
+        """
+        entry = run.entry
         following = replace(
-            listed,
-            generation=listed.generation + 1,
+            run.listed,
+            generation=run.listed.generation + 1,
             epoch=entry.open.epoch,
-            entries=(*kept, new),
+            entries=(*[each for each in run.listed.entries if each.end > entry.kept_from], new),
         )
         name = await put_manifest(self._tier.store, following)
+        self._tier.reader.remember(name, following)
         if not await self._commit(entry, new.end, name):
             return False
+        run.objects += 1
         care.untidy += 1
         self._objects += 1
-        self._payload_bytes += index.payload_bytes
+        self._payload_bytes += new.payload_bytes
         _log.info(
             "tiered",
             shard=entry.shard,
@@ -233,6 +295,10 @@ class Uploader:
             payload_bytes=new.payload_bytes,
             object_bytes=new.object_bytes,
         )
+        now = self._map.shards.get(entry.shard)
+        if now is None or now.open != entry.open or now.tier is None or now.tier.manifest != name:
+            return False
+        run.entry, run.listed = now, following
         return True
 
     async def _stop(self, entry: Shard, span: Span, begin: Offset) -> Offset | None:
@@ -262,30 +328,42 @@ class Uploader:
         )
 
     async def _object(
-        self, writer: ObjectWriter, span: Span, stop: Offset, care: _Care
+        self, writer: ObjectWriter, span: Span, stop: Offset, care: _Care | None
     ) -> tuple[bytes, Index] | None:
         """The next object, of `object_bytes` or one batch; None if nothing can be read now.
 
         What it costs of the budgets is waited for before the next one: meanwhile it is on its way.
         """
         await asyncio.sleep(max(0.0, self._paid_at_s - self._now_s()))
-        while writer.end < stop and writer.payload_bytes < self._object_bytes:
-            room_bytes = min(SLICE_BYTES_MAX, self._object_bytes - writer.payload_bytes)
-            batches = await self._source.read(
-                writer.owner.shard, span, writer.end, stop, room_bytes
-            )
-            if not batches:
-                break
-            if care.waiting_since_ms is None or writer.end == writer.begin:
-                care.waiting_since_ms = batches[0].header.timestamp_ms
-            await asyncio.to_thread(writer.add, batches)
-            size_bytes = sum(batch.header.payload_bytes for batch in batches)
-            # Once for the way there, and once for the way back, when it is compared.
-            wait_s = max(self._budget.spend(size_bytes), self._background.spend(2 * size_bytes))
-            self._paid_at_s = self._now_s() + wait_s
-        if writer.end == writer.begin:
-            return None
+        at, taken_bytes = writer.begin, 0
+        packing: asyncio.Task[None] | None = None
+        try:
+            while at < stop and taken_bytes < self._object_bytes:
+                room_bytes = min(SLICE_BYTES_MAX, self._object_bytes - taken_bytes)
+                batches = await self._source.read(writer.owner.shard, span, at, stop, room_bytes)
+                if not batches:
+                    break
+                if care is not None and at == writer.begin:
+                    care.waiting_since_ms = batches[0].header.timestamp_ms
+                size_bytes = sum(batch.header.payload_bytes for batch in batches)
+                self._charge(size_bytes)
+                at, taken_bytes = batches[-1].end, taken_bytes + size_bytes
+                if packing is not None:
+                    await packing
+                # The next slice is read meanwhile.
+                packing = asyncio.create_task(asyncio.to_thread(writer.add, batches))
+            if packing is None:
+                return None
+            await packing
+        finally:
+            if packing is not None:
+                packing.cancel()
         return await asyncio.to_thread(writer.finish)
+
+    def _charge(self, size_bytes: int) -> None:
+        # Once for the way there, and once for the way back, when it is compared.
+        wait_s = max(self._budget.spend(size_bytes), self._background.spend(2 * size_bytes))
+        self._paid_at_s = self._now_s() + wait_s
 
     async def _commit(self, entry: Shard, end: Offset, manifest: str) -> bool:
         """Have the map name the manifest; False if it does not in time, or names another one."""

@@ -59,8 +59,9 @@ from peerd.storage.rows import (
 # limit: producer rows that are looked at when producers are forgotten: four for each that one entry
 # forgets, so that dead rows stay fewer than half of the live ones; about a millisecond
 SWEEP_ROWS_PER_COMMIT = 1_024
-# Rows that one transaction deletes of dead batches: about a millisecond, so that appends that share
-# the transaction do not feel it, and still 1 MiB of space a commit.
+# Rows that one transaction deletes of dead batches, beside as many as it writes: a millisecond,
+# so that appends that share the transaction do not feel it, and still 1 MiB of space a commit; and
+# where much is appended, as much is dropped.
 DROP_ROWS_PER_COMMIT = 256
 
 
@@ -83,6 +84,7 @@ class WriteGroup:
         self._chunk_bytes = chunk_bytes
         self._shards: dict[ShardId, StoredShard] = {}
         self._drops = list(state.drops)
+        self._rows_written = 0
         self._tables_changed: dict[ShardId, _TableRows] = {}
         self.payload_bytes = 0
         """Payload that the group stores."""
@@ -137,7 +139,7 @@ class WriteGroup:
         """Delete some dead batches, and the mark of a drop that is done."""
         if self._drops:
             drop = self._drops[0]
-            if self._delete_batches(drop, DROP_ROWS_PER_COMMIT):
+            if self._delete_batches(drop, DROP_ROWS_PER_COMMIT + self._rows_written):
                 self._end_drop(drop)
 
     def finish(self) -> bool:
@@ -184,6 +186,7 @@ class WriteGroup:
             at = batch.end
         invariant(at == grown.end, "batches fill the segment", shard=after, epoch=epoch, at=at)
         self._transaction.cursor(self._tables.batches).putmulti(rows)
+        self._rows_written += len(rows)
         uncut_bytes = was.uncut_bytes if was is not None and was.end == batches[0].base else 0
         chunks, _ = cut(uncut_bytes, batches, self._chunk_bytes)
         for chunk in chunks:

@@ -6,15 +6,18 @@ directory is flushed before anybody is told.
 
 Calls run in a few threads, since a file system may hang: the event loop never waits for it, nor
 does the end of the process. A thread that hangs keeps its place until it comes back, whoever gave
-up waiting for it.
+up waiting for it. Threads are kept for the next call: the loop waits until a new one runs, which
+takes as long as the machine is busy.
 """
 
 import asyncio
 import contextlib
 import errno
 import os
+import queue
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,6 +29,8 @@ from peerd.tier.store import LISTED_MAX, Listed
 # limit: calls to the file system at a time; a hanging one keeps a thread until it ends
 THREADS_MAX = 8
 _TEMPORARY = "tmp"
+# Names of threads.
+_AT_WORK, _IDLE = "tier", "tier, idle"
 
 T = TypeVar("T")
 
@@ -36,6 +41,9 @@ class DirectoryBackend:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._places = asyncio.Semaphore(THREADS_MAX)
+        self._idle: list[_Works] = []
+        # Whoever is idle by then ends with the backend.
+        weakref.finalize(self, _dismiss, self._idle)
 
     @property
     def name(self) -> str:
@@ -123,8 +131,10 @@ class DirectoryBackend:
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
+        works = self._idle.pop() if self._idle else _begin_thread()
 
         def answered(result: T | None, error: Exception | None) -> None:
+            self._idle.append(works)
             self._places.release()
             if answer.done():
                 return  # nobody waits for it any more
@@ -142,7 +152,7 @@ class DirectoryBackend:
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
                 loop.call_soon_threadsafe(answered, result, failure)
 
-        threading.Thread(target=run, name="tier", daemon=True).start()
+        works.put(run)
         try:
             return await answer
         except FileNotFoundError as error:
@@ -152,6 +162,30 @@ class DirectoryBackend:
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "")
             raise TierUnavailable(f"{self.name}: {error.strerror} {name}") from error
+
+
+_Works = queue.SimpleQueue[Callable[[], None] | None]
+
+
+def _begin_thread() -> _Works:
+    """A thread that does what is put into the queue; None ends it."""
+    works: _Works = queue.SimpleQueue()
+
+    def serve() -> None:
+        while (work := works.get()) is not None:
+            thread.name = _AT_WORK
+            work()
+            thread.name = _IDLE
+            del work  # it holds the backend, whose end is that of this thread
+
+    thread = threading.Thread(target=serve, name=_IDLE, daemon=True)
+    thread.start()
+    return works
+
+
+def _dismiss(idle: list[_Works]) -> None:
+    for works in idle:
+        works.put(None)
 
 
 def _make_durably(folder: Path, root: Path) -> None:

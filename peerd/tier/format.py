@@ -19,6 +19,7 @@ Why a wrong object is never taken for a right one:
   the trailer with its own; each batch has the checksum that the client gave it besides.
 - *Foreign or old*: the index says whose it is, and `open_index` compares that with what is wanted;
   `content` is the SHA-256 of all batches before they were compressed.
+- *Packed wrongly*: each block is unpacked and compared with its batches while it is made.
 - *Hostile*: each number is compared with a bound, or with the bytes that there are, before anything
   of that size is made. So memory is bounded by `BLOCK_RAW_BYTES_MAX`, whatever is read.
 - *Encrypted*: a block's place and whose it is are authenticated with it, so none can be moved to
@@ -134,7 +135,11 @@ class Index:
 
 # ---------------------------------------------------------------------------------- writing
 class ObjectWriter:
-    """Grows one object in memory. `add` and `finish` take CPU time: not for an event loop."""
+    """Grows one object in memory. `add` and `finish` take CPU time: not for an event loop.
+
+    Each block is unpacked again and compared with its batches; `add` and `finish` raise
+    `DamagedObject` if that is not what was packed.
+    """
 
     def __init__(self, owner: Owner, begin: Offset, keys: KeyRing = NO_KEYS) -> None:
         self.owner = owner
@@ -150,14 +155,15 @@ class ObjectWriter:
         self._parts: list[bytes] = [MAGIC]
         self._position = len(MAGIC)
         self._blocks: list[Block] = []
-        self._raw = bytearray()
+        self._pieces: list[bytes | memoryview] = []
+        self._raw_bytes = 0
         self._raw_begin = begin
         self._raw_time_ms = 0
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of memory that the object takes so far."""
-        return self._position + len(self._raw)
+        return self._position + self._raw_bytes
 
     @property
     def is_full(self) -> bool:
@@ -172,18 +178,18 @@ class ObjectWriter:
             )
             invariant(not self.is_full, "an object that is full takes no batch", end=self.end)
             size_bytes = _BASE.size + HEADER_BYTES + len(batch.payload)
-            if self._raw and len(self._raw) + size_bytes > BLOCK_BYTES:
+            if self._pieces and self._raw_bytes + size_bytes > BLOCK_BYTES:
                 self._close_block()
-            if not self._raw:
+            if not self._pieces:
                 self._raw_begin, self._raw_time_ms = batch.base, batch.header.timestamp_ms
-            self._raw += _BASE.pack(batch.base) + batch.header.pack()
-            self._raw += batch.payload
+            self._pieces += (_BASE.pack(batch.base) + batch.header.pack(), batch.payload)
+            self._raw_bytes += size_bytes
             self.end = batch.end
             self.payload_bytes += batch.header.payload_bytes
 
     def finish(self) -> tuple[bytes, Index]:
         """The whole object, of one batch at least."""
-        if self._raw:
+        if self._pieces:
             self._close_block()
         invariant(bool(self._blocks), "an object is not empty", owner=self.owner)
         index = Index(
@@ -208,16 +214,22 @@ class ObjectWriter:
         return b"".join([*self._parts, packed, trailer]), replace(index, object_bytes=object_bytes)
 
     def _close_block(self) -> None:
-        self._content.update(self._raw)
-        stored = self._packer.compress(self._raw)
+        number = len(self._blocks)
+        raw = b"".join(self._pieces)
+        self._content.update(raw)
+        packed = self._packer.compress(raw)
+        stored = packed
         if self._cipher is not None:
-            number = len(self._blocks)
-            stored = self._cipher.encrypt(_nonce(number), stored, self._whose)
+            stored = self._cipher.encrypt(_nonce(number), packed, self._whose)
+            packed = self._cipher.decrypt(_nonce(number), stored, self._whose)
+        # The other way, too: what is read back is compared with these bytes and no others.
+        if _unpacked(packed, len(raw), number) != raw:
+            raise DamagedObject(f"block {number} unpacks to something else than was packed")
         self._blocks.append(
             Block(
                 position=self._position,
                 stored_bytes=len(stored),
-                raw_bytes=len(self._raw),
+                raw_bytes=len(raw),
                 crc=crc32c(stored),
                 begin=self._raw_begin,
                 end=self.end,
@@ -226,7 +238,7 @@ class ObjectWriter:
         )
         self._parts.append(stored)
         self._position += len(stored)
-        self._raw = bytearray()
+        self._pieces, self._raw_bytes = [], 0
 
 
 def _nonce(number: int) -> bytes:
@@ -421,6 +433,18 @@ class BlockOpener:
         raw = self.raw(number, stored)
         _batches_of(raw, self.index.blocks[number])
         return raw
+
+
+def check_made(data: bytes, index: Index, keys: KeyRing) -> None:
+    """Whether an object that was just made is what its index says: raises `DamagedObject` if it is
+    not. `ObjectWriter` has compared what its blocks unpack to; here are their bytes in one piece.
+    """
+    if open_object(data, keys, index.owner) != index:
+        raise DamagedObject("its index is not read as it was written")
+    view = memoryview(data)
+    for number, block in enumerate(index.blocks):
+        if crc32c(view[block.position : block.position + block.stored_bytes]) != block.crc:
+            raise DamagedObject(f"the checksum of block {number} does not fit")
 
 
 def _unpacked(packed: bytes | memoryview, raw_bytes: int, number: int) -> bytes:

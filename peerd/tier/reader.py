@@ -98,6 +98,10 @@ class TierReader:
             self._manifests.put((shard, name), known)
         return known
 
+    def remember(self, name: str, listed: Manifest) -> None:
+        """A manifest that was just written and read back: the map is about to name it."""
+        self._manifests.put((listed.shard, name), listed)
+
     async def read(
         self,
         listed: Manifest,

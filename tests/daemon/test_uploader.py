@@ -289,6 +289,55 @@ async def test_a_commit_that_is_late_is_gone_on_from_and_a_lost_one_repeated(wor
     assert await world.in_the_tier() == plain(world.batches)
 
 
+async def test_while_an_object_is_put_the_next_is_packed_and_no_third(world):
+    world.append(24)
+    world.backend.hung = 1
+    look = asyncio.create_task(world.uploader.look())
+    read: list[int] = []
+    ahead = asyncio.Event()
+    source_read = world.source.read
+
+    async def noted(shard, span, offset, to_offset, bytes_max):
+        read.append(offset)
+        if offset:
+            ahead.set()
+        return await source_read(shard, span, offset, to_offset, bytes_max)
+
+    world.source.read = noted
+    async with asyncio.timeout(30):
+        await ahead.wait()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert set(read) == {0, 24}
+    assert (world.reported, world.backend.objects) == ([], {})
+    look.cancel()
+    await asyncio.gather(look, return_exceptions=True)
+    world.source.read = source_read
+    await world.all_looks()
+    assert await world.in_the_tier() == plain(world.batches)
+
+
+async def test_what_was_made_ahead_goes_nowhere_if_the_one_before_is_not_named(world):
+    world.append(24)
+    world.mute = True
+    assert not await world.uploader.look()
+    assert [command.end for command in world.reported] == [24]
+    # Whoever orders it now goes on from the map.
+    world.las(*switch(1, 24 * RECORDS))
+    world.mute = False
+    await world.all_looks()
+    assert [command.begin for command in world.reported[1:]] == [0, 24, 48]
+    assert await world.in_the_tier() == plain(world.batches)
+
+
+async def test_a_shard_that_has_much_lets_others_have_their_turn(world):
+    world.append(8 * (uploading.RUN_OBJECTS_MAX + 2))
+    assert await world.uploader.look()
+    assert len(world.reported) == uploading.RUN_OBJECTS_MAX
+    await world.all_looks()
+    assert await world.in_the_tier() == plain(world.batches)
+
+
 async def test_a_restart_goes_on_from_the_map(world):
     world.append(12)
     await world.uploader.look()

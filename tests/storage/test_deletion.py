@@ -44,6 +44,19 @@ def test_its_rows_go_with_the_commits_that_follow(open_store):
     driven.stored(append(placed(0), shard=OTHER))
 
 
+def test_as_much_goes_as_is_written_beside_it(open_store, monkeypatch):
+    driven = filled(open_store, 40)
+    before, _ = rows(driven)
+    monkeypatch.setattr("peerd.storage.group.DROP_ROWS_PER_COMMIT", 0)
+    driven.stored(DropShard(shard=SHARD))
+    assert rows(driven)[0] == before
+    driven.stored(append(placed(0, b"x" * 40_000), shard=OTHER))
+    assert rows(driven)[0] == before
+    monkeypatch.undo()
+    driven.finish_drops()
+    assert 10 <= rows(driven)[0] < 20
+
+
 def test_a_restart_keeps_the_promise_and_goes_on_dropping(open_store):
     driven = filled(open_store, 40)
     driven.stored(DropShard(shard=SHARD))

@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 
 from peerd.core.check import InvariantViolation
 from peerd.core.ids import Epoch, Offset, ShardId
+from peerd.tier import format as tier_format
 from peerd.tier.errors import DamagedObject, ForeignObject, FormatUnknown, TierError, WrongKey
-from peerd.tier.format import BLOCK_BYTES, BlockOpener, ObjectWriter, Owner, open_object
+from peerd.tier.format import (
+    BLOCK_BYTES,
+    BlockOpener,
+    ObjectWriter,
+    Owner,
+    check_made,
+    open_object,
+)
 from peerd.tier.keys import NO_KEYS, KeyRing, ring_of
 from tests.tier.objects import OWNER, batches_of, object_of, plain
 
@@ -84,6 +92,33 @@ def test_a_gap_and_an_empty_object_are_bugs():
         writer.add(batches[2:])
     with pytest.raises(InvariantViolation):
         ObjectWriter(OWNER, Offset(0)).finish()
+
+
+@RINGS
+def test_a_block_that_was_packed_wrongly_is_never_put(keys, monkeypatch):
+    sound = zstandard.ZstdCompressor(level=3)
+
+    class Careless:
+        def __init__(self, level):
+            pass
+
+        def compress(self, raw):
+            return sound.compress(bytes([raw[0] ^ 1]) + raw[1:])
+
+    monkeypatch.setattr(tier_format.zstandard, "ZstdCompressor", Careless)
+    with pytest.raises(DamagedObject, match="block 0 unpacks to something else"):
+        object_of(batches_of([40, 700]), keys=keys)
+
+
+@RINGS
+def test_an_object_that_was_changed_in_memory_is_never_put(keys):
+    data, index = object_of(batches_of([40, 700]), keys=keys)
+    check_made(data, index, keys)
+    for at in range(8, len(data)):
+        bad = bytearray(data)
+        bad[at] ^= 1
+        with pytest.raises(TierError):
+            check_made(bytes(bad), index, keys)
 
 
 @RINGS

@@ -1,6 +1,7 @@
 """Patience with a store, and a directory as one."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -115,6 +116,18 @@ async def test_a_file_system_that_hangs_is_given_up_and_keeps_few_threads(tmp_pa
     going_on.set()
     monkeypatch.undo()
     assert await patient(backend).create("a/b", b"x")
+
+
+async def test_calls_one_after_the_other_have_one_thread_which_ends_with_the_backend(tmp_path):
+    before = set(threading.enumerate())
+    backend = DirectoryBackend(tmp_path / "tier")
+    for number in range(20):
+        await backend.create(f"a/{number}", b"x")
+    (thread,) = set(threading.enumerate()) - before
+    backend = None
+    gc.collect()
+    await asyncio.to_thread(thread.join, 60)
+    assert not thread.is_alive()
 
 
 def test_keys_come_from_files(tmp_path):
