@@ -1,5 +1,7 @@
 """What `peerctl backup create` does: bring everything into the tier, then write down what is there.
 
+The positions of consumers are a log like others, which goes to the tier from the first backup on.
+
 In this order: of each shard of a tiered log the open segment is ended, by a planned change that
 hands it to another voter, since what is sealed goes to the tier to its end; then the tier is waited
 for; then what the LAS has committed is taken, once; and of each shard the manifest that this very
@@ -17,7 +19,7 @@ from las.core.state import ClusterState, ShardEntry
 from las.daemon import exports
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.client.blocking import Client
-from peerd.client.errors import PeerdError
+from peerd.client.errors import PeerdError, UnknownLog
 from peerd.core.ids import FIRST_OFFSET, NodeName, Offset, ShardId
 from peerd.core.shard_map import Shard
 from peerd.tier import backup as backups
@@ -27,8 +29,12 @@ from peerd.tier.keys import KeyRing
 from peerd.tier.manifest import pack
 from peerd.tier.reader import read_manifest
 from peerd.tier.store import TierStore
-from peerd.transport.internal_logs import is_internal
+from peerd.transport.internal_logs import POSITIONS_LOG, is_internal
 
+POSITIONS_HOT_BYTES = 1 << 30
+"""Of the positions of consumers so much stays on disks, which is all of them: they go to the tier
+for backups.
+"""
 # limit: times that the state is taken anew because a manifest that it named was replaced meanwhile
 TRIES_MAX = 5
 _POLL_S = 0.25
@@ -58,6 +64,8 @@ def bring_into_tier(client: Client, *, cut: bool, wait_s: float) -> Asked:
             asked.troubles.append(f"{log.name}: how far it goes is not known: {error}")
         if log.hot_bytes:
             tiered.append(log.name)
+    if tiered and _tier_positions(client, asked):
+        tiered.append(POSITIONS_LOG)
     if cut:
         nodes = [each.node for each in client.las.status().nodes]
         up = {NodeName(each.name) for each in nodes if each.state == NODE_STATE_UP}
@@ -68,6 +76,23 @@ def bring_into_tier(client: Client, *, cut: bool, wait_s: float) -> Asked:
     while any(_lacks(client, name, asked) for name in tiered) and time.monotonic() < until_s:
         time.sleep(_POLL_S)
     return asked
+
+
+def _tier_positions(client: Client, asked: Asked) -> bool:
+    """Whether there are positions of consumers, which are in the tier from now on."""
+    try:
+        log, _ = client.describe_log(POSITIONS_LOG)
+    except UnknownLog:
+        return False
+    try:
+        if not log.hot_bytes:
+            client.set_tier(POSITIONS_LOG, POSITIONS_HOT_BYTES)
+        for tail in client.tail(POSITIONS_LOG):
+            asked.committed[ShardId(tail.shard)] = Offset(tail.committed)
+    except PeerdError as error:
+        asked.troubles.append(f"positions of consumers are not in the backup: {error}")
+        return False
+    return True
 
 
 def _reach(shard: Shard) -> Offset:

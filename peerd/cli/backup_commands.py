@@ -51,7 +51,8 @@ BackupId = Annotated[str, typer.Argument(help="Id of the backup, as `peerctl bac
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
+    """End with one line if the tier, its configuration or a file is of no use."""
     from peerd.daemon.errors import DaemonError
     from peerd.settings import ConfigError
     from peerd.tier.errors import NotConfigured, TierError
@@ -66,7 +67,7 @@ def _one_line_errors() -> Iterator[None]:
         fail(str(error), EXIT_REFUSED)
 
 
-def _opened(file: Path) -> "Tier":
+def opened_tier(file: Path) -> "Tier":
     """The tier of a configuration. Raises `ConfigError`, `NotConfigured`."""
     from peerd.daemon.config import ENVIRONMENT_PREFIX, TierFile
     from peerd.daemon.tier import open_tier
@@ -112,8 +113,8 @@ def create(
     """
     from peerd.cli import backing_up
 
-    with _one_line_errors(), connected(config) as client:
-        opened = _opened(tier)
+    with one_line_errors(), connected(config) as client:
+        opened = opened_tier(tier)
         asked = backing_up.bring_into_tier(client, cut=cut, wait_s=wait_s)
         made = _run(
             backing_up.write(
@@ -127,7 +128,7 @@ def create(
     for trouble in asked.troubles:
         typer.echo(f"peerctl: {trouble}", err=True)
     _print_backup(made, output)
-    if asked.troubles or not all(each.is_whole for each in made.shards):
+    if asked.troubles or not made.is_whole:
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -154,36 +155,83 @@ def _lack(shard: "ShardBackup") -> str:
 
 def _as_document(made: "Backup") -> dict[str, object]:
     document = asdict(made)
-    document["whole"] = all(each.is_whole for each in made.shards)
+    document["whole"] = made.is_whole
     return document
 
 
 # ---------------------------------------------------------------------------------- list, verify
 @backup_app.command("list")
 def list_backups(tier: TierOption, output: FormatOption = Format.TABLE) -> None:
-    """List the backups in the tier, oldest first.
+    """List the backups in the tier, oldest first. Exit status 1: there is one that is damaged.
 
     Example: peerctl backup list --tier /etc/peerd/peerd.toml
     """
 
-    from peerd.tier import backup as backups
+    from peerd.tier import pruning
 
-    async def read() -> "list[Backup]":
-        opened = _opened(tier)
-        ids = await backups.list_ids(opened.store)
-        return [await backups.read_index(opened.store, each) for each in ids]
-
-    with _one_line_errors():
-        found = _run(read())
+    with one_line_errors():
+        found = _run(pruning.all_stored(opened_tier(tier).store))
     if output is not Format.TABLE:
-        print_document(output, [_as_document(each) for each in found])
-        return
+        print_document(output, [_as_document(each.backup) for each in found if each.backup])
     rows = []
-    for each in found:
+    for stored in found:
+        if stored.error:
+            typer.echo(f"peerctl: {stored.id}: {stored.error}", err=True)
+        if (each := stored.backup) is None:
+            continue
         made_at = datetime.fromtimestamp(each.made_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         behind = sum(not shard.is_whole for shard in each.shards)
         rows.append([each.id, each.cluster, made_at, str(len(each.shards)), str(behind or "-")])
-    print_table(["backup", "cluster", "made (UTC)", "shards", "not whole"], rows)
+    if output is Format.TABLE:
+        print_table(["backup", "cluster", "made (UTC)", "shards", "not whole"], rows)
+    if any(stored.error for stored in found):
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@backup_app.command("prune")
+def prune(
+    tier: TierOption,
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many of the newest stay, of each cluster's name.")
+    ],
+    older_than_days: Annotated[
+        float, typer.Option(min=0, help="Only those go that are older than so many days.")
+    ] = 0.0,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Do it. Without this nothing changes: a look ahead.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Remove old backups: all but the newest, and always but the newest that is whole.
+
+    What was begun and never finished goes, too, when it is a day old. Records are not touched: how
+    long these are kept is a matter of each log's retention.
+
+    Example: peerctl backup prune --tier /etc/peerd/peerd.toml --keep 14 --remove
+    """
+    from peerd.tier import pruning
+
+    async def work() -> list[pruning.Stored]:
+        store = opened_tier(tier).store
+        gone = pruning.prunable(
+            await pruning.all_stored(store),
+            keep=keep,
+            older_than_s=older_than_days * 86_400,
+            now_s=time.time(),
+        )
+        for each in gone if remove else ():
+            await pruning.remove(store, each.id)
+        return gone
+
+    with one_line_errors():
+        gone = _run(work())
+    if output is not Format.TABLE:
+        print_document(output, {"removed": remove, "backups": [each.id for each in gone]})
+        return
+    for each in gone:
+        typer.echo(f"{each.id}{'' if each.backup else '  was never finished'}")
+    done = "removed" if remove else "would go; nothing was removed. With --remove they are"
+    typer.echo(f"{len(gone)} backups {done}" if gone else "no backup is old enough to go")
 
 
 @backup_app.command("verify")
@@ -207,13 +255,13 @@ def verify(
     from peerd.tier import backup as backups
 
     async def read() -> restoring.Found:
-        opened = _opened(tier)
+        opened = opened_tier(tier)
         found = await restoring.look(opened.store, opened.keys, backup)
         for listed in found.manifests.values() if deep else ():
             await backups.check_records(opened.store, opened.keys, listed)
         return found
 
-    with _one_line_errors():
+    with one_line_errors():
         found = _run(read())
     _print_found(found, output)
 
@@ -289,13 +337,13 @@ def restore(
     from peerd.cli import restoring
 
     async def work() -> restoring.Found:
-        opened = _opened(tier)
+        opened = opened_tier(tier)
         found = await restoring.look(opened.store, opened.keys, backup)
         if old_cluster_is_gone:
             exports.write(file, await restoring.begin_anew(opened.store, opened.keys, found))
         return found
 
-    with _one_line_errors():
+    with one_line_errors():
         if file.exists():
             fail(f"{file} is there already: name another file", EXIT_USAGE)
         found = _run(work())

@@ -1,5 +1,6 @@
 """`peerctl log …`, `peerctl append`, `peerctl read`: what developers do."""
 
+import asyncio
 import datetime
 import sys
 from collections.abc import Iterator
@@ -302,25 +303,59 @@ def retain(
 def tier(
     log: LogName,
     hot_bytes: Annotated[
-        int,
+        int | None,
         typer.Option("--hot-bytes", min=0, help="Bytes of each shard that peers keep. 0: all."),
-    ],
+    ] = None,
+    tier_file: Annotated[
+        Path | None,
+        typer.Option("--tier", help="List what is there: a configuration with the table `tier`."),
+    ] = None,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Say how much of a log stays on its peers' disks. What is older goes to the tier.
+    """Say how much of a log stays on its peers' disks, or list what is in the tier.
 
-    The peers need a tier in their configuration (`tier.url`). With 0 nothing more goes there; what
-    is there stays readable.
+    With --hot-bytes, what is older goes to the tier. The peers need a tier in their configuration
+    (`tier.url`). With 0 nothing more goes there; what is there stays readable.
 
-    Example: peerctl log tier orders --hot-bytes 10737418240
+    With --tier, for each shard: which offsets and times are there, in how many objects, how large
+    the records are and the objects, the id of the key, and what is not there yet. Exit status 1:
+    of a shard it cannot be told, and why.
+
+    Examples: peerctl log tier orders --hot-bytes 10737418240;
+    peerctl log tier orders --tier /etc/peerd/peerd.toml
     """
+    if (hot_bytes is None) == (tier_file is None):
+        fail(
+            "say how much stays on disks, --hot-bytes N, or list what is there, --tier FILE",
+            EXIT_USAGE,
+        )
+    if tier_file is not None:
+        _list_tier(log, tier_file, config, output)
+        return
     with connected(config) as client:
-        kept = client.set_tier(log, hot_bytes)
+        kept = client.set_tier(log, hot_bytes or 0)
         if output is not Format.TABLE:
             print_document(output, _log_json(kept))
         else:
             typer.echo(f"{log}: {_hot(kept) or 'its peers keep all'}")
+
+
+def _list_tier(log: str, file: Path, config: Path | None, output: Format) -> None:
+    from peerd.cli import tier_listing
+    from peerd.cli.backup_commands import one_line_errors, opened_tier
+
+    with one_line_errors(), connected(config) as client:
+        found = asyncio.run(tier_listing.of_log(client, opened_tier(file).store, log))
+    if output is not Format.TABLE:
+        print_document(output, [tier_listing.as_document(each) for each in found])
+    else:
+        print_table(tier_listing.COLUMNS, [tier_listing.row(each) for each in found])
+    for each in found:
+        if each.error:
+            typer.echo(f"peerctl: {log}/{each.shard}: {each.error}", err=True)
+    if any(each.error for each in found):
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def _hot(log: LogEntry) -> str:

@@ -6,7 +6,7 @@
 - `store`: what an object store is asked for, with deadlines and bounded repetition; `directory` and
   `s3` are the two that there are.
 - `reader`: batches from the tier, with read-ahead and a bounded cache.
-- `backup`: what it takes beside the records to begin a cluster anew.
+- `backup`: what it takes beside the records to begin a cluster anew; `pruning`: which of them go.
 - `heirs`: whose all this is, if a cluster was restored from it.
 - `writing`: one object put there, read back, compared, and named by a new manifest.
 

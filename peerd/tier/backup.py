@@ -23,6 +23,7 @@ Must not: decide what belongs into a backup; remove anything.
 """
 
 import asyncio
+import calendar
 import hashlib
 import json
 import re
@@ -98,6 +99,31 @@ class Backup:
     state: Part
     shards: tuple[ShardBackup, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was committed when it was asked for is in it."""
+        return all(each.is_whole for each in self.shards)
+
+
+def made_at_s(backup_id: str) -> float:
+    """When a backup with this id was begun, by the wall clock; never, if that is no time."""
+    try:
+        return float(calendar.timegm(time.strptime(backup_id[:16], "%Y%m%dT%H%M%SZ")))
+    except ValueError:
+        return float("inf")
+
+
+def folder(backup_id: str) -> str:
+    """Where everything of a backup lies. Raises `MissingObject` if it is no id."""
+    if not _ID.fullmatch(backup_id):
+        raise MissingObject(f"{backup_id[:80]!r} is no id of a backup: `peerctl backup list`")
+    return f"{_FOLDER}/{backup_id}"
+
+
+def is_index(key: str) -> bool:
+    """Whether this is the name of an index, below the folder of a backup."""
+    return _INDEX.fullmatch(key.rsplit("/", 1)[1]) is not None
+
 
 def new_id(at_s: float) -> str:
     """The id of a backup that is made at this time of the wall clock."""
@@ -168,6 +194,12 @@ async def put_index(store: TierStore, backup: Backup) -> None:
     await _put(store, f"{_FOLDER}/{backup.id}/index-{digest}", data)
 
 
+async def begun_ids(store: TierStore) -> list[str]:
+    """Of all backups of which something is there, oldest first. Raises `TierError`."""
+    keys = (each.key.removeprefix(f"{_FOLDER}/") for each in await store.listed(_FOLDER))
+    return sorted({key.partition("/")[0] for key in keys if _ID.fullmatch(key.partition("/")[0])})
+
+
 async def list_ids(store: TierStore) -> list[str]:
     """Of all backups that have an index, oldest first. Raises `TierError`."""
     found = set()
@@ -180,9 +212,7 @@ async def list_ids(store: TierStore) -> list[str]:
 
 async def read_index(store: TierStore, backup: str) -> Backup:
     """The index of a backup. Raises `TierError`; `MissingObject` if there is no such backup."""
-    if not _ID.fullmatch(backup):
-        raise MissingObject(f"{backup[:80]!r} is no id of a backup: `peerctl backup list`")
-    prefix = f"{_FOLDER}/{backup}"
+    prefix = folder(backup)
     for each in await store.listed(prefix):
         name = each.key.removeprefix(f"{prefix}/")
         found = _INDEX.fullmatch(name)

@@ -22,7 +22,15 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.tier import manifest as manifests
 from peerd.tier.errors import DamagedObject, ForeignObject, MissingObject
-from peerd.tier.format import TRAILER_BYTES, BlockOpener, Index, Owner, index_range, open_index
+from peerd.tier.format import (
+    TRAILER_BYTES,
+    BlockOpener,
+    Index,
+    Owner,
+    index_range,
+    open_index,
+    peeked_index,
+)
 from peerd.tier.keys import KeyRing
 from peerd.tier.manifest import Entry, Manifest
 from peerd.tier.store import TierStore
@@ -290,15 +298,32 @@ async def read_manifest(
     )
 
 
-async def read_index(store: TierStore, keys: KeyRing, key: str, owner: Owner) -> Index:
-    """The index of an object. Raises `TierError`."""
+async def peek_index(store: TierStore, key: str) -> Index:
+    """What an object says of itself, for people: see `peeked_index`. Raises `TierError`."""
+    packed, _, crc, object_bytes = await _packed_index(store, key)
+    try:
+        return peeked_index(packed, crc=crc, object_bytes=object_bytes)
+    except DamagedObject as error:
+        raise DamagedObject(f"{key}: {error}") from error
+
+
+async def _packed_index(store: TierStore, key: str) -> tuple[bytes, int, int, int]:
+    """The bytes of an index, where it lies, its checksum, and how large its object is."""
     object_bytes = await store.size_bytes(key)
     if object_bytes < TRAILER_BYTES:
         raise DamagedObject(f"{key} has {object_bytes} bytes, fewer than its trailer")
     trailer = await store.read(key, object_bytes - TRAILER_BYTES, object_bytes)
     try:
         begin, end, crc = index_range(trailer, object_bytes)
-        packed = await store.read(key, begin, end)
+    except DamagedObject as error:
+        raise DamagedObject(f"{key}: {error}") from error
+    return await store.read(key, begin, end), begin, crc, object_bytes
+
+
+async def read_index(store: TierStore, keys: KeyRing, key: str, owner: Owner) -> Index:
+    """The index of an object. Raises `TierError`."""
+    packed, begin, crc, object_bytes = await _packed_index(store, key)
+    try:
         return await asyncio.to_thread(
             open_index,
             packed,

@@ -30,7 +30,7 @@ from crc32c import crc32c
 from peerd.core.batch import NO_PRODUCER, BatchHeader
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal, Taken
-from peerd.core.ids import ShardId
+from peerd.core.ids import Offset, ShardId
 from peerd.internal.v1 import log_bytes_pb2, positions_pb2
 from peerd.transport.append_edge import parse_records
 from peerd.transport.host_api import AppendOutcome
@@ -297,6 +297,10 @@ class PositionLog:
         """Where to begin, so that everything that holds below `end` is met."""
         if end == 0:
             return 0
+        entry = self._services.cache.shards.get(self._shard)
+        gap = None if entry is None else entry.gap_at(Offset(end - 1))
+        if gap is not None:
+            return await self._whole_since(gap.begin)  # gaps are bounded, and ever further down
         async with contextlib.aclosing(self._messages(end - 1)) as messages:
             async for message in messages:
                 for batch in message.batches:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,11 @@ class Place:
             at = batches[-1].end
         return await put_manifest(self.store, manifest_of(tuple(entries))), at
 
-    def backed_up(self, state: ClusterState, committed: int = 0) -> str:
+    def backed_up(self, state: ClusterState, committed: int = 0, at_s: float = 1e9) -> str:
+        # `scratch` is in no tier; without records there is nothing that would lack.
         data = Export(origin=ORIGIN, state=state).to_bytes()
         known = {SHARD: Offset(committed)}
-        work = backing_up.write(self.store, NO_KEYS, lambda: data, known, 1e9)
+        work = backing_up.write(self.store, NO_KEYS, lambda: data, known, at_s)
         return asyncio.run(work).id
 
 
@@ -122,6 +124,40 @@ def test_backups_are_listed_and_verified(place: Place, backup: str):
     told = place.json("backup", "verify", backup, "--deep")["shards"][0]
     assert (told["begin"], told["end"], told["objects"]) == (0, 24, 2)
     assert "is sound" in place.run("backup", "verify", backup)
+
+
+def test_old_backups_go_and_the_newest_whole_one_stays(place: Place, backup: str):
+    manifest, end = asyncio.run(place.manifest())
+    later = [
+        place.backed_up(state_with(manifest, end), committed=end + 3, at_s=1e9 + day * 86_400)
+        for day in (1, 2, 3)
+    ]
+    prune = ("backup", "prune", "--keep", 1)
+    assert place.json(*prune) == {"removed": False, "backups": later[:2]}
+    assert "with --remove" in place.run(*prune).lower()
+    young = (time.time() - 1e9) / 86_400 - 0.5
+    assert "is old enough" in place.run(*prune, "--older-than-days", young)
+    assert len(place.json("backup", "list")) == 4
+    records = sorted(place.root.rglob("*.chunk"))
+    assert "2 backups removed" in place.run(*prune, "--remove")
+    assert [each["id"] for each in place.json("backup", "list")] == [backup, later[2]]
+    assert sorted(path.name for path in (place.root / "backups").rglob("*") if path.is_file())
+    assert not any((place.root / "backups" / later[0]).glob("*"))
+    assert sorted(place.root.rglob("*.chunk")) == records
+    place.run("backup", "verify", backup, "--deep")
+    assert "is old enough" in place.run(*prune, "--remove")
+
+
+def test_a_damaged_backup_is_told_and_left_to_a_person(place: Place, backup: str):
+    manifest, end = asyncio.run(place.manifest())
+    newer = place.backed_up(state_with(manifest, end), committed=end, at_s=1e9 + 9)
+    index = next((place.root / "backups" / backup).glob("index-*"))
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    told = place.run("backup", "list", status=1)
+    assert f"{backup}: DAMAGED_OBJECT" in told
+    assert newer in told
+    assert "is old enough" in place.run("backup", "prune", "--keep", 1, "--remove")
+    assert index.exists()
 
 
 def test_what_is_behind_is_told(place: Place):

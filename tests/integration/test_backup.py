@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from las.core.state import GAP_OFFSETS_MIN
+from peerd import Position
 from peerd.client.blocking import Client, connect
 from peerd.client.errors import RecordsMissing
 from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.tier.keys import ring_of
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
 from tests.integration.load import until
 from tests.integration.test_bad_input import channel
@@ -49,6 +51,8 @@ def filled(client: Client) -> None:
     client.create_log("scratch", shards=1, copies=3, acks=2)
     client.set_tier("orders", CHUNK_BYTES)
     client.append("scratch", b"lost")
+    for number in range(3):
+        client.positions.commit("scratch", "billing", Position({3: number}))
     for number in range(COUNT):
         key = b"key %d" % (number % 7)
         client.append("orders", value_of(number), key=key, headers=HEADERS)
@@ -117,10 +121,16 @@ def test_all_is_gone_and_the_tier_gives_it_back(tmp_path: Path):
     ):
         filled(client)
         before = all_of(client, "orders")
+        read_to = Position({shard: len(records) for shard, records in before.items()})
+        client.positions.commit("orders", "billing", read_to)
+        client.positions.commit("orders", "gone", read_to)
+        client.positions.forget("orders", "gone")
         config = tmp_path / "peerd.toml"
         shutil.copy(old.peers[0].config, config)
         made = run("-c", old.peerctl_toml, "backup", "create", "--tier", config, status=1)
+        lies_there(old, config, ring_of([bytes.fromhex(key.read_text())]).writing, before)
         lost = client.append("orders", value_of(0), key=b"key 1")
+        client.positions.commit("orders", "late", read_to)
         for member in old.members:
             member.kill()
     shutil.rmtree(tmp_path / "old")
@@ -140,6 +150,12 @@ def test_all_is_gone_and_the_tier_gives_it_back(tmp_path: Path):
         after = all_of(client, "orders")
         assert after == before
         assert sum(map(len, after.values())) == 2 * COUNT
+        positions = client.positions
+        assert positions.get("orders", "billing") == read_to
+        assert positions.get("scratch", "billing") == Position({3: 2})
+        assert positions.get("orders", "gone") == positions.get("orders", "late") == Position()
+        positions.commit("orders", "billing", Position({1: 7}))
+        assert positions.get("orders", "billing") == Position({1: 7})
         offset = append_anew(new, client, "orders", b"after")
         shard = client.describe_log("orders")[1][-1].shard
         assert offset >= ends[shard] + GAP_OFFSETS_MIN > lost.offset
@@ -152,6 +168,19 @@ def test_all_is_gone_and_the_tier_gives_it_back(tmp_path: Path):
         assert again["id"] > made["id"]
         assert {each["shard"]: each["end"] for each in again["shards"]}[shard] == offset + 1
         tells_that_it_lost_the_tier(new, client, config, again["id"])
+
+
+def lies_there(
+    cluster: DevCluster, config: Path, key_id: str, before: dict[int, list[tuple]]
+) -> None:
+    """What `peerctl log tier` lists is what readers found."""
+    listing = run("-c", cluster.peerctl_toml, "log", "tier", "orders", "--tier", config)
+    for each in listing:
+        assert (each["begin"], each["end"]) == (0, len(before[each["shard"]]))
+        assert each["key_ids"] == [key_id]
+        assert each["payload_bytes"] > VALUE_BYTES * each["end"] > each["stored_bytes"]
+        assert each["objects"] >= 1
+        assert (each["waiting_records"], each["error"]) == (0, "")
 
 
 def tells_that_it_lost_the_tier(
@@ -170,6 +199,9 @@ def tells_that_it_lost_the_tier(
         120,
     )
     told = next(line for line in client.las.status().warnings if "INHERITED" in line)
+    waits = run("-c", cluster.peerctl_toml, "log", "tier", "orders", "--tier", config)
+    assert max(each["waiting_records"] for each in waits) == COUNT
+    assert max(each["waiting_age_ms"] or 0 for each in waits) > 0
     assert "stop that cluster for good and remove clusters/" in told
     assert set((config.parent / "tier").rglob("*.chunk")) <= there
     check = [sys.executable, "-m", "peerd.cli.peerd", "check", "-c", cluster.peers[0].config]

@@ -93,6 +93,14 @@ async def test_a_peer_has_an_internal_log_created_once(las):
     )
     assert (await refused(split))[0] == "INVALID_ARGUMENT"
     assert (await refused(internal(las, las.peers[0], "_other")))[0] == "INVALID_ARGUMENT"
+    for fields in ({"copies": 1}, {"hot_bytes": 7, "retention_ms": 9}, {}):
+        request = pb.AlterLogRequest(name="_positions", **fields)
+        altered = las.logs.AlterLog(request, metadata=ADMIN, timeout=30)
+        assert (await refused(altered))[0] == "INVALID_ARGUMENT"
+    # It may go to the tier, for backups: that changes nothing of what it keeps.
+    request = pb.AlterLogRequest(name="_positions", hot_bytes=0)
+    tiered = await las.logs.AlterLog(request, metadata=ADMIN, timeout=30)
+    assert tiered.log == made
 
 
 async def test_peers_that_need_an_internal_log_at_the_same_time_get_the_same_one(las, monkeypatch):

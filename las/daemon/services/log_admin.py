@@ -318,7 +318,7 @@ class LogAdminServicer(log_admin_pb2_grpc.LogAdminServiceServicer):
             log = self._group.state.logs.get(request.name)
             if log is None:
                 raise Refused(refusal(Reason.UNKNOWN_LOG, unknown_log(request.name)))
-            if is_internal(request.name):
+            if is_internal(request.name) and not _only_tiers(request):
                 raise invalid(f"{request.name!r} is an internal log: what it keeps is its own")
             copies, acks = request.copies or log.copies, request.acks or log.acks
             compression = _compression(request.compression)
@@ -532,6 +532,12 @@ def _what(request: log_admin_pb2.AlterLogRequest) -> str:
     if request.HasField("hot_bytes"):
         return "log tier"
     return "log retain" if _changes_retention(request) else "log alter"
+
+
+def _only_tiers(request: log_admin_pb2.AlterLogRequest) -> bool:
+    """Whether nothing changes but how much stays on disks, which may be said of any log."""
+    fields = {descriptor.name for descriptor, _ in request.ListFields()}
+    return fields <= {"name", "hot_bytes"} and request.HasField("hot_bytes")
 
 
 def _changes_retention(request: log_admin_pb2.AlterLogRequest) -> bool:
