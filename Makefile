@@ -203,6 +203,7 @@ docs: setup  ## regenerate the reference pages that come from the code
 	@$(BIN)/python -m peerd.daemon.telemetry.schema > docs/telemetry.md
 	@$(BIN)/python -m peerd.monitoring.metrics > docs/metrics.md
 	@$(BIN)/python -m deploy.cli_reference > docs/cli.md
+	@$(BIN)/python -m deploy.proto_reference > docs/api.md
 	@$(BIN)/python tests/test_tidy.py --limits > docs/limits.md
 
 # Resolved for every Python from 3.11 on and every platform at once (uv's universal mode).
