@@ -1,6 +1,10 @@
 """kill -9 of any one process during appends, back on its directory after 2 s: nothing is lost."""
 
+import json
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 
 import pytest
@@ -13,6 +17,8 @@ from tests.integration.load import Load, assert_nothing_lost, until
 # A test starts several processes, each of which takes seconds on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 AWAY_S = 2.0
+# A peer that lives is heard several times in this time, however busy the machine is.
+HEARD_WITHIN_S = 5.0
 
 
 def primary(cluster: DevCluster, log: str) -> str:
@@ -106,14 +112,55 @@ def test_appends_and_reads_go_on_without_any_las(cluster: DevCluster, log: str):
         assert client.append(f"{log}.after", b"still here").offset == 0
 
 
+def at_stake(cluster: DevCluster) -> dict[str, str]:
+    """What `peerctl status -o json` says of the worst node; empty if nothing is at stake."""
+    command = [sys.executable, "-m", "peerd.cli.peerctl", "-c", str(cluster.peerctl_toml)]
+    done = subprocess.run(
+        [*command, "status", "-o", "json"], check=True, capture_output=True, timeout=60
+    )
+    worst = json.loads(done.stdout).get("worst", {})
+    return dict(worst) if worst.get("node") else {}
+
+
+def leader_metrics(cluster: DevCluster) -> dict[str, float]:
+    """What the leader of the LAS group exports of what is at stake."""
+    with connect(credentials=cluster.peerctl_toml) as client:
+        member = cluster.member(client.las.status().las_leader)
+    with urllib.request.urlopen(f"http://{member.metrics_address}/metrics", timeout=10) as page:
+        rows = [line.split() for line in page.read().decode().splitlines()]
+    return {row[0]: float(row[1]) for row in rows if row[0].startswith("las_at_stake_")}
+
+
+def the_seconds_at_stake_are_true(cluster: DevCluster, alone: str) -> None:
+    """All peers but one die: what it has is at stake, since the last of the others was heard."""
+    before_s = time.monotonic()
+    for member in cluster.peers:
+        if member.id != alone:
+            member.kill()
+    killed_s = time.monotonic()
+    until(lambda: at_stake(cluster).get("node") == alone, "it is known to be alone")
+    asked_s = time.monotonic()
+    told_s = int(at_stake(cluster)["exposed_ms"]) / 1000
+    # The last heartbeat came before the kill, and not long before.
+    assert asked_s - killed_s - 0.1 <= told_s <= time.monotonic() - before_s + HEARD_WITHIN_S
+    metrics = leader_metrics(cluster)
+    assert metrics["las_at_stake_shards"] >= 1
+    assert told_s <= metrics["las_at_stake_seconds"]
+    assert metrics["las_at_stake_seconds"] <= time.monotonic() - before_s + HEARD_WITHIN_S
+    assert int(at_stake(cluster)["exposed_ms"]) / 1000 > metrics["las_at_stake_seconds"]
+
+
 def test_every_process_killed_at_once_comes_back_with_everything(cluster: DevCluster, log: str):
     with connect(credentials=cluster.peerctl_toml) as client:
         for row in range(100):
             client.append(log, f"row {row}".encode(), key=b"one")
+    the_seconds_at_stake_are_true(cluster, primary(cluster, log))
     for member in cluster.members:
         member.kill()
     restart_all(cluster.members)
     cluster.wait_whole()
+    until(lambda: not at_stake(cluster), "nothing is at stake")
+    assert leader_metrics(cluster)["las_at_stake_seconds"] == 0.0
     with connect(credentials=cluster.peerctl_toml) as client:
         values = [record.value for record in client.read(log)]
         assert values == [f"row {row}".encode() for row in range(100)]

@@ -13,12 +13,13 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from las.v1 import fleet_pb2, fleet_pb2_grpc
+from las.v1 import fleet_pb2, fleet_pb2_grpc, shard_map_pb2
 from peerd import pki
 from peerd.cli.peerctl import app
 from peerd.client.blocking import Client, connect
 from peerd.client.errors import PeerdError
 from peerd.client.options import ClientOptions
+from peerd.daemon.heartbeat import FEATURE_LEVEL
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
 from peerd.testing.dev_cluster import DevCluster, Member, Shape
 from peerd.transport.status import refusal_of_error
@@ -171,6 +172,56 @@ def test_a_wrong_role_and_another_cluster_are_refused_and_told(
         records = admin.las.audit().records
         found = {(each.who, each.reason) for each in records}
         return found >= {("rita", "role_not_allowed"), ("somebody", "wrong_cluster")}
+
+    until(told, "both are in the audit")
+
+
+def test_a_registration_that_is_sent_again_is_refused_and_told(
+    cluster: DevCluster, authority: Authority, admin: Client, tmp_path: Path
+):
+    """What a peer sent when it began is worth nothing once it has begun anew."""
+    name = cluster.peers[1].id
+    ca, copied = cluster.directory / "pki" / "ca.pem", issue(authority, Role.PEER, name, tmp_path)
+
+    def node() -> shard_map_pb2.Node:
+        return next(each.node for each in admin.las.status().nodes if each.node.name == name)
+
+    def sent(request: fleet_pb2.RegisterRequest) -> tuple[str, str]:
+        with channel(cluster.las[0].address, copied, ca) as dialled:
+            stub = fleet_pb2_grpc.FleetServiceStub(dialled)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Register(request, timeout=CALL_TIMEOUT_S)
+        told = refusal_of_error(refused.value)
+        return errors_pb2.ErrorReason.Name(told.reason), told.message
+
+    was = node()
+    recorded = fleet_pb2.RegisterRequest(
+        cluster_id=admin.las.status().cluster_id,
+        store_id=was.store_id,
+        boot_id=was.boot_id,
+        address=was.address,
+        labels=was.labels,
+        may_lead=was.may_lead,
+        feature_level=FEATURE_LEVEL,
+    )
+    cluster.member(name).kill()
+    cluster.restart(name)
+    until(lambda: node().boot_id != was.boot_id, "its new process has registered")
+    now = node()
+    reason, message = sent(recorded)
+    assert reason == "ERROR_REASON_PROCESS_SUPERSEDED"
+    assert message == "a newer process of this node has registered"
+    recorded.store_id = "f" * 32
+    recorded.boot_id = "e" * 32
+    reason, message = sent(recorded)
+    assert reason == "ERROR_REASON_STORE_ID_CHANGED"
+    assert was.store_id in message
+    assert (node().store_id, node().boot_id) == (now.store_id, now.boot_id)
+    assert append(cluster.peers[0].address, copied, ca) == "ROLE_NOT_ALLOWED"
+
+    def told() -> bool:
+        records = [each for each in admin.las.audit().records if each.who == name and not each.ok]
+        return {each.reason for each in records} >= {"process_superseded", "store_id_changed"}
 
     until(told, "both are in the audit")
 

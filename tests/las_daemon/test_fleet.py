@@ -91,6 +91,8 @@ async def test_a_new_process_ends_the_old_one(las):
     await peer.register()
     assert las.state.nodes["peer-1"].boot == peer.boot
     assert (await refused(peer.register(boot_id=old)))[0] == "PROCESS_SUPERSEDED"
+    # The node is in, with the newer one: nobody has to do anything.
+    assert not any("not let in" in each for each in (await status(las)).warnings)
     call = await peer.heartbeats(peer.beat(boot_id=old))
     assert await call.code() is grpc.StatusCode.ABORTED
 

@@ -14,6 +14,7 @@ import grpc.aio
 
 from las.core import recovered
 from las.core.commands import RaiseCommandLevel, RegisterNode, RemoveNode, ReplaceNode, SetDraining
+from las.core.commands import Reason as Outcome
 from las.core.history import Cause
 from las.core.state import ClusterState, Node
 from las.daemon.audit import Auditor
@@ -126,7 +127,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         result = await self._group.submit(command)
         if not result.ok:
             _log.warning("registration refused", node=name, why=result.text)
-            term.turned_away(name, result.text)
+            if result.reason is not Outcome.STALE_BOOT:  # else the node is in, with a newer one
+                term.turned_away(name, result.text)
             self._note(name, "Register", REASONS[result.reason], result.text)
         require_ok(result)
         term.registered(name, registration.boot, request.telemetry_schema)
