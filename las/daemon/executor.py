@@ -5,7 +5,8 @@ no plan of its own: everything that must survive is in the committed state, so a
 executor goes on where the last one stopped, and a step that is done twice is refused once.
 
 - *Planned*: commit `PrepareSegment`; the peers do the rest and report. A prepared segment that
-  hangs is asked for (`HasBegun`) and, if nobody has begun it, fenced.
+  hangs is asked for (`HasBegun`) and, if nobody has begun it, fenced; sooner if it waits for a
+  primary that does not answer (`las.daemon.hand_overs`).
 - *Unplanned*: `las.daemon.reconcile.Recovery`, for each shard whose primary is gone or whose fence
   stands.
 - *Copies*: commit `WantHolders`; the new holders fetch and report.
@@ -51,6 +52,7 @@ from las.core.planner import (
 from las.core.state import ClusterState, Node, NodeState
 from las.daemon.backlog import Backlog
 from las.daemon.detector import Ask, Detector, Judged, Verdict
+from las.daemon.hand_overs import HandOvers, HandOverTiming, hands_over, to_be_left
 from las.daemon.reconcile import (
     Consensus,
     PeerCalls,
@@ -62,7 +64,7 @@ from las.daemon.reconcile import (
     is_running,
 )
 from las.daemon.shard_changes import ShardChanges
-from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ShardId, Tick
+from peerd.core.ids import NO_EPOCH, Epoch, NodeName, ProcessId, ShardId, Tick
 from peerd.core.shard_map import Plan
 from peerd.daemon.crowd import Crowd
 from peerd.daemon.logging import get_logger
@@ -153,6 +155,7 @@ class Executor:
         take_overs: TakeOvers | None = None,
         timing: ExecutorTiming | None = None,
         recovery_timing: RecoveryTiming | None = None,
+        hand_over_timing: HandOverTiming | None = None,
     ) -> None:
         """`now` is a monotonic clock; `wall_ms` is for people who read the history.
 
@@ -170,6 +173,8 @@ class Executor:
         self._timing = timing or ExecutorTiming()
         self._recovery_timing = recovery_timing or RecoveryTiming()
         self._take_overs = take_overs
+        self._hand_overs = HandOvers(peers.responds, now, hand_over_timing)
+        self._handing_over: set[ProcessId] = set()
         self._story = _Story(wall_ms)
         self._untold: deque[RecordEvent] = deque(maxlen=UNTOLD_MAX)
         self._woken = asyncio.Event()
@@ -247,6 +252,9 @@ class Executor:
             self._act_on_verdict(group, verdict)
         for shard, why in self._hanging(state, index, now):
             self._start_recovery(group, recovery, shard, why)
+        for process in self._handing_over:
+            if self._hand_overs.is_due(process):
+                self._start(group, ("hand over", process), partial(self._hand_overs.ask, process))
         self._collect_dirty(state, index, now)
         # Before the backlog is emptied for this look: its recoveries begin beside what is planned.
         yields = self._is_yielding()
@@ -337,9 +345,12 @@ class Executor:
     def _hanging(
         self, state: ClusterState, index: FleetIndex, now: Tick
     ) -> list[tuple[ShardId, str]]:
-        """Prepared segments that neither began nor were declined in time."""
+        """Prepared segments that neither began nor were declined in time, or wait for a primary
+        that does not answer.
+        """
         since: dict[tuple[ShardId, Epoch], Tick] = {}
         hanging = []
+        self._handing_over = set()
         for shard in index.unsettled - self._recovering:
             entry = state.shards[shard]
             prepared = entry.shard.prepared
@@ -353,6 +364,13 @@ class Executor:
             if now - since[key] >= patience_ms:
                 what = "is gone" if gone else "has not begun it"
                 hanging.append((shard, f"{prepared.epoch} is prepared and {primary.peer} {what}"))
+                continue
+            waits_for = hands_over(state, entry)
+            if waits_for is None:
+                continue
+            self._handing_over.add(waits_for)
+            if self._hand_overs.is_silent(waits_for, since[key]):
+                hanging.append((shard, f"{waits_for.peer} is to hand it over and does not answer"))
         self._prepared_since = since
         return hanging
 
@@ -405,7 +423,13 @@ class Executor:
             self._start_recovery(group, recovery, action.shard, action.why)
         elif isinstance(action, Prepare):
             before = state.shards[action.shard].shard.open.plan
-            if not self._start(group, action.shard, partial(self._prepare, action, before)):
+            left = to_be_left(state, state.shards[action.shard])
+            is_led_elsewhere = left is not None and left.peer != action.plan.primary.peer
+            if left is not None and is_led_elsewhere and self._hand_overs.is_silent(left):
+                # Others wait for it already: it would not hand over this one, either.
+                why = f"{action.why}, and {left.peer} does not answer"
+                self._start_recovery(group, recovery, action.shard, why)
+            elif not self._start(group, action.shard, partial(self._prepare, action, before)):
                 self._again.add(action.shard)
         elif isinstance(action, Want):
             key = ("want", action.shard, action.epoch)

@@ -178,6 +178,22 @@ class GrpcPeerCalls:
             return None
         return Heard(silent_ms=answer.silent_ms if answer.neighbour else None)
 
+    async def responds(self, target: ProcessId, within_ms: int) -> bool:
+        """See `PeerCalls`."""
+        node = self._group.state.nodes.get(target.peer)
+        if node is None or node.process != target:
+            return False
+        try:
+            await self._stub(target.peer).Hears(
+                replication_pb2.HearsRequest(peer=target.peer),
+                timeout=within_ms / 1000,
+                metadata=self._metadata,
+            )
+        except grpc.aio.AioRpcError as error:
+            _log.info("no answer", node=target.peer, within_ms=within_ms, why=_words(error))
+            return False
+        return True
+
     async def close(self) -> None:
         """End all channels."""
         await self._channels.close()

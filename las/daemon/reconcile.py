@@ -100,6 +100,10 @@ class PeerCalls(Protocol):
         """Ask a node when it heard another one last."""
         ...
 
+    async def responds(self, target: ProcessId, within_ms: int) -> bool:
+        """Whether a process answers within that time; what it is asked costs it nothing."""
+        ...
+
 
 class Consensus(Protocol):
     """The LAS group as the leader's works need it."""

@@ -133,6 +133,9 @@ class AnswersInTime:
     async def hears(self, witness: object, suspect: object) -> None:
         return None
 
+    async def responds(self, target: object, within_ms: object) -> bool:
+        return True
+
 
 async def _lose_a_rack() -> dict[str, object]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

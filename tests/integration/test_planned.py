@@ -1,5 +1,6 @@
 """Planned changes under load, by an operator: nothing is lost, the pause is recorded."""
 
+import signal
 import subprocess
 import sys
 
@@ -62,5 +63,35 @@ def test_a_drained_node_can_be_unplugged_under_load(cluster: DevCluster, log: st
         load.finish()
     assert_nothing_lost(cluster, load)  # with the victim gone
     cluster.restart(victim)
+    cluster.wait_whole()
+    assert peerctl(cluster, "node", "undrain", victim) == f"{victim} may be used again\n"
+
+
+def test_a_drained_primary_that_stands_still_is_not_waited_for(
+    cluster: DevCluster, log: str, record_property
+):
+    """It leads on for all that it knows when it goes on, and acknowledges nothing any more."""
+
+    def leaders():
+        return {str(each.plan.primary.peer) for each in open_segments(cluster, log).values()}
+
+    with (
+        connect(credentials=cluster.peerctl_toml) as client,
+        Load(cluster.peerctl_toml, log) as load,
+    ):
+        load.wait_acked(100)
+        victim = str(min(open_segments(cluster, log).items())[1].plan.primary.peer)
+        cluster.member(victim).signal(signal.SIGSTOP)
+        try:
+            client.las.drain(victim)
+            until(lambda: victim not in leaders(), "led elsewhere")
+            load.wait_acked(100)
+        finally:
+            cluster.member(victim).signal(signal.SIGCONT)
+        load.wait_acked(100)
+        load.finish()
+    record_property("pause_ms", load.pause_ms())
+    assert load.pause_ms() < PAUSE_MS_MAX
+    assert_nothing_lost(cluster, load)
     cluster.wait_whole()
     assert peerctl(cluster, "node", "undrain", victim) == f"{victim} may be used again\n"

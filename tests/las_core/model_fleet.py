@@ -98,6 +98,8 @@ class ModelFleet:
         self.joined: list[int] = []
         """How many shards each `ChangeShards` was for; its changes are in `commands`."""
         self.promise_calls = 0
+        self.questions: list[ProcessId] = []
+        """Who was asked whether it answers."""
         self.acked: list[tuple[ShardId, int, int, int]] = []
         self._next_record = 1
         self._changed = asyncio.Event()
@@ -195,6 +197,12 @@ class ModelFleet:
             return None
         return Heard(silent_ms=0 if self.peers[suspect].alive else 10_000)
 
+    async def responds(self, target: ProcessId, within_ms: int) -> bool:
+        await asyncio.sleep(0)
+        peer = self.peers[target.peer]
+        self.questions.append(target)
+        return peer.alive and peer.answers and peer.process == target
+
     # ------------------------------------------------------------------ what peers do
     def pump(self) -> None:
         """Let every peer follow the committed map as far as it can."""
@@ -233,7 +241,7 @@ class ModelFleet:
             if not self.hold_reports and new.alive:
                 self._report(self._opened(shard, prepared.epoch, new))
             return
-        if not old.alive or old.leads.get(shard.shard) != epoch:
+        if not old.alive or not old.answers or old.leads.get(shard.shard) != epoch:
             return
         if not new.alive or new.process != prepared.plan.primary:
             declined = WithdrawSegment(

@@ -4,7 +4,7 @@ import pytest
 
 from las.daemon.peer_calls import GrpcPeerCalls
 from las.daemon.reconcile import PromiseOrder
-from peerd.core.ids import Epoch, ProcessId, ReplicaId, ShardId
+from peerd.core.ids import BootId, Epoch, ProcessId, ReplicaId, ShardId
 from peerd.internal.v1 import replication_pb2
 from peerd.transport.map_codec import encode_replica
 from tests.las_daemon.stand_in import StandInPeer
@@ -81,6 +81,16 @@ async def test_who_has_no_stream_to_a_suspect_says_so(asked):
     assert (await calls.hears(peer.name, "peer-9")).silent_ms is None
     peer.silences["peer-9"] = 40
     assert (await calls.hears(peer.name, "peer-9")).silent_ms == 40
+
+
+async def test_whether_a_process_answers_in_time(las, asked):
+    calls, peer = asked
+    process = ProcessId(peer.name, peer.store, peer.boot)
+    assert await calls.responds(process, 10_000)
+    another = ProcessId(peer.name, peer.store, BootId("b" * 32))
+    assert not await calls.responds(another, 10_000), "not the process that registered last"
+    await peer._server.stop(None)
+    assert not await calls.responds(process, 10_000)
 
 
 async def test_a_dead_peer_gives_no_answer_and_its_next_process_is_dialled_anew(las, asked):

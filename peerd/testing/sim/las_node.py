@@ -51,6 +51,8 @@ LEASE_MS = 150
 """A peer that is silent for so long is taken for down."""
 HANG_MS = 900
 """A prepared segment that has not begun after this is asked for, and then fenced."""
+STARVED_MS = 150
+"""A primary that is to be left and did not hand over within this is not waited for (§4.1)."""
 ANSWER_GRACE_MS = 20
 """A decision that is possible waits so long for more answers: each may be one more holder."""
 SPLITS_PER_S = 1.0
@@ -185,12 +187,16 @@ class LasNode:
                 self._recover(shard)
 
     def _hangs(self, shard: Shard) -> bool:
-        """A prepared segment that neither began nor was declined in time."""
+        """A prepared segment that neither began nor was declined in time, or waits for a primary
+        that is to be left and seems not to get on (§4.1), rightly or not.
+        """
         if shard.prepared is None or shard.fence != NO_EPOCH:
             return False
         key = (shard.shard, shard.prepared.epoch)
         since = self._prepared_since.setdefault(key, self._clock.now)
-        return self._clock.now - since > HANG_MS
+        old = self.state.nodes[shard.open.plan.primary.peer]
+        is_left = old.at_risk or old.draining
+        return self._clock.now - since > (STARVED_MS if is_left else HANG_MS)
 
     # -------------------------------------------------------------- recovery (§4.2)
     def _recover(self, shard: ShardId) -> None:
