@@ -18,7 +18,13 @@ import grpc.aio
 
 from las.v1 import shard_map_pb2, shard_map_pb2_grpc
 from peerd.client.credentials import Access
-from peerd.client.errors import AccessDenied, ConnectFailed, PeerdError, error_of_call
+from peerd.client.errors import (
+    AccessDenied,
+    ConnectFailed,
+    PeerdError,
+    Unavailable,
+    error_of_call,
+)
 from peerd.pki import PkiError
 from peerd.transport.channels import Channels
 from peerd.transport.credentials import Credentials
@@ -30,6 +36,8 @@ from peerd.transport.tls import explain_connect_failure
 WATCHES_MAX = 2
 # limit: addresses that may serve the map: those given, then peers of the map
 ADDRESSES_MAX = 64
+# limit: addresses of which is told why they do not answer
+ADDRESSES_EXPLAINED_MAX = 3
 # Between two watches: short, because a failover is waited for; it is one small call to one address.
 WATCH_RETRY_MS = 50
 # How long an address may take to give the map before the next one is tried.
@@ -149,14 +157,24 @@ class Directory:
                 self._channels.warm(node.address)
 
     async def _why(self, errors: dict[str, PeerdError]) -> str:
-        """One line on why nobody answered; the first address is looked at more closely."""
-        first = self._access.addresses[0]
-        loop = asyncio.get_running_loop()
-        explained = await loop.run_in_executor(
-            None, explain_connect_failure, first, self._access.tls
-        )
-        others = [str(error) for address, error in errors.items() if address != first]
-        return "; ".join([f"cannot connect: {explained}", *others[:2]])
+        """One line on why nobody answered: of each of the first addresses, once for those alike."""
+        asked = self._access.addresses[:ADDRESSES_EXPLAINED_MAX]
+        told = await asyncio.gather(*(self._why_not(each, errors.get(each)) for each in asked))
+        alike: dict[str, list[str]] = {}
+        for address, words in zip(asked, told, strict=True):
+            about = words.removeprefix(f"{address}: ")
+            alike.setdefault(about, []).extend([address] if about != words else [])
+        lines = [": ".join([", ".join(at), about]) if at else about for about, at in alike.items()]
+        return f"cannot connect: {'; '.join(lines)}"
+
+    async def _why_not(self, address: str, error: PeerdError | None) -> str:
+        """Why one did not answer; what gRPC calls unavailable is looked at more closely."""
+        if error is not None and error.reason:
+            return f"{address}: {error}"
+        if error is not None and not isinstance(error, Unavailable):
+            return str(error)
+        tls = self._access.tls
+        return await asyncio.to_thread(explain_connect_failure, address, tls)
 
 
 def make_channels(access: Access) -> Channels:

@@ -78,6 +78,9 @@ DAMAGED_TRIES_MAX = 3
 # Where nothing tells when to try again. A failover takes a hundred times as long, so that this
 # adds nothing to a pause; and it is one message a step for a shard that has no primary.
 RETRY_STEP_S = 0.020
+# Peers of the versions before take a stream of appends without a word. One that is behind with its
+# work says so later than this, too, and then the batch is written all the same.
+STREAM_TAKEN_WAIT_S = 0.200
 # A refusal that only an operator or repair ends is asked for again more slowly.
 SLOW_RETRY_STEP_S = 0.200
 # How often deadlines are looked at: those of batches under way, and those of records that wait, of

@@ -4,6 +4,9 @@ Invariants:
 - A batch that was given to `send` is answered once: by `answered`, or by `lost` when the stream
   breaks. `has_left` says whether it may have arrived.
 - Nothing is written before the connection is up: until then it is certain that nothing was sent.
+- Nothing is written before the peer has let the stream in. Where a call ends while something is
+  written into it, grpc.aio reports an INTERNAL of its own in place of the peer's refusal, and a
+  batch that was surely not taken would end as unknown.
 - What its pipeline has meanwhile sent elsewhere (another request id) is not written any more.
 
 Must not: decide where a batch goes, or send it again.
@@ -20,9 +23,15 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from peerd.client.options import APPENDS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, RETRY_STEP_S
+from peerd.client.options import (
+    APPENDS_PER_MESSAGE_MAX,
+    MESSAGE_BYTES_MAX,
+    RETRY_STEP_S,
+    STREAM_TAKEN_WAIT_S,
+)
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.channels import Channels
+from peerd.transport.options import STREAM_TAKEN
 from peerd.transport.status import refusal_of_error
 from peerd.transport.wire_form import sized_tag, varint
 from peerd.v1 import errors_pb2, log_pb2
@@ -147,6 +156,7 @@ class PeerStream:
             await asyncio.gather(writing, return_exceptions=True)
 
     async def _write_all(self, call: AppendCall) -> None:
+        await _taken(call)
         while True:
             await self._news.wait()
             self._news.clear()
@@ -181,6 +191,17 @@ class PeerStream:
         self._news.clear()
         for sent in (*unanswered.values(), *waiting):
             sent.sender.lost(sent, why)
+
+
+async def _taken(call: AppendCall) -> None:
+    """Returns when the peer has let the stream in, or the call has ended; for a peer of a version
+    that does not say so, after `STREAM_TAKEN_WAIT_S`.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STREAM_TAKEN_WAIT_S):
+            key, taken = STREAM_TAKEN
+            if (await call.initial_metadata()).get(key) != taken:
+                await call.code()
 
 
 class Streams:

@@ -32,6 +32,7 @@ from peerd.transport.limits import (
     EdgeLimits,
 )
 from peerd.transport.map_cache import MapCache
+from peerd.transport.options import STREAM_TAKEN
 from peerd.transport.position_service import PositionService
 from peerd.transport.read_path import LogRead, ReadServices, ShardRead, Start
 from peerd.transport.read_source import ColdSource, ReadSource
@@ -152,6 +153,7 @@ class LogService:
             caller=caller,
         )
         with caller.streaming():
+            await context.send_initial_metadata((STREAM_TAKEN,))
             await stream.serve(requests, context)
 
     def _caller(self, context: Context) -> Caller:

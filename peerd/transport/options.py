@@ -26,6 +26,10 @@ RECONNECT_BACKOFF_MS_MAX = 1_000
 # How long one dial may take; a host without power answers nothing at all.
 CONNECT_TIMEOUT_MS = 2_000
 
+# Initial metadata of a stream of appends that was let in: what is written from then on is judged by
+# itself, and what was written before into one that is refused nobody could speak for.
+STREAM_TAKEN = ("peerd-stream", "taken")
+
 Options = tuple[tuple[str, int], ...]
 
 _BOTH: Options = (

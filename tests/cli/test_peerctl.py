@@ -512,6 +512,7 @@ def test_a_cluster_that_is_not_there_is_one_line(cluster, tmp_path):
     assert done.exit_code == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("peerctl: cannot connect: 127.0.0.1:1")
+    assert line.count("nothing listens there") == 1
 
 
 # ---------------------------------------------------------------------------------- rebalance

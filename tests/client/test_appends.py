@@ -6,11 +6,13 @@ import gc
 import pytest
 
 import peerd
+from peerd.client import streams
 from peerd.client.pipeline import Batch
 from peerd.client.streams import Sent
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import Epoch, NodeName
 from peerd.testing.memory import lost
+from peerd.transport import log_service
 from peerd.v1 import batch_pb2
 
 KEY = b"household-900"
@@ -48,6 +50,23 @@ async def test_a_receipt_says_where_the_record_is(cluster, client):
     receipt = await client.append("orders", b"second", key=KEY)
     assert (receipt.log, receipt.shard, receipt.epoch, receipt.offset) == ("orders", 1, 1, 1)
     assert str(receipt) == "orders/1 offset 1, epoch 1, on disk at peer-1, peer-2"
+
+
+async def test_the_first_append_waits_until_the_stream_is_let_in_and_no_longer(
+    cluster, client, monkeypatch
+):
+    monkeypatch.setattr(streams, "STREAM_TAKEN_WAIT_S", 3_600)
+    cluster.create_log("orders")
+    await client.append("orders", b"v")
+
+
+async def test_a_peer_that_lets_streams_in_without_a_word_gets_its_appends(
+    cluster, client, monkeypatch
+):
+    monkeypatch.setattr(log_service, "STREAM_TAKEN", ("other", "words"))
+    monkeypatch.setattr(streams, "STREAM_TAKEN_WAIT_S", 0.001)
+    cluster.create_log("orders")
+    await client.append("orders", b"v")
 
 
 def test_a_receipt_reads_well():

@@ -99,6 +99,33 @@ async def test_nobody_there_is_told_with_the_reason(connect, unused_tcp_port):
         await connect(f"127.0.0.1:{unused_tcp_port}", connect_timeout_s=0.2)
 
 
+async def test_what_is_wrong_at_several_addresses_is_told_once(connect, unused_tcp_port_factory):
+    first, second = (f"127.0.0.1:{unused_tcp_port_factory()}" for _ in range(2))
+    with pytest.raises(peerd.ConnectFailed) as caught:
+        await connect(first, second, "nowhere.invalid:1", connect_timeout_s=0.2)
+    says = str(caught.value)
+    assert says.startswith(f"cannot connect: {first}, {second}: nothing listens there")
+    assert says.count("; nowhere.invalid:1: ") == 1
+
+
+async def test_who_answers_and_refuses_is_told_in_its_own_words(connect, unused_tcp_port):
+    async def get_map(request, context):
+        raise Refused(refusal(Reason.MAP_UNKNOWN, "not heard the map yet"))
+
+    server = grpc.aio.server(interceptors=[TypedErrors(print)], options=SERVER_OPTIONS)
+    handler = grpc.unary_unary_rpc_method_handler(get_map)
+    handlers = {"GetMap": handler}
+    name = "las.v1.ShardMapService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        with pytest.raises(peerd.ConnectFailed, match=f"127.0.0.1:{port}: not heard the map yet"):
+            await connect(f"127.0.0.1:{port}", connect_timeout_s=0.2)
+    finally:
+        await server.stop(None)
+
+
 @pytest.fixture
 def unused_tcp_port(unused_tcp_port_factory):
     return unused_tcp_port_factory()
