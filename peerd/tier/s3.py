@@ -128,11 +128,18 @@ class S3Backend:
     def _typed(self, error: Exception, key: str) -> TierError:
         from obstore import exceptions
 
-        text = " ".join(str(error).split())[:_MESSAGE_CHARACTERS_MAX]
+        # What follows is how the library holds its errors.
+        text = " ".join(str(error).partition("Debug source:")[0].split())[:_MESSAGE_CHARACTERS_MAX]
         if isinstance(error, TierError):
             return error
         if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
             return MissingObject(f"{self.name}: {key} is not there")
+        if _nobody_asks(text):
+            return NoCredentials(
+                f"nobody said who asks {self.name}: set tier.access_key_id_file and "
+                "tier.secret_access_key_file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in "
+                "the environment of the process, or give the machine a role"
+            )
         refused = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
         if isinstance(error, (*refused, PermissionError)) or _tells_of_credentials(text):
             return NoCredentials(
@@ -142,9 +149,17 @@ class S3Backend:
         return TierUnavailable(f"{self.name}: {text}")
 
 
+def _nobody_asks(text: str) -> bool:
+    """Whether the library was given no credentials: then it asked the machine for those of a role,
+    which it tells in words alone.
+    """
+    return any(
+        asked in text for asked in ("169.254.169.254", "/latest/api/token", "/meta-data/iam")
+    )
+
+
 def _tells_of_credentials(text: str) -> bool:
-    """Where the library looked for credentials and found none it tells so in words alone."""
-    return "169.254.169.254" in text or "InvalidAccessKeyId" in text or "SignatureDoesNot" in text
+    return "InvalidAccessKeyId" in text or "SignatureDoesNot" in text
 
 
 def _open(options: S3Options) -> "S3Store":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from peerd.cli.peerctl import app as peerctl_app
 from peerd.cli.peerd import app
 from peerd.daemon import tier_check
 from peerd.storage.directory import StoreDirectory
@@ -98,6 +99,26 @@ def test_nobody_there_and_no_key_file_end_with_a_code_and_advice(tmp_path: Path)
     status, said = checked(tmp_path, {"url": '"file:///cold"', "key_files": '["/nowhere/key"]'})
     assert status == 2
     assert "tier: TIER_NOT_CONFIGURED: the key file /nowhere/key cannot be read" in said
+
+
+def test_no_credentials_end_with_a_code_and_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither files, nor the environment, nor a role of the machine."""
+    for name in [each for each in os.environ if each.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    tier = {"url": '"s3://cold"', "endpoint": '"http://127.0.0.1:9"', "deadline_ms": "5000"}
+    status, said = checked(tmp_path, tier | {"attempts": "1"})
+    assert status == 2
+    (told,) = [line for line in said.splitlines() if "tier" in line]
+    assert "tier: NO_CREDENTIALS: nobody said who asks s3://cold at http://127.0.0.1:9" in told
+    assert "set tier.access_key_id_file and tier.secret_access_key_file" in told
+    lines = "".join(f"{key} = {value}\n" for key, value in tier.items())
+    (tmp_path / "tier.toml").write_text(f"[tier]\nattempts = 1\n{lines}")
+    done = CliRunner().invoke(
+        peerctl_app, ["backup", "list", "--tier", str(tmp_path / "tier.toml")]
+    )
+    assert done.exit_code == 1
+    assert "NO_CREDENTIALS: nobody said who asks" in done.output
 
 
 def test_a_directory_that_this_user_may_not_use_is_told(

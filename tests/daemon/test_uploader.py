@@ -9,19 +9,20 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from las.core.apply import apply
-from las.core.commands import PrepareSegment, SegmentOpened, TrimShard
+from las.core.commands import CreateLog, PrepareSegment, SegmentOpened, TrimShard
 from las.core.state import ClusterState
 from las.core.tier import TIER_LEVEL
 from las.core.tier_commands import CoolShard, SetTier, TierShard
 from peerd.core.batch import PlacedBatch
 from peerd.core.chunks import Cut
-from peerd.core.ids import Epoch, Offset
+from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.core.shard_map import Tiered
 from peerd.daemon import uploader as uploading
 from peerd.daemon.budget import Background
 from peerd.daemon.tier import Tier
 from peerd.daemon.uploader import Uploader
 from peerd.tier import store as tier_store
+from peerd.tier.directory import DirectoryBackend
 from peerd.tier.heirs import inherit
 from peerd.tier.keys import NO_KEYS
 from peerd.tier.manifest import prefix_of
@@ -38,6 +39,9 @@ from tests.las_core.builders import (
     replica,
     shard_of,
     with_log,
+)
+from tests.las_core.builders import (
+    name as node,
 )
 from tests.tier.objects import MemoryBackend, batches_of, plain
 
@@ -95,18 +99,18 @@ class World:
     # the map
     @property
     def shards(self):
-        return {SHARD: shard_of(self.state)}
+        return {number: entry.shard for number, entry in self.state.shards.items()}
 
     @property
     def logs(self):
         return self.state.logs
 
     def map_entries(self):
-        return [shard_of(self.state)]
+        return list(self.shards.values())
 
     # the store
     def committed(self, shard):
-        return shard_of(self.state).open.epoch, Offset(self.committed_to)
+        return self.shards[shard].open.epoch, Offset(self.committed_to)
 
     def segment_begin(self, shard, epoch):
         return None
@@ -115,14 +119,14 @@ class World:
         return Offset(self.committed_to)
 
     async def find_cut(self, shard, epoch, *, before, keep_bytes):
-        opened = shard_of(self.state).open
-        first = max(opened.begin, shard_of(self.state).trimmed_to)
+        opened = self.shards[shard].open
+        first = max(opened.begin, self.shards[shard].trimmed_to)
         chunk = CHUNK_BATCHES * RECORDS
         cut = opened.begin + (before - opened.begin) // chunk * chunk
         return Cut(offset=Offset(max(first, cut)), kept_bytes=0)
 
     async def read(self, shard, epoch, from_offset, to_offset, bytes_max):
-        segments = (*shard_of(self.state).sealed, shard_of(self.state).open)
+        segments = (*self.shards[shard].sealed, self.shards[shard].open)
         segment = next(each for each in segments if each.epoch == epoch)
         assert segment.begin <= from_offset < (segment.end or self.committed_to)
         found, taken = [], 0
@@ -138,7 +142,7 @@ class World:
     def report(self, report) -> None:
         told = report.shard_tiered
         command = TierShard(
-            shard=SHARD,
+            shard=ShardId(told.shard),
             epoch=Epoch(told.epoch),
             by=self.me,
             follows=told.follows,
@@ -445,6 +449,52 @@ async def test_a_restored_cluster_goes_on_from_objects_of_the_one_before_and_rem
     prefixes = [key.split("/")[0] for key in world.backend.objects if key.endswith(".chunk")]
     assert (prefixes.count("cluster-cluster-1"), prefixes.count("cluster-heir")) == (2, 2)
     assert await world.in_the_tier() == plain(world.batches[10:])
+
+
+async def test_an_older_manifest_in_place_of_the_newest_is_told_and_other_shards_go_on(tmp_path):
+    """Somebody brought the tier back as it was: no older list is ever taken for the newest."""
+    carts = CreateLog(
+        name="carts", copies=3, acks=2, nodes=(node(1), node(2), node(3)), rows=((0, 1, 2),)
+    )
+    levels = [register(each, feature_level=TIER_LEVEL) for each in range(1, 6)]
+    tiers = [SetTier(log=log, hot_bytes=1) for log in ("orders", "carts")]
+    backend = DirectoryBackend(tmp_path)
+    world = World(done(with_log(), carts, *levels, *tiers), backend=backend)
+    other = next(shard for shard in world.shards if shard != SHARD)
+    world.append(24)
+    await world.all_looks()
+    entry, folder = shard_of(world.state), tmp_path / prefix_of("cluster-1", "orders", SHARD)
+    newest = folder / entry.tier.manifest
+    sound = newest.read_bytes()
+    older = max(path for path in folder.glob("manifest-*") if path != newest)
+    there = {path.name for path in folder.iterdir()} - {newest.name}
+    world.tier = Tier(
+        world.tier.store,
+        NO_KEYS,
+        TierReader(world.tier.store, NO_KEYS, cache_bytes=1),
+        lambda: "cluster-1",
+    )
+    world.uploader = world.new_uploader()
+    for number, (bring_back, code) in enumerate(
+        [
+            (newest.unlink, "MISSING_OBJECT"),
+            (lambda: newest.write_bytes(older.read_bytes()), "DAMAGED_OBJECT"),
+        ],
+        start=1,
+    ):
+        bring_back()
+        world.append(8)
+        world.now_s += 600
+        await world.all_looks()
+        assert world.uploader.statistics().errors[code] >= 1
+        assert world.uploader.statistics().trouble.startswith(code)
+        assert shard_of(world.state) == entry
+        assert world.shards[other].tier.end == (24 + 8 * number) * RECORDS
+        assert there <= {path.name for path in folder.iterdir()}
+    newest.write_bytes(sound)
+    world.now_s += 600
+    await world.all_looks()
+    assert await world.in_the_tier() == plain(world.batches)
 
 
 async def test_many_objects_leave_no_trail_of_manifests(world):

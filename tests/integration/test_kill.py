@@ -1,5 +1,6 @@
 """kill -9 of any one process during appends, back on its directory after 2 s: nothing is lost."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from peerd.client.blocking import connect
 from peerd.client.errors import PeerdError
+from peerd.testing.conformance_kit import real
 from peerd.testing.dev_cluster import DevCluster, Member
 from tests.integration.load import Load, assert_nothing_lost, until
 
@@ -75,6 +77,18 @@ def test_a_killed_process_costs_nothing(cluster: DevCluster, log: str, choose, r
     assert_nothing_lost(cluster, load)
     cluster.wait_whole()
     until(lambda: group_whole(cluster), "every LAS node is back")
+
+
+def test_a_program_of_the_client_kit_meets_a_real_cluster(cluster: DevCluster):
+    """What `make client-kit` does at its end, with this cluster: kill -9, TLS, disks."""
+    with connect(credentials=cluster.peerctl_toml) as client:
+        client.create_log(real.LOG, shards=3, copies=3, acks=2)
+    ours = [sys.executable, "-m", "peerd.testing.conformance_kit.python_client"]
+    try:
+        assert asyncio.run(real.judge(ours, cluster)) == ""
+    finally:
+        cluster.restart(cluster.peers[0].id)
+    cluster.wait_whole()
 
 
 def test_two_deaths_in_a_row_cost_nothing(cluster: DevCluster, log: str):

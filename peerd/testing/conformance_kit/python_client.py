@@ -5,6 +5,7 @@ import base64
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import peerd
@@ -60,7 +61,8 @@ async def answer(client: peerd.aio.Client, asked: Mapping[str, Any]) -> Answer:
 async def main() -> None:
     """Requests from stdin until it ends."""
     first = json.loads(await asyncio.to_thread(sys.stdin.readline))
-    tls = None if first["tls"] is None else peerd.TlsFiles(**first["tls"])
+    files = {name: Path(file) for name, file in (first["tls"] or {}).items()}
+    tls = peerd.TlsFiles(**files) if files else None
     async with peerd.aio.connect(first["addresses"], credentials=tls) as client:
         _say({"ok": True})
         while line := await asyncio.to_thread(sys.stdin.readline):

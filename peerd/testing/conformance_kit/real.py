@@ -20,7 +20,7 @@ async def run(command: list[str], directory: Path) -> str:
     await asyncio.to_thread(cluster.start)
     try:
         await asyncio.to_thread(_create, cluster)
-        return await _judge(command, cluster)
+        return await judge(command, cluster)
     finally:
         await asyncio.to_thread(cluster.stop)
 
@@ -30,7 +30,8 @@ def _create(cluster: DevCluster) -> None:
         client.create_log(LOG, shards=3, copies=3, acks=2)
 
 
-async def _judge(command: list[str], cluster: DevCluster) -> str:
+async def judge(command: list[str], cluster: DevCluster) -> str:
+    """The same with a cluster that runs and has the log; its first peer is dead afterwards."""
     files = cluster.client_tls
     tls = {name: str(getattr(files, name)) for name in ("ca", "certificate", "key")}
     program = Program(command)
