@@ -84,6 +84,7 @@ def explain_shard(
     )
     facts.append(f"{short} of {len(entry.shard.sealed)} sealed segments lack healthy copies")
     facts += _moved(state, entry)
+    facts += _moving(view, shard)
     facts += _considered(state, view, limits, plan)
     if not actions:
         facts.append("nothing is to be changed, or what is needed is under way")
@@ -133,6 +134,15 @@ def _moved(state: ClusterState, entry: ShardEntry) -> Iterable[str]:
     if told:
         last = max(told, key=lambda event: event.timestamp_ms)
         yield f"moved so that nodes carry alike: {last.text.removeprefix(begin)}"
+
+
+def _moving(view: FleetView, shard: ShardId) -> Iterable[str]:
+    """Which copies of the shard are made though there are enough: another one goes then."""
+    for _, epoch, store in sorted(each for each in view.moving if each[0] == shard):
+        yield (
+            f"{store.peer} fetches segment {epoch} so that nodes store alike; when it has it, "
+            "another holder lets it go"
+        )
 
 
 def _voters(state: ClusterState, plan: Plan) -> str:

@@ -120,16 +120,18 @@ REBALANCED = "rebalance"
 _NOBODY = NodeName("")
 
 
-def unrest(state: ClusterState, index: FleetIndex) -> str:
+def unrest(state: ClusterState, index: FleetIndex, moved_copies: int = 0) -> str:
     """What is under way that goes first, in words; empty if nothing is.
 
-    How long nodes have been as they are is for the caller to know.
+    `moved_copies` of the copies that are wanted only make nodes store alike: nothing waits for
+    them. How long nodes have been as they are is for the caller to know.
     """
     changing = sum(not state.shards[shard].halted for shard in index.unsettled)
     if changing:
         return f"{changing} shards are being changed"
-    if index.fetching:
-        return f"{index.fetching} copies are being made"
+    copies = index.fetching - moved_copies
+    if copies > 0:
+        return f"{copies} copies are being made"
     if state.recovery.unheard:
         return "the LAS began from older data, and not every node has been heard"
     return ""
@@ -354,7 +356,7 @@ class _Fleet:
         if not self._links.bears(taker, received=rate, sent=rate * len(others)):
             return False
         return all(
-            _crowd(others, key, node) <= _crowd(others, key, self._nodes[giver])
+            crowd(others, key, node) <= crowd(others, key, self._nodes[giver])
             for key in ("rack", "zone")
         )
 
@@ -477,7 +479,7 @@ def _weights(state: ClusterState, bytes_per_s: Mapping[ShardId, float]) -> dict[
     return {shard: 1.0 + rate * len(state.shards) / total for shard, rate in written.items()}
 
 
-def _crowd(others: Iterable[Node], key: str, node: Node) -> int:
+def crowd(others: Iterable[Node], key: str, node: Node) -> int:
     """How many of `others` share the place of `node` that the label `key` names."""
     place = node.label(key)
     return sum(other.label(key) == place for other in others) if place else 0

@@ -6,8 +6,9 @@ copies of a node that is being drained for good are too many as soon as enough o
 
 - *Only what is settled.* Not while stores are wanted for the segment, nor of a halted shard.
 - *Only what leaves enough*, by the rule of the command itself (`las.core.holders.kept_at_least`).
-- *Who goes.* Who is drained; else, of the healthy ones, whose rack or zone has most of them, else
-  who stores most. One at a time of each segment.
+- *Who goes.* Who is drained; else who gives its copy in a move (`las.core.stored_balance`); else,
+  of the healthy ones, whose rack or zone has most of them, else who stores most. One at a time of
+  each segment. So of a move that nobody remembers any more the better placed copies stay.
 
 A holder that is down keeps its place: it may be all that is left one day. One that is at risk, too.
 
@@ -39,16 +40,18 @@ def surplus(
     shards: Iterable[ShardId] | None = None,
     *,
     stored_bytes: Mapping[NodeName, int] | None = None,
+    givers: Mapping[tuple[ShardId, Epoch], ReplicaId] | None = None,
 ) -> Iterator[Surplus]:
-    """Holders that are too many, by shard."""
-    stored = stored_bytes or {}
+    """Holders that are too many, by shard. `givers` are those of moves under way, by segment."""
+    stored, gives = stored_bytes or {}, givers or {}
     for shard in sorted(state.shards if shards is None else shards):
         entry = state.shards.get(shard)
         if entry is None or entry.halted:
             continue
         for segment in entry.shard.sealed:
             if not segment.wanted_holders and len(segment.holders) > 1:
-                found = _of(state, entry, segment, stored)
+                giver = gives.get((entry.shard.shard, segment.epoch))
+                found = _of(state, entry, segment, stored, giver)
                 if found is not None:
                     yield found
 
@@ -58,6 +61,7 @@ def _of(
     entry: ShardEntry,
     segment: Segment,
     stored: Mapping[NodeName, int],
+    giver: ReplicaId | None,
 ) -> Surplus | None:
     healthy = [each for each in segment.holders if state.is_healthy(each)]
     least = kept_at_least(state.logs[entry.shard.log], segment)
@@ -71,15 +75,17 @@ def _of(
     if not able:
         return None
 
-    def order(each: ReplicaId) -> tuple[int, int, ReplicaId]:
+    def order(each: ReplicaId) -> tuple[bool, int, int, ReplicaId]:
         crowd = sum(_share(state, each, other) for other in healthy if other != each)
-        return -crowd, -stored.get(each.peer, 0), each
+        return each != giver, -crowd, -stored.get(each.peer, 0), each
 
     holder = min(able, key=order)
     others = tuple(each for each in healthy if each != holder)
     why = f"{len(others)} others are healthy, {least} are needed"
     if holder in leaving:
         why = f"{holder.peer} is being drained; {why}"
+    elif holder == giver:
+        why = f"rebalance: others store less than {holder.peer}; {why}"
     return Surplus(
         shard=entry.shard.shard, epoch=segment.epoch, holder=holder, others=others, why=why
     )

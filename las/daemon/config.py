@@ -250,8 +250,20 @@ class Policy(Section):
 
     rebalance: bool = Field(
         default=True,
-        description="Whether votes and leads are moved where nodes carry more or less than others. "
-        "`peerctl rebalance` does it once, also without this",
+        description="Whether votes and leads are moved where nodes carry more or less than others, "
+        "and copies where they store more or less. `peerctl rebalance` does it once, also without "
+        "this",
+    )
+    rebalance_copies: bool = Field(
+        default=True,
+        description="Whether copies of sealed segments are moved, too, once votes and leads lie "
+        "evenly; needs `release_surplus`",
+    )
+    rebalance_bytes_min: int = Field(
+        default=64 * MIB,
+        ge=0,
+        description="Bytes by which a node must store more, or less, than is even before copies "
+        "are moved, beside `rebalance_band`",
     )
     rebalance_band: float = Field(
         default=0.1,

@@ -18,7 +18,7 @@ not look like a dying fleet.
 The clock is passed in with each call. Used by one event loop; must not do IO and not wait.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -149,6 +149,8 @@ class Detector:
         """A new leader believes everybody alive for one lease from `now` on."""
         self.writes: Mapping[ShardId, float] = {}
         """What is written to each shard, in bytes a second, as its primary told last."""
+        self.moving: Callable[[], Collection[tuple[ShardId, Epoch, ReplicaId]]] = frozenset
+        """Tells the copies that are made so that nodes store alike."""
         self._timing = timing
         self._lease_ms = timing.lease_ms
         self._judged_at = now
@@ -280,6 +282,7 @@ class Detector:
             down_since=dict(self._down_since),
             stalled=stalled,
             network=Network(capacity=capacity, writes=dict(self.writes) if capacity else {}),
+            moving=frozenset(self.moving()),
         )
 
     def stalled_shards(self) -> set[ShardId]:

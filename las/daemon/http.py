@@ -115,7 +115,8 @@ def _fleet(term: Term) -> Iterator[Metric]:
         las_shard_splits_total=term.splitter.splits,
         las_released_copies_total=term.surplus.released,
     )
-    yield labelled("las_rebalance_moves_total", term.rebalancer.moved)
+    moved = {**term.rebalancer.moved, "copy": term.copies.moved}
+    yield labelled("las_rebalance_moves_total", moved)
     yield labelled("las_forecast_decisions_total", term.forecaster.decisions)
 
 

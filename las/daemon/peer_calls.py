@@ -131,7 +131,7 @@ class GrpcPeerCalls:
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
     ) -> frozenset[ShardId]:
         """See `las.daemon.release.LeadCalls`."""
-        cuts = await self._ask_about(target, segments, "does not say what it leads")
+        cuts = await self._ask_about(target, _orders(segments), "does not say what it leads")
         told = zip(segments, cuts, strict=False)
         return frozenset(shard for (shard, _), cut in told if cut.leads)
 
@@ -139,21 +139,27 @@ class GrpcPeerCalls:
         self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
     ) -> Sequence[bool]:
         """See `las.daemon.surplus.HolderCalls`."""
-        cuts = await self._ask_about(target, segments, "does not say what it holds")
+        cuts = await self._ask_about(target, _orders(segments), "does not say what it holds")
         return [cut.whole for cut in cuts]
 
+    async def sizes(
+        self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]]
+    ) -> Sequence[int]:
+        """See `las.daemon.copy_moves.SizeCalls`."""
+        orders = _orders(segments, size=True)
+        cuts = await self._ask_about(target, orders, "does not say how much it stores")
+        return [cut.stored_bytes for cut in cuts]
+
     async def _ask_about(
-        self, target: ReplicaId, segments: Sequence[tuple[ShardId, Epoch]], silent: str
+        self, target: ReplicaId, orders: Sequence[replication_pb2.CutOrder], silent: str
     ) -> Sequence[replication_pb2.FoundCut]:
-        """What the store says of each segment, in their order; nothing, and `silent` in the log,
-        if it does not answer.
+        """What the store answers to each order; nothing, and `silent` in the log, if it does not
+        answer.
         """
         request = replication_pb2.FindCutsRequest(
             cluster_id=self._group.state.cluster_id,
             target_store_id=target.store,
-            orders=[
-                replication_pb2.CutOrder(shard=shard, epoch=epoch) for shard, epoch in segments
-            ],
+            orders=orders,
         )
         try:
             stub = self._stub(target.peer)
@@ -161,7 +167,7 @@ class GrpcPeerCalls:
         except grpc.aio.AioRpcError as error:
             _log.info(silent, node=target.peer, why=_words(error))
             return ()
-        if answer.store_id != target.store or len(answer.cuts) != len(segments):
+        if answer.store_id != target.store or len(answer.cuts) != len(orders):
             return ()
         return answer.cuts
 
@@ -212,6 +218,14 @@ class GrpcPeerCalls:
             self._channels.retire(node.address)
             self._dialled[name] = node.address, node.boot
         return replication_pb2_grpc.ReplicationServiceStub(self._channels.to(node.address))
+
+
+def _orders(
+    segments: Sequence[tuple[ShardId, Epoch]], *, size: bool = False
+) -> list[replication_pb2.CutOrder]:
+    return [
+        replication_pb2.CutOrder(shard=shard, epoch=epoch, size=size) for shard, epoch in segments
+    ]
 
 
 def _promised(message: replication_pb2.Promised) -> Promised:

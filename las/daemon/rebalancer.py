@@ -1,12 +1,15 @@
-"""Moves votes and leads, a few at a time, until the fleet's work lies evenly.
+"""Moves votes and leads, a few at a time, until the fleet's work lies evenly; then copies.
 
 What is moved is decided in `las.core.rebalance`; here is when:
 
-- *Last of all.* Nothing is moved while a shard is being changed or a copy is made, nor until every
-  node has been as it is (up, healthy, in the fleet) for `rebalance_after_s`. A new leader waits as
-  long. An operator who asks does not wait for the nodes, but for everything else.
+- *Last of all.* Nothing is moved while a shard is being changed or a copy is made that somebody
+  needs, nor until every node has been as it is (up, healthy, in the fleet) for
+  `rebalance_after_s`. A new leader waits as long. An operator who asks does not wait for the nodes,
+  but for everything else.
 - *A few a second.* Each move is a planned change, whose switch holds appends to its shard up for
   some 20 ms; `rebalance_moves_per_s` bounds them over the whole fleet.
+- *Work before bytes.* While votes or leads are uneven no copy is begun (`las.daemon.copy_moves`):
+  what moves them seals segments, and these are what can be moved.
 - *Beside everything else.* In a fleet of 10,000 a look at 100,000 shards takes most of a second: it
   is made in a thread, with an index of its own, on the immutable state.
 - *Once for all.* It begins where a node is further from even than `rebalance_band`, and goes on to
@@ -30,7 +33,9 @@ from las.core.commands import PrepareSegment, RecordEvent
 from las.core.index import FleetIndex
 from las.core.placement import FleetView, Limits
 from las.core.rebalance import REBALANCED, Balance, Move, Uneven, balance, unrest
+from las.core.stored_balance import copies_of_moves
 from las.daemon.config import Policy
+from las.daemon.copy_moves import CopyMover
 from las.daemon.reconcile import Consensus
 from las.daemon.steady import SteadyNodes
 from peerd.core.ids import NodeName, ShardId
@@ -45,6 +50,8 @@ PLACED_REST_MS = 3_600_000
 # Pause between two looks while something is to be moved, and while nothing is. Seconds.
 LOOK_S = 1.0
 REST_S = 10.0
+# While copies are moved votes are looked at so often.
+VOTES_LOOK_MS = 10_000
 # limit: moves of one proposal, as many as an operator reads.
 PROPOSED_MAX = 256
 
@@ -66,8 +73,13 @@ class Rebalancer:
         writes: Callable[[], Mapping[ShardId, float]],
         now_ms: Callable[[], int],
         wall_ms: Callable[[], int],
+        copies: CopyMover | None = None,
     ) -> None:
-        """`view` is what the planner sees, `writes` payload bytes a second by shard."""
+        """`view` is what the planner sees, `writes` payload bytes a second by shard. Without
+        `copies` what is stored stays where it is.
+        """
+        self._copies = copies
+        self._votes_even_until_ms = 0
         self._consensus = consensus
         self._policy = policy
         self._view = view
@@ -144,23 +156,46 @@ class Rebalancer:
 
     async def look(self) -> bool:
         """Move what may be moved now; whether something was. Raises `Refused`."""
+        if self._copies is not None:
+            self._copies.tend()
         self.told = self._why_not()
         if self.told:
             return False
+        found = "even"
+        if self._now_ms() >= self._votes_even_until_ms:
+            found = await self._look_at_votes()
+            if not found:
+                return True
+            if self._copies is not None and self._copies.busy:
+                self._votes_even_until_ms = self._now_ms() + VOTES_LOOK_MS
+        if self._copies is not None:
+            if await self._copies.look(asked=self._asked.is_set()):
+                self.told = self._copies.told
+                return True
+            if self._copies.told.startswith("waits"):
+                self.told = self._copies.told
+                return False
+            found = f"{found}; {self._copies.told}" if self._copies.told else found
+        self.told = found
+        self._asked.clear()
+        return False
+
+    async def _look_at_votes(self) -> str:
+        """Move votes and leads that may be moved now; in words why none were, else empty."""
         begun = self._begun or self._asked.is_set()
         found = await self.propose(self._policy.rebalance_moves_per_s, begun=begun)
         self._begun = bool(found.moves)
         if not found.moves:
-            self.told = "even"
             rests = self._votes_rest_until or self._leads_rest_until
             if rests and (await self.propose(1, begun=begun, resting=False)).moves:
-                self.told = "rests: what is uneven was moved a short while ago"
-            self._asked.clear()
-            return False
+                return "rests: what is uneven was moved a short while ago"
+            return "even"
+        if self._copies is not None:
+            self._copies.disturb()
         self.told = f"moving: {found.moves[0].why}"
         for move in found.moves:
             await self._move(move)
-        return True
+        return ""
 
     def _why_not(self) -> str:
         """Why nothing is moved now; empty if something may be."""
@@ -168,7 +203,8 @@ class Rebalancer:
         steady_ms = self._steady.for_ms(state)
         if not (self._policy.rebalance or self._asked.is_set()):
             return "off"
-        if why := unrest(state, index):
+        moved = 0 if self._copies is None else copies_of_moves(state, self._copies.moving())
+        if why := unrest(state, index, moved):
             return f"waits: {why}"
         left_ms = self._policy.rebalance_after_s * 1_000 - steady_ms
         if left_ms > 0 and not self._asked.is_set():

@@ -12,16 +12,17 @@ Nothing is kept between two leaders. A split that a failover undoes is tried aga
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from las.core.commands import PrepareSplit, RecordEvent
 from las.core.hot_shards import Heat, HotShard, hot_shard
 from las.core.rebalance import unrest
 from las.core.state import ClusterState
+from las.core.stored_balance import copies_of_moves
 from las.daemon.config import Policy
 from las.daemon.reconcile import Consensus
 from las.daemon.vitals import Vitals
-from peerd.core.ids import ShardId
+from peerd.core.ids import Epoch, ReplicaId, ShardId
 from peerd.daemon.logging import get_logger
 from peerd.transport.internal_logs import is_internal
 from peerd.transport.status import Refused
@@ -49,8 +50,12 @@ class Splitter:
         writes: Callable[[], Mapping[ShardId, float]],
         now_ms: Callable[[], int],
         wall_ms: Callable[[], int],
+        moving: Callable[[], Collection[tuple[ShardId, Epoch, ReplicaId]]] = frozenset,
     ) -> None:
-        """`writes` gives smoothed payload bytes a second by shard."""
+        """`writes` gives smoothed payload bytes a second by shard, `moving` the copies that are
+        made so that nodes store alike.
+        """
+        self._moving = moving
         self._consensus = consensus
         self._policy = policy
         self._vitals = vitals
@@ -85,7 +90,9 @@ class Splitter:
         shard = None if found is None else found.shard
         self._hot = shard, looks + 1 if shard == before else 1
         due = self._hot[1] >= LOOKS_HOT and self._now_ms() >= self._not_before_ms
-        if found is not None and due and not unrest(state, index):
+        if found is None or not due:
+            return
+        if not unrest(state, index, copies_of_moves(state, self._moving())):
             await self._split(state, found)
 
     async def _split(self, state: ClusterState, found: HotShard) -> None:

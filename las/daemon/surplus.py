@@ -3,7 +3,9 @@
 Who is one too many is said in `las.core.surplus`; here is when, and the questions:
 
 - *Last of all.* As with moves of votes (`las.daemon.rebalancer`): nothing while a shard is being
-  changed or a copy is made, nor until every node has been as it is for `rebalance_after_s`.
+  changed or a copy is made that somebody needs, nor until every node has been as it is for
+  `rebalance_after_s`. Copies that are moved (`las.daemon.copy_moves`) are waited for one by one:
+  nothing is let go of a segment that somebody is wanted for.
 - *Asked first.* Each of the other holders is asked, and says from its own store whether it has the
   segment whole. Only who said so counts, and `las.core.holders` counts again when it is committed.
 - *A few at a time.* Some tens of segments a second: each is a command, and rows to delete.
@@ -16,13 +18,14 @@ Must not: choose a holder, or count copies.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
 from las.core.holder_commands import ReleaseHolder
 from las.core.levels import RELEASES_LEVEL
 from las.core.rebalance import unrest
+from las.core.stored_balance import SegmentKey, copies_of_moves
 from las.core.surplus import Surplus, surplus
 from las.daemon.config import Policy
 from las.daemon.reconcile import Consensus
@@ -61,8 +64,14 @@ class SurplusReleaser:
         *,
         stored_bytes: Callable[[NodeName], int],
         now_ms: Callable[[], int],
+        moving: Callable[[], Collection[tuple[ShardId, Epoch, ReplicaId]]] = frozenset,
+        givers: Callable[[], Mapping[SegmentKey, ReplicaId]] = dict,
     ) -> None:
-        """`stored_bytes` is what a node told last of how much it stores."""
+        """`stored_bytes` is what a node told last of how much it stores. `moving` are copies that
+        are made in moves, `givers` who lets go in them.
+        """
+        self._moving = moving
+        self._givers = givers
         self._consensus = consensus
         self._calls = calls
         self._policy = policy
@@ -79,7 +88,7 @@ class SurplusReleaser:
             except Refused as refused:
                 busy = True
                 _log.info("put off", why=str(refused))
-            await asyncio.sleep(LOOK_S if busy else REST_S)
+            await asyncio.sleep(LOOK_S if busy or self._givers() else REST_S)
 
     async def look(self) -> bool:
         """Let go what may be let go now; whether something was. Raises `Refused`."""
@@ -88,8 +97,11 @@ class SurplusReleaser:
         state, _ = self._consensus.indexed()
         stored = {name: self._stored_bytes(name) for name in state.nodes}
 
+        givers = dict(self._givers())
+
         def found() -> list[Surplus]:
-            return list(islice(surplus(state, stored_bytes=stored), RELEASES_PER_LOOK_MAX))
+            all_found = surplus(state, stored_bytes=stored, givers=givers)
+            return list(islice(all_found, RELEASES_PER_LOOK_MAX))
 
         # A look at 100,000 shards takes a while: the loop goes on meanwhile.
         some = await asyncio.to_thread(found)
@@ -107,7 +119,7 @@ class SurplusReleaser:
             return "off"
         if state.command_level < RELEASES_LEVEL:
             return "a LAS node runs a version that does not know it"
-        if why := unrest(state, index):
+        if why := unrest(state, index, copies_of_moves(state, self._moving())):
             return why
         rested = steady_ms >= self._policy.rebalance_after_s * 1_000
         return "" if rested else "nodes, or the LAS leader, changed"

@@ -15,8 +15,9 @@ from las.core.patience import TakeOvers, taken_over
 from las.core.placement import FleetView, Limits, Placement
 from las.core.state import Node, NodeState
 from las.daemon.clock import CommittedClock, Deadlines
-from las.daemon.config import LasConfig, Telemetry
+from las.daemon.config import LasConfig, Policy, Telemetry
 from las.daemon.cooling import Cooling
+from las.daemon.copy_moves import CopyMover, SizeCalls
 from las.daemon.detector import Detector, DetectorTiming, Judged
 from las.daemon.evidence import LAST_SAMPLES, cause_of_end, cause_of_silence
 from las.daemon.executor import Executor
@@ -65,7 +66,7 @@ def wall_ms() -> int:
     return int(time.time() * 1000)
 
 
-class Peers(PeerCalls, CutCalls, LeadCalls, HolderCalls, Protocol):
+class Peers(PeerCalls, CutCalls, LeadCalls, HolderCalls, SizeCalls, Protocol):
     """All calls to peers."""
 
 
@@ -117,6 +118,22 @@ class Term:
         self._story = Story(group, self.forecaster.words, wall_ms)
         self._writes = Writes(self.vitals, lambda: group.state, now_ms)
         self.detector.writes = self._writes.rates
+        self._balance(policy)
+
+    def _balance(self, policy: Policy) -> None:
+        """What moves votes, leads and copies, and what splits, while nothing else is to be done."""
+        group, peers = self._group, self._peers
+        self.copies = CopyMover(
+            group,
+            peers,
+            policy,
+            view=self.view,
+            limits=self.limits,
+            stored_bytes=self.vitals.told_bytes,
+            now_ms=now_ms,
+            wall_ms=wall_ms,
+        )
+        self.detector.moving = self.copies.moving
         self.rebalancer = Rebalancer(
             group,
             policy,
@@ -125,9 +142,16 @@ class Term:
             writes=lambda: self._writes.rates,
             now_ms=now_ms,
             wall_ms=wall_ms,
+            copies=self.copies,
         )
         self.surplus = SurplusReleaser(
-            group, peers, policy, stored_bytes=self.vitals.stored_bytes, now_ms=now_ms
+            group,
+            peers,
+            policy,
+            stored_bytes=self.vitals.stored_bytes,
+            now_ms=now_ms,
+            moving=self.copies.moving,
+            givers=self.copies.givers,
         )
         self.splitter = Splitter(
             group,
@@ -136,6 +160,7 @@ class Term:
             writes=lambda: self._writes.rates,
             now_ms=now_ms,
             wall_ms=wall_ms,
+            moving=self.copies.moving,
         )
 
     def _find_take_overs(self, config: LasConfig) -> TakeOvers:

@@ -80,6 +80,11 @@ class Vitals:
         heard = self._heard.get(node)
         return 0 if heard is None else heard.stored_bytes
 
+    def told_bytes(self, node: NodeName) -> int | None:
+        """What a node stored at its last heartbeat; None if there was none in this term."""
+        heard = self._heard.get(node)
+        return None if heard is None else heard.stored_bytes
+
     def silent_ms(self, node: NodeName, now_ms: int) -> int:
         """Time since the last heartbeat, or since the election if there was none."""
         heard = self._heard.get(node)

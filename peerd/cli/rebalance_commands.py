@@ -1,4 +1,4 @@
-"""`peerctl rebalance`: what lies where, and what is moved so that nodes carry alike."""
+"""`peerctl rebalance`: what lies where, and what is moved so that nodes carry and store alike."""
 
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from peerd.cli.output import (
     connected,
     print_document,
     print_table,
+    size_text,
 )
 
 
@@ -22,7 +23,7 @@ def rebalance(
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Move votes and leads until nodes carry alike; says which, and why."""
+    """Move votes, leads and copies until nodes carry and store alike; says which, and why."""
     with connected(config) as client:
         answer = client.las.rebalance(dry_run=dry_run)
     if output is not Format.TABLE:
@@ -38,15 +39,36 @@ def _print(answer: fleet_pb2.RebalanceResponse, *, dry_run: bool) -> None:
             f"{each.weight:.1f} → {each.weight_after:.1f}",
             f"{each.votes} → {each.votes_after}",
             f"{each.leads} → {each.leads_after}",
+            f"{size_text(each.stored_bytes)} → {size_text(each.stored_bytes_after)}",
         ]
         for each in answer.nodes
     ]
-    print_table(["node", "weight", "votes in", "primary of"], rows)
-    typer.echo(f"even would be {answer.even_weight:.1f} and {answer.even_leads:.1f} leads")
+    print_table(["node", "weight", "votes in", "primary of", "stored"], rows)
+    typer.echo(
+        f"even would be {answer.even_weight:.1f}, {answer.even_leads:.1f} leads and "
+        f"{size_text(answer.even_bytes)}"
+    )
     typer.echo("")
-    if not answer.moves:
+    if not answer.moves and not answer.copies:
         typer.echo("nothing is to be moved")
         return
+    counts = []
+    if answer.moves:
+        _print_moves(answer)
+        counts.append(f"{len(answer.moves)}{' or more' if answer.more else ''} moves")
+    if answer.copies:
+        _print_copies(answer)
+        size = size_text(sum(each.size_bytes for each in answer.copies))
+        many = f"{len(answer.copies)}{' or more' if answer.more_copies else ''}"
+        counts.append(f"{many} copies of {size}, once votes and leads lie evenly")
+    typer.echo(f"{'; '.join(counts)}. At the moment: {answer.state}")
+    if dry_run:
+        typer.echo("nothing was moved for this")
+    else:
+        typer.echo("it has begun: `peerctl status` shows how far it is")
+
+
+def _print_moves(answer: fleet_pb2.RebalanceResponse) -> None:
     moves = [
         [
             f"{move.log}/{move.shard}",
@@ -58,9 +80,18 @@ def _print(answer: fleet_pb2.RebalanceResponse, *, dry_run: bool) -> None:
         for move in answer.moves
     ]
     print_table(["shard", "leaves", "joins", "leads then", "why"], moves)
-    count = f"{len(answer.moves)}{' or more' if answer.more else ''}"
-    typer.echo(f"{count} moves; what is stored stays where it is. At the moment: {answer.state}")
-    if dry_run:
-        typer.echo("nothing was moved for this")
-    else:
-        typer.echo("it has begun: `peerctl status` shows how far it is")
+
+
+def _print_copies(answer: fleet_pb2.RebalanceResponse) -> None:
+    copies = [
+        [
+            f"{each.log}/{each.shard}",
+            str(each.epoch),
+            each.giver,
+            each.taker,
+            size_text(each.size_bytes),
+            each.why,
+        ]
+        for each in answer.copies
+    ]
+    print_table(["shard", "segment", "gives", "takes", "size", "why"], copies)

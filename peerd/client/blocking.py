@@ -319,7 +319,7 @@ class BlockingLas:
         return self._thread.run(self._las.workload(node, log))
 
     def rebalance(self, *, dry_run: bool = False) -> fleet_pb2.RebalanceResponse:
-        """Moves votes and leads until nodes carry alike, or tells what would be moved."""
+        """Moves votes, leads and copies until nodes are alike, or tells what would be moved."""
         return self._thread.run(self._las.rebalance(dry_run=dry_run))
 
     def finalize_upgrade(self) -> fleet_pb2.FinalizeUpgradeResponse:

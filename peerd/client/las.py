@@ -371,7 +371,7 @@ class LasCalls:
         )
 
     async def rebalance(self, *, dry_run: bool = False) -> fleet_pb2.RebalanceResponse:
-        """Moves votes and leads until nodes carry alike, or tells what would be moved."""
+        """Moves votes, leads and copies until nodes are alike, or tells what would be moved."""
         request = fleet_pb2.RebalanceRequest(dry_run=dry_run)
         return await self.call(
             lambda channel, timeout_s: fleet_pb2_grpc.FleetServiceStub(channel).Rebalance(

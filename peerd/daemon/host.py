@@ -258,6 +258,10 @@ class ShardHost:
         outside = self._tell_outside()
         return await outside.find_cut(shard, epoch, before=before, keep_bytes=keep_bytes)
 
+    async def size(self, shard: ShardId, epoch: Epoch) -> int:
+        """See `ReplicationHost`."""
+        return await self._tell_outside().size(shard, epoch)
+
     def commit_changed(self, shard: ShardId) -> asyncio.Event:
         """See `peerd.transport.host_api.ShardHost`."""
         return self._changed.setdefault(shard, asyncio.Event())

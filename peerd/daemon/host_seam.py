@@ -67,3 +67,6 @@ class Outside(Protocol):
         self, shard: ShardId, epoch: Epoch, *, before: Offset, keep_bytes: int
     ) -> Cut | None:
         """In the own store."""
+
+    async def size(self, shard: ShardId, epoch: Epoch) -> int:
+        """Payload bytes in the own store."""

@@ -22,7 +22,7 @@ from las.v1 import fleet_pb2
 from peerd.core import effects, events
 from peerd.core.batch import PlacedBatch
 from peerd.core.chunks import Cut
-from peerd.core.ids import Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
+from peerd.core.ids import FIRST_OFFSET, Epoch, NodeName, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.messages import Adopt, ConfirmEpoch, Frame, Ready
 from peerd.core.shard_map import Plan
 from peerd.daemon.host import Loaded, ShardHost
@@ -288,6 +288,11 @@ class Surroundings:
         except TierError as error:
             _log.warning("the tier does not tell", shard=shard, code=error.code, why=str(error))
             return hot
+
+    async def size(self, shard: ShardId, epoch: Epoch) -> int:
+        """See `Outside`."""
+        cut = await self._reader.find_cut(shard, epoch, before=FIRST_OFFSET, keep_bytes=0)
+        return 0 if cut is None else cut.kept_bytes
 
     def neighbours_changed(self) -> None:
         """See `Outside`. Looks once for all changes of one turn of the loop; and if a look takes

@@ -289,7 +289,7 @@ LAS_METRICS = (
     *_counters(
         (
             "las_rebalance_moves_total",
-            "Moves that make nodes carry alike, since this node leads: votes, and leads alone",
+            "Moves that make nodes alike, since this node leads: votes, leads alone, and copies",
         ),
         labels=("what",),
     ),

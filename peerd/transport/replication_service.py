@@ -194,6 +194,9 @@ class ReplicationHost(Protocol):
         None if nothing of it is stored here. Raises `Corrupt`.
         """
 
+    async def size(self, shard: ShardId, epoch: Epoch) -> int:
+        """Payload bytes of the epoch that are stored here. Raises `Corrupt`."""
+
     def has_begun(self, shard: ShardId, epoch: Epoch) -> Awaitable[HasBegunAnswer]:
         """Whether the prepared segment has begun here."""
 
@@ -408,6 +411,8 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
 
     async def _cut(self, order: replication_pb2.CutOrder) -> replication_pb2.FoundCut:
         shard, epoch = ShardId(order.shard), Epoch(order.epoch)
+        if order.size:
+            return replication_pb2.FoundCut(stored_bytes=await self._size(shard, epoch))
         answer = replication_pb2.FoundCut(
             leads=self._host.leads(shard, epoch), whole=self._host.holds(shard, epoch)
         )
@@ -425,6 +430,12 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             answer.known = True
             answer.offset, answer.kept_bytes, answer.limit = cut.offset, cut.kept_bytes, limit
         return answer
+
+    async def _size(self, shard: ShardId, epoch: Epoch) -> int:
+        try:
+            return await self._host.size(shard, epoch)
+        except Corrupt:
+            return 0  # nobody moves what cannot be measured; the scrub finds it
 
     async def Hears(
         self, request: replication_pb2.HearsRequest, _context: Context

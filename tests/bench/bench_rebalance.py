@@ -1,9 +1,11 @@
 """A fleet that grows: `python -m tests.bench.bench_rebalance [--help]`, real processes, TLS.
 
-Five of eight peers have a log, half of whose writes go to one shard; three empty ones join. Tells
-how long votes and leads take to lie evenly, by how many moves, what appends see meanwhile, that
-nothing moves afterwards, and what is left where two peers are drained. All on one machine, so
-latencies beside those of the same run alone mean something.
+Five of eight peers have a log of 32 shards with as many bytes each; half of the load goes to one of
+them, and three empty peers join. Tells how long votes, leads and stored bytes take to lie evenly,
+how many bytes moved for it, what appends see meanwhile, that nothing moves afterwards, that the hot
+shard splits and each key keeps its order, and what is left where two peers are drained. Each bar is
+told with what was found. All on one machine, so latencies beside those of the same run alone mean
+something.
 """
 
 import argparse
@@ -15,30 +17,47 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.request import urlopen
 
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
 from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.transport.append_edge import key_hash
 
 LOG = "orders"
+PEERS = 5
 JOIN = 3
 PAYLOAD_BYTES = 16 * 1024
-EVEN_TIMEOUT_S = 300.0
+FILL_BYTES = 256 * 1024
+KEYS = 256
+EVEN_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 120.0
+# A lead that was moved rests for half a minute; what rests for longer is a vote.
+RESTS_S = 40.0
+SPLIT_TIMEOUT_S = 180.0
 APPEND_TIMEOUT_S = 30.0
+MIB = 1 << 20
+
+# The bars.
+EVEN_S_MAX = 300.0
+OFF_EVEN_MAX = 0.15
+MOVED_MAX = 1.1
+SLOWER_MAX = 1.5
 
 
 class Appender:
-    """Appends at a constant rate, half of it to one shard; open loop."""
+    """Appends records with keys at a constant rate, half of them to one shard's keys; open loop."""
 
-    def __init__(self, client: Client, shards: list[int], rate: float) -> None:
+    def __init__(self, client: Client, keys: list[list[bytes]], rate: float) -> None:
+        """`keys` are those of each shard, the hot one first."""
         self._client = client
-        self._shards = shards
+        self._keys = keys
         self._rate = rate
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="appender")
         self.done: list[tuple[float, float]] = []
         """When each append was due, in seconds of the monotonic clock, and how long it took."""
+        self.acked: Counter[bytes] = Counter()
         self.errors: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -51,20 +70,26 @@ class Appender:
     def _run(self) -> None:
         draw = random.Random(1)
         begin_s, count = time.monotonic(), 0
-        payload = bytes(PAYLOAD_BYTES)
+        sent: Counter[bytes] = Counter()
         while not self._ending.wait(0.002):
             due = int((time.monotonic() - begin_s) * self._rate)
             for number in range(count, due):
-                shard = self._shards[0] if number % 2 else draw.choice(self._shards[1:])
+                keys = self._keys[0] if number % 2 else draw.choice(self._keys[1:])
+                key = draw.choice(keys)
+                payload = sent[key].to_bytes(8, "big") + bytes(PAYLOAD_BYTES - 8)
+                sent[key] += 1
                 due_s = begin_s + number / self._rate
-                future = self._client.append_nowait(LOG, payload, shard=shard)
-                future.add_done_callback(lambda ended, due_s=due_s: self._note(ended, due_s))
+                future = self._client.append_nowait(LOG, payload, key=key)
+                future.add_done_callback(
+                    lambda ended, due_s=due_s, key=key: self._note(ended, due_s, key)
+                )
             count = max(count, due)
 
-    def _note(self, ended, due_s: float) -> None:
+    def _note(self, ended, due_s: float, key: bytes) -> None:
         error = ended.exception()
         if error is None:
             self.done.append((due_s, time.monotonic() - due_s))
+            self.acked[key] += 1
         else:
             self.errors[str(error)[:80]] += 1
 
@@ -86,10 +111,33 @@ def tell(what: str, **facts: object) -> None:
     sys.stdout.flush()
 
 
-def shares(client: Client) -> dict[str, tuple[float, int, int]]:
-    """Weight, votes and leads of each peer that is up and healthy."""
+def bar(what: str, found: float, most: float) -> None:
+    """One bar: what was found, what it may be at most."""
+    tell("bar", bar=what, found=round(found, 3), most=most, reached=found <= most)
+
+
+def keys_of(client: Client) -> list[list[bytes]]:
+    """`KEYS` keys of each shard, by shard."""
+    shards = client.describe_log(LOG)[1]
+    found: list[list[bytes]] = [[] for _ in shards]
+    number = 0
+    while min(map(len, found)) < KEYS:
+        key = b"key-%d" % number
+        number += 1
+        hashed = key_hash(key)
+        at = next(i for i, s in enumerate(shards) if s.key_hash_low <= hashed <= s.key_hash_high)
+        if len(found[at]) < KEYS:
+            found[at].append(key)
+    return found
+
+
+def shares(client: Client) -> dict[str, tuple[float, int, int, int]]:
+    """Weight, votes, leads and MiB stored of each peer that is up and healthy."""
     answer = client.las.rebalance(dry_run=True)
-    return {each.node: (round(each.weight, 1), each.votes, each.leads) for each in answer.nodes}
+    return {
+        each.node: (round(each.weight, 1), each.votes, each.leads, each.stored_bytes // MIB)
+        for each in answer.nodes
+    }
 
 
 def off_even(counts: list[float]) -> float:
@@ -98,12 +146,12 @@ def off_even(counts: list[float]) -> float:
     return max(abs(count - even) for count in counts) / even
 
 
-def wait_for_room(client: Client, shards: list[int], size_bytes: int) -> None:
-    """Fill the log, half of it in one shard."""
-    payload = bytes(256 * 1024)
+def fill(client: Client, shards: list[int], size_bytes: int) -> None:
+    """As many bytes to each shard."""
+    payload = random.Random(2).randbytes(FILL_BYTES)
     waiting = []
-    for number in range(size_bytes // len(payload)):
-        shard = shards[0] if number % 2 else shards[1 + number // 2 % (len(shards) - 1)]
+    for number in range(size_bytes // FILL_BYTES):
+        shard = shards[number % len(shards)]
         waiting.append(client.append_nowait(LOG, payload, shard=shard))
         if len(waiting) == 32:
             for each in waiting:
@@ -115,13 +163,15 @@ def wait_for_room(client: Client, shards: list[int], size_bytes: int) -> None:
 
 def settle(client: Client, deadline_s: float) -> tuple[float, str]:
     """Wait until nothing is to be moved; how long it took, and what the LAS says then."""
-    begin_s = time.monotonic()
+    begin_s = still_s = time.monotonic()
     while time.monotonic() - begin_s < deadline_s:
-        answer = client.las.status()
-        if answer.rebalance.startswith(("even", "rests")):
+        told = client.las.status().rebalance
+        if not told.startswith("rests"):
+            still_s = time.monotonic()
+        if told.startswith("even") or time.monotonic() - still_s > RESTS_S:
             break
         time.sleep(0.5)
-    return time.monotonic() - begin_s, client.las.status().rebalance
+    return time.monotonic() - begin_s, told
 
 
 def moves_of(client: Client) -> int:
@@ -129,12 +179,32 @@ def moves_of(client: Client) -> int:
     return sum(shard.open.epoch for shard in client.describe_log(LOG)[1])
 
 
+def metric_of(member, name: str) -> float:
+    """The sum of a metric's values at a daemon's `/metrics`."""
+    with urlopen(f"http://{member.metrics_address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line.rsplit(" ", 1)[1] for line in lines if line.startswith((name + " ", name + "{"))]
+    return sum(map(float, found))
+
+
+def copied_bytes(cluster: DevCluster) -> float:
+    """Payload that peers have fetched as copies since they started."""
+    return sum(
+        metric_of(peer, "peerd_copied_bytes_total") for peer in cluster.peers if peer.running
+    )
+
+
 def run(arguments: argparse.Namespace, directory: Path) -> None:
+    split = {"policy.split_bytes_per_s": arguments.split} if arguments.split else {}
     cluster = DevCluster(
         directory,
-        Shape(peers=5 + JOIN, zones=("zone-a",)),
+        Shape(peers=PEERS + JOIN, zones=("zone-a",)),
         port_base=None,
-        las_settings={"policy.rebalance_after_s": arguments.after_s},
+        las_settings={
+            "policy.rebalance_after_s": arguments.after_s,
+            "policy.rebalance_bytes_min": arguments.bytes_min_mib * MIB,
+            **split,
+        },
     )
     with cluster:
         late = [member.id for member in cluster.peers[-JOIN:]]
@@ -142,17 +212,22 @@ def run(arguments: argparse.Namespace, directory: Path) -> None:
             cluster.member(name).kill()
         options = ClientOptions(append_timeout_s=APPEND_TIMEOUT_S)
         with connect(credentials=cluster.peerctl_toml, options=options) as client:
-            while sum(each.node.state == 1 for each in client.las.status().nodes) != 5:
+            while sum(each.node.state == 1 for each in client.las.status().nodes) != PEERS:
                 time.sleep(0.2)
             client.create_log(LOG, shards=arguments.shards, copies=3, acks=2)
-            shards = [each.shard for each in client.describe_log(LOG)[1]]
-            wait_for_room(client, shards, int(arguments.gib * (1 << 30)))
-            appender = Appender(client, shards, arguments.rate)
+            fill(client, [s.shard for s in client.describe_log(LOG)[1]], int(arguments.gib * 2**30))
+            appender = Appender(client, keys_of(client), arguments.rate)
             appender.start()
             try:
                 measure(arguments, cluster, client, appender, late)
+                if arguments.split:
+                    watch_split(client, appender)
+                drain(client, appender, late[:2])
             finally:
                 appender.stop()
+            tell("errors", **appender.errors)
+            bar("errors", sum(appender.errors.values()), 0)
+            check_order(client, appender)
 
 
 def measure(
@@ -165,31 +240,62 @@ def measure(
     calm_s = time.monotonic()
     time.sleep(arguments.calm_s)
     joined_s = time.monotonic()
-    tell("before", shares=shares(client), **appender.quantiles_ms(calm_s, joined_s))
+    calm = appender.quantiles_ms(calm_s, joined_s)
+    tell("before", shares=shares(client), **calm)
     before = moves_of(client)
     for name in late:
         cluster.restart(name)
-    tell("joined", shares=shares(client))
+    stored = [mib for _, _, _, mib in shares(client).values()]
+    even_mib = sum(stored) / len(cluster.peers)
+    least_mib = sum(max(0.0, even_mib - mib) for mib in stored)
+    least_mib += even_mib * (len(cluster.peers) - len(stored))
+    tell("joined", shares=shares(client), least_mib=round(least_mib))
     took_s, said = settle(client, EVEN_TIMEOUT_S)
     even_s = time.monotonic()
-    after = shares(client)
+    after = list(zip(*shares(client).values(), strict=True))
+    meanwhile = appender.quantiles_ms(joined_s, even_s)
+    moved_mib = copied_bytes(cluster) / MIB
     tell(
         "even",
         took_s=round(took_s, 1),
         said=said,
         moves=moves_of(client) - before,
-        shares=after,
-        leads_off=round(off_even([leads for _, _, leads in after.values()]), 3),
-        weight_off=round(off_even([weight for weight, _, _ in after.values()]), 3),
-        **appender.quantiles_ms(joined_s, even_s),
+        moved_mib=round(moved_mib),
+        weight_off=round(off_even(list(after[0])), 3),
+        shares=shares(client),
+        **meanwhile,
     )
-    still = moves_of(client)
+    bar("seconds until all is even", took_s, EVEN_S_MAX)
+    bar("leads, off even", off_even(list(after[2])), OFF_EVEN_MAX)
+    bar("stored bytes, off even", off_even(list(after[3])), OFF_EVEN_MAX)
+    bar("bytes moved, of the least", moved_mib / least_mib, MOVED_MAX)
+    bar("p99 of appends, of that before", meanwhile["p99_ms"] / calm["p99_ms"], SLOWER_MAX)
+    still, copied = moves_of(client), copied_bytes(cluster)
+    splits = len(client.describe_log(LOG)[1])
     time.sleep(arguments.still_s)
-    tell("still", seconds=arguments.still_s, moves=moves_of(client) - still)
-    for name in late[:2]:
+    if len(client.describe_log(LOG)[1]) == splits:
+        bar(f"moves in {arguments.still_s:.0f} s after that", moves_of(client) - still, 0)
+    bar("MiB copied in that time", (copied_bytes(cluster) - copied) / MIB, 0)
+
+
+def watch_split(client: Client, appender: Appender) -> None:
+    """Wait until the hot shard has children."""
+    begin_s = time.monotonic()
+    while time.monotonic() - begin_s < SPLIT_TIMEOUT_S:
+        if any(shard.HasField("parent") for shard in client.describe_log(LOG)[1]):
+            break
+        time.sleep(0.5)
+    shards = client.describe_log(LOG)[1]
+    children = sum(shard.HasField("parent") for shard in shards)
+    tell("split", children=children, shards=len(shards))
+    bar("the hot shard did not split", float(children < 2), 0)
+
+
+def drain(client: Client, appender: Appender, names: list[str]) -> None:
+    for name in names:
         client.las.drain(name)
     drained_s = time.monotonic()
-    while any(shares_left(client, late[:2])) and time.monotonic() - drained_s < DRAIN_TIMEOUT_S:
+    while any(shares_left(client, names)) and time.monotonic() - drained_s < DRAIN_TIMEOUT_S:
         time.sleep(0.2)
     tell(
         "drained",
@@ -197,7 +303,6 @@ def measure(
         shares=shares(client),
         **appender.quantiles_ms(drained_s, time.monotonic()),
     )
-    tell("errors", **appender.errors)
 
 
 def shares_left(client: Client, names: list[str]) -> list[int]:
@@ -206,14 +311,35 @@ def shares_left(client: Client, names: list[str]) -> list[int]:
     return [nodes[name].voting + nodes[name].primaries for name in names]
 
 
+def check_order(client: Client, appender: Appender) -> None:
+    """Read the log as a whole: of each key what was acknowledged is there, in order, once."""
+    seen: Counter[bytes] = Counter()
+    wrong = 0
+    for record in client.read(LOG):
+        if record.key:
+            number = int.from_bytes(record.value[:8], "big")
+            wrong += number != seen[record.key]
+            seen[record.key] += 1
+    lost = sum(max(0, count - seen[key]) for key, count in appender.acked.items())
+    tell("read", records=sum(seen.values()), keys=len(seen))
+    bar("records out of order", wrong, 0)
+    bar("records lost", lost, 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gib", type=float, default=0.25, help="payload before the load begins")
+    parser.add_argument("--gib", type=float, default=4.0, help="payload before the load begins")
     parser.add_argument("--shards", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=60.0, help="appends of 16 KiB a second")
-    parser.add_argument("--calm-s", type=float, default=30.0, help="measured before peers join")
-    parser.add_argument("--still-s", type=float, default=60.0, help="watched after all is even")
+    parser.add_argument("--rate", type=float, default=40.0, help="appends of 16 KiB a second")
+    parser.add_argument("--calm-s", type=float, default=60.0, help="measured before peers join")
+    parser.add_argument("--still-s", type=float, default=600.0, help="watched after all is even")
     parser.add_argument("--after-s", type=int, default=10, help="`policy.rebalance_after_s`")
+    parser.add_argument(
+        "--bytes-min-mib", type=int, default=64, help="`policy.rebalance_bytes_min` in MiB"
+    )
+    parser.add_argument(
+        "--split", type=int, default=0, help="`policy.split_bytes_per_s`; 0: nothing splits"
+    )
     parser.add_argument("--directory", type=Path, help="default: a temporary one")
     arguments = parser.parse_args()
     if arguments.directory is not None:

@@ -537,12 +537,35 @@ def test_moves_are_shown_with_their_reasons(capsys):
     assert "12.0 → 10.0" in shown
     assert "orders/7" in shown
     assert "peer-1 carries 12.0" in shown
-    assert "1 or more moves; what is stored stays where it is. At the moment: off" in shown
+    assert "1 or more moves. At the moment: off" in shown
     assert "nothing was moved for this" in shown
     _print_rebalance(answer, dry_run=False)
     assert "it has begun" in capsys.readouterr().out
     _print_rebalance(fleet_pb2.RebalanceResponse(), dry_run=False)
     assert "nothing is to be moved" in capsys.readouterr().out
+
+
+def test_copies_that_move_are_shown_with_what_nodes_store(capsys):
+    share = fleet_pb2.NodeShare(
+        node="peer-1", stored_bytes=3 << 30, stored_bytes_after=2 << 30, votes=9
+    )
+    copy = fleet_pb2.CopyMove(
+        shard=7,
+        log="orders",
+        epoch=4,
+        giver="peer-1",
+        taker="peer-6",
+        size_bytes=1 << 30,
+        why="peer-1 stores 3221 MB",
+    )
+    answer = fleet_pb2.RebalanceResponse(
+        state="even", nodes=[share], copies=[copy], even_bytes=2 << 30
+    )
+    _print_rebalance(answer, dry_run=False)
+    shown = capsys.readouterr().out
+    assert "3.0 GiB → 2.0 GiB" in shown
+    assert "orders/7  4        peer-1  peer-6  1.0 GiB  peer-1 stores 3221 MB" in shown
+    assert "1 copies of 1.0 GiB, once votes and leads lie evenly. At the moment: even" in shown
 
 
 # ---------------------------------------------------------------------------------- workload

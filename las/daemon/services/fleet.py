@@ -458,12 +458,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             Refused: NOT_LAS_LEADER, LAS_UNAVAILABLE.
         """
         term = self._leadership.require()
-        found = await term.rebalancer.propose()
-        if found.moves and not request.dry_run:
+        found, copies = await term.rebalancer.propose(), await term.copies.propose()
+        if (found.moves or copies.moves) and not request.dry_run:
             async with self._auditor.call(context, "rebalance") as call:
-                await call.submit(asked_for(found, wall_ms()))
+                await call.submit(asked_for(found, copies, wall_ms()))
             term.rebalancer.ask()
-        return rebalance_view(self._group.state, found, term.rebalancer.told)
+        return rebalance_view(self._group.state, found, copies, term.rebalancer.told)
 
     async def CheckStop(
         self, request: fleet_pb2.CheckStopRequest, context: Context

@@ -81,6 +81,7 @@ class LasNode:
         self._decidable: dict[tuple[ShardId, Epoch], int] = {}
         self._stalled: dict[tuple[ShardId, ReplicaId], int] = {}
         self.moving: set[tuple[ShardId, Epoch, ReplicaId]] = set()
+        self.givers: dict[tuple[ShardId, Epoch], ReplicaId] = {}
         self._down_since: dict[NodeName, Tick] = {}
         self._prepared_since: dict[tuple[ShardId, Epoch], int] = {}
         self._planned: tuple[int, int] = (-1, 0)
@@ -95,6 +96,7 @@ class LasNode:
             known.clear()
         self._down_since.clear()
         self.moving.clear()
+        self.givers.clear()
         self._prepared_since.clear()
         self._planned = (-1, 0)
         self._pushed_version = -1
@@ -136,6 +138,7 @@ class LasNode:
             self._las.trims.look(self, looks_per_s * LOOK_MS * 1.5 / 1_000)
         else:
             self.moving.clear()
+            self.givers.clear()
             self._calm()
         if self._las.options.releases_per_s:
             self._las.releases.look(self)

@@ -1,18 +1,23 @@
 """Releases and moves of bytes in a run: some LAS node lets surplus holders go (§8.4).
 
-As in `las.daemon.releaser`: the other holders are asked first, each answer takes its time, and the
-command is given with those that said that they have the segment. Moves are begun without any
-reason: somebody who has no copy is wanted for one.
+As in `las.daemon.surplus`: the other holders are asked first, each answer takes its time, and the
+command is given with those that said that they have the segment. Moves are those that would make
+nodes store alike (`las.core.stored_balance`), or come without any reason: somebody who has no copy
+is wanted for one, and one of the holders gives its own.
 """
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from las.core import commands as c
+from las.core import stored_balance
 from las.core.holder_commands import ReleaseHolder
+from las.core.index import indexed
+from las.core.placement import FleetView, Limits
+from las.core.state import ClusterState
 from las.core.surplus import Surplus, surplus
 from peerd.core import holding
-from peerd.core.ids import ReplicaId
+from peerd.core.ids import NodeName, ReplicaId, Tick
 from peerd.testing.sim.process import Process
 from peerd.testing.sim.world import World
 
@@ -25,6 +30,8 @@ LOOKS_PER_S = 20.0
 RELEASES_PER_LOOK_MAX = 2
 ANSWERS_MS = 80
 """So long the others have for their answers."""
+BALANCED = 0.5
+"""Share of the moves that make nodes store alike."""
 
 
 @dataclass(slots=True)
@@ -49,12 +56,23 @@ class Releases:
             self._las.options.releases_per_s / LOOKS_PER_S
         ):
             self._move(node)
-        for number, found in enumerate(surplus(node.state)):
+        for number, found in enumerate(surplus(node.state, givers=node.givers)):
             if number >= RELEASES_PER_LOOK_MAX:
                 break
             self._ask(_Asked(node, found))
 
     def _move(self, node: "LasNode") -> None:
+        if self._world.rng.random() < BALANCED:
+            found = _balanced(node.state)
+            if found is not None:
+                node.givers[found.key] = found.giver
+                node.moving.add((found.shard, found.epoch, found.taker))
+                want = c.WantHolders(shard=found.shard, epoch=found.epoch, holders=(found.taker,))
+                node.command(want, found.key)
+                return
+        self._move_anything(node)
+
+    def _move_anything(self, node: "LasNode") -> None:
         rng = self._world.rng
         sealed = [
             (entry.shard.shard, segment)
@@ -72,6 +90,8 @@ class Releases:
         ]
         if able:
             taker = rng.choice(able)
+            if segment.holders:
+                node.givers[shard, segment.epoch] = rng.choice(segment.holders)
             node.moving.add((shard, segment.epoch, taker))
             want = c.WantHolders(shard=shard, epoch=segment.epoch, holders=(taker,))
             node.command(want, (shard, segment.epoch))
@@ -115,3 +135,29 @@ class Releases:
                 why=found.why,
             )
             node.command(release, (found.shard, found.epoch, "release"))
+
+
+def _balanced(state: ClusterState) -> stored_balance.CopyMove | None:
+    """A move that makes nodes store alike, where each record is a byte."""
+    sizes: dict[stored_balance.SegmentKey, int] = {}
+    stored: dict[NodeName, int] = {name: 0 for name, node in state.nodes.items() if node.is_healthy}
+    for shard, entry in state.shards.items():
+        for segment in entry.shard.sealed:
+            size = (segment.end or 0) - max(segment.begin or 0, entry.shard.trimmed_to)
+            sizes[shard, segment.epoch] = max(0, size)
+            for holder in segment.holders:
+                if holder.peer in stored:
+                    stored[holder.peer] += max(0, size)
+    uneven = stored_balance.Stored(bytes_of=stored, band=0.01, sizes=sizes)
+    index = indexed(state)
+    found = stored_balance.copy_balance(
+        state,
+        FleetView(now=Tick(0)),
+        Limits(),
+        uneven,
+        shards_of={
+            name: tuple(index.shards_of(name)) for name in stored_balance.givers(state, uneven)
+        },
+        moves_max=1,
+    )
+    return found.moves[0] if found.moves else None
