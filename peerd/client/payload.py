@@ -27,6 +27,8 @@ _RECORDS_TAG = sized_tag(batch_pb2.Batch.RECORDS_FIELD_NUMBER)
 _BYTES = frozenset({bytes})
 # limit: lengths of values whose prefix is kept
 PREFIXES_MAX = 4_096
+# Of so many records each is asked for what it has.
+FEW_RECORDS = 8
 # What a batch costs beyond its records: two tags, two lengths.
 BATCH_OVERHEAD_BYTES = 16
 # zstd's own default: beyond it, time grows faster than bytes shrink.
@@ -161,7 +163,7 @@ def records_of(log: str, batch: log_bytes_pb2.ReadBatchBytes, begin: int) -> lis
             "again, from another peer"
         )
     try:
-        found, all_as_one = _unpack(payload, where)
+        found, shown = _unpack(payload, where)
     except (DecodeError, zstandard.ZstdError, ValueError) as error:
         raise CorruptData(f"{where}: the batch cannot be unpacked ({error})") from error
     first = max(begin, batch.base_offset)
@@ -171,11 +173,11 @@ def records_of(log: str, batch: log_bytes_pb2.ReadBatchBytes, begin: int) -> lis
     keys: Iterable[bytes | None] = _NONE
     headers: Iterable[Sequence[tuple[str, bytes]]] = _NO_HEADERS
     times: Iterable[int | None] = _NONE
-    if all_as_one.HasField("key"):
+    if any(each.HasField("key") for each in shown):
         keys = [record.key if record.HasField("key") else None for record in records]
-    if all_as_one.headers:
+    if any(each.headers for each in shown):
         headers = [_headers(record) for record in records]
-    if all_as_one.HasField("timestamp_ms"):
+    if any(each.HasField("timestamp_ms") for each in shown):
         times = [r.timestamp_ms if r.HasField("timestamp_ms") else None for r in records]
     columns = (
         repeat(log),
@@ -202,17 +204,22 @@ def _headers(record: batch_pb2.Record) -> tuple[tuple[str, bytes], ...]:
     return tuple((header.name, header.value) for header in record.headers)
 
 
-def _unpack(payload: bytes, where: str) -> tuple[Sequence[batch_pb2.Record], batch_pb2.Record]:
-    """The records of a batch, and all of them merged into one: what that lacks, all of them lack.
+def _unpack(
+    payload: bytes, where: str
+) -> tuple[Sequence[batch_pb2.Record], Sequence[batch_pb2.Record]]:
+    """The records of a batch, and what shows which fields they have: all of them merged into one,
+    since what that lacks, all of them lack; or themselves, if they are few: to merge copies them.
 
     Raises:
         CodecUnknown: see `records_of`.
         DecodeError, zstandard.ZstdError, ValueError: there are none.
     """
     batch = batch_pb2.Batch.FromString(payload)
+    shown: Sequence[batch_pb2.Record] = ()
     if batch.codec == batch_pb2.CODEC_UNSPECIFIED:
         records = batch.records.records
-        merged = log_bytes_pb2.BatchMerged.FromString(payload).records
+        if len(records) > FEW_RECORDS:
+            shown = [log_bytes_pb2.BatchMerged.FromString(payload).records.records]
     elif batch.codec == batch_pb2.CODEC_ZSTD:
         if zstandard.frame_content_size(batch.compressed) > DECOMPRESSED_BYTES_MAX:
             raise ValueError(f"it unpacks to more than {DECOMPRESSED_BYTES_MAX} bytes")
@@ -220,7 +227,8 @@ def _unpack(payload: bytes, where: str) -> tuple[Sequence[batch_pb2.Record], bat
             batch.compressed, max_output_size=DECOMPRESSED_BYTES_MAX, allow_extra_data=False
         )
         records = batch_pb2.Records.FromString(data).records
-        merged = log_bytes_pb2.RecordsMerged.FromString(data)
+        if len(records) > FEW_RECORDS:
+            shown = [log_bytes_pb2.RecordsMerged.FromString(data).records]
     else:
         raise CodecUnknown(
             f"{where}: the batch is packed by codec {batch.codec}, which this version does not "
@@ -228,4 +236,4 @@ def _unpack(payload: bytes, where: str) -> tuple[Sequence[batch_pb2.Record], bat
         )
     if len(records) != batch.record_count:
         raise ValueError(f"it has {len(records)} records, not {batch.record_count} as it says")
-    return records, merged.records
+    return records, shown or records

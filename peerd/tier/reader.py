@@ -4,8 +4,8 @@ What is read is what a manifest lists, in the epoch that the map gives, and each
 passed its checksums. A manifest is read by the name that the committed map gives.
 
 How it is quick: a reader that goes on where it was gets runs of blocks, one request each, and while
-it reads one the next is fetched. Blocks, indexes and manifests are kept, those used last the
-longest. Two readers of one block share its request.
+it reads one the next are fetched, also those of the next object. Blocks, indexes and manifests are
+kept, those used last the longest. Two readers of one block share its request.
 
 Bounds: `cache_bytes` of unpacked blocks, `FETCHES_MAX` requests with a run each, indexes of
 `INDEX_BLOCKS_MAX` blocks, manifests of `MANIFEST_ENTRIES_MAX` entries.
@@ -37,6 +37,9 @@ from peerd.tier.store import TierStore
 
 # limit: unpacked bytes of the blocks that one request gets, unless one block has more
 RUN_BYTES_MAX = 2 * 1024 * 1024
+# limit: unpacked bytes that are fetched ahead of a reader, and a quarter of the cache
+AHEAD_BYTES_MAX = 8 * 1024 * 1024
+AHEAD_SHARE = 4
 # limit: requests for blocks at a time
 FETCHES_MAX = 8
 # limit: blocks of all indexes that are kept; some 200 bytes each
@@ -92,6 +95,8 @@ class TierReader:
         self._blocks: _Cache[tuple[str, int], list[PlacedBatch]] = _Cache(cache_bytes, _weight)
         self._under_way: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(FETCHES_MAX)
+        self._ahead_bytes = max(1, min(AHEAD_BYTES_MAX, cache_bytes // AHEAD_SHARE))
+        self._opening: dict[str, asyncio.Task[BlockOpener]] = {}
 
     @property
     def cached_bytes(self) -> int:
@@ -139,7 +144,11 @@ class TierReader:
         taken_bytes = 0
         number = opener.index.block_at(offset)
         while number < len(opener.index.blocks):
-            for batch in await self._block(key, opener, number):
+            goes_on = self._goes_on(listed, entry, number)
+            batches = await self._block(key, opener, number, goes_on=goes_on)
+            if goes_on:
+                self._read_ahead(listed, entry, opener, number + 1)
+            for batch in batches:
                 if batch.end <= offset:
                     continue
                 taken_bytes += batch.header.payload_bytes
@@ -171,7 +180,7 @@ class TierReader:
             while number + 1 < len(blocks) and blocks[number + 1].timestamp_ms < timestamp_ms:
                 number += 1
             for each in range(number, min(number + 2, len(blocks))):
-                for batch in await self._block(listed.key(entry), opener, each):
+                for batch in await self._block(listed.key(entry), opener, each, goes_on=False):
                     if batch.base >= at and batch.header.timestamp_ms >= timestamp_ms:
                         return min(batch.base, end)
             at = entry.end
@@ -194,8 +203,21 @@ class TierReader:
             self._openers.put(key, known)
         return known
 
-    async def _block(self, key: str, opener: BlockOpener, number: int) -> list[PlacedBatch]:
-        goes_on = number > 0 and (key, number - 1) in self._blocks
+    def _goes_on(self, listed: Manifest, entry: Entry, number: int) -> bool:
+        """Whether the block before this one is known: somebody reads one after the other."""
+        if number:
+            return (listed.key(entry), number - 1) in self._blocks
+        before = listed.entry_at(entry.begin - 1) if entry.begin else None
+        known = None if before is None else self._openers.get(listed.key(before))
+        return (
+            before is not None
+            and known is not None
+            and (listed.key(before), len(known.index.blocks) - 1) in self._blocks
+        )
+
+    async def _block(
+        self, key: str, opener: BlockOpener, number: int, *, goes_on: bool
+    ) -> list[PlacedBatch]:
         known = self._blocks.get((key, number))
         if known is None:
             under_way = self._under_way.get((key, number))
@@ -208,21 +230,41 @@ class TierReader:
                 # Pushed out by others at once: the cache is small for so many readers.
                 stored = opener.index.blocks[number]
                 return await self._fetched(key, opener, number, number + 1, stored.stored_bytes)
-        if goes_on:
-            self._read_ahead(key, opener, number + 1)
         return known
 
-    def _read_ahead(self, key: str, opener: BlockOpener, number: int) -> None:
-        """Fetch the next run while this block is read, if nobody does."""
+    def _read_ahead(self, listed: Manifest, entry: Entry, opener: BlockOpener, number: int) -> None:
+        """Fetch the next runs while this block is read, those that nobody fetches."""
         ahead_bytes = 0
-        while number < len(opener.index.blocks) and ahead_bytes < RUN_BYTES_MAX:
-            at = (key, number)
+        while ahead_bytes < self._ahead_bytes:
+            if number == len(opener.index.blocks):
+                following = listed.entry_at(entry.end)
+                known = None if following is None else self._opened_ahead(listed, following)
+                if following is None or known is None:
+                    return
+                entry, opener, number = following, known, 0
+            at = (listed.key(entry), number)
             if at not in self._blocks and at not in self._under_way:
-                if not self._places.locked():
-                    self._start(key, opener, number, RUN_BYTES_MAX)
-                return
+                if self._places.locked():
+                    return
+                self._start(at[0], opener, number, min(RUN_BYTES_MAX, self._ahead_bytes))
             ahead_bytes += opener.index.blocks[number].raw_bytes
             number += 1
+
+    def _opened_ahead(self, listed: Manifest, entry: Entry) -> BlockOpener | None:
+        """An object that is about to be read, once its index is here."""
+        key = listed.key(entry)
+        known = self._openers.get(key)
+        if known is None and key not in self._opening:
+            opening = asyncio.create_task(self._opener(listed, entry), name="index of the tier")
+            self._opening[key] = opening
+
+            def ended(done: asyncio.Task[BlockOpener]) -> None:
+                del self._opening[key]
+                if not done.cancelled():
+                    done.exception()  # whoever reads it meets it
+
+            opening.add_done_callback(ended)
+        return known
 
     def _start(
         self, key: str, opener: BlockOpener, begin: int, bytes_max: int

@@ -34,7 +34,7 @@ from peerd.transport.limits import (
 from peerd.transport.map_cache import MapCache
 from peerd.transport.options import STREAM_TAKEN
 from peerd.transport.position_service import PositionService
-from peerd.transport.read_path import LogRead, ReadServices, ShardRead, Start
+from peerd.transport.read_path import Answer, LogRead, ReadServices, ShardRead, Start
 from peerd.transport.read_source import ColdSource, ReadSource
 from peerd.transport.router import FORWARDED_KEY, ChannelSource, Router
 from peerd.transport.status import Context, Refused, refusal
@@ -199,7 +199,7 @@ class LogService:
             self._reads_open -= 1
 
     async def _read(self, request: log_pb2.ReadRequest, context: Context, caller: Caller) -> None:
-        async def write(answer: log_bytes_pb2.ReadResponseBytes) -> None:
+        async def write(answer: log_bytes_pb2.ReadResponseBytes | Answer) -> None:
             await context.write(answer)
             if self._use is not None:
                 await caller.sent(answer.ByteSize())
@@ -330,7 +330,7 @@ def add_log_service(server: grpc.aio.Server, service: LogService) -> None:
         "Read": grpc.unary_stream_rpc_method_handler(
             _any(service.Read),
             log_pb2.ReadRequest.FromString,
-            log_bytes_pb2.ReadResponseBytes.SerializeToString,
+            lambda answer: answer.SerializeToString(),
         ),
         "GetTail": unary(
             _any(service.GetTail),

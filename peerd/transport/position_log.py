@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 
 from crc32c import crc32c
 
-from peerd.core.batch import NO_PRODUCER, BatchHeader
+from peerd.core.batch import NO_PRODUCER, BatchHeader, PlacedBatch
 from peerd.core.effects import AppendAccepted
 from peerd.core.errors import Reason, Refusal, Taken
 from peerd.core.ids import Offset, ShardId
-from peerd.internal.v1 import log_bytes_pb2, positions_pb2
+from peerd.internal.v1 import positions_pb2
 from peerd.transport.append_edge import parse_records
 from peerd.transport.host_api import AppendOutcome
 from peerd.transport.internal_logs import POSITIONS_LOG
@@ -49,7 +49,7 @@ from peerd.transport.position_table import (
     is_overtaken,
     join_commits,
 )
-from peerd.transport.read_path import ReadServices, ShardRead, Start
+from peerd.transport.read_path import Answer, ReadServices, ShardRead, Start
 from peerd.transport.read_source import unavailable
 from peerd.transport.status import Refused, encode_refusal, refusal
 from peerd.v1 import batch_pb2, log_pb2
@@ -304,7 +304,7 @@ class PositionLog:
         async with contextlib.aclosing(self._messages(end - 1)) as messages:
             async for message in messages:
                 for batch in message.batches:
-                    stored = _records(batch)[end - 1 - batch.base_offset]
+                    stored = _records(batch)[end - 1 - batch.base]
                     return stored.whole_since
                 if message.gaps:
                     break
@@ -315,7 +315,7 @@ class PositionLog:
         async with contextlib.aclosing(self._messages(table.next)) as messages:
             async for message in messages:
                 for batch in message.batches:
-                    for offset, stored in enumerate(_records(batch), batch.base_offset):
+                    for offset, stored in enumerate(_records(batch), batch.base):
                         if offset >= table.next:
                             table.fold(offset, stored)
                 if message.gaps:
@@ -323,9 +323,9 @@ class PositionLog:
                 if table.next >= end:
                     return
 
-    def _messages(self, offset: int) -> AsyncGenerator[log_bytes_pb2.ReadResponseBytes, None]:
+    async def _messages(self, offset: int) -> AsyncGenerator[Answer, None]:
         """The log from `offset` on, and on with what is committed meanwhile."""
-        return ShardRead(
+        read = ShardRead(
             services=self._services,
             log=POSITIONS_LOG,
             shard=self._shard,
@@ -333,13 +333,18 @@ class PositionLog:
             follow=True,
             local=False,
             may_forward=False,
-        ).messages()
+        )
+        async with contextlib.aclosing(read.messages()) as messages:
+            async for message in messages:
+                # Nothing is passed on, so all of it is served here.
+                if isinstance(message, Answer):
+                    yield message
 
 
-def _records(batch: log_bytes_pb2.ReadBatchBytes) -> list[positions_pb2.StoredPosition]:
+def _records(batch: PlacedBatch) -> list[positions_pb2.StoredPosition]:
     return [
         positions_pb2.StoredPosition.FromString(record.value)
-        for record in parse_records(batch.batch)
+        for record in parse_records(bytes(batch.payload))
     ]
 
 

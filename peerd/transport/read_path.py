@@ -45,10 +45,13 @@ from peerd.transport.read_source import ReadSource, unavailable
 from peerd.transport.router import Router, Target
 from peerd.transport.status import Refused, reason_of, refusal, refusal_of_error
 from peerd.transport.waiting import is_cancelled, wait_for
+from peerd.transport.wire_form import sized_tag, varint
 from peerd.transport.workload import Workload
 from peerd.v1 import errors_pb2, log_pb2
 
 Message = log_bytes_pb2.ReadResponseBytes
+_BATCH_TAG = sized_tag(Message.BATCHES_FIELD_NUMBER)
+_PAYLOAD_TAG = sized_tag(log_bytes_pb2.ReadBatchBytes.BATCH_FIELD_NUMBER)
 
 # Refusals of a peer that was taken for the primary after which another look at the map may help.
 _LOOK_AGAIN = frozenset(
@@ -62,6 +65,49 @@ _LOOK_AGAIN = frozenset(
         Reason.OVERLOADED,
     }
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is served here, as a message whose batches stay as they are: a message object would copy
+    each of them three times. It is used like one.
+    """
+
+    head: Message
+    """The message without batches."""
+    shard: ShardId
+    epoch: Epoch
+    batches: Sequence[PlacedBatch]
+
+    @property
+    def resume(self) -> log_pb2.ResumeToken:
+        """As in the message."""
+        return self.head.resume
+
+    @property
+    def gaps(self) -> Sequence[log_pb2.Gap]:
+        """As in the message."""
+        return self.head.gaps
+
+    def ByteSize(self) -> int:
+        """About what the message has: its batches, and what is said beside them."""
+        return self.head.ByteSize() + sum(len(batch.payload) for batch in self.batches)
+
+    def SerializeToString(self) -> bytes:
+        """The wire form: fields of one message may stand in any order, one behind the other."""
+        pieces: list[bytes | memoryview] = []
+        for batch in self.batches:
+            fields = log_bytes_pb2.ReadBatchBytes(
+                shard=self.shard,
+                epoch=self.epoch,
+                base_offset=batch.base,
+                timestamp_ms=batch.header.timestamp_ms,
+                payload_crc=batch.header.payload_crc,
+            ).SerializeToString()
+            length = varint(len(batch.payload))
+            size_bytes = len(fields) + len(_PAYLOAD_TAG) + len(length) + len(batch.payload)
+            pieces += (_BATCH_TAG, varint(size_bytes), fields, _PAYLOAD_TAG, length, batch.payload)
+        return b"".join((*pieces, self.head.SerializeToString()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +149,7 @@ class ShardRead:
     _hint: Target | None = None
     _progress_s: float = field(default_factory=time.monotonic)
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
+    async def messages(self) -> AsyncGenerator[Message | Answer, None]:
         """The answer: first a message that tells where it starts, then batches.
 
         Raises:
@@ -119,7 +165,7 @@ class ShardRead:
         finally:
             self.services.workload.reader_ends(id(self))
 
-    async def _messages(self) -> AsyncGenerator[Message, None]:
+    async def _messages(self) -> AsyncGenerator[Message | Answer, None]:
         while not self._is_done():
             changed = self.services.host.commit_changed(self.shard)
             self._check_replica()
@@ -132,9 +178,9 @@ class ShardRead:
                 if not served and not self._is_done():
                     await self._wait(changed)
             elif self.may_forward:
-                async with contextlib.aclosing(self._pass_on()) as messages:
-                    async for message in messages:
-                        yield message
+                async with contextlib.aclosing(self._pass_on()) as passed_on:
+                    async for passed in passed_on:
+                        yield passed
             else:
                 raise Refused(self._not_primary())
 
@@ -157,7 +203,7 @@ class ShardRead:
 
     # -------------------------------------------------------------------------- from here
 
-    async def _serve(self) -> AsyncGenerator[Message, None]:
+    async def _serve(self) -> AsyncGenerator[Answer, None]:
         """What can be served now; ends when there is nothing more at the moment."""
         if self.next is None:
             self.next = await self._begin()
@@ -265,25 +311,12 @@ class ShardRead:
 
     def _message(
         self, epoch: Epoch, batches: Sequence[PlacedBatch], gap: log_pb2.Gap | None = None
-    ) -> Message:
-        message = Message(
-            batches=[
-                log_bytes_pb2.ReadBatchBytes(
-                    shard=self.shard,
-                    epoch=epoch,
-                    base_offset=batch.base,
-                    timestamp_ms=batch.header.timestamp_ms,
-                    payload_crc=batch.header.payload_crc,
-                    batch=bytes(batch.payload),
-                )
-                for batch in batches
-            ],
-            committed={self.shard: self._known_end()},
-        )
+    ) -> "Answer":
+        head = Message(committed={self.shard: self._known_end()})
         if gap is not None:
-            message.gaps.append(gap)
-        message.resume.offsets[self.shard] = self.next or 0
-        return message
+            head.gaps.append(gap)
+        head.resume.offsets[self.shard] = self.next or 0
+        return Answer(head=head, shard=self.shard, epoch=epoch, batches=batches)
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Waits for the shard to move; what is committed but not readable yet is tried again."""
@@ -405,7 +438,7 @@ class LogRead:
     """
 
     def __init__(
-        self, reads: Sequence[ShardRead], write: Callable[[Message], Awaitable[None]]
+        self, reads: Sequence[ShardRead], write: Callable[[Message | Answer], Awaitable[None]]
     ) -> None:
         """`reads` has each parent before its children. `write` sends one message to the client and
         returns when there is room for the next.
@@ -413,7 +446,7 @@ class LogRead:
         self._reads = reads
         self._read_whole = {read.shard: asyncio.Event() for read in reads}
         self._write = write
-        self._messages: deque[Message] = deque()
+        self._messages: deque[Message | Answer] = deque()
         self._news = asyncio.Event()
         self._places = asyncio.Semaphore(READ_MESSAGES_WAITING_MAX)
         self._resolving = asyncio.Semaphore(READ_SHARDS_AT_ONCE_MAX)

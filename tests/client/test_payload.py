@@ -3,7 +3,14 @@
 import pytest
 
 import peerd
-from peerd.client.payload import build_batch, serialize_record, serialize_records
+from peerd.client.payload import (
+    FEW_RECORDS,
+    build_batch,
+    records_of,
+    serialize_record,
+    serialize_records,
+)
+from peerd.internal.v1 import log_bytes_pb2
 from peerd.v1 import batch_pb2
 
 LENGTHS = (0, 1, 100, 123, 124, 125, 126, 127, 128, 16_380, 16_383, 16_384, 70_000)
@@ -68,3 +75,23 @@ def test_a_value_that_is_not_bytes_is_refused_or_taken_as_protobuf_does(value):
             serialize_record(record)
     else:
         assert build_batch([serialize_record(record)], 1).payload == expected
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("count", [1, FEW_RECORDS, FEW_RECORDS + 1])
+@pytest.mark.parametrize("what", [{"key": b"k"}, {"timestamp_ms": 0}, {"headers": [("a", b"1")]}])
+def test_what_the_last_of_few_or_many_records_has_is_found(compression, count, what):
+    given = [peerd.NewRecord(value=b"v" * 99)] * (count - 1)
+    given.append(peerd.NewRecord(value=b"v" * 99, **what))
+    built = build_batch([serialize_record(each) for each in given], count, compression)
+    batch = log_bytes_pb2.ReadBatchBytes(payload_crc=built.crc, batch=built.payload)
+    found = records_of("orders", batch, 0)
+    assert len(found) == count
+    assert not any(each.key or each.headers or each.timestamp_ms for each in found[:-1])
+    last = found[-1]
+    assert last.value == b"v" * 99
+    assert (last.key, list(last.headers), last.timestamp_ms) == (
+        what.get("key"),
+        what.get("headers", []),
+        what.get("timestamp_ms"),
+    )

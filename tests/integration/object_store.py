@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from sys import executable
 
+import obstore
+from obstore.store import S3Store
+
 ACCESS_KEY = "tier-access"
 SECRET_KEY = "tier-secret"
 BUCKET = "peerd"
@@ -55,7 +58,9 @@ def s3_server(directory: Path) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
         try:
             _wait(process, ports["s3"], ports["filer"])
-            yield f"http://127.0.0.1:{ports['s3']}"
+            url = f"http://127.0.0.1:{ports['s3']}"
+            _make_bucket(url)
+            yield url
         finally:
             process.kill()  # it takes its time over a polite end, and nobody needs its data
             process.wait()
@@ -70,6 +75,23 @@ def _wait(process: subprocess.Popen[bytes], *ports: int) -> None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.05)
+
+
+def _make_bucket(url: str) -> None:
+    """The server makes a bucket with the first object in it, and lists none before."""
+    store = S3Store(
+        BUCKET,
+        config={
+            "endpoint": url,
+            "region": "us-east-1",
+            "access_key_id": ACCESS_KEY,
+            "secret_access_key": SECRET_KEY,
+        },
+        client_options={"allow_http": True},
+        virtual_hosted_style_request=False,
+    )
+    obstore.put(store, "first", b"1")
+    obstore.delete(store, "first")
 
 
 @dataclass

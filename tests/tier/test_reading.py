@@ -97,6 +97,36 @@ async def test_going_on_costs_few_requests_and_the_cache_is_bounded():
     assert reader.cached_bytes <= 4 << 20
 
 
+async def test_the_next_runs_and_the_next_object_are_fetched_ahead_within_a_bound():
+    backend = MemoryBackend()
+    batches, listed = await filled(backend, [64_000] * 120, objects=3)
+    reader = reader_of(backend)
+    keys = [f"{PREFIX}/{each.name}" for each in listed.entries]
+
+    async def read(number: int) -> set[int]:
+        """Read one batch; the objects that the store was asked for meanwhile, and after it."""
+        backend.reads.clear()
+        batch = batches[number]
+        epoch = listed.entry_at(batch.base).epoch
+        assert plain(await reader.read(listed, epoch, batch.base, batch.end, 1)) == plain([batch])
+        while under_way := [*reader._under_way.values(), *reader._opening.values()]:
+            await asyncio.gather(*under_way)
+        return {keys.index(each[0]) for each in backend.reads}
+
+    # One that reads here and there has nothing fetched ahead.
+    assert await read(30) == await read(60) == {0}
+    assert len(reader._blocks._kept) == 2
+    # One that goes on has: runs of this object, and the index of the next one.
+    assert await read(64) == {0, 1}
+    # Then its blocks, as far as the bound lets it.
+    assert await read(68) == {1}
+    size_bytes = sum(each.raw_bytes for each in reader._openers.get(keys[1]).index.blocks[:4])
+    assert reader.cached_bytes < reader._ahead_bytes + 2 * size_bytes
+    # The boundary is no new beginning.
+    assert set().union(*[await read(number) for number in range(69, 130)]) == {1, 2}
+    assert set().union(*[await read(number) for number in range(69, 130)]) == set()
+
+
 async def test_readers_of_one_block_share_its_request():
     backend = MemoryBackend()
     _, listed = await filled(backend, [1_000] * 3, objects=1)
