@@ -28,7 +28,7 @@ from las.forecast.model import ForecastModel
 from models.dataset import Run
 from models.features import FEATURES, IDENTITY, WINDOW
 from models.graph_export import PARITY_MAX, ParityBroken, to_graph, with_contract
-from models.network import IncidentNetwork
+from models.network import JoinedNetwork
 from peerd.daemon.telemetry.collector import SAMPLE_PERIOD_MS
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
@@ -38,7 +38,7 @@ _COLUMNS = [TELEMETRY_SCHEMA.positions[name] for name in FEATURES]
 
 
 def export(
-    network: IncidentNetwork,
+    network: JoinedNetwork,
     runs: Sequence[Run],
     path: Path,
     *,
@@ -89,7 +89,7 @@ def _example_windows(runs: Sequence[Run]) -> npt.NDArray[np.float32]:
 
 
 def _check_parity(
-    network: IncidentNetwork, graph: bytes, windows: npt.NDArray[np.float32]
+    network: JoinedNetwork, graph: bytes, windows: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """The graph's answer to `windows`, once it was seen to equal the network's everywhere."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

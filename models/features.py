@@ -45,3 +45,20 @@ FEATURES = (*(name for name, _ in INPUTS), IDENTITY)
 # Spans in seconds before the newest sample. The first ones are short: a fault of half a minute
 # must show after a few seconds; the last ones hold the past that all is compared with.
 SPANS = ((0, 3), (3, 6), (6, 10), (10, 16), (16, 28), (28, 60), (60, 120))
+# What one half of the head reads: the rest did not exist, or meant something else, in the runs that
+# it learns from.
+OLDEST_INPUTS = tuple(name for name, _ in INPUTS[:13])
+# Of the past beyond so many seconds every so many-th sample is read: a mean of a dozen is as good.
+THINNED = ((28, 2), (60, 4))
+
+
+def _kept() -> tuple[int, ...]:
+    """Positions in a window, oldest first, of the samples that are read."""
+    kept = []
+    for newest, oldest in SPANS:
+        every = max([step for beyond, step in THINNED if newest >= beyond], default=1)
+        kept += range(newest, oldest, every)
+    return tuple(sorted(WINDOW - 1 - age for age in kept))
+
+
+KEPT = _kept()

@@ -9,16 +9,25 @@ all share from trouble of one's own. A few small networks with different starts 
 
 Only metrics that are a node's own in the recordings are read (`models/features.py`).
 
+Two halves are joined by the mean of their log-odds (`JoinedNetwork`): one learnt from recorded
+trouble alone, the other from made-up trouble, too, and from runs in rooms (`models/train.py`). The
+first is quick where commits grow slow, the second knows more kinds and takes fewer look-alikes for
+trouble; both read the same description of the window, which is what costs time. Of what lies more
+than half a minute back only every second or fourth sample is read: a mean of a dozen is as good.
+
 Missing values: a span without a sample takes the next older one's value, so that a gap looks like
 "no change"; a peer of whom nothing is known does not count among the others.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from models.features import EXHAUSTIBLE, FEATURES, INPUTS, SPANS, TREND_SAMPLES, WINDOW
+from models.features import EXHAUSTIBLE, FEATURES, INPUTS, KEPT, SPANS, TREND_SAMPLES, WINDOW
 
 _PAST_SPANS = 3
 _PAST_SAMPLES_MIN = 5
@@ -39,6 +48,7 @@ class WindowDescription(nn.Module):
     """[nodes, window, features] to [nodes, numbers]; no parameters to learn."""
 
     scales: Tensor
+    kept: Tensor
     pooling: Tensor
     signs: Tensor
     offsets: Tensor
@@ -46,10 +56,10 @@ class WindowDescription(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scales", torch.tensor([scale for _, scale in INPUTS]))
-        pooling = torch.zeros(len(SPANS), WINDOW)
-        for row, (newest, oldest) in enumerate(SPANS):
-            pooling[row, WINDOW - oldest : WINDOW - newest] = 1.0
-        self.register_buffer("pooling", pooling)
+        ages = WINDOW - 1 - torch.tensor(KEPT)
+        pooling = torch.stack([(ages >= newest) & (ages < oldest) for newest, oldest in SPANS])
+        self.register_buffer("kept", torch.tensor(KEPT))
+        self.register_buffer("pooling", pooling.float())
         # What runs out, as value * sign + offset = its used share.
         signs = torch.tensor([-1.0 if is_free else 1.0 for _, is_free in EXHAUSTIBLE])
         self.register_buffer("signs", signs)
@@ -58,11 +68,21 @@ class WindowDescription(nn.Module):
     @property
     def width(self) -> int:
         """Numbers by node."""
-        return 14 * len(INPUTS) + (1 + 2 * len(TREND_SAMPLES)) * len(EXHAUSTIBLE) + 1
+        return 14 * len(INPUTS) + self._trend_count + 1
+
+    @property
+    def _trend_count(self) -> int:
+        return (1 + 2 * len(TREND_SAMPLES)) * len(EXHAUSTIBLE)
+
+    def numbers_of(self, names: Collection[str]) -> Tensor:
+        """[numbers]: 1 for each that is made of these metrics alone, without lines, else 0."""
+        told = torch.tensor([float(name in names) for name, _ in INPUTS])
+        lines = torch.zeros(self._trend_count)
+        return torch.cat([told.repeat(11), lines, told.repeat(3), torch.ones(1)])
 
     def forward(self, windows: Tensor) -> Tensor:
         """Describe each node beside the others of its machine."""
-        raw = windows[:, :, : len(INPUTS)]
+        raw = windows.index_select(1, self.kept)[:, :, : len(INPUTS)]
         seen = ~torch.isnan(raw)
         clean = torch.where(seen, raw, torch.zeros_like(raw)).clamp(0.0, _VALUE_MAX)
         scaled = torch.log1p(clean / self.scales)
@@ -165,20 +185,28 @@ def calibrated(logits: Tensor, calibration: Tensor) -> Tensor:
 
 
 class IncidentNetwork(nn.Module):
-    """Probabilities of stopping within 10 min and 1 h: [nodes, 2], the second never lower.
+    """Log-odds of stopping within 10 min, by what `WindowDescription` tells of each node.
 
-    `standardize` and `calibrate` set what is measured on data rather than learned by descent.
+    `standardize` and `calibration` are measured on data rather than learned by descent. `reads`
+    has a 0 for each number that the network must not look at.
     """
 
     centre: Tensor
     spread: Tensor
+    reads: Tensor
+    columns: Tensor
     calibration: Tensor
-    later: Tensor
 
-    def __init__(self, *, members: int = 5, hidden: int = 40, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        reads: Tensor | None = None,
+        *,
+        members: int = 5,
+        hidden: int = 40,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        self.describe = WindowDescription()
-        width = self.describe.width
+        width = WindowDescription().width
         self.dropout = nn.Dropout(dropout)
         # All members at once: [members, inputs, hidden] and [members, hidden, 1].
         self.first = nn.Parameter(torch.randn(members, width, hidden) / width**0.5)
@@ -187,9 +215,9 @@ class IncidentNetwork(nn.Module):
         self.second_bias = nn.Parameter(torch.zeros(members, 1, 1))
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
+        self.register_buffer("reads", torch.ones(width) if reads is None else reads)
+        self.register_buffer("columns", torch.arange(width))
         self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
-        # Probability of stopping within the hour for a node that survives the ten minutes.
-        self.register_buffer("later", torch.zeros(1))
 
     def standardize(self, descriptions: Tensor) -> None:
         """Take centre and spread from descriptions of training windows [rows, numbers]."""
@@ -198,14 +226,43 @@ class IncidentNetwork(nn.Module):
 
     def member_logits(self, descriptions: Tensor) -> Tensor:
         """[members, nodes]: each member's log-odds, before calibration."""
-        standard = ((descriptions - self.centre) / self.spread).clamp(-6.0, 6.0)
+        is_narrow = len(self.columns) < descriptions.shape[1]
+        chosen = descriptions[:, self.columns] if is_narrow else descriptions
+        standard = ((chosen - self.centre) / self.spread).clamp(-6.0, 6.0) * self.reads
         copies = standard.unsqueeze(0).expand(self.first.shape[0], -1, -1)
         hidden = torch.relu(torch.matmul(self.dropout(copies), self.first) + self.first_bias)
         return (torch.matmul(hidden, self.second) + self.second_bias).squeeze(2)
 
+    def narrowed(self) -> IncidentNetwork:
+        """The same without what it does not look at, which costs time; not to be trained on."""
+        read = torch.nonzero(self.reads).squeeze(1)
+        narrow = copy.deepcopy(self)
+        narrow.first = nn.Parameter(self.first.detach()[:, read])
+        narrow.centre, narrow.spread = self.centre[read], self.spread[read]
+        narrow.reads, narrow.columns = self.reads[read], self.columns[read]
+        return narrow
+
+    def forward(self, descriptions: Tensor) -> Tensor:
+        """[nodes]: the members' mean, calibrated."""
+        return calibrated(self.member_logits(descriptions).mean(dim=0), self.calibration)
+
+
+class JoinedNetwork(nn.Module):
+    """Probabilities of stopping within 10 min and 1 h: [nodes, 2], the second never lower."""
+
+    later: Tensor
+
+    def __init__(self, halves: Sequence[IncidentNetwork]) -> None:
+        super().__init__()
+        self.describe = WindowDescription()
+        self.halves = nn.ModuleList(half.narrowed() for half in halves)
+        # Probability of stopping within the hour for a node that survives the ten minutes.
+        self.register_buffer("later", torch.zeros(1))
+
     def forward(self, windows: Tensor) -> Tensor:
         """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""
-        logits = self.member_logits(self.describe(windows)).mean(dim=0)
-        soon = torch.sigmoid(calibrated(logits, self.calibration)).clamp(max=PROBABILITY_MAX)
+        described = self.describe(windows)
+        odds = torch.stack([half(described) for half in self.halves]).mean(dim=0)
+        soon = torch.sigmoid(odds).clamp(max=PROBABILITY_MAX)
         hour = soon + (1.0 - soon) * self.later
         return torch.stack([soon, hour], dim=1)

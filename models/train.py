@@ -16,7 +16,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,9 @@ from models.card import write_card
 from models.dataset import RECORDINGS, Run, read_runs, training_hash
 from models.evaluate import evaluate
 from models.export import export
-from models.features import FEATURES, OF_ROOMS, WINDOW
+from models.features import FEATURES, OF_ROOMS, OLDEST_INPUTS, WINDOW
 from models.gate import compare
-from models.network import IncidentNetwork, WindowDescription, calibrated
+from models.network import IncidentNetwork, JoinedNetwork, WindowDescription, calibrated
 from models.overlay import overlaid
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
@@ -72,6 +72,44 @@ class Rows:
     labels: Tensor
     recorded: Tensor
     made_up: Tensor
+
+    def as_recorded(self) -> Rows:
+        """Without made-up trouble."""
+        kept = ~self.made_up
+        return Rows(
+            descriptions=self.descriptions[kept],
+            labels=self.labels[kept],
+            recorded=self.recorded[kept],
+            made_up=self.made_up[kept],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Half:
+    """What one half of the head learns from."""
+
+    inputs: Collection[str] | None
+    in_rooms: bool
+    made_up: bool
+
+    def rows(self, runs: Sequence[Run], rows: Sequence[Rows]) -> list[Rows]:
+        """Of all runs' rows those that it learns from, by run."""
+        chosen = [
+            row
+            for run, row in zip(runs, rows, strict=True)
+            if self.in_rooms or not run.truth.in_rooms
+        ]
+        return chosen if self.made_up else [row.as_recorded() for row in chosen]
+
+    def reads(self) -> Tensor | None:
+        """For `IncidentNetwork`."""
+        return None if self.inputs is None else WindowDescription().numbers_of(self.inputs)
+
+
+HALVES = (
+    Half(inputs=OLDEST_INPUTS, in_rooms=False, made_up=False),
+    Half(inputs=None, in_rooms=True, made_up=True),
+)
 
 
 def describe_run(run: Run, describe: WindowDescription, random: np.random.Generator) -> Rows:
@@ -128,10 +166,12 @@ def _described(
     )
 
 
-def fit(runs: Sequence[Rows], *, seed: int, steps: int) -> IncidentNetwork:
-    """Train one network (uncalibrated) on these runs."""
+def fit(
+    runs: Sequence[Rows], *, seed: int, steps: int, reads: Tensor | None = None
+) -> IncidentNetwork:
+    """Train one network (uncalibrated) on these runs; `reads` as in `IncidentNetwork`."""
     torch.manual_seed(seed)
-    network = IncidentNetwork()
+    network = IncidentNetwork(reads)
     descriptions = torch.cat([run.descriptions for run in runs])
     labels = torch.cat([run.labels for run in runs])
     sources = torch.cat([torch.full((len(run.labels),), index) for index, run in enumerate(runs)])
@@ -200,19 +240,29 @@ def calibrate(odds: Tensor, labels: Tensor) -> Tensor:
     return slopes().detach().float()
 
 
-def train(runs: Sequence[Run], *, seed: int, steps: int) -> IncidentNetwork:
-    """The finished network: fitted on all runs, calibrated on folds of them."""
-    random = np.random.default_rng(seed)
-    rows = [describe_run(run, WindowDescription(), random) for run in runs]
+def train_half(rows: Sequence[Rows], half: Half, *, seed: int, steps: int) -> IncidentNetwork:
+    """Fitted on all rows that are given, by run, and calibrated on folds of them."""
+    reads = half.reads()
     odds, labels = [], []
     for fold in range(FOLDS):
         seen = [run for index, run in enumerate(rows) if index % FOLDS != fold]
         unseen = [run for index, run in enumerate(rows) if index % FOLDS == fold]
-        fold_odds, fold_labels = log_odds(fit(seen, seed=seed + 1 + fold, steps=steps), unseen)
+        network = fit(seen, seed=seed + 1 + fold, steps=steps, reads=reads)
+        fold_odds, fold_labels = log_odds(network, unseen)
         odds.append(fold_odds)
         labels.append(fold_labels)
-    network = fit(rows, seed=seed, steps=steps)
+    network = fit(rows, seed=seed, steps=steps, reads=reads)
     network.calibration.copy_(calibrate(torch.cat(odds), torch.cat(labels)))
+    return network
+
+
+def train(runs: Sequence[Run], *, seed: int, steps: int) -> JoinedNetwork:
+    """The finished network: both halves, each calibrated on runs that it had not seen."""
+    random = np.random.default_rng(seed)
+    rows = [describe_run(run, WindowDescription(), random) for run in runs]
+    network = JoinedNetwork(
+        [train_half(half.rows(runs, rows), half, seed=seed, steps=steps) for half in HALVES]
+    ).eval()
     # No recorded run stops later than ten minutes after its onset, so the hour adds what a
     # node-run that did not stop at all might have done: half an event in all of them (Jeffreys).
     survivors = sum(node.stop_s is None for run in runs for node in run.truth.nodes)

@@ -25,8 +25,8 @@ from models.baselines import BaseRate, Extrapolation
 from models.dataset import RECORDINGS, Run, read_runs
 from models.features import FEATURES, WINDOW
 from models.judge import Event, Judge, judge_run
-from models.network import IncidentNetwork, WindowDescription
-from models.train import STEPS, Rows, calibrate, describe_run, fit, log_odds
+from models.network import JoinedNetwork, WindowDescription
+from models.train import HALVES, STEPS, Rows, calibrate, describe_run, fit, log_odds
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 RULES = SignRules()
@@ -38,7 +38,7 @@ class NetworkJudge:
 
     window = WINDOW
 
-    def __init__(self, network: IncidentNetwork) -> None:
+    def __init__(self, network: JoinedNetwork) -> None:
         self._network = network
 
     def predict(self, windows: Windows) -> Forecast:
@@ -62,10 +62,15 @@ def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int)
         else row
         for run, row in zip(runs, rows, strict=True)
     ]
-    network = fit([r for i, r in enumerate(mine) if i % 3 != 2], seed=seed, steps=STEPS)
-    rest = [row for index, row in enumerate(mine) if index % 3 == 2]
-    network.calibration.copy_(calibrate(*log_odds(network, rest)))
-    return NetworkJudge(network)
+    halves = []
+    for half in HALVES:
+        chosen = half.rows(runs, mine)
+        seen = [row for index, row in enumerate(chosen) if index % 3 != 2]
+        network = fit(seen, seed=seed, steps=STEPS, reads=half.reads())
+        rest = [row for index, row in enumerate(chosen) if index % 3 == 2]
+        network.calibration.copy_(calibrate(*log_odds(network, rest)))
+        halves.append(network)
+    return NetworkJudge(JoinedNetwork(halves).eval())
 
 
 def events_of(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.augment import part, vary
-from models.features import FEATURES, IDENTITY, INPUTS, OF_ROOMS, SPANS, WINDOW
+from models.features import FEATURES, IDENTITY, INPUTS, KEPT, OF_ROOMS, OLDEST_INPUTS, SPANS, WINDOW
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA, Kind, Scope
 
 
@@ -48,3 +48,17 @@ def test_only_what_is_a_nodes_own_in_the_recordings_is_read():
 def test_spans_tile_the_window():
     assert [newest for newest, _ in SPANS] == [0, *(oldest for _, oldest in SPANS[:-1])]
     assert SPANS[-1][1] == WINDOW
+
+
+def test_of_the_past_only_some_samples_are_read():
+    """The older a span, the fewer of it: all of the last half minute, a dozen of the oldest."""
+    ages = [WINDOW - 1 - position for position in KEPT]
+    assert list(KEPT) == sorted(set(KEPT))
+    assert set(range(28)) <= set(ages)
+    counts = [sum(newest <= age < oldest for age in ages) for newest, oldest in SPANS]
+    assert counts == [3, 3, 4, 6, 12, 16, 15]
+
+
+def test_the_older_half_reads_nothing_that_means_something_else_in_rooms():
+    assert not set(OLDEST_INPUTS) & set(OF_ROOMS)
+    assert set(OLDEST_INPUTS) < {name for name, _ in INPUTS}

@@ -9,6 +9,8 @@ from las.forecast.heuristic import HeuristicForecaster
 from models import gate
 from models.baselines import BaseRate
 
+FIGURES = ("shielded_share", "average_precision", "false_alarms_per_node_hour")
+
 
 def held_out_runs():
     runs = [make_run(number) for number in (2, 5, 8)]
@@ -49,3 +51,19 @@ def test_runs_of_training_do_not_count(models):
     refusals, lines = gate.compare("base", "rule", [make_run(1), make_run(3)])
     assert refusals == []
     assert len(lines) == 2
+
+
+def test_a_fast_disk_is_asked_for_with_little_and_with_much_of_a_past(models, monkeypatch):
+    """Late after half a minute alone is late."""
+    seconds = {"rule": {30: [10, 12], 60: [10, 12]}, "slow": {30: [14, 16], 60: [4, 6]}}
+    monkeypatch.setattr(gate.ForecastModel, "load", lambda path: path)
+    monkeypatch.setattr(gate, "_judged", lambda _, runs: [])
+    monkeypatch.setattr(gate, "figures", lambda _: dict.fromkeys(FIGURES, 1.0))
+    monkeypatch.setattr(gate, "leads", lambda *_, **__: dict.fromkeys(FIGURES, (0.0, (-1.0, 1.0))))
+    monkeypatch.setattr(
+        gate, "seconds_until_called", lambda model, runs, onset: seconds[model][onset]
+    )
+    refusals, _ = gate.compare("slow", "rule", held_out_runs(), rounds=40)
+    assert refusals == [
+        "a disk that grows slow fast, from second 30 on, is called after 15 s, not 11"
+    ]
