@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 HOME = Path("usr/lib/peerd")
 PROGRAMS = ("peerd", "las", "peerctl")
+EXTRAS = ("", "s3")
+"""What of peerd's extras a package has: a host has no other place for a library of the tier."""
 LICENSE = "Apache-2.0"
 MAINTAINER = "The peerd authors <peerd@localhost>"
 SUMMARY = "replicated transaction log that moves its data before a machine dies"
@@ -119,12 +121,14 @@ def copy(source: Path, target: Path) -> None:
 
 
 def runtime_lock(lock: str) -> str:
-    """The part of the lock that peerd needs to run: no extras, nothing for development."""
+    """The part of the lock that peerd needs to run: with `EXTRAS`, nothing for development."""
     wanted, waiting = set[str](), ["peerd"]
     while waiting:
-        for requirement in importlib.metadata.requires(waiting.pop()) or ():
+        package = waiting.pop()
+        extras = EXTRAS if package == "peerd" else ("",)
+        for requirement in importlib.metadata.requires(package) or ():
             name = re.match(r"[A-Za-z0-9._-]+", requirement)
-            if name is None or "extra ==" in requirement or not applies(requirement):
+            if name is None or not any(applies(requirement, extra) for extra in extras):
                 continue
             key = re.sub(r"[-_.]+", "-", name[0]).lower()
             if key not in wanted:
@@ -134,10 +138,10 @@ def runtime_lock(lock: str) -> str:
     return "".join(entry for entry in entries if entry.partition("==")[0] in wanted)
 
 
-def applies(requirement: str) -> bool:
+def applies(requirement: str, extra: str) -> bool:
     """Whether a requirement's marker holds here; the lock has only what is needed on Linux."""
     marker = Requirement(requirement).marker
-    return marker is None or marker.evaluate({"extra": ""})
+    return marker is None or marker.evaluate({"extra": extra})
 
 
 # ---------------------------------------------------------------------------------- formats

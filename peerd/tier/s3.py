@@ -7,6 +7,7 @@ each time (`peerd.tier.writing`), so that even this loses nothing.
 The library's own repetitions are off: `TierStore` repeats.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -167,7 +168,8 @@ def _open(options: S3Options) -> "S3Store":
         from obstore.store import S3Store
     except ImportError as error:
         raise NotConfigured(
-            "tier.url names S3, which needs the extra s3: pip install 'peerd[s3]'"
+            "tier.url names S3, which needs the extra s3, in the environment that runs this: "
+            f"{sys.executable} -m pip install 'peerd[s3]'"
         ) from error
     settings: dict[str, Any] = {
         "endpoint": options.endpoint,

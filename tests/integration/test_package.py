@@ -39,6 +39,18 @@ for unit in peerd peerd-las; do
 done
 told "settings that are not filled in"
 peerd check -c /etc/peerd/peerd.toml && exit 9 || echo "status $?"
+told "a tier in S3"
+mkdir /srv/s3
+cat >/srv/s3/tier.toml <<END
+[tier]
+url = "s3://cold"
+endpoint = "http://127.0.0.1:9"
+attempts = 1
+access_key_id_file = "/srv/s3/id"
+secret_access_key_file = "/srv/s3/id"
+END
+echo id >/srv/s3/id
+peerctl backup list --tier /srv/s3/tier.toml 2>&1 | cut -d " " -f 1-5 | cut -d : -f 1-6 || true
 told "a cluster of one"
 peerctl pki init shop --dir /srv/pki >/dev/null
 for who in "las las-1" "peer peer-1" "admin alice"; do
@@ -150,6 +162,8 @@ def test_a_host_gets_the_package_and_runs_a_cluster(package, tmp_path):
         "→ Overall exposure level for peerd-las.service",
     ]
     assert story["settings that are not filled in"][-1] == "status 2"
+    # The library is there: it has looked for the store.
+    assert story["a tier in S3"] == ["peerctl: TIER_UNAVAILABLE: s3://cold at http://127.0.0.1:9"]
     assert story["a cluster of one"][-1].endswith("hello")
     stopped, *left, last = story["its end"]
     assert stopped == "both stopped with status 0"
