@@ -83,7 +83,7 @@ RELEASE_MS = 600_000
 ADOPTED_MS = 3_600_000
 # limit: segments that are named in a line of a node's history
 NAMED_MAX = 8
-# Bytes on disk for each byte of payload: no store takes less, or more, as far as sizes go.
+# limit: bytes on disk for each byte of payload, beyond which a size is not believed
 FACTOR_MAX = 16.0
 
 _log = get_logger("copy moves")

@@ -282,11 +282,11 @@ def watch_split(client: Client, appender: Appender) -> None:
     """Wait until the hot shard has children."""
     begin_s = time.monotonic()
     while time.monotonic() - begin_s < SPLIT_TIMEOUT_S:
-        if any(shard.HasField("parent") for shard in client.describe_log(LOG)[1]):
+        if any(shard.parent is not None for shard in client.describe_log(LOG)[1]):
             break
         time.sleep(0.5)
     shards = client.describe_log(LOG)[1]
-    children = sum(shard.HasField("parent") for shard in shards)
+    children = sum(shard.parent is not None for shard in shards)
     tell("split", children=children, shards=len(shards))
     bar("the hot shard did not split", float(children < 2), 0)
 
