@@ -547,7 +547,7 @@ def test_moves_are_shown_with_their_reasons(capsys):
 
 def test_copies_that_move_are_shown_with_what_nodes_store(capsys):
     share = fleet_pb2.NodeShare(
-        node="peer-1", stored_bytes=3 << 30, stored_bytes_after=2 << 30, votes=9
+        node="peer-1", stored_bytes=3_000_000_000, stored_bytes_after=2_000_000_000, votes=9
     )
     copy = fleet_pb2.CopyMove(
         shard=7,
@@ -555,17 +555,17 @@ def test_copies_that_move_are_shown_with_what_nodes_store(capsys):
         epoch=4,
         giver="peer-1",
         taker="peer-6",
-        size_bytes=1 << 30,
-        why="peer-1 stores 3221 MB",
+        size_bytes=1_000_000_000,
+        why="peer-1 stores 3000 MB",
     )
     answer = fleet_pb2.RebalanceResponse(
-        state="even", nodes=[share], copies=[copy], even_bytes=2 << 30
+        state="even", nodes=[share], copies=[copy], even_bytes=2_000_000_000
     )
     _print_rebalance(answer, dry_run=False)
     shown = capsys.readouterr().out
-    assert "3.0 GiB → 2.0 GiB" in shown
-    assert "orders/7  4        peer-1  peer-6  1.0 GiB  peer-1 stores 3221 MB" in shown
-    assert "1 copies of 1.0 GiB, once votes and leads lie evenly. At the moment: even" in shown
+    assert "3.0 GB → 2.0 GB" in shown
+    assert "orders/7  4        peer-1  peer-6  1.0 GB  peer-1 stores 3000 MB" in shown
+    assert "1 copies of 1.0 GB, once votes and leads lie evenly. At the moment: even" in shown
 
 
 # ---------------------------------------------------------------------------------- workload
