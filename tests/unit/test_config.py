@@ -390,7 +390,7 @@ ALL_KEYS = [
     *keys_of(peerd_config.PeerdConfig, peerd_config.ENVIRONMENT_PREFIX),
     *keys_of(las_config.LasConfig, las_config.ENVIRONMENT_PREFIX),
 ]
-UNITS = ("_ms", "_s", "_bytes", "_bytes_max", "_bytes_per_s", "_bytes_per_s_max")
+UNITS = ("_ms", "_s", "_bytes", "_bytes_max", "_bytes_min", "_bytes_per_s", "_bytes_per_s_max")
 # Counts, probabilities and shares have no unit.
 WITHOUT_UNIT = {
     "limits.connections_max",
