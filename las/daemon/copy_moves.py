@@ -29,7 +29,7 @@ Must not: choose places, or take a copy from anybody.
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from las.core.commands import RecordEvent, WantHolders
@@ -73,7 +73,7 @@ QUIET_MS = 5_000
 FALLEN_BYTES = 1 << 20
 # Time that a segment rests after a move, or after one that came to nothing.
 REST_MS = 600_000
-# Time before it is planned again after there was nothing that could be moved.
+# Time before it is planned again, for the same nodes, after there was nothing that could be moved.
 PLAN_REST_MS = 60_000
 # A copy has so long, and a second for each so many bytes; and then so long to be let go elsewhere.
 COPY_MS = 600_000
@@ -142,6 +142,8 @@ class CopyMover:
         """Who gives in the plan, with the least that it told since."""
         self._quiet_since_ms = now_ms()
         self._plan_not_before_ms = now_ms()
+        self._even_among: Collection[NodeName] = frozenset()
+        """The nodes among which nothing could be moved when a plan was made last."""
         self._goes_on = False
         self.told = ""
         """What it does, or waits for, in words; empty if there is nothing to be said."""
@@ -245,29 +247,21 @@ class CopyMover:
         """
         state, _ = self._consensus.indexed()
         stored = self._stored(state)
-        if self.busy:
-            after = dict(stored.bytes_of)
-            moves = (*(each.move for each in self._begun.values()), *self._planned)
-            for move in moves:
-                for node, sign in ((move.giver.peer, -1), (move.taker.peer, 1)):
-                    if node in after:
-                        after[node] = max(0, after[node] + sign * move.size_bytes)
-            return CopyBalance(
-                moves=moves,
-                before=stored.bytes_of,
-                after=after,
-                even_bytes=stored.even,
-                more=self._goes_on,
-            )
-        if self._why_off(state) or not is_uneven(stored, stored.inner):
-            return CopyBalance(
-                moves=(),
-                before=stored.bytes_of,
-                after=stored.bytes_of,
-                even_bytes=stored.even,
-                more=False,
-            )
-        return await self._balance(state, stored)
+        if not self.busy and not self._why_off(state) and is_uneven(stored, stored.inner):
+            return await self._balance(state, stored)
+        after = dict(stored.bytes_of)
+        moves = (*(each.move for each in self._begun.values()), *self._planned)
+        for move in moves:
+            for node, sign in ((move.giver.peer, -1), (move.taker.peer, 1)):
+                if node in after:
+                    after[node] = max(0, after[node] + sign * move.size_bytes)
+        return CopyBalance(
+            moves=moves,
+            before=stored.bytes_of,
+            after=after,
+            even_bytes=stored.even,
+            more=self.busy and self._goes_on,
+        )
 
     def _stored(self, state: ClusterState) -> Stored:
         heard = {
@@ -289,13 +283,7 @@ class CopyMover:
         async with asyncio.TaskGroup() as asking:
             for name, shards in shards_of.items():
                 asking.create_task(self._measure(state, name, shards, stored, sizes))
-        measured = Stored(
-            bytes_of=stored.bytes_of,
-            band=stored.band,
-            bytes_min=stored.bytes_min,
-            sizes=sizes,
-            resting=stored.resting,
-        )
+        measured = replace(stored, sizes=sizes)
         view, limits = self._view(), self._limits
 
         def found() -> CopyBalance:
@@ -346,7 +334,8 @@ class CopyMover:
         if now_ms - self._quiet_since_ms < quiet_ms:
             self.told = "waits: what nodes store has just changed"
             return False
-        if now_ms < self._plan_not_before_ms and not asked:
+        rests = now_ms < self._plan_not_before_ms and self._even_among == stored.bytes_of.keys()
+        if rests and not asked:
             self.told = "copies are as even as can be"
             return False
         found = await self._balance(state, stored)
@@ -354,6 +343,7 @@ class CopyMover:
         if not found.moves:
             self.told = "copies are as even as can be"
             self._plan_not_before_ms = now_ms + PLAN_REST_MS
+            self._even_among = frozenset(stored.bytes_of)
             return False
         self._planned.extend(found.moves)
         self._falling = {move.giver.peer: stored.bytes_of[move.giver.peer] for move in found.moves}

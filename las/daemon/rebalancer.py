@@ -95,10 +95,18 @@ class Rebalancer:
         self._leads_rest_until: dict[ShardId, int] = {}
         self._asked = asyncio.Event()
         self._begun = False
-        self.told = "not looked yet"
-        """What it does, or waits for, in words."""
+        self._found = "not looked yet"
+        """What the last look found, in words."""
         self.moved = Counter({"vote": 0, "lead": 0})
         """Moves of this term: of votes, and of leads alone."""
+
+    @property
+    def told(self) -> str:
+        """What it does, or waits for, in words."""
+        if self._found.startswith("even"):
+            # Nobody looks for `REST_S` then, and meanwhile nodes may have joined.
+            return self._why_not() or self._found
+        return self._found
 
     def ask(self) -> None:
         """Somebody wants the fleet even now, also if it is not done by itself."""
@@ -158,8 +166,8 @@ class Rebalancer:
         """Move what may be moved now; whether something was. Raises `Refused`."""
         if self._copies is not None:
             self._copies.tend()
-        self.told = self._why_not()
-        if self.told:
+        self._found = self._why_not()
+        if self._found:
             return False
         found = "even"
         if self._now_ms() >= self._votes_even_until_ms:
@@ -170,13 +178,13 @@ class Rebalancer:
                 self._votes_even_until_ms = self._now_ms() + VOTES_LOOK_MS
         if self._copies is not None:
             if await self._copies.look(asked=self._asked.is_set()):
-                self.told = self._copies.told
+                self._found = self._copies.told
                 return True
             if self._copies.told.startswith("waits"):
-                self.told = self._copies.told
+                self._found = self._copies.told
                 return False
             found = f"{found}; {self._copies.told}" if self._copies.told else found
-        self.told = found
+        self._found = found
         self._asked.clear()
         return False
 
@@ -192,7 +200,7 @@ class Rebalancer:
             return "even"
         if self._copies is not None:
             self._copies.disturb()
-        self.told = f"moving: {found.moves[0].why}"
+        self._found = f"moving: {found.moves[0].why}"
         for move in found.moves:
             await self._move(move)
         return ""

@@ -43,7 +43,9 @@ def taken_of(error: BaseException) -> str | None:
         taken = getattr(seen, "taken", None)
         if taken is not None:
             return str(taken)
-        seen = seen.__cause__
+        # Before Python 3.11.3 `asyncio.timeout` names no cause.
+        also = seen.__context__ if isinstance(seen, TimeoutError) else None
+        seen = seen.__cause__ or also
     return None
 
 

@@ -133,6 +133,8 @@ class S3Backend:
         text = " ".join(str(error).partition("Debug source:")[0].split())[:_MESSAGE_CHARACTERS_MAX]
         if isinstance(error, TierError):
             return error
+        if "NoSuchBucket" in text:
+            return NotConfigured(f"{self.name} does not exist: create the bucket, or mend tier.url")
         if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
             return MissingObject(f"{self.name}: {key} is not there")
         if _nobody_asks(text):

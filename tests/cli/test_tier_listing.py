@@ -10,8 +10,8 @@ from peerd.cli.tier_listing import COLUMNS, Listed, listed, row
 from peerd.core.ids import Epoch, Offset
 from peerd.tier import store as tier_store
 from peerd.tier.keys import NO_KEYS, ring_of
-from peerd.tier.manifest import Manifest
 from peerd.tier.writing import put_manifest, put_object
+from tests.cli.test_backup import manifest_of
 from tests.las_core.builders import SHARD, done, process, shard_of, with_log
 from tests.tier.objects import MemoryBackend, batches_of, object_of
 from tests.tier.test_reading import patient
@@ -26,16 +26,7 @@ def _at_once(monkeypatch):
 
 async def tiered(backend: MemoryBackend):
     """A shard of which two objects are in the tier, the first one not encrypted; its manifest."""
-    at, entries = 0, []
-    listing = Manifest(
-        cluster="cluster-1",
-        log="orders",
-        shard=SHARD,
-        generation=1,
-        epoch=Epoch(1),
-        key_hash_low=0,
-        key_hash_high=(1 << 64) - 1,
-    )
+    at, entries, listing = 0, [], manifest_of(())
     for keys in (NO_KEYS, KEYS):
         batches = batches_of([1_000] * 4, begin=at)
         owner = replace(object_of(batches)[1].owner, cluster="cluster-1", shard=SHARD)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 import peerd
+from peerd.client.errors import tell_taken
 from peerd.core.ids import NodeName
 from peerd.core.shard_map import Compression
 from peerd.v1 import batch_pb2
@@ -175,6 +176,18 @@ async def test_a_time_limit_of_the_caller_tells_it_too(cluster, connect):
 def test_other_errors_tell_nothing_of_appends():
     assert peerd.taken_of(ValueError("x")) is None
     assert peerd.taken_of(peerd.OutcomeUnknown("x", taken="unknown")) == "unknown"
+    assert peerd.taken_of(_raised_while_cancelled(ValueError)) is None
+
+
+def test_a_time_limit_that_names_no_cause_tells_it_too():
+    assert peerd.taken_of(_raised_while_cancelled(TimeoutError)) == "no"
+
+
+def _raised_while_cancelled(kind: type[Exception]) -> Exception:
+    error, cancelled = kind(), asyncio.CancelledError()
+    tell_taken(cancelled, "no")
+    error.__context__ = cancelled
+    return error
 
 
 async def test_a_closed_producer_of_a_log_with_one_shard_takes_nothing(cluster, client):

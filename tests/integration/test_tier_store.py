@@ -16,6 +16,7 @@ from peerd.tier.errors import (
     DamagedObject,
     MissingObject,
     NoCredentials,
+    NotConfigured,
     TierUnavailable,
 )
 from peerd.tier.keys import NO_KEYS, ring_of
@@ -49,11 +50,17 @@ def _soon(monkeypatch):
 
 
 def s3(
-    url: str, prefix: str, *, secret: str = SECRET_KEY, deadline_ms: int = 20_000, attempts: int = 4
+    url: str,
+    prefix: str,
+    *,
+    bucket: str = BUCKET,
+    secret: str = SECRET_KEY,
+    deadline_ms: int = 20_000,
+    attempts: int = 4,
 ):
     backend = S3Backend(
         S3Options(
-            bucket=BUCKET,
+            bucket=bucket,
             prefix=prefix,
             endpoint=url,
             access_key_id=ACCESS_KEY,
@@ -71,6 +78,11 @@ async def read_back(store, listed, keys=NO_KEYS):
         found += await reader.read(listed, Epoch(3), at, listed.entries[-1].end, 1 << 20)
         at = found[-1].end
     return plain(found)
+
+
+async def test_a_bucket_that_is_not_there_is_told_with_what_to_do(url):
+    with pytest.raises(NotConfigured, match=r"nowhere at .* does not exist: create the bucket"):
+        await s3(url, "plain", bucket="nowhere").listed("a")
 
 
 async def test_objects_are_made_once_read_in_ranges_listed_and_removed(url):

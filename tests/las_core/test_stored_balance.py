@@ -485,3 +485,14 @@ def test_little_more_is_moved_than_must_be(megabytes, joined):
     assert len(came) == len(found.moves)
     now = stored(state, sizes)
     assert not is_uneven(replace(now, bytes_of=found.after), now.outer)
+
+
+def test_nobody_takes_a_copy_beside_a_holder_on_its_own_host_also_one_that_is_down():
+    """It may come back, and then one host would have two of the copies."""
+    state, sizes = fleet([8 * MIB] * 40, joined=0)
+    there = (("host", state.nodes[name(1)].host),)
+    down = SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN)
+    # With fewer copies to be kept, one that is down is one too many, and not let go.
+    fewer = SetCopies(log="orders", copies=2, acks=2)
+    state = done(state, down, fewer, node(6, labels=there), node(7, labels=there), node(8))
+    assert {each.taker.peer for each in ask(state, sizes).moves} == {name(8)}

@@ -356,6 +356,21 @@ async def test_what_cannot_be_moved_is_not_asked_for_again_and_again(clock):
     assert len(works_now.calls.asked) == 6
 
 
+async def test_a_node_that_joins_is_told_of_at_once_and_planned_for(clock):
+    fleet = even_votes([SIZE], peers=3, joined=1)
+    works_now = works(fleet, clock, rebalance_after_s=2)
+    while works_now.rebalancer.told != "even; copies are as even as can be":
+        await works_now.step()
+    planned = len(works_now.calls.asked)
+    fleet.state = done(fleet.state, node(5))
+    # Before anybody looks again.
+    assert works_now.rebalancer.told.startswith("waits: nodes, or the LAS leader, changed")
+    for _ in range(5):
+        await works_now.step()
+    assert len(works_now.calls.asked) == 2 * planned
+    assert works_now.rebalancer.told == "even; copies are as even as can be"
+
+
 async def test_an_operator_who_asks_gets_nodes_evener(clock):
     fleet = even_votes([SIZE] * 60, peers=5, joined=0)
     # 8 % above even, which is inside of the band.

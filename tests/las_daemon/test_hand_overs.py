@@ -109,6 +109,11 @@ async def test_an_answer_that_comes_later_or_a_while_ends_the_silence():
 
 
 # ---------------------------------------------------------------------------------- the executor
+def leads_nothing(fleet: ModelFleet, number: int) -> bool:
+    shards = fleet.state.shards.values()
+    return all(each.shard.open.plan.primary.peer != name(number) for each in shards)
+
+
 async def test_a_starved_primary_at_risk_is_not_waited_for():
     fleet = ModelFleet(with_log())
     fleet.append(SHARD)
@@ -130,15 +135,7 @@ async def test_what_it_was_not_asked_for_yet_is_not_even_prepared():
     fleet.peer(1).answers = False
     fleet.commit(SetDraining(node=name(1), draining=True))
     async with running(fleet):
-        await fleet.until(
-            lambda: (
-                fleet.settled()
-                and all(
-                    each.shard.open.plan.primary.peer != name(1)
-                    for each in fleet.state.shards.values()
-                )
-            )
-        )
+        await fleet.until(lambda: fleet.settled() and leads_nothing(fleet, 1))
     fences = [each.why for each in committed(fleet, FenceSegment)]
     assert len(fences) == len([row for row in rows(200) if row[0] == 1])
     assert any(why.endswith("and peer-1 does not answer") for why in fences)
@@ -148,15 +145,7 @@ async def test_a_primary_that_answers_hands_over_as_ever():
     fleet = ModelFleet(with_log(rows=rows(30)))
     fleet.commit(SetAtRisk(node=name(1), at_risk=True))
     async with running(fleet):
-        await fleet.until(
-            lambda: (
-                fleet.settled()
-                and all(
-                    each.shard.open.plan.primary.peer != name(1)
-                    for each in fleet.state.shards.values()
-                )
-            )
-        )
+        await fleet.until(lambda: fleet.settled() and leads_nothing(fleet, 1))
     assert committed(fleet, FenceSegment) == []
 
 

@@ -27,6 +27,10 @@ def test_a_mutant_fits_the_tree_and_says_what_it_breaks(patch, tmp_path):
     assert told.returncode == 0, f"{told.stderr}\n{patch.name} does not fit: write it anew"
 
 
+def test_the_readme_says_how_many_there_are():
+    assert f"{len(patches())} rules broken" in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_there_are_enough_and_each_has_its_number():
     numbers = [patch.stem.split("-")[0] for patch in patches()]
     assert len(numbers) >= MUTANTS_MIN

@@ -1,5 +1,7 @@
 """A shard whose log was deleted: its space comes back by and by, and nothing of it ever again."""
 
+from itertools import pairwise
+
 from peerd.core.durable import DropShard, Refused
 from peerd.core.ids import DELETED_EPOCH, ShardId
 from peerd.storage.group import DROP_ROWS_PER_COMMIT
@@ -8,8 +10,8 @@ from tests.storage.driving import SHARD, adopt, append, placed
 OTHER = 8
 
 
-def filled(open_store, count: int):
-    driven = open_store()
+def filled(open_store, count: int, **hooks: object):
+    driven = open_store(**hooks)
     driven.stored(adopt(), adopt(shard=OTHER))
     for base in range(count):
         driven.stored(
@@ -32,15 +34,23 @@ def rows(driven) -> tuple[int, int]:
 
 def test_its_rows_go_with_the_commits_that_follow(open_store):
     count = DROP_ROWS_PER_COMMIT
-    driven = filled(open_store, count)
+    watched, left = [], []
+
+    def look() -> None:
+        left.extend(rows(each)[0] for each in watched)
+
+    driven = filled(open_store, count, before_commit=look)
     batches, producers = rows(driven)
     assert (batches, producers) == (3 * count, 1)
+    watched.append(driven)
     (dropped,) = driven.stored(DropShard(shard=SHARD))
     assert dropped.state.promised == DELETED_EPOCH
     assert not dropped.state.segments
-    assert rows(driven)[0] >= batches - 2 * DROP_ROWS_PER_COMMIT
     driven.finish_drops()
     assert rows(driven) == (0, 0)
+    # Before each commit, as the one before left it: the writer goes on by itself meanwhile.
+    went = [before - after for before, after in pairwise((*left, 0))]
+    assert max(went) == DROP_ROWS_PER_COMMIT
     driven.stored(append(placed(0), shard=OTHER))
 
 
