@@ -46,7 +46,7 @@ class Tier:
 
     async def owned(self) -> tuple[str, ...]:
         """The clusters whose objects are this one's, beside its own; to be asked right before
-        anything is added or removed. Raises `Inherited`, `TierError`.
+        anything is removed, and shortly before anything is added. Raises `Inherited`, `TierError`.
         """
         return await owned(self.store, self.cluster_id)
 

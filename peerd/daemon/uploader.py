@@ -50,6 +50,9 @@ LOOK_PERIOD_S = 1.0
 # limit: bytes of one read while an object grows, of which two are in memory: small enough that
 # appends come in between, large enough that most of the time is not spent between threads
 SLICE_BYTES_MAX = 2 * 1024 * 1024
+# Objects of one look are added for so long without asking again whether this cluster has an heir
+# by now. What is added then lies in its own folder, and no heir reads it. Removals always ask.
+OWNED_FOR_S = 1.0
 # limit: objects of one shard before another one has its turn
 RUN_OBJECTS_MAX = 8
 # How long a commit of the map is waited for before all is looked at again.
@@ -133,6 +136,7 @@ class Uploader:
         self._budget = Budget(bytes_per_s_max, now_s)
         self._background = background
         self._paid_at_s = float("-inf")
+        self._owned_at_s = float("-inf")
         self._care: dict[ShardId, _Care] = {}
         self._objects = self._payload_bytes = self._removed_objects = 0
         self._errors: Counter[str] = Counter()
@@ -179,6 +183,7 @@ class Uploader:
             and (entry.tier is not None or self._hot_bytes(entry))
         }
         self._care = {shard: self._care.get(shard, _Care()) for shard in mine}
+        self._owned_at_s = float("-inf")
         some = False
         for shard, entry in mine.items():
             care = self._care[shard]
@@ -246,7 +251,7 @@ class Uploader:
 
     async def _made(
         self, entry: Shard, behind: Offset, care: _Care | None = None
-    ) -> tuple[bytes, Index] | None:
+    ) -> tuple[bytearray, Index] | None:
         """The next object that begins at or behind `behind`; None: nothing more can be tiered now.
 
         `care` learns how long it has waited, if nothing before it does. Raises as `_upload`.
@@ -263,9 +268,11 @@ class Uploader:
         )
         return await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
 
-    async def _put(self, listed: Manifest, data: bytes, index: Index) -> Entry:
+    async def _put(self, listed: Manifest, data: bytearray, index: Index) -> Entry:
         """Raises `TierError`."""
-        await self._tier.owned()
+        if self._now_s() - self._owned_at_s > OWNED_FOR_S:
+            await self._tier.owned()
+            self._owned_at_s = self._now_s()
         return await put_object(self._tier.store, self._tier.keys, listed, data, index)
 
     async def _name(self, run: "_Run", new: Entry, care: _Care) -> bool:
@@ -329,7 +336,7 @@ class Uploader:
 
     async def _object(
         self, writer: ObjectWriter, span: Span, stop: Offset, care: _Care | None
-    ) -> tuple[bytes, Index] | None:
+    ) -> tuple[bytearray, Index] | None:
         """The next object, of `object_bytes` or one batch; None if nothing can be read now.
 
         What it costs of the budgets is waited for before the next one: meanwhile it is on its way.

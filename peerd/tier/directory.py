@@ -2,7 +2,8 @@
 
 An object is written to a file of its own name in `tmp`, flushed, and then linked to its name, which
 fails if there is one: so a name appears with all its bytes or not at all, also at a power cut. The
-directory is flushed before anybody is told.
+directory is flushed before anybody is told. It is written and read back past the page cache
+(`peerd.tier.direct`), and read through it.
 
 Calls run in a few threads, since a file system may hang: the event loop never waits for it, nor
 does the end of the process. A thread that hangs keeps its place until it comes back, whoever gave
@@ -23,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
+from peerd.tier.direct import DirectFiles
 from peerd.tier.errors import MissingObject, NoCredentials, TierError, TierUnavailable
 from peerd.tier.store import LISTED_MAX, Listed
 
@@ -40,6 +42,7 @@ class DirectoryBackend:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._files = DirectFiles()
         self._places = asyncio.Semaphore(THREADS_MAX)
         self._idle: list[_Works] = []
         # Whoever is idle by then ends with the backend.
@@ -50,7 +53,7 @@ class DirectoryBackend:
         """What people call it."""
         return str(self._root)
 
-    async def create(self, key: str, data: bytes) -> bool:
+    async def create(self, key: str, data: bytes | bytearray) -> bool:
         """See `Backend`."""
         return await self._threaded(lambda: self._create(self._path(key), data))
 
@@ -63,6 +66,10 @@ class DirectoryBackend:
                 return file.read(end - begin)
 
         return await self._threaded(read)
+
+    async def holds(self, key: str, begin: int, end: int, data: bytes | bytearray) -> bool:
+        """See `Backend`."""
+        return await self._threaded(lambda: self._files.holds(self._path(key), begin, end, data))
 
     async def size_bytes(self, key: str) -> int:
         """See `Backend`."""
@@ -99,15 +106,12 @@ class DirectoryBackend:
             raise TierError(f"{key!r:.80} is no name of an object")
         return self._root.joinpath(*parts)
 
-    def _create(self, path: Path, data: bytes) -> bool:
+    def _create(self, path: Path, data: bytes | bytearray) -> bool:
         temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}.part"
         temporary.parent.mkdir(parents=True, exist_ok=True)
         _make_durably(path.parent, self._root)
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            self._files.write(temporary, data)
             try:
                 path.hardlink_to(temporary)
             except FileExistsError:

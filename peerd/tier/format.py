@@ -152,8 +152,8 @@ class ObjectWriter:
         self._whose = owner.pack()
         self._packer = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
         self._content = hashlib.sha256()
-        self._parts: list[bytes] = [MAGIC]
-        self._position = len(MAGIC)
+        # One piece of memory that grows: pieces of their own would all be there twice in the end.
+        self._object = bytearray(MAGIC)
         self._blocks: list[Block] = []
         self._pieces: list[bytes | memoryview] = []
         self._raw_bytes = 0
@@ -163,7 +163,7 @@ class ObjectWriter:
     @property
     def stored_bytes(self) -> int:
         """Bytes of memory that the object takes so far."""
-        return self._position + self._raw_bytes
+        return len(self._object) + self._raw_bytes
 
     @property
     def is_full(self) -> bool:
@@ -187,8 +187,8 @@ class ObjectWriter:
             self.end = batch.end
             self.payload_bytes += batch.header.payload_bytes
 
-    def finish(self) -> tuple[bytes, Index]:
-        """The whole object, of one batch at least."""
+    def finish(self) -> tuple[bytearray, Index]:
+        """The whole object, of one batch at least; nobody changes it any more."""
         if self._pieces:
             self._close_block()
         invariant(bool(self._blocks), "an object is not empty", owner=self.owner)
@@ -206,12 +206,12 @@ class ObjectWriter:
         packed = _pack_index(index)
         if self._cipher is not None:
             packed += self._cipher.encrypt(_INDEX_NONCE, b"", packed)
-        object_bytes = self._position + len(packed) + TRAILER_BYTES
-        head = _TRAILER_HEAD.pack(
-            self._position, len(packed), crc32c(packed), object_bytes, FORMAT, 0
-        )
-        trailer = head + struct.pack(">I", crc32c(head)) + _END_MAGIC
-        return b"".join([*self._parts, packed, trailer]), replace(index, object_bytes=object_bytes)
+        position = len(self._object)
+        object_bytes = position + len(packed) + TRAILER_BYTES
+        head = _TRAILER_HEAD.pack(position, len(packed), crc32c(packed), object_bytes, FORMAT, 0)
+        self._object += packed
+        self._object += head + struct.pack(">I", crc32c(head)) + _END_MAGIC
+        return self._object, replace(index, object_bytes=object_bytes)
 
     def _close_block(self) -> None:
         number = len(self._blocks)
@@ -227,7 +227,7 @@ class ObjectWriter:
             raise DamagedObject(f"block {number} unpacks to something else than was packed")
         self._blocks.append(
             Block(
-                position=self._position,
+                position=len(self._object),
                 stored_bytes=len(stored),
                 raw_bytes=len(raw),
                 crc=crc32c(stored),
@@ -236,8 +236,7 @@ class ObjectWriter:
                 timestamp_ms=self._raw_time_ms,
             )
         )
-        self._parts.append(stored)
-        self._position += len(stored)
+        self._object += stored
         self._pieces, self._raw_bytes = [], 0
 
 
@@ -402,13 +401,18 @@ def _check_blocks(index: Index, index_position: int) -> None:
         raise DamagedObject("the blocks of its index do not fill the object")
 
 
-def open_object(data: bytes, keys: KeyRing, wanted: Owner) -> Index:
+def open_object(data: bytes | bytearray, keys: KeyRing, wanted: Owner) -> Index:
     """The index of a whole object. Raises as `index_range` and `open_index`."""
     if data[: len(MAGIC)] != MAGIC:
         raise DamagedObject("it does not begin as an object of a tier does")
-    begin, end, crc = index_range(data[-TRAILER_BYTES:], len(data))
+    begin, end, crc = index_range(bytes(data[-TRAILER_BYTES:]), len(data))
     return open_index(
-        data[begin:end], position=begin, crc=crc, object_bytes=len(data), keys=keys, wanted=wanted
+        bytes(data[begin:end]),
+        position=begin,
+        crc=crc,
+        object_bytes=len(data),
+        keys=keys,
+        wanted=wanted,
     )
 
 
@@ -447,7 +451,7 @@ class BlockOpener:
         return raw
 
 
-def check_made(data: bytes, index: Index, keys: KeyRing) -> None:
+def check_made(data: bytes | bytearray, index: Index, keys: KeyRing) -> None:
     """Whether an object that was just made is what its index says: raises `DamagedObject` if it is
     not. `ObjectWriter` has compared what its blocks unpack to; here are their bytes in one piece.
     """

@@ -17,7 +17,8 @@ if that lives after all, would take what the heir's manifests list, and the othe
 - *Marked first.* A restore marks, and looks at what is there afterwards; whoever removes looks at
   the marks right before. So an object is lacking when the restore looks, which it tells, unless a
   removal was on its way at that moment; what is lacking later is told when it is read.
-- *Who lost is told*, and neither adds nor removes (`Inherited`); it may read.
+- *Who lost is told*, and neither adds nor removes (`Inherited`); it may read. It looks right before
+  a removal, and at most a second before it adds: what it adds nobody else reads.
 
 Must not: remove a mark. A person does, who knows that a restore was a mistake.
 """

@@ -57,7 +57,7 @@ class S3Backend:
         where = f" at {self._options.endpoint}" if self._options.endpoint else ""
         return f"s3://{self._options.bucket}{where}"
 
-    async def create(self, key: str, data: bytes) -> bool:
+    async def create(self, key: str, data: bytes | bytearray) -> bool:
         """See `Backend`."""
         import obstore
         from obstore import exceptions
@@ -78,6 +78,17 @@ class S3Backend:
             return bytes(await obstore.get_range_async(self._store, key, start=begin, end=end))
         except Exception as error:
             raise self._typed(error, key) from error
+
+    async def holds(self, key: str, begin: int, end: int, data: bytes | bytearray) -> bool:
+        """See `Backend`."""
+        import obstore
+
+        try:
+            found = await obstore.get_range_async(self._store, key, start=begin, end=end)
+        except Exception as error:
+            raise self._typed(error, key) from error
+        with memoryview(found) as read:
+            return len(read) == end - begin and data.startswith(read, begin)
 
     async def size_bytes(self, key: str) -> int:
         """See `Backend`."""

@@ -44,12 +44,19 @@ class Backend(Protocol):
         """What people call it; without secrets."""
         ...
 
-    async def create(self, key: str, data: bytes) -> bool:
+    async def create(self, key: str, data: bytes | bytearray) -> bool:
         """Durably make an object; False if there is one of that name."""
         ...
 
     async def read(self, key: str, begin: int, end: int) -> bytes:
         """Bytes [begin, end), fewer if it ends before. Raises `MissingObject`."""
+        ...
+
+    async def holds(self, key: str, begin: int, end: int, data: bytes | bytearray) -> bool:
+        """Whether bytes [begin, end) of an object are those of `data`: all of them read from where
+        they are kept, as far as the store lets one tell, and not from memory of this machine.
+        Raises `MissingObject`.
+        """
         ...
 
     async def size_bytes(self, key: str) -> int:
@@ -105,7 +112,7 @@ class TierStore:
             written_bytes=self._written_bytes,
         )
 
-    async def create(self, key: str, data: bytes) -> bool:
+    async def create(self, key: str, data: bytes | bytearray) -> bool:
         """Durably make an object; False if there is one of that name. Raises `TierError`."""
         made = await self._patiently(lambda: self._backend.create(key, data))
         self._written_bytes += len(data)
@@ -120,6 +127,12 @@ class TierStore:
                 f"{key} has {len(data)} of the {end - begin} bytes from {begin} on: it was cut"
             )
         return data
+
+    async def holds(self, key: str, begin: int, end: int, data: bytes | bytearray) -> bool:
+        """Whether bytes [begin, end) are those of `data`, read back. Raises `TierError`."""
+        same = await self._patiently(lambda: self._backend.holds(key, begin, end, data))
+        self._read_bytes += end - begin
+        return same
 
     async def size_bytes(self, key: str) -> int:
         """Raises `TierError`."""

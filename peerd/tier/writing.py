@@ -47,7 +47,7 @@ _UNUSABLE = (DamagedObject, ForeignObject, FormatUnknown, MissingObject, WrongKe
 
 
 async def put_object(
-    store: TierStore, keys: KeyRing, listed: Manifest, data: bytes, index: Index
+    store: TierStore, keys: KeyRing, listed: Manifest, data: bytes | bytearray, index: Index
 ) -> Entry:
     """Put an object that `ObjectWriter` made, and verify it. `listed` says of which shard.
 
@@ -86,14 +86,13 @@ async def put_object(
     raise DamagedObject(f"what {store.name} gives back is not what it was given: {failure}")
 
 
-async def _is_there(store: TierStore, key: str, data: bytes) -> bool:
+async def _is_there(store: TierStore, key: str, data: bytes | bytearray) -> bool:
     """Whether these bytes are what the store gives back, all of them read. Raises `TierError`."""
     if await store.size_bytes(key) != len(data):
         return False
     for begin in range(0, len(data), _READ_BACK_BYTES):
-        # Bytes, since a view is compared number by number.
-        wanted = data[begin : begin + _READ_BACK_BYTES]
-        if await store.read(key, begin, begin + len(wanted)) != wanted:
+        end = min(begin + _READ_BACK_BYTES, len(data))
+        if not await store.holds(key, begin, end, data):
             return False
     return True
 

@@ -421,6 +421,33 @@ async def test_a_cluster_of_which_another_was_restored_adds_and_removes_nothing(
     assert world.tiered_to == 40 * RECORDS
 
 
+async def test_whether_there_is_an_heir_is_asked_once_a_look_and_again_after_a_while(world):
+    asked, owned = [], world.tier.owned
+
+    async def counted():
+        asked.append(world.now_s)
+        return await owned()
+
+    world.append(8)
+    await world.uploader.look()  # and what is left over is looked for, which asks, too
+    world.tier.owned = counted
+    world.append(24)
+    await world.uploader.look()
+    assert world.uploader.statistics().objects == 1 + 3
+    assert len(asked) == 1
+    created = world.backend.create
+
+    async def slowly(key, data):
+        world.now_s += uploading.OWNED_FOR_S + 0.1
+        return await created(key, data)
+
+    world.backend.create = slowly
+    world.append(24)
+    await world.uploader.look()
+    assert world.uploader.statistics().objects == 1 + 3 + 3
+    assert len(asked) == 1 + 3
+
+
 async def test_a_restored_cluster_goes_on_from_objects_of_the_one_before_and_removes_these(world):
     world.append(24)
     await world.all_looks()

@@ -92,6 +92,9 @@ async def test_objects_are_made_once_read_in_ranges_listed_and_removed(url):
     assert await store.create("a/b/2", b"22")
     assert await store.read("a/b/1", 1, 3) == b"ir"
     assert await store.size_bytes("a/b/1") == 5
+    assert await store.holds("a/b/1", 1, 5, b"first")
+    assert not await store.holds("a/b/1", 1, 5, b"fir?t")
+    assert not await store.holds("a/b/1", 0, 6, b"first!")
     assert [(each.key, each.size_bytes) for each in await store.listed("a/b")] == [
         ("a/b/1", 5),
         ("a/b/2", 2),

@@ -50,7 +50,7 @@ def batches_of(
 
 def object_of(
     batches: Sequence[PlacedBatch], *, owner: Owner = OWNER, keys: KeyRing = NO_KEYS
-) -> tuple[bytes, Index]:
+) -> tuple[bytearray, Index]:
     writer = ObjectWriter(owner, batches[0].base, keys)
     writer.add(batches)
     return writer.finish()
@@ -80,7 +80,7 @@ class MemoryBackend:
             raise TierUnavailable("memory: 500")
         return fault
 
-    async def create(self, key: str, data: bytes) -> bool:
+    async def create(self, key: str, data: bytes | bytearray) -> bool:
         fault = await self._fault()
         if key in self.objects:
             return False
@@ -97,6 +97,9 @@ class MemoryBackend:
             raise MissingObject(f"{key} is not there")
         self.reads.append((key, begin, end))
         return self.objects[key][begin:end]
+
+    async def holds(self, key: str, begin: int, end: int, data: bytes | bytearray) -> bool:
+        return await self.read(key, begin, end) == data[begin:end]
 
     async def size_bytes(self, key: str) -> int:
         await self._fault()

@@ -74,12 +74,17 @@ async def test_a_directory_keeps_objects(tmp_path):
     assert await store.create("c/t/3", b"3")
     assert await store.read("c/s/1", 1, 3) == b"ir"
     assert await store.size_bytes("c/s/1") == 5
+    assert await store.holds("c/s/1", 1, 5, b"first")
+    assert not await store.holds("c/s/1", 1, 5, b"fir?t")
+    assert not await store.holds("c/s/1", 0, 6, b"first!")
     assert [each.key for each in await store.listed("c/s")] == ["c/s/1", "c/s/2"]
     await store.remove(["c/s/1", "c/s/1", "c/nothing"])
     assert [each.key for each in await store.listed("c")] == ["c/s/2", "c/t/3"]
     assert await store.listed("elsewhere") == []
     with pytest.raises(MissingObject):
         await store.read("c/s/1", 0, 1)
+    with pytest.raises(MissingObject):
+        await store.holds("c/s/1", 0, 1, b"f")
     assert not any((tmp_path / "tier" / "tmp").iterdir())
 
 
