@@ -43,6 +43,9 @@ from peerd.transport.status import reason_of, refusal_of_error
 # How long one node may take before another one is asked; a commit takes milliseconds, an election
 # about a second.
 TRY_TIMEOUT_S = 3.0
+# How long one may take to be connected to while others have not been tried: a process that is
+# starved or stopped takes for ever.
+CONNECT_S = 0.5
 # An export is one message a MiB: some 60 for 100,000 shards.
 EXPORT_TIMEOUT_S = 300.0
 
@@ -627,6 +630,11 @@ class LasCalls:
         last: PeerdError | None = None
         tried = 0
         while (left_s := deadline - time.monotonic()) > 0:
+            untried = tried < len(self._addresses) - 1
+            if untried and not await self._channels.answers(self._leader, CONNECT_S):
+                self._turn()
+                tried += 1
+                continue
             try:
                 return await call(self._channels.to(self._leader), min(left_s, TRY_TIMEOUT_S))
             except grpc.aio.AioRpcError as error:
@@ -655,10 +663,13 @@ class LasCalls:
             error.code() in _ELSEWHERE if refusal is None else reason in _ELSEWHERE_REASONS
         )
         if is_elsewhere:
-            known = self._addresses
-            at = known.index(self._leader) if self._leader in known else -1
-            self._leader = known[(at + 1) % len(known)]
+            self._turn()
         return is_elsewhere
+
+    def _turn(self) -> None:
+        known = self._addresses
+        at = known.index(self._leader) if self._leader in known else -1
+        self._leader = known[(at + 1) % len(known)]
 
 
 # A peer does not serve the LAS's services; a node that is gone or hangs does not answer.

@@ -22,6 +22,8 @@ RETIRE_S = 600.0
 # does so with a traceback on stderr.
 SETTLE_S = 0.02
 
+_CONNECTING = frozenset({grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING})
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -53,6 +55,17 @@ class Channels:
     def warm(self, address: str) -> None:
         """Begins to connect, so that the first call need not wait for it."""
         self.to(address).get_state(try_to_connect=True)
+
+    async def answers(self, address: str, within_s: float) -> bool:
+        """False if `address` neither takes nor refuses a connection in time: it hangs."""
+        channel = self.to(address)
+        try:
+            async with asyncio.timeout(within_s):
+                while (state := channel.get_state(try_to_connect=True)) in _CONNECTING:
+                    await channel.wait_for_state_change(state)
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Close them all; calls on them end."""

@@ -1,9 +1,11 @@
 """How a client finds its cluster, what it says when it does not, and its blocking face."""
 
 import concurrent.futures
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import grpc.aio
 import pytest
@@ -13,6 +15,7 @@ import peerd.aio
 from peerd import pki
 from peerd.client.credentials import access, read_peerctl
 from peerd.client.errors import CLASSES, error_of_refusal
+from peerd.client.las import TRY_TIMEOUT_S
 from peerd.core.errors import Reason, Taken
 from peerd.testing.memory import CLUSTER, MemoryCluster
 from peerd.transport.authz import AuthorizationInterceptor
@@ -198,6 +201,21 @@ async def test_the_leader_of_the_las_is_found(cluster, client):
     )
     cluster.las.refuse_next.append(Refused(refusal(Reason.LAS_UNAVAILABLE, "electing")))
     assert (await client.create_log("orders")).name == "orders"
+
+
+async def test_one_that_hangs_is_not_waited_for_while_another_may_answer(cluster, connect):
+    cluster.create_log("orders")
+    with socket.socket() as hangs:
+        hangs.bind(("127.0.0.1", 0))
+        hangs.listen()  # the kernel takes the connection; nobody says anything
+        address = f"127.0.0.1:{hangs.getsockname()[1]}"
+        client = await connect(*cluster.addresses, cluster.las_address)
+        client.las._leader, client.las._addresses = address, [address, cluster.las_address]
+        began_s = time.monotonic()
+        assert [log.name for log in await client.list_logs()] == ["orders"]
+        assert time.monotonic() - began_s < TRY_TIMEOUT_S - 0.5
+        # A port that refuses is an answer.
+        assert await client.las._channels.answers("127.0.0.1:1", 20.0)
 
 
 async def test_a_log_created_by_a_try_that_was_lost_is_ours(cluster, client):
