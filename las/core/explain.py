@@ -43,6 +43,8 @@ def explain_node(
             f"holds {index.holding[name]} sealed segments"
         ),
     ]
+    if name in view.slow:
+        facts.append("it stalls as primary: it says that others stall, and nobody else does")
     if node.at_risk or node.draining:
         if planner.is_expendable(state, name, index):
             facts.append("expendable: all that it has is on enough healthy nodes, too")
@@ -117,6 +119,8 @@ def _about_plan(
     for voter in plan.voters:
         if (entry.shard.shard, voter) in view.stalled:
             yield f"the acknowledgements of {voter.peer} stall"
+    if plan.primary.peer in view.slow:
+        yield f"{plan.primary.peer} stalls as primary: it alone says that others do"
     if plan.non_voters:
         names = ", ".join(each.peer for each in plan.non_voters)
         yield f"{names} get everything, and nobody waits for them"
@@ -172,6 +176,8 @@ def _considered(state: ClusterState, view: FleetView, limits: Limits, plan: Plan
         free = view.free_bytes.get(name)
         if not node.is_healthy:
             unfit[_standing(node)] += 1
+        elif name in view.slow:
+            unfit["that stalls as primary"] += 1
         elif node.host in hosts:
             unfit["on a host of a voter"] += 1
         elif free is not None and free < limits.free_bytes_min:

@@ -47,6 +47,7 @@ class FleetView:
         free_bytes: bytes free for data as last heard; a node that is missing here has enough.
         down_since: when the leader saw a node down first; missing = long ago.
         stalled: voters whose acknowledgements stall, by the shard in which they do.
+        slow: nodes that stall as primaries (`las.core.slow_primaries`).
         network: what links bear, and what is written.
         moving: who is wanted for a sealed segment though it has holders enough (a move of bytes).
     """
@@ -55,6 +56,7 @@ class FleetView:
     free_bytes: Mapping[NodeName, int] = field(default_factory=dict)
     down_since: Mapping[NodeName, Tick] = field(default_factory=dict)
     stalled: frozenset[tuple[ShardId, ReplicaId]] = frozenset()
+    slow: frozenset[NodeName] = frozenset()
     network: Network = field(default_factory=Network)
     moving: frozenset[tuple[ShardId, Epoch, ReplicaId]] = frozenset()
 
@@ -170,6 +172,8 @@ class Placement:
     def compose(self, wish: Wish) -> Plan | None:
         """The best plan for `wish`; None if too few nodes could vote, or none of them may lead."""
         alive = [each for each in wish.kept if self.health(each) is not Health.GONE]
+        slow = [each for each in alive if each.peer in self._view.slow]
+        wish = replace(wish, shunned=wish.shunned.union(slow))
         steady = [
             each
             for each in alive
@@ -272,6 +276,8 @@ class Placement:
             node = judged.node
             if judged.host in hosts or name in refused or (may_lead and not node.may_lead):
                 continue
+            if name in self._view.slow:
+                continue
             if not self._links.bears(name, received=bytes_per_s):
                 continue
             score = (racks[judged.rack], zones[judged.zone], load, name)
@@ -313,6 +319,7 @@ class Placement:
             return None
         node = self._nodes[primary.peer].node
         sick = node.process != primary or not node.at_risk or node.draining or not node.may_lead
+        sick |= node.name in self._view.slow
         healthy = all(self.health(each) is Health.HEALTHY for each in voters)
         if sick or not healthy or node.host in self._hosts(voters):
             return None

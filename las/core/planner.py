@@ -197,6 +197,8 @@ def _need(seen: _Round, entry: ShardEntry) -> Recover | _Need | None:
         return None
     now = shard.open.plan
     stalled = frozenset(each for each in now.voters if (shard.shard, each) in seen.view.stalled)
+    if now.primary.peer in seen.view.slow:
+        stalled |= {now.primary.replica}
     troubles = _troubles(seen, now, stalled)
     log = seen.state.logs[shard.log]
     if not troubles and (len(now.voters), now.acks) == (log.copies, log.acks):
@@ -281,7 +283,8 @@ def _troubles(seen: _Round, now: Plan, stalled: frozenset[ReplicaId]) -> list[st
             at_risk = seen.state.nodes[voter.peer].at_risk
             found.append(f"{voter.peer} is {'at risk' if at_risk else 'being drained'}")
         elif voter in stalled:
-            found.append(f"{voter.peer} stalls")
+            leads = voter == now.primary.replica and voter.peer in seen.view.slow
+            found.append(f"{voter.peer} stalls{' as primary' if leads else ''}")
     if now.primary.replica not in now.voters and not seen.placement.mirror(now.primary, now.voters):
         found.append(f"{now.primary.peer} leads without a vote")
     return found

@@ -188,7 +188,11 @@ class _Fleet:
         self._band = uneven.band
         self._resting_votes = set(uneven.resting_votes)
         self._resting_leads = set(uneven.resting_leads)
-        self._nodes = {node.name: node for node in state.nodes.values() if node.is_healthy}
+        self._nodes = {
+            node.name: node
+            for node in state.nodes.values()
+            if node.is_healthy and node.name not in view.slow
+        }
         self._full = {
             name for name, free in view.free_bytes.items() if free < limits.free_bytes_min
         }

@@ -6,7 +6,10 @@ the model says (docs/anticipation.md §3):
 - *Stalled.* Its process stands still as much longer than it used to, and `stall_ms` at least: it
   is starved, swapped, or stopped and continued.
 - *Distant.* What it sends is answered so much later than it used to be, and `distant_ms` at least:
-  half of its round trips, and half as much again as with half of the other nodes.
+  half of its round trips, and half as much again as with half of the other nodes. Half of
+  `distant_ms` is enough, and `GROWING_CONSECUTIVE` rounds, while they grow steadily, by half of
+  what they are in `las.forecast.signs.GROWTH_SAMPLES` seconds: a road that is far, or becomes a
+  longer one, does not go on doing so.
 - *Lossy.* Its connections wait for retransmission timers, `lossy_per_s` times a second and as many
   times as often as they used to. A link that is far, or loses a little, and stays so is neither.
 - *Exhausted.* Memory, descriptors or disk are `exhaustion_share` used and, on the straight line of
@@ -39,6 +42,9 @@ class Rule(StrEnum):
 
 
 SIGNS = (Rule.SLOW, Rule.STALLED, Rule.DISTANT, Rule.LOSSY, Rule.EXHAUSTED)
+# So many rounds are enough of round trips that grow steadily, by this share of what they are.
+GROWING_CONSECUTIVE = 3
+GROWTH_SHARE = 0.5
 # Load makes these as well.
 LOAD_SIGNS = (Rule.SLOW, Rule.STALLED, Rule.DISTANT)
 
@@ -71,6 +77,7 @@ class Signs:
         stalled_ms: that time.
         distance_factor: how long its round trips take now, as a multiple of its own past.
         round_trip_ms: that time.
+        growth_ms: by how much it has grown on a straight line within some seconds; 0 if none fits.
         loss_factor: how often its connections wait for a timer, as a multiple of its own past.
         timeouts_per_s: that rate.
         exhausting: what runs out first ("memory", "descriptors", "disk"); empty if nothing does.
@@ -84,6 +91,7 @@ class Signs:
     stalled_ms: float = 0.0
     distance_factor: float = 0.0
     round_trip_ms: float = 0.0
+    growth_ms: float = 0.0
     loss_factor: float = 0.0
     timeouts_per_s: float = 0.0
     exhausting: str = ""
@@ -140,14 +148,18 @@ def held_signs(signs: Signs, rules: SignRules) -> Iterator[Held]:
 
 
 def _held_by_link(signs: Signs, rules: SignRules) -> Iterator[Held]:
-    if signs.distance_factor >= rules.link_factor and signs.round_trip_ms >= rules.distant_ms:
+    grows = 0.0 < GROWTH_SHARE * signs.round_trip_ms <= signs.growth_ms
+    distant_ms = rules.distant_ms / 2.0 if grows else rules.distant_ms
+    if signs.distance_factor >= rules.link_factor and signs.round_trip_ms >= distant_ms:
         yield Held(
             rule=Rule.DISTANT,
             value=signs.distance_factor,
             line=rules.link_factor,
-            words=f"its round trips take {signs.round_trip_ms:.0f} ms, "
+            words=f"its round trips take {signs.round_trip_ms:.0f} ms{' and grow' * grows}, "
             f"{signs.distance_factor:.0f} × its own past against {rules.link_factor:.0f} ×",
-            consecutive=rules.link_consecutive,
+            consecutive=min(GROWING_CONSECUTIVE, rules.link_consecutive)
+            if grows
+            else rules.link_consecutive,
         )
     if signs.loss_factor >= rules.link_factor and signs.timeouts_per_s >= rules.lossy_per_s:
         yield Held(

@@ -124,7 +124,8 @@ class Policy(Section):
         default=200.0,
         ge=1.0,
         le=600_000.0,
-        description="Round trip (half of them) below which no node counts as distant",
+        description="Round trip (half of them) below which no node counts as distant; half as much "
+        "is enough while it grows steadily",
     )
     lossy_per_s: float = Field(
         default=3.0,

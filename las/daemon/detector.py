@@ -11,6 +11,8 @@ not look like a dying fleet.
 - *An accuser of two or more nodes whom nobody else accuses* is not believed; others are asked
   whether they hear the accuser itself.
 - *One accuser alone* causes at most one replacement in five seconds.
+- *A primary that says of all its voters that they stall* is the one that does
+  (`las.core.slow_primaries`): its word on them counts for nothing.
 - *The leader's own pause* (it was stopped, or its loop hung) is given back to every lease.
 - *If more than half of the fleet falls silent at once* the leader is likely the one that is cut
   off: then a lease alone, without the word of a witness, is believed only after half a minute.
@@ -26,6 +28,7 @@ from itertools import islice
 from las.core.index import FleetIndex
 from las.core.network import Network
 from las.core.placement import FleetView
+from las.core.slow_primaries import SlowPrimaries, SlowTiming
 from las.core.state import ClusterState, Node, NodeState
 from peerd.core.ids import BootId, Epoch, NodeName, ReplicaId, ShardId, Tick
 
@@ -125,6 +128,13 @@ class _Watched:
     ask_after: Tick | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stall:
+    accuser: NodeName
+    epoch: Epoch
+    at: Tick
+
+
 # limit: heartbeats a second that all peers together send the leader; half of one core.
 HEARTBEATS_PER_S_MAX = 2_000
 
@@ -151,13 +161,16 @@ class Detector:
         """What is written to each shard, in bytes a second, as its primary told last."""
         self.moving: Callable[[], Collection[tuple[ShardId, Epoch, ReplicaId]]] = frozenset
         """Tells the copies that are made so that nodes store alike."""
+        self.busy: Callable[[int], Collection[NodeName]] = lambda _: ()
+        """Tells who has just taken over many shards, as `las.core.patience.TakeOvers.busy`."""
         self._timing = timing
         self._lease_ms = timing.lease_ms
         self._judged_at = now
         self._nodes: dict[NodeName, _Watched] = {}
         self._known_nodes: Mapping[NodeName, Node] = {}
         self._down_since: dict[NodeName, Tick] = {}
-        self._stalls: dict[tuple[ShardId, ReplicaId], tuple[Epoch, Tick]] = {}
+        self._stalls: dict[tuple[ShardId, ReplicaId], _Stall] = {}
+        self._slow = SlowPrimaries(SlowTiming(believed_ms=timing.accusation_ms))
         self._acted_for: dict[NodeName, tuple[NodeName, Tick]] = {}
 
     # ------------------------------------------------------------------ what is heard
@@ -200,11 +213,12 @@ class Detector:
         self, accuser: NodeName, shard: ShardId, epoch: Epoch, voter: ReplicaId, now: Tick
     ) -> bool:
         """The acks of a voter stall in `epoch`; False if its accuser has to wait."""
+        self._slow.accused(accuser, voter.peer, now)
         if not self._may_act_for(accuser, voter.peer, now):
             return False
         self._acted_for[accuser] = (voter.peer, now)
         self._stalls.pop((shard, voter), None)
-        self._stalls[shard, voter] = (epoch, now)
+        self._stalls[shard, voter] = _Stall(accuser=accuser, epoch=epoch, at=now)
         if len(self._stalls) > STALLS_MAX:
             del self._stalls[next(iter(self._stalls))]
         return True
@@ -239,6 +253,7 @@ class Detector:
         self._lease_ms = fleet_lease_ms(self._timing.lease_ms, len(state.nodes))
         self._give_back_own_pause(now)
         self._forget(state, now)
+        self._slow.look(now, self.busy(now))
         verdicts: list[Verdict] = []
         liars = self._unbelievable(now)
         isolated = self._is_isolated(state, now)
@@ -263,8 +278,10 @@ class Detector:
         """What the planner should know beside the committed state."""
         stalled = frozenset(
             stall
-            for stall, (epoch, _) in self._stalls.items()
-            if (entry := state.shards.get(stall[0])) is not None and entry.shard.open.epoch == epoch
+            for stall, told in self._stalls.items()
+            if (entry := state.shards.get(stall[0])) is not None
+            and entry.shard.open.epoch == told.epoch
+            and (told.accuser not in self.slow or told.accuser == stall[1].peer)
         )
         free_bytes = {
             name: watched.free_bytes
@@ -281,9 +298,15 @@ class Detector:
             free_bytes=free_bytes,
             down_since=dict(self._down_since),
             stalled=stalled,
+            slow=self.slow,
             network=Network(capacity=capacity, writes=dict(self.writes) if capacity else {}),
             moving=frozenset(self.moving()),
         )
+
+    @property
+    def slow(self) -> frozenset[NodeName]:
+        """Nodes that stall as primaries; the same object until that changes."""
+        return self._slow.nodes
 
     def stalled_shards(self) -> set[ShardId]:
         """Shards with a voter that was reported to stall."""
@@ -452,7 +475,7 @@ class Detector:
         for watched in [each for each in self._nodes.values() if each.accusations]:
             for accuser in [each for each, told in watched.accusations.items() if told.at < oldest]:
                 del watched.accusations[accuser]
-        for stall in [each for each, (_, at) in self._stalls.items() if at < oldest]:
+        for stall in [each for each, told in self._stalls.items() if told.at < oldest]:
             del self._stalls[stall]
         for accuser in [each for each in self._acted_for if each not in state.nodes]:
             del self._acted_for[accuser]

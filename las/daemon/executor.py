@@ -113,6 +113,7 @@ REFRESHED_MAX = 64
 class _Places:
     at: Tick
     nodes: Mapping[NodeName, Node]
+    slow: frozenset[NodeName]
     places: Placement
 
 
@@ -179,6 +180,7 @@ class Executor:
         self._untold: deque[RecordEvent] = deque(maxlen=UNTOLD_MAX)
         self._woken = asyncio.Event()
         self._seen_version = -1
+        self._seen_slow: frozenset[NodeName] = frozenset()
         self._look_at: set[ShardId] = set()
         self._again: set[ShardId] = set()
         self._again_at = Tick(0)
@@ -229,6 +231,7 @@ class Executor:
                 promises=PromiseBatcher(self._peers, group),
                 timing=self._recovery_timing,
                 placement=self._shared_placement,
+                is_silent=self._hand_overs.is_silent,
             )
             while True:
                 looked_at = self._now()
@@ -320,6 +323,11 @@ class Executor:
             for node in change.nodes:
                 self._look_at_all_of(node, state, index)
         self._look_at |= self._detector.stalled_shards()
+        if self._detector.slow is not self._seen_slow:
+            for node in self._detector.slow - self._seen_slow:
+                _log.warning("stalls as primary", node=node)
+                self._look_at_all_of(node, state, index)
+            self._seen_slow = self._detector.slow
         if now >= self._again_at:
             self._look_at |= self._again
             # Each comes back behind the others, so all have their turn.
@@ -365,12 +373,15 @@ class Executor:
                 what = "is gone" if gone else "has not begun it"
                 hanging.append((shard, f"{prepared.epoch} is prepared and {primary.peer} {what}"))
                 continue
-            waits_for = hands_over(state, entry)
+            waits_for = hands_over(state, entry, self._detector.slow)
             if waits_for is None:
                 continue
             self._handing_over.add(waits_for)
+            is_sick = state.nodes[waits_for.peer].at_risk or waits_for.peer in self._detector.slow
             if self._hand_overs.is_silent(waits_for, since[key]):
                 hanging.append((shard, f"{waits_for.peer} is to hand it over and does not answer"))
+            elif is_sick and self._hand_overs.is_overdue(since[key]):
+                hanging.append((shard, f"{waits_for.peer} is to hand it over and does not get on"))
         self._prepared_since = since
         return hanging
 
@@ -382,10 +393,12 @@ class Executor:
         now = self._now()
         found = self._placement
         # It counts what it placed itself, so it ages only by what others did.
-        if found is None or found.nodes is not state.nodes or now - found.at >= PLACES_MS:
+        slow = self._detector.slow
+        aged = found is None or now - found.at >= PLACES_MS
+        if found is None or aged or found.nodes is not state.nodes or found.slow is not slow:
             view = self._detector.view(state, now)
             places = Placement(state, view, self._limits, index)
-            found = self._placement = _Places(now, state.nodes, places)
+            found = self._placement = _Places(now, state.nodes, slow, places)
         return found.places
 
     def _refresh_places(self, state: ClusterState, changed: Iterable[NodeName]) -> None:
@@ -403,7 +416,7 @@ class Executor:
         for node in nodes:
             if node is not None:
                 found.places.refresh(node)
-        self._placement = _Places(found.at, state.nodes, found.places)
+        self._placement = _Places(found.at, state.nodes, found.slow, found.places)
 
     # ------------------------------------------------------------------ acting
     def _act_on_verdict(self, group: asyncio.TaskGroup, verdict: Verdict) -> None:
@@ -423,7 +436,7 @@ class Executor:
             self._start_recovery(group, recovery, action.shard, action.why)
         elif isinstance(action, Prepare):
             before = state.shards[action.shard].shard.open.plan
-            left = to_be_left(state, state.shards[action.shard])
+            left = to_be_left(state, state.shards[action.shard], self._detector.slow)
             is_led_elsewhere = left is not None and left.peer != action.plan.primary.peer
             if left is not None and is_led_elsewhere and self._hand_overs.is_silent(left):
                 # Others wait for it already: it would not hand over this one, either.

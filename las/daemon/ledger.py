@@ -197,6 +197,10 @@ class Ledger:
             node = state.nodes.get(name)
             if node is None or node.draining or name in cases:
                 continue
+            if node.at_risk:
+                # It was foreseen and is left alone still: heard again and silent once more, it
+                # fails on, and its case is closed already.
+                continue
             died_ms = max(failures(state.events.get(name, ())), default=None)
             if died_ms is None or now_ms - died_ms > FORGOTTEN_MS:
                 continue

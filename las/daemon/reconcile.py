@@ -233,10 +233,12 @@ class Recovery:
         promises: PromiseBatcher,
         timing: RecoveryTiming,
         placement: Callable[[], Placement],
+        is_silent: Callable[[ProcessId], bool] = lambda _: False,
     ) -> None:
         """`change` commits like `consensus.submit`, together with other shards' changes.
 
-        `placement` gives one of the newest state, or a little older.
+        `placement` gives one of the newest state, or a little older; `is_silent` says of which
+        processes it is known that they do not answer in time.
         """
         self._consensus = consensus
         self._change = change
@@ -244,6 +246,7 @@ class Recovery:
         self._promises = promises
         self._timing = timing
         self._placement = placement
+        self._is_silent = is_silent
 
     async def recover(self, shard: ShardId, why: str) -> Outcome:
         """Unplanned change of one shard, from wherever it stands.
@@ -272,12 +275,14 @@ class Recovery:
     async def confirm_begun(self, shard: ShardId) -> bool:
         """Ask the primary of the prepared segment whether it has begun, and commit it if so.
 
-        One that is known to be gone is not asked, since waiting for its silence costs a pause: had
-        it begun, the fence finds what it acknowledged.
+        One that is known to be gone, or not to answer, is not asked, since waiting for its silence
+        costs a pause: had it begun, the fence finds what it acknowledged.
         """
         state, _ = self._consensus.indexed()
         prepared = entry_of(state, shard).shard.prepared
         if prepared is None or not is_running(state, prepared.plan.primary):
+            return False
+        if self._is_silent(prepared.plan.primary):
             return False
         answer = await self._peers.has_begun(prepared.plan.primary, shard, prepared.epoch)
         if answer is None or not answer.begun:

@@ -96,6 +96,7 @@ class Term:
         self._peers = peers
         self.steps = ShardSteps(group)
         self.take_overs = self._find_take_overs(config)
+        self.detector.busy = self.take_overs.busy
         self.executor = self._make_executor()
         self.clock = CommittedClock(group, now_ms)
         self._deadlines = Deadlines(group, self.clock)

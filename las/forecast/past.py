@@ -41,13 +41,15 @@ def now(series: Series) -> float:
     return float(np.median(seen[-_NOW_SAMPLES:])) if len(seen) else math.nan
 
 
-def slowdowns(series: Series) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def slowdowns(
+    series: Series, *, past_samples: int = RECENT_SAMPLES
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """How far each node's level is above its own past, and the level: [nodes] of [nodes, window].
 
-    Both are 0 where too little was seen.
+    Both are 0 where too little was seen: nothing now, or less than `past_samples` of the past.
     """
     old, recent = series[:, :-RECENT_SAMPLES], series[:, -_NOW_SAMPLES:]
-    enough = np.isfinite(old).sum(axis=1) >= RECENT_SAMPLES
+    enough = np.isfinite(old).sum(axis=1) >= past_samples
     enough &= np.isfinite(recent).any(axis=1)
     factor = np.zeros(len(series), dtype=np.float32)
     level = np.zeros(len(series), dtype=np.float32)

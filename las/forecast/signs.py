@@ -17,6 +17,13 @@ LOSS_METRIC = "tcp_timeouts_per_s"
 # A link is sick only if it is worse than half of the others by so much: of a dead or far peer all
 # the others see something, too.
 WORSE_THAN_OTHERS = 1.5
+# Of a link this much past is enough: trouble does not wait until a peer is a minute old.
+LINK_PAST_SAMPLES = 15
+# Over so many samples a round trip is seen to grow; its line may fit less well than that of
+# something that runs out, since what is measured on some of the links is a second old.
+GROWTH_SAMPLES = 10
+GROWTH_SAMPLES_MIN = 7
+GROWTH_FIT_MIN = 0.8
 # A link that never waited for a timer counts as one that does so this often, per second.
 _TIMEOUTS_LEAST = 0.2
 # What runs out: its name, its metric, and whether that counts what is free.
@@ -40,7 +47,9 @@ def read_signs(windows: Windows) -> list[Signs]:
     """The signs of each node: float32 [nodes, window, metrics], newest last."""
     slowdown, latency_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]])
     stall, stalled_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[STALL_METRIC]])
-    distance, round_trip_ms = _of_links(windows[:, :, TELEMETRY_SCHEMA.positions[DISTANCE_METRIC]])
+    trips = windows[:, :, TELEMETRY_SCHEMA.positions[DISTANCE_METRIC]]
+    distance, round_trip_ms = _of_links(trips)
+    growth_ms = _growth(trips)
     loss, timeouts = _of_links(
         windows[:, :, TELEMETRY_SCHEMA.positions[LOSS_METRIC]] + np.float32(_TIMEOUTS_LEAST)
     )
@@ -54,6 +63,7 @@ def read_signs(windows: Windows) -> list[Signs]:
             stalled_ms=float(stalled_ms[node]),
             distance_factor=float(distance[node]),
             round_trip_ms=float(round_trip_ms[node]),
+            growth_ms=float(growth_ms[node]),
             loss_factor=float(loss[node]),
             timeouts_per_s=max(float(timeouts[node]) - _TIMEOUTS_LEAST, 0.0),
             exhausting=_EXHAUSTIBLE[what][0] if np.isfinite(left_s[what, node]) else "",
@@ -66,9 +76,16 @@ def read_signs(windows: Windows) -> list[Signs]:
 
 def _of_links(series: Series) -> tuple[Series, Series]:
     """Factor and level of each node [nodes] as `slowdowns` has them; 0 where others are as bad."""
-    factor, level = slowdowns(series)
+    factor, level = slowdowns(series, past_samples=LINK_PAST_SAMPLES)
     worse = level >= WORSE_THAN_OTHERS * _medians_of_others(level)
     return np.where(worse, factor, 0.0).astype(np.float32), level
+
+
+def _growth(trips: Series) -> Column:
+    """By how much each node's round trips have grown on a straight line [nodes]; 0 if none fits."""
+    newest = trips[:, -GROWTH_SAMPLES:].astype(np.float64)
+    _, slope = _trend(newest, samples_min=GROWTH_SAMPLES_MIN, fit_min=GROWTH_FIT_MIN)
+    return np.maximum(slope * GROWTH_SAMPLES, 0.0)
 
 
 def _medians_of_others(level: Series) -> Series:
@@ -98,7 +115,9 @@ def _exhaustion(windows: Windows) -> tuple[Column, Column]:
     return np.maximum(np.array(left_s), 0.0), np.array(used)
 
 
-def _trend(values: Column) -> tuple[Column, Column]:
+def _trend(
+    values: Column, *, samples_min: int = TREND_SAMPLES_MIN, fit_min: float = TREND_FIT_MIN
+) -> tuple[Column, Column]:
     """Where the line through each row stands now, and how it rises a second; 0 without a fit.
 
     Least squares over what is not NaN.
@@ -112,8 +131,8 @@ def _trend(values: Column) -> tuple[Column, Column]:
     away = np.where(seen, known - middle[:, None], 0.0)
     spread_s, spread = (away_s**2).sum(axis=1), (away**2).sum(axis=1)
     common = (away_s * away).sum(axis=1)
-    fits = seen.sum(axis=1) >= TREND_SAMPLES_MIN
-    fits &= common**2 >= TREND_FIT_MIN * spread_s * spread
+    fits = seen.sum(axis=1) >= samples_min
+    fits &= common**2 >= fit_min * spread_s * spread
     fits &= spread > 0.0
     slope = np.where(fits, common / np.where(fits, spread_s, 1.0), 0.0)
     return np.where(fits, middle + slope * (seconds[-1] - middle_s), 0.0), slope

@@ -134,6 +134,32 @@ def test_of_a_far_peer_half_of_a_neighbours_round_trips_say_nothing():
     assert alone.distance_factor > 100.0
 
 
+def test_round_trips_that_grow_are_told_with_how_much():
+    fleet = of_links(DISTANCE_METRIC, [2.0] * 4, [2.0] * 4)
+    newest = fleet[:, -10:, TELEMETRY_SCHEMA.positions[DISTANCE_METRIC]]
+    newest[0] = 20.0 * np.arange(10)  # steadily
+    newest[0, 4] = np.nan
+    newest[1] = np.where(np.arange(10) < 5, 2.0, np.where(np.arange(10) % 2, 400.0, 2.0))
+    newest[2] = 200.0 - 10.0 * np.arange(10)  # on the way back
+    newest[3, :4] = np.nan  # too little was seen
+    newest[3, 4:] = 20.0 * np.arange(6)
+    grown = [each.growth_ms for each in read_signs(fleet)]
+    assert grown[0] == pytest.approx(200.0, rel=0.01)
+    assert grown[1:] == [0.0, 0.0, 0.0]
+
+
+def test_a_peer_need_not_be_a_minute_old_for_its_links():
+    young = of_links(DISTANCE_METRIC, [2.0, 2.0], [600.0, 2.0])
+    young[:, :-45] = np.nan
+    assert read_signs(young)[0].distance_factor == pytest.approx(300.0)
+    young[:, -45] = np.nan
+    assert read_signs(young)[0].distance_factor == 0.0
+    column = TELEMETRY_SCHEMA.positions[STALL_METRIC]
+    young[0, -44:, column] = 5.0
+    young[0, -10:, column] = 500.0
+    assert read_signs(young)[0].stall_factor == 0.0, "of its process more must be known"
+
+
 def test_a_link_that_begins_to_lose_is_told_although_it_never_lost():
     lossy = read_signs(of_links(LOSS_METRIC, [0.0, 0.0, 0.0], [6.0, 1.0, 0.0]))
     assert lossy[0].loss_factor == pytest.approx(31.0, rel=0.01)

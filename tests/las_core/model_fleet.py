@@ -56,13 +56,16 @@ class ModelShard:
 
 @dataclass
 class ModelPeer:
-    """One peer. `leads` is volatile: shard → epoch."""
+    """One peer. `leads` is volatile: shard → epoch. One that is `stuck` answers, and hands over
+    nothing.
+    """
 
     process: ProcessId
     number: int
     boots: int = 1
     alive: bool = True
     answers: bool = True
+    stuck: bool = False
     shards: dict[ShardId, ModelShard] = field(default_factory=dict)
     leads: dict[ShardId, int] = field(default_factory=dict)
     begun: set[tuple[ShardId, int]] = field(default_factory=set)
@@ -100,6 +103,8 @@ class ModelFleet:
         self.promise_calls = 0
         self.questions: list[ProcessId] = []
         """Who was asked whether it answers."""
+        self.begun_questions: list[ProcessId] = []
+        """Who was asked whether it has begun what is prepared."""
         self.acked: list[tuple[ShardId, int, int, int]] = []
         self._next_record = 1
         self._changed = asyncio.Event()
@@ -182,6 +187,7 @@ class ModelFleet:
         )
 
     async def has_begun(self, target: ProcessId, shard: ShardId, epoch: Epoch) -> Begun | None:
+        self.begun_questions.append(target)
         await asyncio.sleep(0)
         peer = self.peers[target.peer]
         if not peer.alive or not peer.answers or peer.process != target:
@@ -242,6 +248,8 @@ class ModelFleet:
                 self._report(self._opened(shard, prepared.epoch, new))
             return
         if not old.alive or not old.answers or old.leads.get(shard.shard) != epoch:
+            return
+        if old.stuck:
             return
         if not new.alive or new.process != prepared.plan.primary:
             declined = WithdrawSegment(

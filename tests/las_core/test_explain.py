@@ -96,6 +96,19 @@ def test_who_could_not_vote_is_counted_with_the_reason():
     assert "the acknowledgements of peer-2 stall" in facts
 
 
+def test_who_stalls_as_primary_is_told_so():
+    state = with_log(nodes=6)
+    view = replace(VIEW, slow=frozenset({name(1), name(5)}))
+    facts = explain_shard(state, view, LIMITS, SHARD, indexed(state)).facts
+    assert "peer-1 stalls as primary: it alone says that others do" in facts
+    assert "could not: 1 that stalls as primary" in facts
+    facts = explain_node(state, view, LIMITS, name(1), indexed(state)).facts
+    assert "it stalls as primary: it says that others stall, and nobody else does" in facts
+    assert not any(
+        "stalls" in each for each in explain_shard(state, VIEW, LIMITS, SHARD, indexed(state)).facts
+    )
+
+
 def test_a_node_that_nothing_needs_is_expendable():
     state = done(with_log(), SetAtRisk(node=name(5), at_risk=True))
     facts = explain_node(state, VIEW, LIMITS, name(5), indexed(state)).facts

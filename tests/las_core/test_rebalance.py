@@ -283,6 +283,14 @@ def test_a_node_without_room_gets_nothing():
     assert ask(state, view=view).moves == ()
 
 
+def test_who_stalls_as_primary_gets_nothing_back():
+    state = grown(create(fleet(4), shards=24), 5, 6)
+    slow = FleetView(now=Tick(0), slow=frozenset({name(5)}))
+    taken = votes(make(state, ask(state, view=slow)))
+    assert taken[name(6)] > 0
+    assert taken[name(5)] == 0
+
+
 def test_who_is_ill_neither_gives_nor_takes():
     state = grown(create(fleet(5), shards=32), 6, 7, 8)
     state = done(

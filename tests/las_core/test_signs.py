@@ -1,10 +1,19 @@
 """Signs of trouble that need no model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from las.core.signs import LOAD_SIGNS, Rule, SignRules, Signs, compared_signs, held_signs
+from las.core.signs import (
+    GROWING_CONSECUTIVE,
+    LOAD_SIGNS,
+    Rule,
+    SignRules,
+    Signs,
+    compared_signs,
+    held_signs,
+)
 
 RULES = SignRules()
 STALLED = Signs(stall_factor=40.0, stalled_ms=700.0)
@@ -68,6 +77,22 @@ def test_what_has_run_out_holds_unless_it_is_turned_off():
 def test_a_link_is_far_or_lossy_by_load_too_only_where_it_is_far():
     assert Rule.DISTANT in LOAD_SIGNS
     assert Rule.LOSSY not in LOAD_SIGNS
+
+
+GROWING = replace(DISTANT, round_trip_ms=100.0, growth_ms=50.0)
+
+
+def test_round_trips_that_grow_are_distant_sooner():
+    (found,) = held_signs(GROWING, RULES)
+    assert (found.rule, found.consecutive) == (Rule.DISTANT, GROWING_CONSECUTIVE)
+    assert "take 100 ms and grow, 30 ×" in found.words
+    (found,) = held_signs(replace(GROWING, round_trip_ms=200.0, growth_ms=99.0), RULES)
+    assert found.consecutive == RULES.link_consecutive, "it is far, and grows too little"
+    assert held(replace(GROWING, growth_ms=49.0)) == []
+    assert held(replace(GROWING, round_trip_ms=99.0)) == []
+    assert held(replace(GROWING, distance_factor=4.9)) == []
+    (found,) = held_signs(GROWING, SignRules(link_consecutive=2))
+    assert found.consecutive == 2
 
 
 def test_several_hold_at_once():

@@ -24,6 +24,7 @@ from las.core.planner import Prepare, Urgency, Want, is_expendable, is_shielded
 from las.core.state import NodeState
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor, ExecutorTiming
+from las.daemon.hand_overs import HandOverTiming
 from las.daemon.reconcile import RecoveryTiming
 from peerd.core.errors import Reason, Taken
 from peerd.core.ids import Epoch, ShardId, Tick
@@ -55,6 +56,7 @@ async def running(
     detector: Detector | None = None,
     limits: Limits | None = None,
     take_overs: TakeOvers | None = None,
+    hand_over_timing: HandOverTiming | None = None,
 ):
     executor = Executor(
         consensus=fleet,
@@ -66,6 +68,7 @@ async def running(
         take_overs=take_overs,
         timing=TIMING,
         recovery_timing=RECOVERY,
+        hand_over_timing=hand_over_timing,
     )
     task = asyncio.create_task(executor.run())
     try:

@@ -367,6 +367,33 @@ def test_a_primary_that_accuses_all_its_voters_is_believed_about_one():
     assert watch.detector.stalled(name(1), SHARD, Epoch(1), replica(3), Tick(watch.now))
 
 
+def test_a_primary_that_accuses_all_its_voters_for_long_is_the_one_that_stalls():
+    watch = Watch(with_log())
+    for number in (2, 3):
+        watch.detector.stalled(name(1), SHARD, Epoch(1), replica(number), Tick(watch.now))
+    watch.detector.stalled(name(4), ShardId(2), Epoch(1), replica(4), Tick(watch.now))
+    assert watch.detector.slow == frozenset()
+    assert stalls_in(watch) == {(SHARD, replica(2))}
+    watch.after(400)
+    assert watch.detector.view(watch.state, Tick(watch.now)).slow == {name(1)}
+    assert stalls_in(watch) == frozenset(), "its word counts for nothing"
+    watch.detector.stalled(name(1), SHARD, Epoch(1), replica(1), Tick(watch.now))
+    watch.after(TIMING.accuser_ms)
+    watch.detector.stalled(name(1), SHARD, Epoch(1), replica(1), Tick(watch.now))
+    assert stalls_in(watch) == {(SHARD, replica(1))}, "but of its own store it does"
+
+
+def test_a_primary_that_is_busy_with_a_take_over_is_not():
+    watch = Watch(with_log())
+    watch.detector.busy = lambda now: [name(1)] if now < START + 1_000 else []
+    for number in (2, 3):
+        watch.detector.stalled(name(1), SHARD, Epoch(1), replica(number), Tick(watch.now))
+    watch.after(900)
+    assert watch.detector.slow == frozenset()
+    watch.after(500)
+    assert watch.detector.slow == {name(1)}
+
+
 def test_stalls_are_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("las.daemon.detector.STALLS_MAX", 3)
     watch = Watch(with_log())

@@ -2,11 +2,12 @@
 
 import pytest
 
-from las.core.commands import OpenCase, SetAtRisk, SetDraining
+from las.core.commands import OpenCase, SetAtRisk, SetDraining, SetNodeState
 from las.core.ledger import Case, Outcome, Response
-from las.core.state import Event
+from las.core.state import Event, NodeState
 from las.daemon import ledger
 from las.daemon.ledger import end_of_failure
+from las.daemon.story import DIED, RETURNED
 from las.v1 import fleet_pb2
 from las.v1 import forecast_pb2 as pb
 from peerd.core.ids import NodeName
@@ -70,6 +71,26 @@ async def test_a_failure_without_a_signal_is_a_miss_that_is_told_once(las):
         await las.term.ledger.look()
     (case,) = await read(las)
     assert (case.response, case.outcome, case.told) == ("none", "miss", "no signal")
+
+
+async def test_one_at_risk_that_falls_silent_again_is_no_second_failure(las):
+    """As a link does that gets worse: what was foreseen is told once, and not as a miss."""
+    await alarmed(las)
+    await until(lambda: las.state.nodes["peer-1"].at_risk, "at risk")
+    boot = las.state.nodes["peer-1"].boot
+
+    def history() -> list[str]:
+        return [each.kind for each in las.state.events.get(PEER, ())]
+
+    for deaths in (1, 2):
+        for state, told in ((NodeState.DOWN, DIED), (NodeState.UP, RETURNED)):
+            command = SetNodeState(node=PEER, boot=boot, state=state, why="silent, or not")
+            assert (await las.node.group.submit(command)).ok
+            await until(lambda told=told, many=deaths: history().count(told) == many, told)
+        await until(lambda: not las.state.cases[1].is_open, "the end")
+        for _ in range(3):
+            await las.term.ledger.look()
+    assert len(las.state.cases) == 1
 
 
 async def test_who_is_left_alone_is_drawn_and_then_not_touched(las):
