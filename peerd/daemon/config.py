@@ -223,7 +223,7 @@ class Copier(Section):
         "`network_bytes_per_s`, at most half of that",
     )
     busy_bytes_per_s_max: int = Field(
-        default=32 * MIB,
+        default=24 * MIB,
         ge=64 * KIB,
         description="The same for copies while appends are written here: they go first. What goes "
         "to the tier makes room for them, and does not wait",

@@ -10,9 +10,10 @@ Invariants:
 - Kept tails (fewer holders than the segment's `acks`) go first, then whoever has fewest healthy
   holders: on nodes that are up, not at risk and not drained, as the planner counts them.
 - At most `COPIES_MAX` segments are copied at a time, each with at most `WRITES_MAX` slices on
-  their way to the disk. Those of one segment are fetched and written in order, so that a copy that
-  breaks off has a beginning without a hole, and is continued where it ended, from another holder
-  if need be.
+  their way to the disk; and beside appends all together with no more than
+  `BUSY_WRITES_BYTES_MAX`. Those of one segment are fetched and written in order, so that a copy
+  that breaks off has a beginning without a hole, and is continued where it ended, from another
+  holder if need be.
 - All copying shares the node's budget of background work and gives way to appends.
 - What was reported and is not listed yet is reported again, and not read again: a LAS that is away
   for a minute costs no disk. But what the map told this store to let go is looked at anew, once the
@@ -37,6 +38,7 @@ from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard
 from peerd.daemon.budget import Background
 from peerd.daemon.copy_progress import CopyProgress, ProgressMeter
+from peerd.daemon.copy_writes import CopyWrites
 from peerd.daemon.crowd import Crowd
 from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
@@ -51,6 +53,9 @@ from peerd.transport.status import Refused
 SLICE_BYTES_MAX = 1024 * 1024
 # limit: the same while appends are written here, which share the commit; a few milliseconds
 BUSY_SLICE_BYTES_MAX = 256 * 1024
+# limit: bytes of copies that wait for the disk while appends are written here: a commit has no more
+# of them, and the next append waits for it; on a shared disk so do other processes' flushes
+BUSY_WRITES_BYTES_MAX = 512 * 1024
 # limit: segments that are copied at a time: one waits for the holder while another one is written
 COPIES_MAX = 4
 # limit: slices of one segment that wait for the disk; the next one is fetched meanwhile
@@ -119,6 +124,7 @@ class Copier:
         self._copied_segments = 0
         self._wanted: dict[Key, tuple[Shard, Segment]] = {}
         self._meter = ProgressMeter(now_s)
+        self._writes = CopyWrites(BUSY_WRITES_BYTES_MAX, lambda: budget.is_busy)
 
     def statistics(self) -> CopierStatistics:
         """Counts, now."""
@@ -258,6 +264,7 @@ class Copier:
                     raise CopyBroken(f"offset {at} lies inside the batch at {batches[0].base}")
                 if len(writes) >= WRITES_MAX:
                     here = await writes.popleft()
+                await self._writes.room(_size_of(batches))
                 writes.append(self._store(shard, segment, batches))
                 at = batches[-1].end
                 await self._spend(batches)
@@ -274,17 +281,19 @@ class Copier:
         """Read what was stored before; a holder vouches for all of it. Raises `Corrupt`."""
         at = here.first
         while at < here.end:
-            batches = await self._host.read(shard, here.epoch, at, here.end, SLICE_BYTES_MAX)
+            batches = await self._host.read(shard, here.epoch, at, here.end, self._slice_bytes())
             if not batches:
                 raise Corrupt(shard, here.epoch, at, "the batch is missing")
             at = batches[-1].end
-            size_bytes = sum(len(batch.payload) for batch in batches)
-            await self._wait(self._budget.spend(size_bytes, gives_way=True))
+            await self._wait(self._budget.spend(_size_of(batches), gives_way=True))
+
+    def _slice_bytes(self) -> int:
+        return BUSY_SLICE_BYTES_MAX if self._budget.is_busy else SLICE_BYTES_MAX
 
     async def _fetch(self, shard: ShardId, segment: Segment, at: Offset) -> list[PlacedBatch]:
         """The next batches, from the first holder that gives them. Raises `CopyBroken`."""
         failures = []
-        slice_bytes = BUSY_SLICE_BYTES_MAX if self._budget.is_busy else SLICE_BYTES_MAX
+        slice_bytes = self._slice_bytes()
         for holder in self._sources(segment):
             self._asked[holder] = self._asked.get(holder, 0) + 1
             try:
@@ -333,7 +342,10 @@ class Copier:
             trimmed_to=shard.trimmed_to,
         )
 
+        size_bytes = _size_of(batches)
+
         def ended(outcome: Outcome) -> None:
+            self._writes.ended(size_bytes)
             if written.done():
                 return
             if isinstance(outcome, Stored):
@@ -342,10 +354,11 @@ class Copier:
                 written.set_exception(CopyBroken(f"the store refuses it: {outcome.why}"))
 
         self._host.submit(operation, ended)
+        self._writes.begun(size_bytes)
         return written
 
     async def _spend(self, batches: list[PlacedBatch]) -> None:
-        size_bytes = sum(len(batch.payload) for batch in batches)
+        size_bytes = _size_of(batches)
         self._copied_bytes += size_bytes
         self._meter.copied(sum(batch.header.record_count for batch in batches), size_bytes)
         await self._wait(self._budget.spend(size_bytes, gives_way=True))
@@ -363,3 +376,7 @@ class Copier:
 
 def _end_of(segment: Segment) -> Offset:
     return segment.end if segment.end is not None else Offset(0)
+
+
+def _size_of(batches: list[PlacedBatch]) -> int:
+    return sum(len(batch.payload) for batch in batches)

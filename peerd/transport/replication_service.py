@@ -54,6 +54,10 @@ PROMISES_PER_CALL_MAX = 4_096
 CUTS_PER_CALL_MAX = 512
 # limit: payload bytes of one message of a fetch, but for a single larger batch
 FETCH_MESSAGE_BYTES = 1024 * 1024
+# limit: payload bytes of a copy's whole answer while appends are written here, but for a single
+# larger batch: reading and sending hold up what is appended for a millisecond or two. The rest is
+# asked for again, and waits for its turn then
+BUSY_COPY_BYTES = 256 * 1024
 # limit: bytes of a producer table that travels in one message; below what gRPC takes
 TABLE_BYTES_MAX = 7 * 1024 * 1024
 # limit: of these, fetches of copies, which wait for the budget of this peer's background work
@@ -226,6 +230,10 @@ class CopyBudget(Protocol):
     @property
     def debt_s(self) -> float:
         """How long who spends now would wait for those before."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Appends are written here."""
 
     def spend(self, size_bytes: int, *, gives_way: bool = False) -> float:
         """Take `size_bytes`; returns how many seconds to wait before the next."""
@@ -486,6 +494,8 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             )
         at, end = request.from_offset, min(request.to_offset, limit)
         left_bytes = request.bytes_max or None
+        if request.copy and self._budget is not None and self._budget.is_busy:
+            left_bytes = min(left_bytes or BUSY_COPY_BYTES, BUSY_COPY_BYTES)
         while at < end and (left_bytes is None or left_bytes > 0):
             wanted_bytes = min(FETCH_MESSAGE_BYTES, left_bytes or FETCH_MESSAGE_BYTES)
             try:

@@ -7,23 +7,29 @@ registration to wanting the first copy, how long until every segment has its cop
 bytes that this is a second, and what appends see before, while the peer is away (two copies are
 left then, and both have to flush), while it copies, and afterwards.
 
-All processes share one machine, so that a second of the three peers is a second of one.
+All processes share one machine, so that a second of the three peers is a second of one. What is
+asked of the LAS to see how far it is costs this process and the LAS as much as the copies do, so it
+is asked in every phase alike. Also told is what the two peers that stay say of themselves in each
+phase: the p99 of their commits, and the processor time that they take, in cores.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from urllib.request import urlopen
 
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
-from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.dev_cluster import DevCluster, Member, Shape
 
 LOG = "orders"
 BATCH_BYTES = 256 * 1024
@@ -31,6 +37,8 @@ IN_FLIGHT = 48
 APPEND_TIMEOUT_S = 60.0
 CAPACITY_S = 3.0
 POLL_S = 0.02
+# Beside load, where the asking is felt.
+LOADED_POLL_S = 0.1
 LIMIT_S = 300.0
 
 
@@ -143,7 +151,18 @@ def segments_of(client: Client):
     ]
 
 
-def repaired(client: Client, name: str, boot_before: str, begun_s: float) -> dict[str, float]:
+def rest(client: Client, rest_s: float) -> None:
+    """Let time pass, and ask the LAS meanwhile as `repaired` does."""
+    until_s = time.monotonic() + rest_s
+    while time.monotonic() < until_s:
+        client.las.status()
+        segments_of(client)
+        time.sleep(LOADED_POLL_S)
+
+
+def repaired(
+    client: Client, name: str, boot_before: str, begun_s: float, poll_s: float
+) -> dict[str, float]:
     """Wait until `name` holds every segment; when what happened, in seconds from `begun_s`."""
     told: dict[str, float] = {}
     rate = 0.0
@@ -170,8 +189,41 @@ def repaired(client: Client, name: str, boot_before: str, begun_s: float) -> dic
             told["whole_s"] = now_s
             told["told_bytes_per_s"] = round(rate)
             return told
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     raise TimeoutError(f"not whole after {LIMIT_S:.0f} s")
+
+
+class Inside:
+    """What peers say of themselves between two moments."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self._members = members
+        self._begun_s = time.monotonic()
+        self._before = [self._read(member) for member in members]
+
+    def _read(self, member: Member) -> tuple[float, Counter[float]]:
+        """Processor time in seconds, and commits by the bound of their bucket, in seconds."""
+        fields = Path(f"/proc/{member.pid}/stat").read_text().rpartition(")")[2].split()
+        with urlopen(f"http://{member.metrics_address}/metrics", timeout=APPEND_TIMEOUT_S) as page:
+            text = page.read().decode()
+        found = re.findall(r'peerd_commit_seconds_bucket\{.*?le="([^"]+)"\} (\S+)', text)
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s, Counter({float(bound): float(count) for bound, count in found})
+
+    def told(self) -> dict[str, float]:
+        """Of all of them, since this was made."""
+        cpu_s, commits = 0.0, Counter[float]()
+        for member, (cpu_before_s, before) in zip(self._members, self._before, strict=True):
+            cpu_now_s, now = self._read(member)
+            cpu_s += cpu_now_s - cpu_before_s
+            now.subtract(before)
+            commits.update(now)
+        most = max(commits.values(), default=0.0)
+        bounds_s = sorted(bound for bound, count in commits.items() if count >= 0.99 * most)
+        return {
+            "commits_p99_ms_max": 1000 * bounds_s[0] if most else 0.0,
+            "cores": round(cpu_s / (time.monotonic() - self._begun_s), 2),
+        }
 
 
 def round_of(
@@ -183,27 +235,31 @@ def round_of(
 ) -> dict[str, object]:
     """Lose a peer beside `rate` appends a second, and tell what came of it."""
     name = cluster.peers[-1].id
+    staying = [member for member in cluster.peers if member.id != name]
     size_bytes = int(arguments.gib * (1 << 30))
+    calm_s = arguments.calm_s if rate else 0
     with Load(client, shards, rate, arguments.record_bytes) as load:
-        calm_s = time.monotonic()
-        time.sleep(arguments.calm_s if rate else 0)
-        lost_s = time.monotonic()
+        inside, begun_s = Inside(staying), time.monotonic()
+        rest(client, calm_s)
+        phases = {"before": (begun_s, time.monotonic(), inside.told())}
         lose(cluster, client, name)
         boot = next(n.node.boot_id for n in client.las.status().nodes if n.node.name == name)
-        two_left_s = time.monotonic()
-        time.sleep(arguments.calm_s if rate else 0)
-        begun_s = time.monotonic()
+        begun_s, inside = time.monotonic(), Inside(staying)
+        rest(client, calm_s)
+        phases["without_it"] = (begun_s, time.monotonic(), inside.told())
+        begun_s, inside = time.monotonic(), Inside(staying)
         cluster.member(name).start()
-        told = repaired(client, name, boot, begun_s)
-        ended_s = time.monotonic()
-        time.sleep(arguments.calm_s if rate else 0)
-        before = load.quantiles_ms(calm_s, lost_s)
-        found_apart = {
-            "without_it": load.quantiles_ms(two_left_s, begun_s),
-            "after": load.quantiles_ms(ended_s, time.monotonic()),
-        }
+        told = repaired(client, name, boot, begun_s, LOADED_POLL_S if rate else POLL_S)
         copying_s = begun_s + told.get("wanted_s", told["registered_s"])
-        during = load.quantiles_ms(copying_s, ended_s)
+        phases["during"] = (copying_s, time.monotonic(), inside.told())
+        begun_s, inside = time.monotonic(), Inside(staying)
+        rest(client, calm_s)
+        phases["after"] = (begun_s, time.monotonic(), inside.told())
+        seen = {
+            phase: load.quantiles_ms(*times) | about
+            for phase, (*times, about) in phases.items()
+            if rate
+        }
     copied_s = told["whole_s"] - told.get("wanted_s", told["registered_s"])
     found: dict[str, object] = {
         "appends_per_s": round(rate),
@@ -214,15 +270,17 @@ def round_of(
         "told_mib_per_s": round(told["told_bytes_per_s"] / (1 << 20), 1),
         "errors": load.errors,
     }
-    if before and during:
-        found |= {"before": before, "during": during, **found_apart}
-        calm_ms = [before["p99_ms"], found_apart["after"].get("p99_ms", before["p99_ms"])]
-        found["p99_ratio"] = round(during["p99_ms"] / (sum(calm_ms) / len(calm_ms)), 2)
+    if rate:
+        calm_ms = [seen[phase]["p99_ms"] for phase in ("before", "after")]
+        found |= seen
+        found["p99_ratio"] = round(seen["during"]["p99_ms"] / (sum(calm_ms) / len(calm_ms)), 2)
     return found
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> list[dict[str, object]]:
     settings: dict[str, object] = {}
+    if arguments.busy_mib_per_s:
+        settings["copier.busy_bytes_per_s_max"] = arguments.busy_mib_per_s << 20
     if arguments.mib_per_s:
         settings["copier.bytes_per_s_max"] = arguments.mib_per_s << 20
     cluster = DevCluster(
@@ -257,7 +315,7 @@ def table(results: list[dict[str, object]]) -> str:
     """For people and docs/benchmarks.md."""
     columns = [
         *("load", "LAS wants it after", "copied in", "MiB/s", "whole after"),
-        *("p99 before", "without it", "copying", "afterwards", "load average"),
+        *("p99 before", "without it", "copying", "afterwards", "times", "load average"),
     ]
     lines = [f"| {' | '.join(columns)} |", "| - " * len(columns) + "|"]
     for each in results:
@@ -270,7 +328,7 @@ def table(results: list[dict[str, object]]) -> str:
             f"| {each['share']:.0%} ({each['appends_per_s']}/s) | {each['las_s']} s | "
             f"{each['copied_s']} s | {each['mib_per_s']} | {each['whole_s']} s | "
             f"{p99['before']} ms | {p99['without_it']} ms | {p99['during']} ms "
-            f"| {p99['after']} ms | {low} to {high} |"
+            f"| {p99['after']} ms | {each.get('p99_ratio', '–')} | {low} to {high} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -283,6 +341,7 @@ def main() -> None:
     parser.add_argument("--load-share", type=float, default=0.3, help="of what the cluster takes")
     parser.add_argument("--calm-s", type=float, default=5.0, help="measured before the loss")
     parser.add_argument("--mib-per-s", type=int, default=0, help="`copier.bytes_per_s_max`")
+    parser.add_argument("--busy-mib-per-s", type=int, default=0, help="the same beside appends")
     parser.add_argument("--directory", type=Path, help="default: a temporary one")
     arguments = parser.parse_args()
     if arguments.directory is not None:

@@ -1,6 +1,8 @@
 """A store becomes a holder of what the map wants, whole and checked, or is not reported."""
 
+import asyncio
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -9,8 +11,10 @@ from peerd.core.shard_map import Release
 from peerd.daemon import copier
 from peerd.daemon.budget import BUSY_FOR_S, Background, Budget
 from peerd.daemon.copy_progress import ProgressMeter
+from peerd.daemon.copy_writes import CopyWrites
 from peerd.storage.errors import Corrupt
 from peerd.storage.store import Store
+from peerd.transport import replication_service
 from tests.daemon.fleet import (
     SHARD,
     Fleet,
@@ -373,3 +377,91 @@ async def test_a_copy_rests_where_the_loop_is_late_while_appends_are_written(
         await one.copier._wait(0.5)
     # 20 ms late: four times that; far too late: the bound; 1 ms late, or idle: nothing.
     assert rests == pytest.approx([0.5, 0.08, 0.5, copier.LATE_REST_S_MAX, 0.5, 0.5])
+
+
+async def test_few_bytes_of_copies_wait_for_the_disk_while_appends_are_written() -> None:
+    busy = [True]
+    writes = CopyWrites(500, lambda: busy[0])
+    await writes.room(900)  # alone, whatever its size
+    writes.begun(900)
+    waits = [asyncio.ensure_future(writes.room(300)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waits)
+    writes.ended(900)
+
+    async def next_one() -> None:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
+    await next_one()
+    assert writes.under_way_bytes == 0
+    writes.begun(300)
+    await writes.room(200)  # fits beside it
+    writes.begun(200)
+    late = asyncio.ensure_future(writes.room(1))
+    await asyncio.sleep(0)
+    assert not late.done()
+    busy[0] = False
+    await writes.room(10_000)  # nobody appends any more
+    writes.ended(200)
+    await late
+
+
+async def test_a_commit_beside_appends_has_few_slices_of_copies(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "BUSY_SLICE_BYTES_MAX", 200)
+    monkeypatch.setattr(copier, "BUSY_WRITES_BYTES_MAX", 250)
+    one, _, _, four = await with_sealed_past(fleet, las, 20)
+    numbers = count(1_000)
+    monkeypatch.setattr(four.background, "_user_writes", lambda: next(numbers))  # never idle
+    submit, fetch = four.host.submit, four.copier._calls.fetch
+    held: list[tuple[object, object]] = []
+    most, fetched = [0], [0]
+
+    def holding(operation, on_outcome=None) -> None:
+        if not getattr(operation, "batches", ()):
+            submit(operation, on_outcome)
+            return
+        held.append((operation, on_outcome))
+        most[0] = max(most[0], len(held))
+
+    async def counted(*arguments, **keywords):
+        batches = await fetch(*arguments, **keywords)
+        fetched[0] += 1
+        return batches
+
+    monkeypatch.setattr(four.host, "submit", holding)
+    monkeypatch.setattr(four.copier._calls, "fetch", counted)
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
+    las.commit(replace(entry, sealed=(wanted,)))
+    for _ in range(5):
+        fetched_before = fetched[0]
+        await until(lambda: held, "a slice is on its way")
+        await until(lambda: fetched[0] > fetched_before or fetched[0] >= 2, "the next is fetched")  # noqa: B023
+        submit(*held.pop(0))
+    monkeypatch.setattr(four.host, "submit", submit)
+    while held:
+        submit(*held.pop(0))
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "it is reported")
+    assert most[0] == 1
+    assert await values_at(four, 1, 0, 20) == await values_at(one, 1, 0, 20)
+
+
+async def test_who_gives_a_copy_beside_appends_gives_little_at_a_time(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replication_service, "BUSY_COPY_BYTES", 250)
+    one, _, _, four = await with_sealed_past(fleet, las, 10)
+    numbers = count(1_000)
+    await until(lambda: four.map_cache.address_of(one.me.replica.peer), "peer-1 is known")
+
+    async def given(*, copy: bool) -> int:
+        batches = await four.copier._calls.fetch(
+            one.me.replica, SHARD, Epoch(1), 0, 10, 1 << 20, copy=copy
+        )
+        return len(batches)
+
+    monkeypatch.setattr(one.background, "_user_writes", lambda: next(numbers))  # never idle
+    assert 1 <= await given(copy=True) <= 3
+    assert await given(copy=False) == 10
