@@ -31,6 +31,7 @@ Must not: read or write anything.
 import hashlib
 import secrets
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,7 +60,9 @@ _BLOCK_OVERHEAD_BYTES = 64 * 1024
 BLOCKS_MAX = 16_384
 # limit: bytes of the names in an index
 _NAME_BYTES_MAX = 512
-_ZSTD_LEVEL = 3
+# Of 256 KiB of JSON, text or code level 3 takes 1.5 to 2 times the CPU of this one for objects that
+# are 7 % smaller at best, and of orders in JSON larger (docs/benchmarks.md).
+_ZSTD_LEVEL = 1
 
 MAGIC = b"peerdTO\x01"
 _END_MAGIC = b"\x01OTdreep"
@@ -463,13 +466,24 @@ def check_made(data: bytes | bytearray, index: Index, keys: KeyRing) -> None:
             raise DamagedObject(f"the checksum of block {number} does not fit")
 
 
+_OF_THREAD = threading.local()
+
+
+def _unpacker() -> zstandard.ZstdDecompressor:
+    """That of this thread: a new one for each block took longer than to unpack it."""
+    unpacker: zstandard.ZstdDecompressor | None = getattr(_OF_THREAD, "unpacker", None)
+    if unpacker is None:
+        unpacker = _OF_THREAD.unpacker = zstandard.ZstdDecompressor()
+    return unpacker
+
+
 def _unpacked(packed: bytes | memoryview, raw_bytes: int, number: int) -> bytes:
     try:
         # The frame says how much it will be, and the library would make room for all of that.
         told_bytes = zstandard.get_frame_parameters(packed).content_size
         if told_bytes != raw_bytes:
             raise DamagedObject(f"block {number} unpacks to another size than its index says")
-        raw = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
+        raw = _unpacker().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DamagedObject(f"block {number} cannot be unpacked: {error}") from error
     if len(raw) != raw_bytes:

@@ -5,10 +5,14 @@ A log is written as fast as it goes, with a hot limit; a log without a tier is w
 after it, as much of it each time, so that both rates are of one run. Told are:
 
 - the largest size of any peer's files, beside the hot limit (bar: 1.3 times);
-- appends with the tier, of those without (bar: 80 %), and how many were told to wait;
+- appends with the tier, of those without (bar: 80 %);
+- CPU seconds a GB of all peers, the LAS and the client, with the tier and without, and of the S3
+  server: it has a share of the same cores, and the log without a tier has no server beside it;
+- so, with the server, also appends to a log without a tier while a plain client (obstore) puts as
+  many bytes as are appended, one object after the other: what the tier costs beside its store;
 - that every record comes back as it was written, from the tier and from disks;
 - how fast what is in the tier alone is read, beside the same objects read by a plain client, in
-  ranges of 2 MiB, one after the other (bar: 50 %).
+  ranges of 2 MiB, one after the other (bar: 50 %); both from the disk, not from the page cache.
 """
 
 import argparse
@@ -16,15 +20,19 @@ import asyncio
 import hashlib
 import json
 import os
+import queue
 import random
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
@@ -87,7 +95,69 @@ def store_bytes(directory: Path) -> int:
     return 512 * (directory / "data.mdb").stat().st_blocks
 
 
-def append(client: Client, log: str, seed: int, count: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU seconds of the cluster and its client, and of the S3 server, since they were started."""
+
+    peerd_s: float
+    server_s: float
+
+    @classmethod
+    def now(cls) -> "Spent":
+        """Until now."""
+        spent_s = {True: 0.0, False: 0.0}
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            times = process.cpu_times()
+            spent_s[process.name() == "weed"] += times.user + times.system
+        return cls(spent_s[False], spent_s[True])
+
+    def until(self, later: "Spent", size_bytes: int) -> tuple[float, float]:
+        """What a GB of so many bytes took since."""
+        size_gb = size_bytes / 1000 / MB
+        took = (later.peerd_s - self.peerd_s, later.server_s - self.server_s)
+        return round(took[0] / size_gb, 1), round(took[1] / size_gb, 1)
+
+
+class PlainPuts:
+    """A plain client that puts as many bytes as it is told were appended, as objects of one size.
+
+    At most one waits while one is put, so that what is appended waits for a store that is slower,
+    as it waits for the tier.
+    """
+
+    def __init__(self, store: "LocalStore | S3Store", object_bytes: int) -> None:
+        self._store = store
+        self._object = random.Random(5).randbytes(object_bytes)
+        self._due: queue.Queue[str | None] = queue.Queue(maxsize=1)
+        self._due_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="plain puts")
+
+    def __enter__(self) -> "PlainPuts":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._due.put(None, timeout=APPEND_TIMEOUT_S)
+        self._thread.join()
+
+    def appended(self, size_bytes: int) -> None:
+        """So many more."""
+        before = self._due_bytes // len(self._object)
+        self._due_bytes += size_bytes
+        for number in range(before, self._due_bytes // len(self._object)):
+            self._due.put(f"beside/{number}", timeout=APPEND_TIMEOUT_S)
+
+    def _run(self) -> None:
+        import obstore
+
+        while (name := self._due.get()) is not None:
+            obstore.put(self._store, name, self._object, use_multipart=False)
+
+
+def append(
+    client: Client, log: str, seed: int, count: int, beside: PlainPuts | None = None
+) -> float:
     """Append so many records; returns bytes a second."""
     waiting, begun_s = [], time.monotonic()
     for number in range(count):
@@ -95,17 +165,27 @@ def append(client: Client, log: str, seed: int, count: int) -> float:
         waiting.append(client.append_nowait(log, payload, key=payload[:8]))
         if len(waiting) >= IN_FLIGHT:
             waiting.pop(0).result(APPEND_TIMEOUT_S)
+        if beside is not None:
+            beside.appended(RECORD_BYTES)
     for each in waiting:
         each.result(APPEND_TIMEOUT_S)
     return count * RECORD_BYTES / (time.monotonic() - begun_s)
 
 
-def plain(client: Client, log: str, count: int, shards: int) -> float:
-    """The rate of a log without a tier, which is deleted again."""
+def plain(
+    client: Client, log: str, count: int, shards: int, puts: PlainPuts | None = None
+) -> tuple[float, float]:
+    """The rate of a log without a tier, which is deleted again, and CPU seconds a GB without the
+    server's; beside plain puts, if there are any.
+    """
     made = client.create_log(log, shards=shards, copies=3, acks=2)
-    rate = append(client, log, 7, count)
+    before = Spent.now()
+    beside: AbstractContextManager[object] = nullcontext() if puts is None else puts
+    with beside:
+        rate = append(client, log, 7, count, puts)
+    spent = before.until(Spent.now(), count * RECORD_BYTES)
     client.las.delete_log(log, accept_loss=True, shards=list(made.shards))
-    return rate
+    return rate, spent[0]
 
 
 def wait_cold(client: Client, log: str, hot_bytes: int, chunk_bytes: int) -> None:
@@ -216,6 +296,31 @@ def plain_client(settings: dict[str, object]) -> "LocalStore | S3Store":
     return store
 
 
+def cluster_of(
+    arguments: argparse.Namespace, directory: Path, settings: dict[str, object]
+) -> DevCluster:
+    """Three peers with this tier, not started."""
+    return DevCluster(
+        directory,
+        Shape(peers=3, las=1, zones=("zone-a",), chunk_bytes=arguments.chunk_mib << 20),
+        port_base=None,
+        peer_settings={
+            **settings,
+            "tier.object_bytes": min(32, arguments.chunk_mib) << 20,
+            "tier.lag_bytes_max": int(arguments.hot_mb * MB * arguments.lag_share),
+        },
+    )
+
+
+def forget(directory: Path) -> None:
+    """Have the page cache forget these files, so that who reads them next reads the disk."""
+    os.sync()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def run(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
     count = int(arguments.gb * 1000 * MB) // RECORD_BYTES
     hot_bytes = int(arguments.hot_mb * MB) // arguments.shards
@@ -223,31 +328,30 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
     with ExitStack() as stack:
         latency_s = arguments.latency_s
         settings, proxy = stack.enter_context(tier_of(arguments.store, directory, latency_s))
-        cluster = DevCluster(
-            directory / "dev",
-            Shape(peers=3, las=1, zones=("zone-a",), chunk_bytes=arguments.chunk_mib << 20),
-            port_base=None,
-            peer_settings={
-                **settings,
-                "tier.object_bytes": min(32, arguments.chunk_mib) << 20,
-                "tier.lag_bytes_max": int(arguments.hot_mb * MB * arguments.lag_share),
-            },
-        )
-        stack.enter_context(cluster)
+        cluster = stack.enter_context(cluster_of(arguments, directory / "dev", settings))
         options = ClientOptions(append_timeout_s=APPEND_TIMEOUT_S)
         client = stack.enter_context(connect(credentials=cluster.peerctl_toml, options=options))
         load_before = os.getloadavg()[0]
-        first = plain(client, "before", plain_count, arguments.shards)
+        first, first_cpu_s = plain(client, "before", plain_count, arguments.shards)
         client.create_log("tiered", shards=arguments.shards, copies=3, acks=2)
         client.set_tier("tiered", hot_bytes)
+        before = Spent.now()
         with Largest(cluster) as largest:
             rate = append(client, "tiered", 1, count)
             wait_cold(client, "tiered", hot_bytes, arguments.chunk_mib << 20)
+        tiered_cpu_s, server_cpu_s = before.until(Spent.now(), count * RECORD_BYTES)
         waiting_max = 0
         if proxy is not None:
             proxy.delay_s, waiting_max = 0.0, proxy.waiting_max
-        after = plain(client, "after", plain_count, arguments.shards)
+        after, after_cpu_s = plain(client, "after", plain_count, arguments.shards)
+        beside = 0.0
+        if arguments.store == "s3":
+            puts = PlainPuts(plain_client(settings), min(32, arguments.chunk_mib) << 20)
+            beside, _ = plain(client, "beside", plain_count, arguments.shards, puts)
+        objects = directory / ("cold" if arguments.store == "directory" else "s3")
+        forget(objects)
         cold_bytes, cold_rate = read_back(client, "tiered", 1, count)
+        forget(objects)
         plain_rate = asyncio.run(read_plainly(plain_client(settings)))
     untiered = (first + after) / 2
     return {
@@ -259,6 +363,13 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
         "append_mb_per_s": round(rate / MB, 1),
         "untiered_mb_per_s": [round(first / MB, 1), round(after / MB, 1)],
         "append_share": round(rate / untiered, 2),
+        "beside_plain_puts_mb_per_s": round(beside / MB, 1),
+        "share_of_that": round(rate / beside, 2) if beside else None,
+        "cpu_s_per_gb": {
+            "tiered": tiered_cpu_s,
+            "untiered": [first_cpu_s, after_cpu_s],
+            "server": server_cpu_s,
+        },
         "records": count,
         "identical": True,
         "calls_at_a_time_max": waiting_max,
@@ -274,17 +385,23 @@ def table(results: list[dict[str, object]]) -> str:
     """For people and docs/benchmarks.md."""
     columns = [
         *("tier", "written", "hot limit", "largest files", "of the limit", "appends", "untiered"),
-        *("share", "read from the tier", "plain client", "share", "load average"),
+        *("share", "beside plain puts", "share", "CPU a GB, of untiered, of the server"),
+        *("read from the tier", "plain client", "share", "load average"),
     ]
     lines = [f"| {' | '.join(columns)} |", "| - " * len(columns) + "|"]
     for each in results:
         low, high = each["load_average"]
         before, after = each["untiered_mb_per_s"]
+        cpu, beside = each["cpu_s_per_gb"], "– | –"
+        if each["share_of_that"] is not None:
+            beside = f"{each['beside_plain_puts_mb_per_s']} MB/s | {each['share_of_that']:.0%}"
         lines.append(
             f"| {each['store']} | {each['gb']} GB | {each['hot_mb']} MB | {each['files_mb_max']} "
             f"MB | {each['files_of_limit']} | {each['append_mb_per_s']} MB/s | {before}, "
-            f"{after} MB/s | {each['append_share']:.0%} | {each['cold_read_mb_per_s']} MB/s "
-            f"| {each['plain_read_mb_per_s']} MB/s | {each['read_share']:.0%} | {low} to {high} |"
+            f"{after} MB/s | {each['append_share']:.0%} | {beside} "
+            f"| {cpu['tiered']} s, {cpu['untiered']} s, {cpu['server']} s "
+            f"| {each['cold_read_mb_per_s']} MB/s | {each['plain_read_mb_per_s']} MB/s "
+            f"| {each['read_share']:.0%} | {low} to {high} |"
         )
     return "\n".join(lines) + "\n"
 
