@@ -3,13 +3,15 @@
 import pytest
 
 from las.core import slow_primaries
-from las.core.commands import SetAtRisk
-from las.core.placement import FleetView, Limits
-from las.core.planner import Prepare, Urgency, plan
+from las.core.commands import FenceSegment, SetAtRisk
+from las.core.index import indexed
+from las.core.placement import FleetView, Limits, Placement
+from las.core.planner import Prepare, Urgency, plan, recovery_plan
 from las.core.slow_primaries import SlowPrimaries, SlowTiming
-from peerd.core.ids import NodeName, Tick
-from tests.las_core.builders import done, name, process, replica, with_log
-from tests.las_core.test_planner import VIEW, down
+from peerd.core.ids import Epoch, NodeName, Tick
+from peerd.core.shard_map import Plan
+from tests.las_core.builders import SHARD, done, name, process, replica, with_log
+from tests.las_core.test_planner import VIEW, down, recovered
 
 TIMING = SlowTiming(believed_ms=5_000, lasting_ms=300, kept_ms=30_000)
 
@@ -144,3 +146,24 @@ def test_one_that_stalls_as_primary_is_no_mirror():
     (action,) = plan(state, view, Limits(mirror=True))
     assert isinstance(action, Prepare)
     assert action.plan.primary != process(1)
+
+
+def test_a_fence_that_it_answered_does_not_give_the_shard_back():
+    state = done(with_log(), FenceSegment(shard=SHARD, epoch=Epoch(1)))
+
+    def opened(slow: frozenset[NodeName]) -> Plan:
+        view = FleetView(now=Tick(0), slow=slow)
+        plan = recovery_plan(
+            state,
+            Placement(state, view, Limits(), indexed(state)),
+            shard=SHARD,
+            recovered=recovered(1, 2, 3),
+            answered=frozenset(map(replica, (1, 2, 3))),
+        )
+        assert plan is not None
+        return plan
+
+    first = opened(frozenset()).primary
+    found = opened(frozenset({first.peer}))
+    assert found.primary != first
+    assert first.replica not in found.voters
