@@ -53,6 +53,10 @@ SLICE_BYTES_MAX = 2 * 1024 * 1024
 # Objects of one look are added for so long without asking again whether this cluster has an heir
 # by now. What is added then lies in its own folder, and no heir reads it. Removals always ask.
 OWNED_FOR_S = 1.0
+# What an object may take beyond its payload before its memory has to grow: this share for headers,
+# and so much for its index.
+ROOM_SHARE = 64
+ROOM_BYTES = 64 * 1024
 # limit: objects of one shard before another one has its turn
 RUN_OBJECTS_MAX = 8
 # How long a commit of the map is waited for before all is looked at again.
@@ -266,7 +270,13 @@ class Uploader:
         owner = Owner(
             cluster=self._tier.cluster_id, log=entry.log, shard=entry.shard, epoch=span.epoch
         )
-        return await self._object(ObjectWriter(owner, begin, self._tier.keys), span, stop, care)
+        writer = ObjectWriter(
+            owner,
+            begin,
+            self._tier.keys,
+            room_bytes=self._object_bytes + self._object_bytes // ROOM_SHARE + ROOM_BYTES,
+        )
+        return await self._object(writer, span, stop, care)
 
     async def _put(self, listed: Manifest, data: bytearray, index: Index) -> Entry:
         """Raises `TierError`."""

@@ -144,7 +144,10 @@ class ObjectWriter:
     `DamagedObject` if that is not what was packed.
     """
 
-    def __init__(self, owner: Owner, begin: Offset, keys: KeyRing = NO_KEYS) -> None:
+    def __init__(
+        self, owner: Owner, begin: Offset, keys: KeyRing = NO_KEYS, *, room_bytes: int = 0
+    ) -> None:
+        """`room_bytes`: of the object, if that is known about; more is made for what is larger."""
         self.owner = owner
         self.begin = begin
         self.end = begin
@@ -155,8 +158,11 @@ class ObjectWriter:
         self._whose = owner.pack()
         self._packer = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
         self._content = hashlib.sha256()
-        # One piece of memory that grows: pieces of their own would all be there twice in the end.
-        self._object = bytearray(MAGIC)
+        # One piece of memory: pieces of their own would all be there twice in the end, and one that
+        # grows is copied again and again.
+        self._object = bytearray(max(room_bytes, len(MAGIC)))
+        self._filled_bytes = 0
+        self._fill(MAGIC)
         self._blocks: list[Block] = []
         self._pieces: list[bytes | memoryview] = []
         self._raw_bytes = 0
@@ -166,7 +172,7 @@ class ObjectWriter:
     @property
     def stored_bytes(self) -> int:
         """Bytes of memory that the object takes so far."""
-        return len(self._object) + self._raw_bytes
+        return self._filled_bytes + self._raw_bytes
 
     @property
     def is_full(self) -> bool:
@@ -209,12 +215,17 @@ class ObjectWriter:
         packed = _pack_index(index)
         if self._cipher is not None:
             packed += self._cipher.encrypt(_INDEX_NONCE, b"", packed)
-        position = len(self._object)
+        position = self._filled_bytes
         object_bytes = position + len(packed) + TRAILER_BYTES
         head = _TRAILER_HEAD.pack(position, len(packed), crc32c(packed), object_bytes, FORMAT, 0)
-        self._object += packed
-        self._object += head + struct.pack(">I", crc32c(head)) + _END_MAGIC
+        self._fill(packed + head + struct.pack(">I", crc32c(head)) + _END_MAGIC)
+        del self._object[self._filled_bytes :]
         return self._object, replace(index, object_bytes=object_bytes)
+
+    def _fill(self, piece: bytes) -> None:
+        end = self._filled_bytes + len(piece)
+        self._object[self._filled_bytes : end] = piece  # and beyond its end, if there is no room
+        self._filled_bytes = end
 
     def _close_block(self) -> None:
         number = len(self._blocks)
@@ -230,7 +241,7 @@ class ObjectWriter:
             raise DamagedObject(f"block {number} unpacks to something else than was packed")
         self._blocks.append(
             Block(
-                position=len(self._object),
+                position=self._filled_bytes,
                 stored_bytes=len(stored),
                 raw_bytes=len(raw),
                 crc=crc32c(stored),
@@ -239,7 +250,7 @@ class ObjectWriter:
                 timestamp_ms=self._raw_time_ms,
             )
         )
-        self._object += stored
+        self._fill(stored)
         self._pieces, self._raw_bytes = [], 0
 
 

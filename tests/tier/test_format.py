@@ -40,6 +40,18 @@ def read_all(data: bytes, keys: KeyRing = NO_KEYS, owner: Owner = OWNER):
     return index, found
 
 
+@pytest.mark.parametrize("more", [-(10**9), -1, 0, 1, 100_000])
+def test_an_object_is_the_same_whatever_room_was_made_for_it(more):
+    batches = batches_of([3_000] * 30 + [BLOCK_BYTES + 5] * 2)
+    data, index = object_of(batches)
+    writer = ObjectWriter(OWNER, batches[0].base, room_bytes=max(0, len(data) + more))
+    without = ObjectWriter(OWNER, batches[0].base)
+    for each in (writer, without):
+        each.add(batches)
+    assert writer.stored_bytes == without.stored_bytes
+    assert writer.finish() == (data, index)
+
+
 @RINGS
 @settings(max_examples=60)
 @given(
