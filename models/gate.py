@@ -5,8 +5,8 @@
 Both are played on the held-out runs. Apart for the runs in which peers shared everything and those
 in rooms, the candidate must shield no smaller share of the gradual faults, and must not be worse
 beyond doubt (paired 95 % interval over runs) in average precision or false alarms. Nor may it call
-a disk that grows slow within a quarter of a minute (`models/made_up.py`) later, whether it has seen
-little or much of the peer before.
+a disk that grows slow within a quarter of a minute (`models/made_up.py`) later, in the median or on
+four peers in five, whether it has seen little or much of the peer before.
 """
 
 from __future__ import annotations
@@ -67,19 +67,22 @@ def compare(
                 )
     has_hosts = any(True for _ in healthy_hosts(runs))
     for onset in MADE_UP_ONSETS_S if has_hosts else ():
-        late, now = (_seconds_until_called(path, runs, onset) for path in (candidate, live))
-        told = f"seconds until a fast one is called, from second {onset} on"
-        lines.append(f"| made up | {told} | {late:.3g} | {now:.3g} | |")
-        if late > now + LATER_S_MAX:
-            refusals.append(
-                f"a disk that grows slow fast, from second {onset} on, is called "
-                f"after {late:.3g} s, not {now:.3g}"
-            )
+        new_s, old_s = (_seconds_until_called(path, runs, onset) for path in (candidate, live))
+        for name, late, now in zip(("the median", "four in five"), new_s, old_s, strict=True):
+            what = f"seconds until a fast one is called, from second {onset} on, {name}"
+            lines.append(f"| made up | {what} | {late:.3g} | {now:.3g} | |")
+            if late > now + LATER_S_MAX:
+                refusals.append(
+                    f"a disk that grows slow fast, from second {onset} on, is called "
+                    f"after {late:.3g} s, not {now:.3g} ({name})"
+                )
     return refusals, lines
 
 
-def _seconds_until_called(path: Path, runs: Sequence[Run], onset: int) -> float:
-    return float(np.median(seconds_until_called(ForecastModel.load(path), runs, onset)))
+def _seconds_until_called(path: Path, runs: Sequence[Run], onset: int) -> tuple[float, float]:
+    """The median over peers, and within how many seconds four in five are called."""
+    seconds = seconds_until_called(ForecastModel.load(path), runs, onset)
+    return float(np.median(seconds)), float(np.quantile(seconds, 0.8, method="lower"))
 
 
 def _judged(path: Path, runs: Sequence[Run]) -> list[Judged]:

@@ -12,8 +12,10 @@ Only metrics that are a node's own in the recordings are read (`models/features.
 Two halves are joined by the mean of their log-odds (`JoinedNetwork`): one learnt from recorded
 trouble alone, the other from made-up trouble, too, and from runs in rooms (`models/train.py`). The
 first is quick where commits grow slow, the second knows more kinds and takes fewer look-alikes for
-trouble; both read the same description of the window, which is what costs time. Of what lies more
-than half a minute back only every second or fourth sample is read: a mean of a dozen is as good.
+trouble; both read the same description of the window, which is what costs time. The second needs a
+past to compare with before it says what it knows: of a peer that was seen for less than 52 s the
+first alone is asked, and up to a minute the second comes in evenly. Of what lies more than half a
+minute back only every second or fourth sample is read: a mean of a dozen is as good.
 
 Missing values: a span without a sample takes the next older one's value, so that a gap looks like
 "no change"; a peer of whom nothing is known does not count among the others.
@@ -21,25 +23,41 @@ Missing values: a span without a sample takes the next older one's value, so tha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.features import EXHAUSTIBLE, FEATURES, INPUTS, KEPT, SPANS, TREND_SAMPLES, WINDOW
+from models.features import (
+    EXHAUSTIBLE,
+    FEATURES,
+    INPUTS,
+    KEPT,
+    SPANS,
+    THINNED,
+    TREND_SAMPLES,
+    WINDOW,
+)
 
 _PAST_SPANS = 3
 _PAST_SAMPLES_MIN = 5
 _LOW_SAMPLES = 4
 # A peer silent for longer than this says nothing about the machine any more.
 _PRESENT_SAMPLES = 10
+# A peer says where it runs with each sample; these are enough to know it.
+_NAMED_SAMPLES = 16
 _SPREAD_FLOOR = 0.3
 _VALUE_MAX = 1e13
 _ABSENT = 1e6
 _LASTS_S_MAX = 600.0
 # Of the whole a second: what grows slower than this does not grow.
 _SLOPE_MIN = 1e-4
+# What strays less than this does so by the rounding of float32, which differs between machines.
+_SPREAD_MIN = 1e-7
+_VARIANCE_MIN = 2e-5
+# Seconds of the thinned past from which on the second half has a say, and from which on a full one.
+_PAST_S_MIN = 24.0
+_PAST_S_ENOUGH = 32.0
 # No model of this kind knows better than this.
 PROBABILITY_MAX = 0.999
 
@@ -47,7 +65,7 @@ PROBABILITY_MAX = 0.999
 class WindowDescription(nn.Module):
     """[nodes, window, features] to [nodes, numbers]; no parameters to learn."""
 
-    scales: Tensor
+    per_scale: Tensor
     kept: Tensor
     pooling: Tensor
     signs: Tensor
@@ -55,7 +73,10 @@ class WindowDescription(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("scales", torch.tensor([scale for _, scale in INPUTS]))
+        # The identity goes along with the metrics until the spans are pooled: to cut it off there
+        # costs less than to copy all samples without it.
+        scales = torch.tensor([*(scale for _, scale in INPUTS), 1.0])
+        self.register_buffer("per_scale", 1.0 / scales)
         ages = WINDOW - 1 - torch.tensor(KEPT)
         pooling = torch.stack([(ages >= newest) & (ages < oldest) for newest, oldest in SPANS])
         self.register_buffer("kept", torch.tensor(KEPT))
@@ -82,14 +103,23 @@ class WindowDescription(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Describe each node beside the others of its machine."""
-        raw = windows.index_select(1, self.kept)[:, :, : len(INPUTS)]
-        seen = ~torch.isnan(raw)
-        clean = torch.where(seen, raw, torch.zeros_like(raw)).clamp(0.0, _VALUE_MAX)
-        scaled = torch.log1p(clean / self.scales)
-        own, moved = self._own(scaled, seen)
-        present = seen[:, -_PRESENT_SAMPLES:].any(dim=2).any(dim=1).to(raw.dtype).unsqueeze(1)
-        others, alone = _others(windows[:, :, -1], moved, present)
-        return torch.cat([own, self._trends(windows), others, alone], dim=1)
+        return self.with_past(windows)[0]
+
+    def with_past(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and [nodes]: of how many seconds of the thinned past something is known."""
+        raw = windows.index_select(1, self.kept)
+        seen = raw == raw  # noqa: PLR0124 - not NaN, in one operation
+        clean = torch.where(seen, raw, 0.0).clamp(0.0, _VALUE_MAX)
+        scaled = torch.log1p(clean * self.per_scale)
+        counts = torch.matmul(self.pooling, seen.to(scaled.dtype))[:, :, : len(INPUTS)]
+        own, moved = self._own(scaled, seen, counts)
+        newest = seen[:, -_PRESENT_SAMPLES:, : len(INPUTS)].to(raw.dtype)
+        present = newest.amax(dim=2).amax(dim=1, keepdim=True)
+        others, alone = _others(raw[:, -_NAMED_SAMPLES:, -1], moved, present)
+        spans = counts[:, -len(THINNED) :].amax(dim=2)
+        per_sample_s = torch.tensor([float(every) for _, every in THINNED])
+        past_s = (spans * per_sample_s).sum(dim=1)
+        return torch.cat([own, self._trends(windows), others, alone], dim=1), past_s
 
     def _trends(self, windows: Tensor) -> Tensor:
         """Of what runs out: its used share, then by length of line how long the rest lasts, fit."""
@@ -100,7 +130,7 @@ class WindowDescription(nn.Module):
         used = torch.where(seen, raw, torch.zeros_like(raw)).clamp(0.0, 1.0)
         used = used * self.signs + self.offsets
         weight = seen.to(raw.dtype)
-        told = []
+        told: list[Tensor] = []
         for samples in TREND_SAMPLES:
             count = weight[:, -samples:]
             value = used[:, -samples:] * count
@@ -116,22 +146,21 @@ class WindowDescription(nn.Module):
             slope = common / spread_s.clamp(min=1.0)
             now = (middle + slope * (samples - 1.0 - middle_s)).clamp(0.0, 1.0)
             lasts_s = ((1.0 - now) / slope.clamp(min=_SLOPE_MIN)).clamp(max=_LASTS_S_MAX)
-            fit = common * common / (spread_s * spread).clamp(min=1e-9)
+            fit = common * common / (spread_s * spread).clamp(min=_SPREAD_MIN)
             if not told:
                 told.append(now)
             told += [torch.log1p(lasts_s / 5.0), fit]
         return torch.cat(told, dim=1)
 
-    def _own(self, scaled: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        counts = torch.matmul(self.pooling, seen.to(scaled.dtype))
-        sums = torch.matmul(self.pooling, scaled)
+    def _own(self, scaled: Tensor, seen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        sums = torch.matmul(self.pooling, scaled)[:, :, : len(INPUTS)]
         levels = _filled(sums / counts.clamp(min=1.0), counts > 0.0)
         old_counts = counts[:, -_PAST_SPANS:].sum(dim=1)
         old_mean = sums[:, -_PAST_SPANS:].sum(dim=1) / old_counts.clamp(min=1.0)
         past = torch.where(old_counts >= _PAST_SAMPLES_MIN, old_mean, levels[-1])
         spread = self._spread(scaled, old_mean, old_counts)
-        absent = torch.full_like(scaled[:, :1], _ABSENT)
-        low = torch.where(seen, scaled, absent)[:, -_LOW_SAMPLES:].amin(dim=1)
+        newest, known = (each[:, -_LOW_SAMPLES:, : len(INPUTS)] for each in (scaled, seen))
+        low = torch.where(known, newest, _ABSENT).amin(dim=1)
         low = torch.where(low < _ABSENT, low, levels[0]) - past
         moves = [level - past for level in levels[:6]]
         noise = spread + _SPREAD_FLOOR
@@ -139,9 +168,10 @@ class WindowDescription(nn.Module):
         return own, torch.cat([moves[0], low, moves[2]], dim=1)
 
     def _spread(self, scaled: Tensor, mean: Tensor, counts: Tensor) -> Tensor:
-        squares = torch.matmul(self.pooling[-_PAST_SPANS:], scaled * scaled).sum(dim=1)
+        old = self.pooling[-_PAST_SPANS:].sum(dim=0, keepdim=True)
+        squares = torch.matmul(old, scaled * scaled)[:, 0, : len(INPUTS)]
         variance = squares / counts.clamp(min=1.0) - mean * mean
-        return variance.clamp(min=1e-6).sqrt()
+        return variance.clamp(min=_VARIANCE_MIN).sqrt()
 
 
 def _filled(means: Tensor, known: Tensor) -> list[Tensor]:
@@ -194,7 +224,6 @@ class IncidentNetwork(nn.Module):
     centre: Tensor
     spread: Tensor
     reads: Tensor
-    columns: Tensor
     calibration: Tensor
 
     def __init__(
@@ -216,7 +245,6 @@ class IncidentNetwork(nn.Module):
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
         self.register_buffer("reads", torch.ones(width) if reads is None else reads)
-        self.register_buffer("columns", torch.arange(width))
         self.register_buffer("calibration", torch.tensor([1.0, 1.0, 0.0]))
 
     def standardize(self, descriptions: Tensor) -> None:
@@ -226,25 +254,51 @@ class IncidentNetwork(nn.Module):
 
     def member_logits(self, descriptions: Tensor) -> Tensor:
         """[members, nodes]: each member's log-odds, before calibration."""
-        is_narrow = len(self.columns) < descriptions.shape[1]
-        chosen = descriptions[:, self.columns] if is_narrow else descriptions
-        standard = ((chosen - self.centre) / self.spread).clamp(-6.0, 6.0) * self.reads
+        standard = ((descriptions - self.centre) / self.spread).clamp(-6.0, 6.0) * self.reads
         copies = standard.unsqueeze(0).expand(self.first.shape[0], -1, -1)
         hidden = torch.relu(torch.matmul(self.dropout(copies), self.first) + self.first_bias)
         return (torch.matmul(hidden, self.second) + self.second_bias).squeeze(2)
 
-    def narrowed(self) -> IncidentNetwork:
-        """The same without what it does not look at, which costs time; not to be trained on."""
-        read = torch.nonzero(self.reads).squeeze(1)
-        narrow = copy.deepcopy(self)
-        narrow.first = nn.Parameter(self.first.detach()[:, read])
-        narrow.centre, narrow.spread = self.centre[read], self.spread[read]
-        narrow.reads, narrow.columns = self.reads[read], self.columns[read]
-        return narrow
-
     def forward(self, descriptions: Tensor) -> Tensor:
         """[nodes]: the members' mean, calibrated."""
         return calibrated(self.member_logits(descriptions).mean(dim=0), self.calibration)
+
+
+class FlatNetwork(nn.Module):
+    """A trained `IncidentNetwork` as one product each way: the same answers in less time.
+
+    Its members stand side by side, and what it does not look at weighs nothing: to pick out what it
+    looks at would cost more.
+    """
+
+    centre: Tensor
+    per_spread: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+    calibration: Tensor
+
+    def __init__(self, network: IncidentNetwork) -> None:
+        super().__init__()
+        members, inputs, hidden = network.first.shape
+        read = network.first.detach() * network.reads.reshape(1, inputs, 1)
+        first = read.transpose(0, 1).reshape(inputs, members * hidden)
+        second = network.second.detach().reshape(members * hidden, 1) / members
+        self.register_buffer("centre", network.centre.clone())
+        self.register_buffer("per_spread", 1.0 / network.spread)
+        self.register_buffer("first", first.contiguous())
+        self.register_buffer("first_bias", network.first_bias.detach().reshape(-1))
+        self.register_buffer("second", second)
+        self.register_buffer("second_bias", network.second_bias.detach().mean())
+        self.register_buffer("calibration", network.calibration.clone())
+
+    def forward(self, descriptions: Tensor) -> Tensor:
+        """[nodes]: the members' mean, calibrated."""
+        standard = ((descriptions - self.centre) * self.per_spread).clamp(-6.0, 6.0)
+        hidden = torch.relu(torch.addmm(self.first_bias, standard, self.first))
+        odds = torch.matmul(hidden, self.second).squeeze(1) + self.second_bias
+        return calibrated(odds, self.calibration)
 
 
 class JoinedNetwork(nn.Module):
@@ -255,14 +309,16 @@ class JoinedNetwork(nn.Module):
     def __init__(self, halves: Sequence[IncidentNetwork]) -> None:
         super().__init__()
         self.describe = WindowDescription()
-        self.halves = nn.ModuleList(half.narrowed() for half in halves)
+        self.halves = nn.ModuleList(FlatNetwork(half) for half in halves)
         # Probability of stopping within the hour for a node that survives the ten minutes.
         self.register_buffer("later", torch.zeros(1))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""
-        described = self.describe(windows)
-        odds = torch.stack([half(described) for half in self.halves]).mean(dim=0)
+        described, past_s = self.describe.with_past(windows)
+        quick, wide = (half(described) for half in self.halves)
+        trusted = ((past_s - _PAST_S_MIN) / (_PAST_S_ENOUGH - _PAST_S_MIN)).clamp(0.0, 1.0)
+        odds = quick + 0.5 * trusted * (wide - quick)
         soon = torch.sigmoid(odds).clamp(max=PROBABILITY_MAX)
         hour = soon + (1.0 - soon) * self.later
         return torch.stack([soon, hour], dim=1)

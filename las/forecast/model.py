@@ -10,6 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,10 @@ from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA, Kind
 # limit: companions of the same machine taken along when a node's reasons are worked out; enough
 # for their mean, and few enough that explaining stays a matter of milliseconds.
 COMPANIONS_MAX = 8
+
+# limit: nodes that are judged in one run of the graph, but for those of the machine that fills it:
+# their windows' numbers fit the processor's cache, which saves a tenth of the time.
+BATCH_NODES = 500
 
 # A machine identity no real one can have: it has more than 24 bits.
 _VARIANT_IDENTITY_MIN = 1 << 24
@@ -80,13 +86,11 @@ class ForecastModel:
         answers with something that is no probability.
         """
         check_windows(windows, self.window, len(TELEMETRY_SCHEMA))
-        features = np.take(windows, self._columns, axis=2)
         known = self._known(windows)
-        if len(windows):
-            answer = self._graph.run(features)
-            answer[~known] = self.contract.base_rates
-        else:
-            answer = np.zeros((0, len(self.contract.horizons_s)), dtype=np.float32)
+        answer = np.zeros((len(windows), len(self.contract.horizons_s)), dtype=np.float32)
+        for rows, features in self._batches(windows):
+            answer[rows] = self._graph.run(features)
+        answer[~known] = self.contract.base_rates
         return Forecast(model_id=self.model_id, calibrated=True, probabilities=answer, known=known)
 
     def reasons(self, windows: Windows, node: int, *, count: int = 3) -> tuple[Reason, ...]:
@@ -124,6 +128,42 @@ class ForecastModel:
             for k in strongest.tolist()
             if weights[k] / total >= _WEIGHT_MIN
         )
+
+    def _batches(
+        self, windows: Windows
+    ) -> Iterator[tuple[slice | npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
+        """Rows that are judged together, with their features: some hundred, by whole machines.
+
+        Rows are taken in the order in which their machine comes first, so that where each node has
+        a machine of its own they stay where they are.
+        """
+        order, spans = self._order(windows)
+        if order is None:
+            for span in spans:
+                yield span, np.take(windows[span], self._columns, axis=2)
+            return
+        features = np.take(windows, self._columns, axis=2)
+        for span in spans:
+            yield order[span], features[order[span]]
+
+    def _order(self, windows: Windows) -> tuple[npt.NDArray[np.intp] | None, list[slice]]:
+        """An order of the rows, None if they may stay, and the parts of it to judge together."""
+        count = len(windows)
+        if count <= BATCH_NODES or self._identity is None:
+            return None, [slice(k, k + BATCH_NODES) for k in range(0, count, BATCH_NODES)]
+        machine = np.fmax.reduce(windows[:, :, self._columns[self._identity]], axis=1)
+        # A node that never said where it runs has no companions: it equals nobody.
+        _, firsts, group = np.unique(
+            machine, return_index=True, return_inverse=True, equal_nan=False
+        )
+        first_row = firsts[group.reshape(-1)]
+        order = np.argsort(first_row, kind="stable")
+        # Where another machine begins; of those, the first at or beyond each full batch.
+        begins = np.flatnonzero(np.diff(first_row[order], prepend=-1))
+        places = np.searchsorted(begins, np.arange(0, count, BATCH_NODES))
+        cuts = np.unique(np.append(begins[places[places < len(begins)]], count)).tolist()
+        spans = [slice(first, last) for first, last in itertools.pairwise(cuts)]
+        return (None if (np.diff(order) == 1).all() else order), spans
 
     def _known(self, windows: Windows) -> npt.NDArray[np.bool_]:
         arrived = ~np.isnan(windows[:, :, TELEMETRY_SCHEMA.positions[ALWAYS_PRESENT]])

@@ -53,17 +53,32 @@ def test_runs_of_training_do_not_count(models):
     assert len(lines) == 2
 
 
-def test_a_fast_disk_is_asked_for_with_little_and_with_much_of_a_past(models, monkeypatch):
-    """Late after half a minute alone is late."""
-    seconds = {"rule": {30: [10, 12], 60: [10, 12]}, "slow": {30: [14, 16], 60: [4, 6]}}
+@pytest.fixture
+def seconds(monkeypatch):
+    """By file and onset: after how many seconds a made-up disk is called; all else is equal."""
+    told = {}
     monkeypatch.setattr(gate.ForecastModel, "load", lambda path: path)
     monkeypatch.setattr(gate, "_judged", lambda _, runs: [])
     monkeypatch.setattr(gate, "figures", lambda _: dict.fromkeys(FIGURES, 1.0))
     monkeypatch.setattr(gate, "leads", lambda *_, **__: dict.fromkeys(FIGURES, (0.0, (-1.0, 1.0))))
-    monkeypatch.setattr(
-        gate, "seconds_until_called", lambda model, runs, onset: seconds[model][onset]
-    )
+    monkeypatch.setattr(gate, "seconds_until_called", lambda model, runs, onset: told[model][onset])
+    return told
+
+
+def test_a_fast_disk_is_asked_for_with_little_and_with_much_of_a_past(seconds):
+    """Late after half a minute alone is late."""
+    seconds |= {"rule": {30: [10, 12], 60: [10, 12]}, "slow": {30: [11, 19], 60: [4, 6]}}
     refusals, _ = gate.compare("slow", "rule", held_out_runs(), rounds=40)
     assert refusals == [
-        "a disk that grows slow fast, from second 30 on, is called after 15 s, not 11"
+        "a disk that grows slow fast, from second 30 on, is called after 15 s, not 11 (the median)"
     ]
+
+
+def test_a_fast_disk_that_is_late_on_every_fourth_peer_is_late(seconds):
+    seconds |= {
+        "rule": {30: [10] * 6, 60: [10] * 6},
+        "late": {30: [10] * 4 + [24] * 2, 60: [9] * 6},
+    }
+    refusals, _ = gate.compare("late", "rule", held_out_runs(), rounds=40)
+    assert len(refusals) == 1
+    assert refusals[0].endswith("from second 30 on, is called after 24 s, not 10 (four in five)")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from las.forecast.load import SHIPPED_MODEL
-from las.forecast.model import ForecastModel
+from las.forecast.model import BATCH_NODES, ForecastModel
 from models.dataset import RECORDINGS, read_runs, training_hash
 from models.evaluate import judged_by_all
 from models.judge import figures
@@ -120,6 +120,21 @@ def test_nodes_of_other_machines_do_not_matter(model, runs):
     alone = model.predict(windows).probabilities
     together = model.predict(np.concatenate([windows, strangers])).probabilities[: len(windows)]
     assert np.allclose(alone, together, atol=1e-5)
+
+
+def test_peers_of_one_machine_are_judged_together_wherever_they_stand(model, runs):
+    """More than one batch, of machines that do not fill it evenly, in and out of order."""
+    windows = runs[0].windows(60, model.window)[:3]
+    assert BATCH_NODES % len(windows)
+    alone = model.predict(windows).probabilities
+    machines = 2 * BATCH_NODES // len(windows) + 7
+    fleet = np.tile(windows, (machines, 1, 1))
+    numbers = np.repeat(np.arange(machines, dtype=np.float32), len(windows))
+    fleet[:, :, AT["machine_identity"]] = numbers[:, None]
+    wanted = np.tile(alone, (machines, 1))
+    for order in (np.arange(len(fleet)), np.random.default_rng(0).permutation(len(fleet))):
+        told = model.predict(fleet[order]).probabilities
+        assert np.allclose(told, wanted[order], atol=1e-5)
 
 
 def test_a_silent_fleet_gets_the_base_rate(model):
