@@ -1,10 +1,12 @@
 """How a client finds its cluster, what it says when it does not, and its blocking face."""
 
+import asyncio
 import concurrent.futures
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import asynccontextmanager
 
 import grpc.aio
 import pytest
@@ -109,22 +111,43 @@ async def test_what_is_wrong_at_several_addresses_is_told_once(connect, unused_t
     assert says.count("; nowhere.invalid:1: ") == 1
 
 
-async def test_who_answers_and_refuses_is_told_in_its_own_words(connect, unused_tcp_port):
-    async def get_map(request, context):
-        raise Refused(refusal(Reason.MAP_UNKNOWN, "not heard the map yet"))
-
+@asynccontextmanager
+async def serving_map(get_map):
+    """The port of a server that has this one call."""
     server = grpc.aio.server(interceptors=[TypedErrors(print)], options=SERVER_OPTIONS)
-    handler = grpc.unary_unary_rpc_method_handler(get_map)
-    handlers = {"GetMap": handler}
+    handlers = {"GetMap": grpc.unary_unary_rpc_method_handler(get_map)}
     name = "las.v1.ShardMapService"
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        with pytest.raises(peerd.ConnectFailed, match=f"127.0.0.1:{port}: not heard the map yet"):
-            await connect(f"127.0.0.1:{port}", connect_timeout_s=0.2)
+        yield port
     finally:
         await server.stop(None)
+
+
+async def test_who_answers_and_refuses_is_told_in_its_own_words(connect):
+    async def get_map(request, context):
+        raise Refused(refusal(Reason.MAP_UNKNOWN, "not heard the map yet"))
+
+    async with serving_map(get_map) as port:
+        with pytest.raises(peerd.ConnectFailed, match=f"127.0.0.1:{port}: not heard the map yet"):
+            await connect(f"127.0.0.1:{port}", connect_timeout_s=0.2)
+
+
+async def test_words_count_more_than_the_try_that_the_end_of_the_time_cut_off(connect):
+    asked = []
+
+    async def get_map(request, context):
+        asked.append(request)
+        if len(asked) > 1:
+            await asyncio.Event().wait()
+        raise Refused(refusal(Reason.MAP_UNKNOWN, "not heard the map yet"))
+
+    async with serving_map(get_map) as port:
+        with pytest.raises(peerd.ConnectFailed, match=f"127.0.0.1:{port}: not heard the map yet"):
+            await connect(f"127.0.0.1:{port}", connect_timeout_s=0.5)
+    assert len(asked) == 2
 
 
 @pytest.fixture
