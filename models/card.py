@@ -23,8 +23,10 @@ estimate the wear of a disk.
 """
 
 _INSIDE = """\
-Scaling by the node's own past, missing values, comparison with the other peers of the machine and
-calibration are inside the graph (`models/network.py`).
+Two halves, joined by the mean of their log-odds: small networks, learnt from the runs below 45 as
+they were recorded, and boosted trees, learnt from all runs and from made-up trouble. Scaling by the
+node's own past, missing values, comparison with the other peers of the machine and calibration are
+inside the graph (`models/network.py`, `models/trees.py`).
 """
 
 _LABORATORY = """\
@@ -34,11 +36,12 @@ split by run before recording.
 
 _FIGURES = """\
 95 % bootstrap intervals over runs in parentheses. *rule* is the one line "fsync p99 > 10 × its own
-past"; *boosted trees* are fitted on the same rows and description; *extrapolation* draws a straight
-line through the last minute of what can run out (memory, descriptors, space) and calls what would
-within 10 minutes. A node-run counts as called when p(10 min) reached 0.8 in two seconds running, as
-foreseen when that was between its onset and its stop, as shielded when 2 s were left after it.
-Abrupt stops (a failed file system, a kill) count in no figure but the last table.
+past"; *boosted trees* are larger ones than the head's own, fitted alone on the same rows and
+description; *extrapolation* draws a straight line through the last minute of what can run out
+(memory, descriptors, space) and calls what would within 10 minutes. A node-run counts as called
+when p(10 min) reached 0.8 in two seconds running, as foreseen when that was between its onset and
+its stop, as shielded when 2 s were left after it. Abrupt stops (a failed file system, a kill) count
+in no figure but the last table.
 """
 
 _LIMITS = """\

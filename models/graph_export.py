@@ -11,6 +11,8 @@ from las.forecast.contract import INPUT_NAME, OUTPUT_NAME, ModelContract, to_met
 # How far graph and network may differ in a probability: rounding of float32.
 PARITY_MAX = 1e-5
 OPSET = 17
+# Where boosted trees come from (`models/trees.py`).
+TREES_DOMAIN, TREES_OPSET = "ai.onnx.ml", 3
 
 
 class ParityBroken(Exception):
@@ -31,6 +33,7 @@ def to_graph(network: torch.nn.Module, example: torch.Tensor) -> bytes:
             output_names=[OUTPUT_NAME],
             dynamic_axes={INPUT_NAME: {0: "nodes"}, OUTPUT_NAME: {0: "nodes"}},
             opset_version=OPSET,
+            custom_opsets={TREES_DOMAIN: TREES_OPSET},
             dynamo=False,
         )
     return graph.getvalue()

@@ -9,13 +9,12 @@ all share from trouble of one's own. A few small networks with different starts 
 
 Only metrics that are a node's own in the recordings are read (`models/features.py`).
 
-Two halves are joined by the mean of their log-odds (`JoinedNetwork`): one learnt from recorded
-trouble alone, the other from made-up trouble, too, and from runs in rooms (`models/train.py`). The
-first is quick where commits grow slow, the second knows more kinds and takes fewer look-alikes for
-trouble; both read the same description of the window, which is what costs time. The second needs a
-past to compare with before it says what it knows: of a peer that was seen for less than 52 s the
-first alone is asked, and up to a minute the second comes in evenly. Of what lies more than half a
-minute back only every second or fourth sample is read: a mean of a dozen is as good.
+Two halves are joined by the mean of their log-odds (`JoinedNetwork`): the networks of this module,
+learnt from recorded trouble alone, and boosted trees (`models/trees.py`), learnt from made-up
+trouble and from runs in rooms, too. The first is quick where commits grow slow and calls few
+look-alikes, the second knows more kinds; both read the same description of the window, which is
+what costs time. Of what lies more than half a minute back only every second or fourth sample is
+read: a mean of a dozen is as good.
 
 Missing values: a span without a sample takes the next older one's value, so that a gap looks like
 "no change"; a peer of whom nothing is known does not count among the others.
@@ -28,16 +27,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.features import (
-    EXHAUSTIBLE,
-    FEATURES,
-    INPUTS,
-    KEPT,
-    SPANS,
-    THINNED,
-    TREND_SAMPLES,
-    WINDOW,
-)
+from models.features import EXHAUSTIBLE, FEATURES, INPUTS, KEPT, SPANS, TREND_SAMPLES, WINDOW
 
 _PAST_SPANS = 3
 _PAST_SAMPLES_MIN = 5
@@ -55,9 +45,6 @@ _SLOPE_MIN = 1e-4
 # What strays less than this does so by the rounding of float32, which differs between machines.
 _SPREAD_MIN = 1e-7
 _VARIANCE_MIN = 2e-5
-# Seconds of the thinned past from which on the second half has a say, and from which on a full one.
-_PAST_S_MIN = 24.0
-_PAST_S_ENOUGH = 32.0
 # No model of this kind knows better than this.
 PROBABILITY_MAX = 0.999
 
@@ -103,10 +90,6 @@ class WindowDescription(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Describe each node beside the others of its machine."""
-        return self.with_past(windows)[0]
-
-    def with_past(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and [nodes]: of how many seconds of the thinned past something is known."""
         raw = windows.index_select(1, self.kept)
         seen = raw == raw  # noqa: PLR0124 - not NaN, in one operation
         clean = torch.where(seen, raw, 0.0).clamp(0.0, _VALUE_MAX)
@@ -116,10 +99,7 @@ class WindowDescription(nn.Module):
         newest = seen[:, -_PRESENT_SAMPLES:, : len(INPUTS)].to(raw.dtype)
         present = newest.amax(dim=2).amax(dim=1, keepdim=True)
         others, alone = _others(raw[:, -_NAMED_SAMPLES:, -1], moved, present)
-        spans = counts[:, -len(THINNED) :].amax(dim=2)
-        per_sample_s = torch.tensor([float(every) for _, every in THINNED])
-        past_s = (spans * per_sample_s).sum(dim=1)
-        return torch.cat([own, self._trends(windows), others, alone], dim=1), past_s
+        return torch.cat([own, self._trends(windows), others, alone], dim=1)
 
     def _trends(self, windows: Tensor) -> Tensor:
         """Of what runs out: its used share, then by length of line how long the rest lasts, fit."""
@@ -306,19 +286,20 @@ class JoinedNetwork(nn.Module):
 
     later: Tensor
 
-    def __init__(self, halves: Sequence[IncidentNetwork]) -> None:
+    def __init__(self, halves: Sequence[nn.Module]) -> None:
+        """Each half answers descriptions [nodes, numbers] with calibrated log-odds [nodes]."""
         super().__init__()
         self.describe = WindowDescription()
-        self.halves = nn.ModuleList(FlatNetwork(half) for half in halves)
+        self.halves = nn.ModuleList(
+            FlatNetwork(half) if isinstance(half, IncidentNetwork) else half for half in halves
+        )
         # Probability of stopping within the hour for a node that survives the ten minutes.
         self.register_buffer("later", torch.zeros(1))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Raw windows [nodes, window, features] to probabilities [nodes, 2]."""
-        described, past_s = self.describe.with_past(windows)
-        quick, wide = (half(described) for half in self.halves)
-        trusted = ((past_s - _PAST_S_MIN) / (_PAST_S_ENOUGH - _PAST_S_MIN)).clamp(0.0, 1.0)
-        odds = quick + 0.5 * trusted * (wide - quick)
+        described = self.describe(windows)
+        odds = torch.stack([half(described) for half in self.halves]).mean(dim=0)
         soon = torch.sigmoid(odds).clamp(max=PROBABILITY_MAX)
         hour = soon + (1.0 - soon) * self.later
         return torch.stack([soon, hour], dim=1)

@@ -36,6 +36,7 @@ from models.features import FEATURES, OF_ROOMS, OLDEST_INPUTS, WINDOW
 from models.gate import compare
 from models.network import IncidentNetwork, JoinedNetwork, WindowDescription, calibrated
 from models.overlay import overlaid
+from models.trees import BoostedHalf, Trees, grow, on_grid
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 BATCH_ROWS = 512
@@ -86,8 +87,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Half:
-    """What one half of the head learns from."""
+    """What one half of the head is, reads, and learns from."""
 
+    boosted: bool
     inputs: Collection[str] | None
     in_rooms: bool
     made_up: bool
@@ -101,14 +103,17 @@ class Half:
         ]
         return chosen if self.made_up else [row.as_recorded() for row in chosen]
 
-    def reads(self) -> Tensor | None:
-        """For `IncidentNetwork`."""
-        return None if self.inputs is None else WindowDescription().numbers_of(self.inputs)
+    def reads(self) -> Tensor:
+        """[numbers]: 0 for each that it must not look at, else 1."""
+        description = WindowDescription()
+        if self.inputs is None:
+            return torch.ones(description.width)
+        return description.numbers_of(self.inputs)
 
 
 HALVES = (
-    Half(inputs=OLDEST_INPUTS, in_rooms=False, made_up=False),
-    Half(inputs=None, in_rooms=True, made_up=True),
+    Half(boosted=False, inputs=OLDEST_INPUTS, in_rooms=False, made_up=False),
+    Half(boosted=True, inputs=None, in_rooms=True, made_up=True),
 )
 
 
@@ -209,11 +214,13 @@ def fit(
 
 
 @torch.no_grad()
-def log_odds(network: IncidentNetwork, runs: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+def log_odds(learnt: IncidentNetwork | Trees, runs: Sequence[Rows]) -> tuple[Tensor, Tensor]:
     """Uncalibrated log-odds and labels of the runs' rows as they were recorded."""
     descriptions = torch.cat([run.descriptions[run.recorded] for run in runs])
     labels = torch.cat([run.labels[run.recorded] for run in runs])
-    return network.member_logits(descriptions).mean(dim=0), labels
+    if isinstance(learnt, Trees):
+        return torch.from_numpy(learnt.odds(on_grid(descriptions).numpy())), labels
+    return learnt.member_logits(descriptions).mean(dim=0), labels
 
 
 def calibrate(odds: Tensor, labels: Tensor) -> Tensor:
@@ -240,20 +247,41 @@ def calibrate(odds: Tensor, labels: Tensor) -> Tensor:
     return slopes().detach().float()
 
 
-def train_half(rows: Sequence[Rows], half: Half, *, seed: int, steps: int) -> IncidentNetwork:
+def learn(
+    rows: Sequence[Rows], half: Half, *, seed: int, steps: int, reads: Tensor | None = None
+) -> IncidentNetwork | Trees:
+    """One half fitted to these runs (uncalibrated); `reads` instead of what it reads."""
+    looks_at = half.reads() if reads is None else reads
+    if not half.boosted:
+        return fit(rows, seed=seed, steps=steps, reads=looks_at)
+    # What never differs in training is never asked for.
+    descriptions = torch.cat([run.descriptions for run in rows]) * looks_at
+    return grow(
+        on_grid(descriptions).numpy(), torch.cat([run.labels for run in rows]).numpy(), seed=seed
+    )
+
+
+def finished(learnt: IncidentNetwork | Trees, calibration: Tensor) -> nn.Module:
+    """The half with its calibration, for `JoinedNetwork`."""
+    if isinstance(learnt, Trees):
+        return BoostedHalf(learnt, calibration)
+    learnt.calibration.copy_(calibration)
+    return learnt
+
+
+def train_half(rows: Sequence[Rows], half: Half, *, seed: int, steps: int) -> nn.Module:
     """Fitted on all rows that are given, by run, and calibrated on folds of them."""
-    reads = half.reads()
     odds, labels = [], []
     for fold in range(FOLDS):
         seen = [run for index, run in enumerate(rows) if index % FOLDS != fold]
         unseen = [run for index, run in enumerate(rows) if index % FOLDS == fold]
-        network = fit(seen, seed=seed + 1 + fold, steps=steps, reads=reads)
-        fold_odds, fold_labels = log_odds(network, unseen)
+        fold_odds, fold_labels = log_odds(
+            learn(seen, half, seed=seed + 1 + fold, steps=steps), unseen
+        )
         odds.append(fold_odds)
         labels.append(fold_labels)
-    network = fit(rows, seed=seed, steps=steps, reads=reads)
-    network.calibration.copy_(calibrate(torch.cat(odds), torch.cat(labels)))
-    return network
+    calibration = calibrate(torch.cat(odds), torch.cat(labels))
+    return finished(learn(rows, half, seed=seed, steps=steps), calibration)
 
 
 def train(runs: Sequence[Run], *, seed: int, steps: int) -> JoinedNetwork:
@@ -316,8 +344,9 @@ def main() -> int:
         if refusals:
             print(f"refused, {arguments.out} stays: {'; '.join(refusals)}")
             return 1
-    shutil.copy(candidate, arguments.out)
-    shutil.copy(card, arguments.out.with_suffix(".md"))
+    if not (arguments.out.exists() and candidate.samefile(arguments.out)):
+        shutil.copy(candidate, arguments.out)
+        shutil.copy(card, arguments.out.with_suffix(".md"))
     return 0
 
 

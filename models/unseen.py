@@ -2,7 +2,7 @@
 
     python -m models.unseen [--recordings DIR] [--seed N]
 
-For each gradual kind a network is fitted on the training runs without the peers that suffered it,
+For each gradual kind a head is fitted on the training runs without the peers that suffered it,
 and judged on those peers in all runs, training ones, too: nothing of them was trained on. Beside
 it: the signs that need no model (`las.core.signs`), both together, which is what the LAS does, and
 linear extrapolation of what runs out.
@@ -26,7 +26,7 @@ from models.dataset import RECORDINGS, Run, read_runs
 from models.features import FEATURES, WINDOW
 from models.judge import Event, Judge, judge_run
 from models.network import JoinedNetwork, WindowDescription
-from models.train import HALVES, STEPS, Rows, calibrate, describe_run, fit, log_odds
+from models.train import HALVES, STEPS, Rows, calibrate, describe_run, finished, learn, log_odds
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 RULES = SignRules()
@@ -66,10 +66,9 @@ def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int)
     for half in HALVES:
         chosen = half.rows(runs, mine)
         seen = [row for index, row in enumerate(chosen) if index % 3 != 2]
-        network = fit(seen, seed=seed, steps=STEPS, reads=half.reads())
         rest = [row for index, row in enumerate(chosen) if index % 3 == 2]
-        network.calibration.copy_(calibrate(*log_odds(network, rest)))
-        halves.append(network)
+        learnt = learn(seen, half, seed=seed, steps=STEPS)
+        halves.append(finished(learnt, calibrate(*log_odds(learnt, rest))))
     return NetworkJudge(JoinedNetwork(halves).eval())
 
 

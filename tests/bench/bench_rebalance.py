@@ -29,7 +29,8 @@ PEERS = 5
 JOIN = 3
 PAYLOAD_BYTES = 16 * 1024
 FILL_BYTES = 256 * 1024
-KEYS = 256
+# Some fifty a shard: one of few keys is not split.
+KEYS = 2048
 EVEN_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 120.0
 # A lead that was moved rests for half a minute; what rests for longer is a vote.
@@ -331,7 +332,12 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=4.0, help="payload before the load begins")
     parser.add_argument("--shards", type=int, default=32)
     parser.add_argument("--rate", type=float, default=40.0, help="appends of 16 KiB a second")
-    parser.add_argument("--calm-s", type=float, default=60.0, help="measured before peers join")
+    parser.add_argument(
+        "--calm-s",
+        type=float,
+        default=240.0,
+        help="measured before peers join; rates are smoothed, and the filling has to fade",
+    )
     parser.add_argument("--still-s", type=float, default=600.0, help="watched after all is even")
     parser.add_argument("--after-s", type=int, default=10, help="`policy.rebalance_after_s`")
     parser.add_argument(

@@ -53,7 +53,9 @@ def previous_version(directory: Path) -> Path:
         ["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(directory, filter="data")
+        # Python before 3.11.4 knows no filters; the archive is the repository's own.
+        kind = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        packed.extractall(directory, **kind)
     subprocess.run([sys.executable, "hatch_build.py"], cwd=directory, check=True)
     return directory
 
