@@ -7,7 +7,8 @@ Keys are seen by the headers of batches, which have the lowest and the highest h
 all of them where a batch has one or two records with keys, a part of them where it has more. So
 `distinct_keys` (HyperLogLog with 256 registers, standard error 6.5 %) may be too low for large
 batches, and `hottest_key_share` is that among the hashes seen (Misra-Gries with 32 counters, at
-most 1/33 too low).
+most 1/33 too low). Of a hash the lower bits count: its upper ones say which shard it belongs to, so
+all keys of a shard share them.
 
 Bounds: a shard's account has a fixed size; shards are those of this peer. An account costs about
 two microseconds a batch. Used on one event loop; time is passed in.
@@ -29,7 +30,6 @@ COUNTERS_MAX = 32
 _REGISTER_BITS = 8
 _REGISTERS = 1 << _REGISTER_BITS
 _REST_BITS = 64 - _REGISTER_BITS
-_REST_MASK = (1 << _REST_BITS) - 1
 _ALPHA = 0.7213 / (1 + 1.079 / _REGISTERS)
 
 
@@ -71,8 +71,8 @@ class _Account:
     def seen(self, key_hash: int) -> None:
         """A key's hash came."""
         self.hashes += 1
-        register = key_hash >> _REST_BITS
-        rank = _REST_BITS + 1 - (key_hash & _REST_MASK).bit_length()
+        register, rest = key_hash & (_REGISTERS - 1), key_hash >> _REGISTER_BITS
+        rank = (rest & -rest).bit_length() or _REST_BITS + 1
         self.registers[register] = max(self.registers[register], rank)
         counters = self.counters
         if key_hash in counters or len(counters) < COUNTERS_MAX:

@@ -29,8 +29,7 @@ PEERS = 5
 JOIN = 3
 PAYLOAD_BYTES = 16 * 1024
 FILL_BYTES = 256 * 1024
-# Some fifty a shard: one of few keys is not split.
-KEYS = 2048
+KEYS = 256
 EVEN_TIMEOUT_S = 600.0
 DRAIN_TIMEOUT_S = 120.0
 # A lead that was moved rests for half a minute; what rests for longer is a vote.

@@ -67,6 +67,14 @@ def test_distinct_keys_are_estimated(workload, keys):
     assert told(workload).distinct_keys == pytest.approx(keys, rel=0.2, abs=0.5)
 
 
+@pytest.mark.parametrize("shards", [32, 65_536])
+def test_the_keys_of_one_shard_of_many_are_told_apart(workload, shards):
+    """They lie in a small part of the hashes."""
+    for key in range(200):
+        workload.appended(ONE, header(hash_of(key) // shards), conditional=False)
+    assert told(workload).distinct_keys == pytest.approx(200, rel=0.2)
+
+
 def test_a_batch_with_several_keys_shows_two_of_them_and_one_without_none(workload):
     for key in range(0, 40, 2):
         low, high = sorted((hash_of(key), hash_of(key + 1)))
