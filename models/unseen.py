@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from las.core.signs import SignRules
 from las.forecast.answer import Forecast, Windows
@@ -26,7 +27,17 @@ from models.dataset import RECORDINGS, Run, read_runs
 from models.features import FEATURES, WINDOW
 from models.judge import Event, Judge, judge_run
 from models.network import JoinedNetwork, WindowDescription
-from models.train import HALVES, STEPS, Rows, calibrate, describe_run, finished, learn, log_odds
+from models.train import (
+    HALVES,
+    STEPS,
+    Half,
+    Rows,
+    calibrate,
+    describe_run,
+    finished,
+    learn,
+    log_odds,
+)
 from peerd.daemon.telemetry.schema import TELEMETRY_SCHEMA
 
 RULES = SignRules()
@@ -53,6 +64,23 @@ class NetworkJudge:
         )
 
 
+def fit_on_two_thirds(
+    runs: Sequence[Run],
+    rows: Sequence[Rows],
+    seed: int,
+    reads: Callable[[Half], Tensor] = Half.reads,
+) -> NetworkJudge:
+    """Both halves fitted on two thirds of the runs and calibrated on the rest."""
+    halves = []
+    for half in HALVES:
+        chosen = half.rows(runs, rows)
+        seen = [row for index, row in enumerate(chosen) if index % 3 != 2]
+        rest = [row for index, row in enumerate(chosen) if index % 3 == 2]
+        learnt = learn(seen, half, seed=seed, steps=STEPS, reads=reads(half))
+        halves.append(finished(learnt, calibrate(*log_odds(learnt, rest))))
+    return NetworkJudge(JoinedNetwork(halves).eval())
+
+
 def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int) -> NetworkJudge:
     """Fitted on two thirds of the runs and calibrated on the rest, neither with that kind."""
     random = np.random.default_rng(seed)
@@ -62,14 +90,7 @@ def fit_without(kind: str, runs: Sequence[Run], rows: Sequence[Rows], seed: int)
         else row
         for run, row in zip(runs, rows, strict=True)
     ]
-    halves = []
-    for half in HALVES:
-        chosen = half.rows(runs, mine)
-        seen = [row for index, row in enumerate(chosen) if index % 3 != 2]
-        rest = [row for index, row in enumerate(chosen) if index % 3 == 2]
-        learnt = learn(seen, half, seed=seed, steps=STEPS)
-        halves.append(finished(learnt, calibrate(*log_odds(learnt, rest))))
-    return NetworkJudge(JoinedNetwork(halves).eval())
+    return fit_on_two_thirds(runs, mine, seed)
 
 
 def events_of(

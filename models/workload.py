@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,9 @@ from torch import Tensor
 from models.dataset import RECORDINGS, Run, read_runs
 from models.features import INPUTS
 from models.judge import Judged, figures, judge_run, leads
-from models.network import JoinedNetwork, WindowDescription
-from models.train import (
-    HALVES,
-    STEPS,
-    Half,
-    Rows,
-    calibrate,
-    describe_run,
-    finished,
-    learn,
-    log_odds,
-)
-from models.unseen import NetworkJudge
+from models.network import WindowDescription
+from models.train import Half, describe_run
+from models.unseen import fit_on_two_thirds
 
 # What peers are asked to do, among what the head reads; the rest is how they fare with it.
 WORKLOAD = ("commits_per_s", "commit_bytes_per_s")
@@ -52,21 +43,6 @@ def reads_without(half: Half, left_out: Collection[str]) -> Tensor:
     return read
 
 
-def trained(
-    runs: Sequence[Run], rows: Sequence[Rows], seed: int, left_out: Collection[str]
-) -> NetworkJudge:
-    """Both halves fitted on two thirds of the runs, without what is left out."""
-    halves = []
-    for half in HALVES:
-        chosen = half.rows(runs, rows)
-        seen = [row for index, row in enumerate(chosen) if index % 3 != 2]
-        rest = [row for index, row in enumerate(chosen) if index % 3 == 2]
-        reads = reads_without(half, left_out)
-        learnt = learn(seen, half, seed=seed, steps=STEPS, reads=reads)
-        halves.append(finished(learnt, calibrate(*log_odds(learnt, rest))))
-    return NetworkJudge(JoinedNetwork(halves).eval())
-
-
 def compare(runs: Sequence[Run], seeds: int) -> str:
     """A table: figures with and without, and by how much those with it are ahead."""
     training = [run for run in runs if not run.truth.held_out]
@@ -76,7 +52,8 @@ def compare(runs: Sequence[Run], seeds: int) -> str:
         random = np.random.default_rng(seed)
         rows = [describe_run(run, WindowDescription(), random) for run in training]
         for name, left_out in (("with", ()), ("without", WORKLOAD)):
-            network = trained(training, rows, seed, left_out)
+            reads = partial(reads_without, left_out=left_out)
+            network = fit_on_two_thirds(training, rows, seed, reads)
             judged[name].append([judge_run(network, run) for run in held_out])
             print(f"seed {seed}, {name}: {figures(judged[name][-1])}", file=sys.stderr, flush=True)
     ahead = [leads(ours, theirs) for ours, theirs in zip(*judged.values(), strict=True)]

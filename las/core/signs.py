@@ -155,7 +155,8 @@ def _held_by_link(signs: Signs, rules: SignRules) -> Iterator[Held]:
             rule=Rule.DISTANT,
             value=signs.distance_factor,
             line=rules.link_factor,
-            words=f"its round trips take {signs.round_trip_ms:.0f} ms{' and grow' * grows}, "
+            words=f"its round trips take {signs.round_trip_ms:.0f} ms"
+            f"{' and grow' if grows else ''}, "
             f"{signs.distance_factor:.0f} × its own past against {rules.link_factor:.0f} ×",
             consecutive=min(GROWING_CONSECUTIVE, rules.link_consecutive)
             if grows

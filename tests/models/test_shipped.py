@@ -82,6 +82,13 @@ def test_it_beats_the_rule_and_the_base_rate(judged):
     assert model["brier"] < 0.7 * base_rate["brier"]
 
 
+def test_in_rooms_it_shields_more_and_cries_less_than_the_rule(judged_in_rooms):
+    model, rule = (figures(judged_in_rooms[name]) for name in ("model", "rule"))
+    assert model["average_precision"] > rule["average_precision"] + 0.4
+    assert model["shielded_share"] > rule["shielded_share"] + 0.2
+    assert model["false_alarms_per_node_hour"] < rule["false_alarms_per_node_hour"] / 4.0
+
+
 def test_it_calls_no_look_alike_of_the_held_out_runs(judged):
     events = [event for run in judged["model"] for event in run.events]
     look_alikes = [e for e in events if e.node.kind not in {"healthy", *FAULTS}]
