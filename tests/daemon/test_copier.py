@@ -38,6 +38,15 @@ async def with_sealed_past(fleet: Fleet, las: StandInLas, count: int):
     await until(lambda: one.host.is_primary(SHARD), "peer-1 is primary")
     for number in range(count):
         await append(one, b"%d" % number * 100)
+    # Two acks are enough for an append; the third voter is listed below, so it must have it, too.
+    await until(
+        lambda: all(
+            peer.host.stored(SHARD).segments.get(1) is not None
+            and peer.host.stored(SHARD).segments[1].end == count
+            for peer in (one, two, three)
+        ),
+        "all voters have all of epoch 1",
+    )
     second = opened(2, plan(one, one, two, three))
     las.commit(shard_of(first, prepared=replace(second, begin=None)))
     await until(lambda: las.reported("segment_opened"), "epoch 2 is open")
