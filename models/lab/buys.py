@@ -143,7 +143,8 @@ def plan_of(case: Case) -> RunPlan:
         number=case.seed,
         seed=case.seed,
         idle_s=1.0,
-        length_s=round(onset_s + duration_s + TAIL_S, 1),
+        # To the stop, whenever that is; `measure` waits `TAIL_S` more.
+        length_s=onset_s,
         appends_per_s=APPENDS_PER_S,
         record_bytes=RECORD_BYTES,
         shards=SHARDS,
@@ -306,6 +307,8 @@ def measure(case: Case) -> Measured:
                     load_event=lambda *_: None,
                     restart=cluster.restart,
                 )
+                # As long after each stop: what follows it is compared between the policies.
+                time.sleep(TAIL_S)
             finally:
                 load.stop()
             (trouble,) = plan.faults
