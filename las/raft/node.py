@@ -195,7 +195,9 @@ class RaftNode:
             self._background.shutdown()
             raise
         self._thread = thread
-        self._status = await thread.call(RaftMember.status)
+        # Each step hands over its status before what waited for that step. The answer itself is
+        # not taken: on a busy loop it is older than what came since, and what came is told once.
+        await thread.call(RaftMember.status)
         self.servicer.serve(thread)
         for peer, address in self._peers.items():
             self._links[peer] = OutgoingLink(

@@ -26,7 +26,9 @@ from las.raft import (
     init_directory,
     rejoin_directory,
 )
+from las.raft.driver import RaftThread
 from las.raft.member import OPEN_COMMANDS_MAX, FailStop, RaftMember
+from peerd.testing.ports import free_address
 
 CLUSTER_ID = "0d5f7a53-6c0e-4a0f-8f0e-5b6a8f2b7a11"
 DEADLINE_S = 60.0
@@ -92,10 +94,13 @@ class Group:
             await self.start(name)
 
     async def listen(self, name):
-        """Binds a port first: the members have to know each other's addresses."""
+        """Binds a port first: the members have to know each other's addresses.
+
+        One that comes back has its own again, which no connection may have taken meanwhile.
+        """
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        port = server.add_insecure_port(self.members.get(name, "127.0.0.1:0"))
-        self.members[name] = f"127.0.0.1:{port}"
+        address = self.members.setdefault(name, free_address())
+        server.add_insecure_port(address)
         self.servers[name] = server
 
     async def start(self, name):
@@ -197,6 +202,25 @@ async def make_group(tmp_path):
             return group
 
         yield make
+
+
+async def test_a_status_that_came_while_it_started_is_not_replaced_by_an_older_one(
+    tmp_path, monkeypatch
+):
+    """On a loop that is held up the member is elected before `start` goes on, and tells it once."""
+    group = Group(tmp_path, NAMES[:1], tick_ms=5, heartbeat_ms=10, election_timeout_ms=(40, 60))
+    call = RaftThread.call
+
+    async def held_up(thread, function):
+        answer = await call(thread, function)
+        await group.until(lambda: any(told.is_leader for told in group.changes["las-1"]))
+        return answer
+
+    monkeypatch.setattr(RaftThread, "call", held_up)
+    group.init()
+    await group.start_all()
+    assert group.nodes["las-1"].status().is_leader
+    await group.stop_all()
 
 
 async def test_elect_submit_lose_the_leader_and_bring_it_back(make_group):
