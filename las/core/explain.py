@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from las.core import planner
+from las.core import planner, protection
 from las.core.index import FleetIndex
 from las.core.placement import FleetView, Health, Limits, Placement
 from las.core.planner import Action
@@ -46,10 +46,15 @@ def explain_node(
     if name in view.slow:
         facts.append("it stalls as primary: it says that others stall, and nobody else does")
     if node.at_risk or node.draining:
-        if planner.is_expendable(state, name, index):
+        if protection.is_expendable(state, name, index):
             facts.append("expendable: all that it has is on enough healthy nodes, too")
-        elif planner.is_shielded(state, name, index):
+        elif protection.is_shielded(state, name, index):
             facts.append("shielded: no open segment needs it; its past is being copied")
+        elif protection.is_mirrored(state, name, index):
+            facts.append(
+                f"mirrored: no record needs it; it orders {index.leading[name]} shards, whose "
+                "appends wait for another primary when it dies"
+            )
         else:
             facts.append("not yet shielded: open segments still need it")
     shards = sorted(index.shards_of(name))

@@ -72,8 +72,9 @@ class Case:
         eligible: its miss could cost only a pause, so that it took part in the experiment.
         voting, stored_bytes: what was at stake: votes to keep elsewhere, bytes to copy.
         lead_ms: from the alarm to the failure.
-        shielded_ms, expendable_ms: for how long nothing new, and nothing at all, was at stake when
-            it failed; -1: it never came to that.
+        shielded_ms, expendable_ms: for how long no new record, and none at all, was at stake when
+            it failed; -1: it never came to that. A mirror's records are as safe as a shielded
+            node's, but its death pauses what it orders.
         pause_ms: shard-milliseconds without appends that its failure cost; -1: not known.
     """
 

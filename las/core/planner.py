@@ -638,37 +638,3 @@ def switch_plan(
     if composed is None or composed.primary != target.process:
         return f"{node} is at risk or being drained, or its host has a copy already"
     return composed
-
-
-# ---------------------------------------------------------------------------------- outcomes
-def is_shielded(state: ClusterState, node: NodeName, index: FleetIndex | None = None) -> bool:
-    """No open or prepared segment needs the node, neither as voter nor as primary."""
-    shards = state.shards if index is None else index.shards_of(node)
-    for shard in shards:
-        entry = state.shards[shard].shard
-        for segment in (entry.open, entry.prepared):
-            if segment is None:
-                continue
-            if segment.plan.primary.peer == node:
-                return False
-            if any(voter.peer == node for voter in segment.plan.voters):
-                return False
-    return True
-
-
-def is_expendable(state: ClusterState, node: NodeName, index: FleetIndex | None = None) -> bool:
-    """Shielded, and each sealed segment that it holds has `copies` other healthy holders."""
-    if not is_shielded(state, node, index):
-        return False
-    for shard in state.shards if index is None else index.shards_of(node):
-        entry = state.shards[shard].shard
-        copies = state.logs[entry.log].copies
-        for segment in entry.sealed:
-            if not any(holder.peer == node for holder in segment.holders):
-                continue
-            others = [
-                each for each in segment.holders if each.peer != node and state.is_healthy(each)
-            ]
-            if len(others) < copies:
-                return False
-    return True

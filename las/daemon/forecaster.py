@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from las.core import planner
+from las.core import protection
 from las.core.commands import SetAtRisk
 from las.core.index import FleetIndex
 from las.core.judgement import NOBODY_BUSY, Finding, Judge, Outlook, Stake, Verdict
@@ -250,7 +250,7 @@ class FleetForecaster:
 
     def _stake(self, state: ClusterState, index: FleetIndex, name: NodeName) -> Stake:
         stored = self._stored_bytes(name)
-        spared = state.nodes[name].at_risk and planner.is_expendable(state, name, index)
+        spared = state.nodes[name].at_risk and protection.is_spared(state, name, index)
         return Stake(
             led=index.leading[name],
             voting=index.voting[name],

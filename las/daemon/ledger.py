@@ -19,7 +19,7 @@ from las.core.persistent import PersistentMap
 from las.core.state import ClusterState, Event
 from las.daemon.config import Policy
 from las.daemon.group import Group
-from las.daemon.story import DIED, EXPENDABLE, SHIELDED, episode
+from las.daemon.story import DIED, EXPENDABLE, MIRRORED, SHIELDED, episode
 from peerd.core.ids import NodeName
 from peerd.daemon.logging import get_logger
 from peerd.transport.status import Refused
@@ -39,11 +39,12 @@ PauseOf = Callable[[NodeName], int]
 def end_of_failure(case: Case, history: Sequence[Event], died_ms: int, pause_ms: int) -> CloseCase:
     """How a case ends whose node failed at `died_ms`, by the node's history."""
     since = {each.kind: each.timestamp_ms for each in episode(history, died_ms)}
-    shielded_ms = died_ms - since[SHIELDED] if SHIELDED in since else -1
-    expendable_ms = died_ms - since[EXPENDABLE] if EXPENDABLE in since else -1
+    shielded_ms, expendable_ms = _protected_ms(since, died_ms)
     lead_s = max(0, died_ms - case.opened_ms) / 1_000
     if case.response is Response.PROTECT and shielded_ms >= 0:
         outcome, told = Outcome.HIT, f"{lead_s:.1f} s ahead; no append needed it any more"
+        if SHIELDED not in since:
+            told = f"{lead_s:.1f} s ahead; no record needed it any more, and it ordered some shards"
         if expendable_ms >= 0:
             told = f"{lead_s:.1f} s ahead; all that it had was elsewhere, too"
     else:
@@ -63,6 +64,15 @@ def end_of_failure(case: Case, history: Sequence[Event], died_ms: int, pause_ms:
         expendable_ms=expendable_ms,
         pause_ms=pause_ms,
         told=told,
+    )
+
+
+def _protected_ms(since: Mapping[str, int], now_ms: int) -> tuple[int, int]:
+    """For how long no new record, and none at all, needed a node; -1: it never came to that."""
+    shielded = [since[kind] for kind in (MIRRORED, SHIELDED) if kind in since]
+    return (
+        now_ms - min(shielded) if shielded else -1,
+        now_ms - since[EXPENDABLE] if EXPENDABLE in since else -1,
     )
 
 
@@ -224,11 +234,12 @@ class Ledger:
             for each in episode(state.events.get(case.node, ()), self._wall_ms())
         }
         now_ms = self._wall_ms()
+        shielded_ms, expendable_ms = _protected_ms(since, now_ms)
         return CloseCase(
             number=case.number,
             outcome=outcome,
             closed_ms=now_ms,
-            shielded_ms=now_ms - since[SHIELDED] if SHIELDED in since else -1,
-            expendable_ms=now_ms - since[EXPENDABLE] if EXPENDABLE in since else -1,
+            shielded_ms=shielded_ms,
+            expendable_ms=expendable_ms,
             told=told,
         )

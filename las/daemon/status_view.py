@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from las.core import planner
+from las.core import planner, protection
 from las.core.index import FleetIndex
 from las.core.levels import level_known, older_nodes
 from las.core.state import HELD, ClusterState, Node, NodeState, ShardEntry
@@ -67,13 +67,14 @@ class MapFacts:
     Attributes:
         version: of the map.
         troubled: shards with something wrong, by id.
-        shielded, expendable: nodes at risk or being drained of which that is true.
+        shielded, expendable, mirrored: nodes at risk or being drained of which that is true.
     """
 
     version: int
     troubled: Mapping[ShardId, ShardFacts]
     shielded: frozenset[NodeName]
     expendable: frozenset[NodeName]
+    mirrored: frozenset[NodeName]
 
     @property
     def paused(self) -> tuple[tuple[str, str], ...]:
@@ -285,13 +286,16 @@ class MapWatch:
                 self._troubled[shard] = facts
         self._version = state.version
         endangered = [name for name, node in state.nodes.items() if node.at_risk or node.draining]
-        shielded = [name for name in endangered if planner.is_shielded(state, name, index)]
+        shielded = [name for name in endangered if protection.is_shielded(state, name, index)]
         self._facts = MapFacts(
             version=state.version,
             troubled=dict(sorted(self._troubled.items())),
             shielded=frozenset(shielded),
+            mirrored=frozenset(
+                name for name in endangered if protection.is_mirrored(state, name, index)
+            ),
             expendable=frozenset(
-                name for name in shielded if planner.is_expendable(state, name, index)
+                name for name in shielded if protection.is_expendable(state, name, index)
             ),
         )
         return self._facts
@@ -391,6 +395,7 @@ def _node_status(
         p_10_min=outlook.p_10_min if outlook is not None and outlook.known else NAN,
         shielded=name in facts.shielded,
         expendable=name in facts.expendable,
+        mirrored=name in facts.mirrored,
         free_bytes=heard.free_bytes if heard is not None else 0,
         stored_bytes=heard.stored_bytes if heard is not None else 0,
         damaged_batches=heard.damaged_batches if heard is not None else 0,
@@ -526,6 +531,8 @@ def _about_forecast(state: ClusterState, facts: MapFacts, term: Term | None) -> 
             what = "it may be stopped now: everything on it is elsewhere, too"
         elif name in facts.shielded:
             what = "appends do not need it any more, its past is being copied"
+        elif name in facts.mirrored:
+            what = "no record needs it any more; the shards that it orders pause when it dies"
         else:
             what = "its shards are being moved"
         yield f"{name} is at risk{f', {words}' if words else ''}: {what}"

@@ -1,4 +1,4 @@
-"""The history of each node, as the leader sees it unfold: at risk, shielded, expendable, gone.
+"""The history of each node, as the leader sees it: at risk, mirrored, shielded, expendable, gone.
 
 What is due follows from the committed state and the history itself (`due_lines`), so that a new
 leader goes on with a story that another one began, and tells nothing twice. Only a process that was
@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from las.core import planner
+from las.core import protection
 from las.core.commands import RecordEvent
 from las.core.index import FleetIndex
 from las.core.state import ClusterState, Event, Node, NodeState
@@ -27,6 +27,7 @@ AT_RISK = "at_risk"
 RECOVERED = "recovered"
 DRAINING = "draining"
 DRAIN_ENDED = "drain_ended"
+MIRRORED = "mirrored"
 SHIELDED = "shielded"
 EXPENDABLE = "expendable"
 DIED = "died"
@@ -95,10 +96,14 @@ def _protected(
 ) -> Iterator[Line]:
     """The node is endangered: what of it is safe already, once an episode."""
     told = {event.kind for event in episode(history)}
-    if SHIELDED not in told and planner.is_shielded(state, name, index):
+    if not told & {MIRRORED, SHIELDED} and protection.is_mirrored(state, name, index):
+        led = index.leading[name]
+        text = f"no record needs it: it votes nowhere, and orders {led} shards as their mirror"
+        yield Line(kind=MIRRORED, text=text)
+    if SHIELDED not in told and protection.is_shielded(state, name, index):
         yield Line(kind=SHIELDED, text="no open segment needs it: neither vote nor primary")
         told.add(SHIELDED)
-    if EXPENDABLE not in told and SHIELDED in told and planner.is_expendable(state, name, index):
+    if EXPENDABLE not in told and SHIELDED in told and protection.is_expendable(state, name, index):
         count = index.holding[name]
         yield Line(
             kind=EXPENDABLE,
@@ -114,7 +119,7 @@ def lead_words(state: ClusterState, index: FleetIndex, node: Node, now_ms: int) 
         }
         told = [
             f"{kind} for {max(0, now_ms - since[kind]) / 1000:.1f} s"
-            for kind in (EXPENDABLE, SHIELDED)
+            for kind in (EXPENDABLE, SHIELDED, MIRRORED)
             if kind in since
         ]
         if told:

@@ -24,7 +24,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from las.core import planner
+from las.core import planner, protection
 from las.core.apply import apply
 from las.core.commands import (
     AddHolder,
@@ -217,8 +217,8 @@ class VirtualFleet:
             return
         self.tally.failures += failed
         if failed and node.at_risk:
-            self.tally.shielded += planner.is_shielded(self.state, name, self._index)
-            self.tally.expendable += planner.is_expendable(self.state, name, self._index)
+            self.tally.shielded += protection.is_shielded(self.state, name, self._index)
+            self.tally.expendable += protection.is_expendable(self.state, name, self._index)
         shards = sorted(self._index.shards_of(name))
         led = [s for s in shards if self.state.shards[s].shard.open.plan.primary.peer == name]
         self._down_since[name] = Tick(int(now_s * 1_000))
@@ -277,7 +277,7 @@ class VirtualFleet:
     def stake(self, name: NodeName) -> Stake:
         """What its failure would touch; each node is taken to store the same."""
         stored = self.model.bytes_per_node
-        spared = self.state.nodes[name].at_risk and planner.is_expendable(
+        spared = self.state.nodes[name].at_risk and protection.is_expendable(
             self.state, name, self._index
         )
         return Stake(

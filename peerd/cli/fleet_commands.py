@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from las.v1 import fleet_pb2, forecast_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
-from peerd.cli.node_commands import copying_text, drain_end_text
+from peerd.cli.node_commands import copying_text, drain_end_text, protection_text
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -133,9 +133,7 @@ def _worst_text(answer: fleet_pb2.GetStatusResponse) -> str:
 
 
 def _risk_text(entry: fleet_pb2.NodeStatus) -> str:
-    where = (
-        "expendable" if entry.expendable else "shielded" if entry.shielded else "not yet shielded"
-    )
+    where = protection_text(entry, "not yet shielded")
     zone = entry.node.labels.get("zone", "")
     place = f" ({zone})" if zone else ""
     risk = f"p(10 min) {probability_text(entry.p_10_min)}"

@@ -89,6 +89,15 @@ def copying_text(entry: fleet_pb2.NodeStatus) -> str:
     return f"{told} at {size_text(round(now.bytes_per_s))}/s, {duration_text(left_ms)} left"
 
 
+def protection_text(entry: fleet_pb2.NodeStatus, needed: str) -> str:
+    """How far a node at risk or being drained is relieved; `needed` where it is not."""
+    if entry.expendable:
+        return "expendable"
+    if entry.shielded:
+        return "shielded"
+    return "mirrored" if entry.mirrored else needed
+
+
 def drain_end_text(entry: fleet_pb2.NodeStatus) -> str:
     """When a drain ends by itself, in words; empty if it does not."""
     if not entry.HasField("drain_ends_in_ms"):

@@ -14,6 +14,7 @@ from rich.text import Text
 from las.v1 import fleet_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.cli.fleet_commands import glance
+from peerd.cli.node_commands import protection_text
 from peerd.cli.output import ConfigOption, connected, duration_text, probability_text, size_text
 from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
@@ -118,8 +119,7 @@ def _state(each: fleet_pb2.NodeStatus) -> Text:
         return Text(f"down {duration_text(each.silent_ms)}", style="red")
     if each.node.at_risk or each.node.draining:
         what = "at risk" if each.node.at_risk else "draining"
-        safe = "expendable" if each.expendable else "shielded" if each.shielded else "in use"
-        return Text(f"{what}, {safe}", style="yellow")
+        return Text(f"{what}, {protection_text(each, 'in use')}", style="yellow")
     return Text("up", style="green")
 
 

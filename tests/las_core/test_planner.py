@@ -30,8 +30,6 @@ from las.core.planner import (
     Urgency,
     Want,
     initial_plans,
-    is_expendable,
-    is_shielded,
     plan,
     recovery_plan,
     resolve_policy,
@@ -470,36 +468,6 @@ def test_fetches_under_way_are_bounded():
     assert len(wants(state, limits=Limits(copies_max=2))) == 1
     (want,) = wants(state, limits=Limits(copies_per_segment_max=1))
     assert len(want.holders) == 1
-
-
-# ---------------------------------------------------------------------------------- outcomes
-def test_shielded_and_expendable_follow_the_committed_map():
-    state = done(sealed(with_log()), at_risk(1))
-    assert not is_shielded(state, name(1))
-    for action in planned(state):
-        state = carried_out(state, action)
-    assert is_shielded(state, name(1))
-    assert not is_expendable(state, name(1)), "the old copies lie on peers 1, 2 and 3"
-    for number in (4, 5):
-        state = done(state, AddHolder(shard=SHARD, epoch=Epoch(1), holder=replica(number)))
-    for entry in state.shards.values():
-        for segment in entry.shard.sealed:
-            for number in (2, 3, 4, 5):
-                add = AddHolder(
-                    shard=entry.shard.shard, epoch=segment.epoch, holder=replica(number)
-                )
-                state = done(state, add)
-    assert is_expendable(state, name(1))
-    assert is_expendable(state, name(1), indexed(state))
-    assert not is_expendable(done(state, at_risk(2), at_risk(3)), name(1))
-
-
-def test_a_prepared_segment_needs_its_voters_too():
-    prepare = PrepareSegment(shard=SHARD, epoch=Epoch(1), plan=plan_of(2, 2, 3, 4))
-    state = done(with_log(), prepare)
-    assert not is_shielded(state, name(4))
-    assert is_shielded(state, name(5))
-    assert is_shielded(state, name(5), indexed(state))
 
 
 # ---------------------------------------------------------------------------------- logs, switch

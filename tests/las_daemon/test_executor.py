@@ -20,7 +20,8 @@ from las.core.commands import (
 )
 from las.core.patience import TakeOvers
 from las.core.placement import Limits
-from las.core.planner import Prepare, Urgency, Want, is_expendable, is_shielded
+from las.core.planner import Prepare, Urgency, Want
+from las.core.protection import is_expendable, is_shielded
 from las.core.state import NodeState
 from las.daemon.detector import Detector, DetectorTiming
 from las.daemon.executor import Executor, ExecutorTiming

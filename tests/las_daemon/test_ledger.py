@@ -143,6 +143,13 @@ def history(**moments):
     [
         (Response.PROTECT, {"at_risk": 10, "shielded": 200}, Outcome.HIT, "no append needed it"),
         (Response.PROTECT, {"at_risk": 10, "shielded": 20, "expendable": 30}, Outcome.HIT, "all"),
+        (Response.PROTECT, {"at_risk": 10, "mirrored": 60}, Outcome.HIT, "no record needed it"),
+        (
+            Response.PROTECT,
+            {"at_risk": 10, "mirrored": 60, "shielded": 90},
+            Outcome.HIT,
+            "no append needed it",
+        ),
         (Response.PROTECT, {"at_risk": 10}, Outcome.MISS, "too late"),
         (Response.PROTECT, {"at_risk": 10, "died": 400, "shielded": 900}, Outcome.MISS, "too late"),
         (Response.HELD_OUT, {}, Outcome.MISS, "left alone"),

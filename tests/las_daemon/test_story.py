@@ -78,6 +78,26 @@ def test_at_risk_shielded_expendable_and_died_are_told_once_with_the_lead():
     assert due(state) == []
 
 
+def test_a_mirror_is_told_and_the_shield_that_follows_it():
+    state = done(
+        with_log(),
+        SetAtRisk(node=name(1), at_risk=True),
+        PrepareSegment(shard=SHARD, epoch=Epoch(1), plan=plan_of(1, 2, 3, 4, non=(1,))),
+        SegmentOpened(shard=SHARD, epoch=Epoch(2), begin=Offset(9), holders=()),
+    )
+    state = told(state, now_ms=1_000)
+    assert kinds(state) == ["at_risk", "mirrored"]
+    assert "orders 1 shards as their mirror" in state.events[name(1)][-1].text
+    assert due(state) == []
+    handed_over = PrepareSegment(shard=SHARD, epoch=Epoch(2), plan=plan_of(2, 2, 3, 4, non=(1,)))
+    opened = SegmentOpened(shard=SHARD, epoch=Epoch(3), begin=Offset(12), holders=())
+    state = told(done(state, handed_over, opened), now_ms=3_000)
+    assert kinds(state)[:3] == ["at_risk", "mirrored", "shielded"]
+    down = SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN)
+    state = told(done(state, down), now_ms=9_000)
+    assert "shielded for 6.0 s, mirrored for 8.0 s" in state.events[name(1)][-1].text
+
+
 def test_a_death_that_nobody_foresaw_says_what_it_met():
     down = SetNodeState(node=name(1), boot=process(1).boot, state=NodeState.DOWN)
     ((kind, text),) = due(done(with_log(), down))

@@ -15,13 +15,12 @@ from las.core.planner import (
     Recover,
     Want,
     initial_plans,
-    is_expendable,
-    is_shielded,
     plan,
     recovery_plan,
     resolve_policy,
     switch_plan,
 )
+from las.core.protection import is_expendable, is_mirrored, is_shielded
 from las.core.recovery import Recovered
 from las.core.state import CLOSED_SEGMENTS_LEVEL, ClusterState, NodeState, ShardEntry
 from peerd.core.ids import NO_EPOCH, Epoch, NodeName, Offset, ShardId, Tick
@@ -121,6 +120,7 @@ class Fleet:
             flags = [node.state.value]
             flags += ["at risk"] if node.at_risk else []
             flags += ["draining"] if node.draining else []
+            flags += ["mirrored"] if is_mirrored(self.state, node.name) else []
             flags += ["shielded"] if is_shielded(self.state, node.name) else []
             flags += ["expendable"] if is_expendable(self.state, node.name) else []
             lines.append(f"{node.name}: {', '.join(flags)}; {node.boot}")

@@ -70,8 +70,10 @@ function curve(values, digits) {
 function peerState(peer) {
   if (peer.state !== "up") return el("span", peer.state, "bad");
   if (peer.at_risk) {
-    const safe = peer.expendable ? "expendable" : peer.shielded ? "shielded" : "being protected";
-    const cell = el("span", `at risk, ${safe}`, peer.shielded ? "warn" : "bad");
+    const safe = peer.expendable ? "expendable" : peer.shielded ? "shielded"
+      : peer.mirrored ? "mirrored" : "being protected";
+    const calm = peer.shielded || peer.mirrored;
+    const cell = el("span", `at risk, ${safe}`, calm ? "warn" : "bad");
     cell.title = peer.why;
     return cell;
   }

@@ -106,6 +106,7 @@ def _peer(state: ClusterState, each: fleet_pb2.NodeStatus, term: Term | None) ->
         "draining": node.draining,
         "shielded": each.shielded,
         "expendable": each.expendable,
+        "mirrored": each.mirrored,
         "p_10_min": None if math.isnan(each.p_10_min) else each.p_10_min,
         "why": term.forecaster.words(node.name) if term is not None else "",
         "primaries": each.primaries,
