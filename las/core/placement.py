@@ -308,8 +308,8 @@ class Placement:
     def mirror(self, primary: ProcessId | None, voters: Sequence[ReplicaId]) -> ProcessId | None:
         """`primary`, if it is to order for `voters` without a vote of its own (`Limits.mirror`).
 
-        It is at risk and up, nothing else is wrong with it, and the voters are healthy and on other
-        hosts, one of which may lead when it dies.
+        It is at risk and up, its disk has room, nothing else is wrong with it, and the voters are
+        healthy and on other hosts, one of which may lead when it dies.
         """
         if (
             not self._limits.mirror
@@ -319,7 +319,8 @@ class Placement:
             return None
         node = self._nodes[primary.peer].node
         sick = node.process != primary or not node.at_risk or node.draining or not node.may_lead
-        sick |= node.name in self._view.slow
+        # A full disk refuses appends, whoever else would keep them.
+        sick |= node.name in self._view.slow or not self._has_room(node)
         healthy = all(self.health(each) is Health.HEALTHY for each in voters)
         if sick or not healthy or node.host in self._hosts(voters):
             return None

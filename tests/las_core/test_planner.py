@@ -147,6 +147,14 @@ def test_a_mirror_hands_over_where_it_may_not_go_on(commands, limits):
     assert 1 not in numbers(action.plan.voters)
 
 
+def test_a_mirror_whose_disk_fills_hands_over_before_it_refuses_appends():
+    view = replace(VIEW, free_bytes={name(1): MIRROR.free_bytes_min - 1})
+    (action,) = planned(mirrored(), view, MIRROR)
+    assert action.plan.primary in (process(2), process(3))
+    (action,) = planned(done(with_log(), at_risk(1)), view, MIRROR)
+    assert action.plan.primary in (process(2), process(3))
+
+
 def test_a_mirror_whose_voters_are_no_better_hands_over():
     state = done(with_log(), at_risk(1), *(down(number) for number in (4, 5)), at_risk(3))
     (action,) = planned(state, limits=MIRROR)
