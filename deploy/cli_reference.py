@@ -15,7 +15,9 @@ _ROOM = re.compile(r"\s+")
 
 
 def _line(text: object) -> str:
-    return _ROOM.sub(" ", str(text or "")).strip().replace("|", "\\|")
+    # A bracket that the terminal would take for markup is written `\\[`.
+    plain = str(text or "").replace("\\[", "[")
+    return _ROOM.sub(" ", plain).strip().replace("|", "\\|")
 
 
 def _rows(command: Any) -> Iterator[str]:
@@ -26,15 +28,17 @@ def _rows(command: Any) -> Iterator[str]:
         if each.param_type_name == "argument":
             names = each.name.upper()
         default = each.default
-        shown = "" if each.required or default in {None, "", False, True} else f"`{default}`"
+        said = default is not None and not isinstance(default, bool) and str(default)
+        shown = f"`{default}`" if said and not each.required else ""
         yield f"| `{names}` | {shown} | {_line(getattr(each, 'help', ''))} |"
 
 
 def _commands(name: str, command: Any) -> Iterator[str]:
     if getattr(command, "hidden", False):
         return
-    children = getattr(command, "commands", None)
-    if children is None or (command.callback is not None and not command.no_args_is_help):
+    # Some are loaded when they are asked for.
+    names = command.list_commands(None) if hasattr(command, "list_commands") else None
+    if names is None or (command.callback is not None and not command.no_args_is_help):
         yield f"\n### `{name}`\n"
     else:
         yield f"\n## `{name}`\n"
@@ -43,8 +47,8 @@ def _commands(name: str, command: Any) -> Iterator[str]:
     if rows:
         yield "\n| | default | |\n| - | - | - |"
         yield from rows
-    for child, each in sorted((children or {}).items()):
-        yield from _commands(f"{name} {child}", each)
+    for child in sorted(names or ()):
+        yield from _commands(f"{name} {child}", command.get_command(None, child))
 
 
 def page() -> str:

@@ -263,12 +263,18 @@ def replay(  # noqa: PLR0917 - each is an option
     weight: Annotated[
         str, typer.Option(help="Values of policy.exposure_cost to try, e.g. 4,16,64.")
     ] = "4,16,64",
-    bytes_per_node: Annotated[float, typer.Option(min=1.0, help="What a node stores.")] = 1e12,
-    copy_bytes_per_s: Annotated[float, typer.Option(min=1.0, help="Copying of a node.")] = 100e6,
+    bytes_per_node: Annotated[
+        float, typer.Option(min=1.0, max=1e18, help="What a node stores.")
+    ] = 1e12,
+    copy_bytes_per_s: Annotated[
+        float, typer.Option(min=1.0, max=1e15, help="Copying of a node.")
+    ] = 100e6,
     jobs: Annotated[int, typer.Option(min=0, max=1_024, help="Processes; 0: all cores.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a made-up history.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=(1 << 63) - 1, help="Seed of a made-up history.")
+    ] = 1,
     plot: Annotated[Path | None, typer.Option(help="Write pictures here, as SVG.")] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
+    output: Annotated[str, typer.Option("--output", "-o", help="table, json or yaml.")] = "table",
 ) -> None:
     """What anticipation would have done for a fleet whose outages are recorded.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from las.replay.histories import DataMissing
 from las.replay.run import ANTICIPATE, NOTHING, REACT, Options, Outcome
 from las.replay.sources import DAY_S, Source, read
 from las.replay.sweep import Work, cores, sweep
+from peerd.cli.output import Format, print_document
 
 HORIZONS_S = {"1h": 3_600, "1d": DAY_S, "7d": 7 * DAY_S}
 PREDICTORS = ("history", "decayed")
@@ -56,6 +56,9 @@ def run(asked: Asked) -> list[Outcome]:
     _check(asked)
     runs = _runs(asked)
     try:
+        if asked.plot is not None:
+            # Before what takes minutes, and would be lost.
+            report.require_plots(asked.plot)
         source = Source(name=asked.history, data=asked.data, seed=asked.seed)
         history = read(source)
         end_s = min(history.split_s + asked.days * DAY_S, int(history.until_s.max()))
@@ -77,10 +80,11 @@ def run(asked: Asked) -> list[Outcome]:
         raise BadQuestion(
             "a process ended by itself, likely for want of memory: --jobs 1"
         ) from error
-    if asked.output == "json":
-        sys.stdout.write(json.dumps([each.as_dict() for each in outcomes], indent=2) + "\n")
-    else:
+    output = Format(asked.output)
+    if output is Format.TABLE:
         _print(outcomes)
+    else:
+        print_document(output, [each.as_dict() for each in outcomes])
     return outcomes
 
 
@@ -88,7 +92,7 @@ def _check(asked: Asked) -> None:
     for what, given, known in (
         ("--predictor", asked.predictor, PREDICTORS),
         ("--horizon", asked.horizon, tuple(HORIZONS_S)),
-        ("--output", asked.output, ("table", "json")),
+        ("--output", asked.output, tuple(Format)),
     ):
         if given not in known:
             raise BadQuestion(f"{what} is {given!r}: expected {' or '.join(known)}")

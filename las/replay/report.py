@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,13 @@ def _against(value: float, react: float | None, unit: str) -> str:
     return text if not react else f"{text} ({value / react - 1.0:+.0%})"
 
 
+def require_plots(path: Path) -> None:
+    """Raises `DataMissing` without matplotlib, `OSError` where no file can be written."""
+    _pyplot()
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise NotADirectoryError(errno.ENOTDIR, "no file can be written there", str(path))
+
+
 def plot(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Cost and gain of each run as SVG. Raises `DataMissing` without matplotlib; `OSError`."""
     figure, axes = _figure()
@@ -94,6 +103,11 @@ def plot(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _figure() -> tuple[Any, Any]:
+    return _pyplot().subplots(1, 3, figsize=(15, 4.5))
+
+
+def _pyplot() -> Any:
+    """Raises `DataMissing`."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -103,4 +117,4 @@ def _figure() -> tuple[Any, Any]:
     mpl.use("svg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, 3, figsize=(15, 4.5))
+    return pyplot

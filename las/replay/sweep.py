@@ -1,15 +1,20 @@
 """Many replays of one history over the cores, and how far they are.
 
+A signal of the terminal, Ctrl-C, is for the process that asked: those that replay never see it, are
+told by it, and end with their next step; as they do when it has gone.
+
 Bounds: as many processes as cores, each with one replay at a time.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 
 from las.forecast.history_inputs import HistoryIndex
@@ -40,13 +45,17 @@ _work: Work
 _history: History
 _predictor: Predictor | None
 _done: SynchronizedArray[float]
+_ended: Synchronized[int]
 
 
-def _prepare(work: Work, done: SynchronizedArray[float], niceness: Synchronized[int]) -> None:
+class _RunEnded(Exception):  # noqa: N818 - it is the wish of who asked
+    """Nobody waits for this run any more."""
+
+
+def _prepare(work: Work, done: SynchronizedArray[float], ended: Synchronized[int]) -> None:
     """Once in each process."""
-    global _work, _history, _predictor, _done
-    os.nice(niceness.value)
-    _work, _done, _predictor = work, done, None
+    global _work, _history, _predictor, _done, _ended
+    _work, _done, _ended, _predictor = work, done, ended, None
     _history = read(work.source)
 
 
@@ -66,6 +75,9 @@ def _predicts() -> Predictor:
 
 def _one(number: int, options: Options) -> Outcome:
     def progress(share: float) -> None:
+        parent = parent_process()
+        if _ended.value or parent is None or not parent.is_alive():
+            raise _RunEnded
         _done[number] = share
 
     return replay(
@@ -88,19 +100,35 @@ def sweep(work: Work, runs: Sequence[Options], *, jobs: int, told: Told) -> list
         raise ValueError(f"{len(runs)} runs, at most {RUNS_MAX}: sweep fewer values")
     context = get_context("spawn")
     done = context.Array("d", len(runs))
-    niceness = context.Value("i", 0)
+    ended = context.Value("i", 0)
     with ProcessPoolExecutor(
         min(jobs, len(runs)),
         mp_context=context,
         initializer=_prepare,
-        initargs=(work, done, niceness),
+        initargs=(work, done, ended),
     ) as pool:
-        futures = [pool.submit(_one, number, options) for number, options in enumerate(runs)]
-        waiting = set(futures)
-        while waiting:
-            _, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
-            told(sum(done[:]) / len(runs))
-        return [future.result() for future in futures]
+        try:
+            with _deaf_to_the_terminal():
+                futures = [pool.submit(_one, *each) for each in enumerate(runs)]
+            waiting = set(futures)
+            while waiting:
+                _, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+                told(sum(done[:]) / len(runs))
+            return [future.result() for future in futures]
+        except BaseException:
+            ended.value = 1
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _deaf_to_the_terminal() -> Iterator[None]:
+    """Processes that begin in it have SIGINT blocked; here it comes when this is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores() -> int:

@@ -1,6 +1,5 @@
 """`las train`: samples of one's own fleet out of Prometheus, and a model fitted to them."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,16 @@ from las.training.command import (
 )
 from las.training.export import Wanted
 from las.training.recalibrate import FitRefused
-from peerd.cli.log_commands import parsed_moment
-from peerd.cli.output import EXIT_REFUSED, EXIT_USAGE, Format, FormatOption, connected, fail
+from peerd.cli.output import (
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    Format,
+    FormatOption,
+    connected,
+    fail,
+    parsed_moment,
+    print_document,
+)
 
 train_app = typer.Typer(
     help="Fit the forecast to your own fleet: export its samples and outages, recalibrate the "
@@ -35,7 +42,7 @@ def export(  # noqa: PLR0917 - each is an option
     file: Annotated[Path, typer.Argument(help="The .parquet file to write.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="A las.toml: its [telemetry] names the server."),
+        typer.Option("--config", "-c", help="A las.toml: its \\[telemetry] names the server."),
     ] = None,
     url: Annotated[str, typer.Option(help="Of the Prometheus server, in place of that.")] = "",
     since: Annotated[
@@ -54,23 +61,23 @@ def export(  # noqa: PLR0917 - each is an option
     ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Write the fleet's samples, with what became of each node, to a parquet file.
+    r"""Write the fleet's samples, with what became of each node, to a parquet file.
 
     All nodes are looked at each --every seconds, and a node that failed once a minute in the hour
     before it. Nodes that were drained, protected or stopped by an operator and did not fail count
-    as unknown, never as healthy. Needs pyarrow: pip install 'peerd[parquet]'.
+    as unknown, never as healthy. Needs pyarrow: pip install 'peerd\[parquet]'.
 
     Example: las train export fleet.parquet -c las.toml --peerctl peerctl.toml --since 30d
     """
     try:
         telemetry = telemetry_of(config, url)
         end_s = now_s()
+        begin_s = int(parsed_moment(since, "--since").timestamp())
         if outages is not None:
             fleet = fleet_of_file(outages, end_s)
         else:
             with connected(peerctl) as client:
                 fleet = fleet_of_cluster(client, end_s)
-        begin_s = int(parsed_moment(since, "--since").timestamp())
         wanted = Wanted(begin_s=begin_s, end_s=end_s, every_s=every)
         run_export(file, telemetry, wanted, fleet, output)
     except BadQuestion as error:
@@ -113,6 +120,6 @@ def fit(  # noqa: PLR0917 - each is an option
     except BadQuestion as error:
         fail(str(error), EXIT_USAGE)
     except FitRefused as refused:
-        if output is Format.JSON:
-            typer.echo(json.dumps({"refused": refused.why.value, "why": str(refused)}, indent=2))
+        if output is not Format.TABLE:
+            print_document(output, {"refused": refused.why.value, "why": str(refused)})
         fail(f"refused ({refused.why.value.upper()}): {refused}", EXIT_REFUSED)

@@ -25,9 +25,10 @@ from las.forecast.model import ForecastModel
 from las.training.export import Wanted, Written, export
 from las.training.labels import Care, Fates
 from las.training.recalibrate import Recalibrated, recalibrate
-from las.training.windows import BadData, read_moments
+from las.training.windows import WINDOW_S, BadData, read_moments
 from las.v1 import fleet_pb2, forecast_pb2, history_pb2
 from peerd.cli.outage_files import BadFile, cause_text, read_outages
+from peerd.cli.output import Format, print_document
 from peerd.client.blocking import Client
 
 # Audit records and cases that are asked for, as the contracts say.
@@ -57,9 +58,12 @@ def telemetry_of(config: Path | None, url: str) -> Telemetry:
     told: dict[str, object] = {}
     if config is not None:
         try:
-            told = dict(tomllib.loads(config.read_text("utf-8")).get("telemetry", {}))
+            table = tomllib.loads(config.read_text("utf-8")).get("telemetry", {})
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadQuestion(f"{config} cannot be read: {error}") from error
+        if not isinstance(table, dict):
+            raise BadQuestion(f"{config}: telemetry is no table: write [telemetry] above its keys")
+        told = dict(table)
     told["source"] = "prometheus"
     if url:
         told["url"] = url
@@ -133,11 +137,13 @@ def _protected(cases: Iterable[forecast_pb2.LedgerCase], until_s: int) -> Iterat
 
 
 def run_export(
-    path: Path, telemetry: Telemetry, wanted: Wanted, fleet: Fleet, output: str
+    path: Path, telemetry: Telemetry, wanted: Wanted, fleet: Fleet, output: Format
 ) -> Written:
     """Write the file, with progress on a terminal. Raises `BadQuestion`."""
     if not fleet.hosts:
         raise BadQuestion("no node is known: is this the fleet's cluster, or its file of outages?")
+    if wanted.begin_s + WINDOW_S >= wanted.end_s:
+        raise BadQuestion(f"--since: at least {WINDOW_S} s ago, and some days to be of use")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as shown:
@@ -154,8 +160,8 @@ def run_export(
             )
     except (BadData, PrometheusError) as error:
         raise BadQuestion(f"{error}; nothing was written") from error
-    if output == "json":
-        typer.echo(json.dumps(asdict(written), indent=2))
+    if output is not Format.TABLE:
+        print_document(output, asdict(written))
     else:
         typer.echo(
             f"{path}: {written.windows} windows at {written.moments} moments; within 10 min "
@@ -166,12 +172,20 @@ def run_export(
 
 def live_model(client: Client) -> bytes:
     """The file of the incident model that answers in a cluster. Raises `BadQuestion`."""
-    incident = next(each for each in client.las.models() if each.head == INCIDENT)
-    live = next(each for each in incident.models if each.state == "live")
+    models = [
+        model for each in client.las.models() if each.head == INCIDENT for model in each.models
+    ]
+    live = next((each for each in models if each.state == "live"), None)
+    if live is None:
+        raise BadQuestion("no incident model answers there: name a file with --model")
     if live.version:
         return client.las.get_model(live.version).content
-    content = read_bounded(SHIPPED_MODEL)
-    if ForecastModel.from_bytes(content).model_id != live.model_id:
+    content = model_of_file(SHIPPED_MODEL)
+    try:
+        shipped = ForecastModel.from_bytes(content).model_id
+    except ModelRefused as error:
+        raise BadQuestion(f"{SHIPPED_MODEL}: {error}: name a file with --model") from error
+    if shipped != live.model_id:
         raise BadQuestion(
             f"{live.model_id} answers there, which is not the model that is shipped with this "
             "program: name its file with --model"
@@ -180,7 +194,7 @@ def live_model(client: Client) -> bytes:
 
 
 def run_fit(
-    files: list[Path], model: bytes, out: Path, newest_share: float, output: str
+    files: list[Path], model: bytes, out: Path, newest_share: float, output: Format
 ) -> Recalibrated:
     """Write the new model. Raises `BadQuestion` and `FitRefused`; then nothing is written."""
     try:
@@ -194,9 +208,9 @@ def run_fit(
         raise BadQuestion(f"the model cannot be recalibrated: {error}") from error
     except OSError as error:
         raise BadQuestion(f"{error.filename or out}: {error.strerror or error}") from error
-    if output == "json":
+    if output is not Format.TABLE:
         told = {"model_id": made.model_id, "horizons": [asdict(each) for each in made.judged]}
-        typer.echo(json.dumps(told, indent=2))
+        print_document(output, told)
         return made
     typer.echo(f"{out}: {made.model_id}")
     for each in made.judged:

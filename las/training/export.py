@@ -99,7 +99,7 @@ async def export(
 
     Raises:
         PrometheusError: the server does not answer as it should; nothing is written.
-        BadData: the file cannot be written, or too much was asked for.
+        BadData: the file cannot be written, too much was asked for, or there is nothing.
     """
     client = PrometheusClient(telemetry)
     todo = looks(wanted, fates)
@@ -113,6 +113,12 @@ async def export(
                     writer.write(moment)
                     written = _counted(written, moment)
             progress(len(todo), len(todo))
+            if not written.windows:
+                raise BadData(
+                    f"{telemetry.url} has no sample of {', '.join(sorted(hosts)[:3])} in that "
+                    "time: does it scrape the peers, each target with the label "
+                    f"{telemetry.node_label}? docs/operations.md, Telemetry from Prometheus"
+                )
     finally:
         await client.close()
     return written

@@ -12,7 +12,9 @@ Parquet needs pyarrow: `pip install 'peerd[parquet]'`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +71,7 @@ class WindowWriter:
                 self._beside, self._schema, compression="zstd"
             )
         except OSError as error:
-            raise BadData(f"{self._path} cannot be written: {error.strerror or error}") from error
+            raise self._not_written(error) from error
         return self
 
     def __exit__(
@@ -78,14 +80,22 @@ class WindowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._beside.replace(self._path)
-        else:
-            self._beside.unlink(missing_ok=True)
+        try:
+            self._file.close()
+            if kind is None:
+                self._beside.replace(self._path)
+        except OSError as failed:
+            if kind is None:
+                raise self._not_written(failed) from failed
+        finally:
+            with contextlib.suppress(OSError):
+                self._beside.unlink(missing_ok=True)
+
+    def _not_written(self, error: OSError) -> BadData:
+        return BadData(f"{self._path} cannot be written: {error.strerror or error}")
 
     def write(self, moment: Moment) -> None:
-        """A row group."""
+        """A row group. Raises `BadData` where it cannot be written."""
         count = len(moment.nodes)
         rows = count * WINDOW_S
         seconds = np.arange(moment.at_s - WINDOW_S + 1, moment.at_s + 1, dtype=np.int64)
@@ -100,7 +110,10 @@ class WindowWriter:
             columns[label_column(horizon_s)] = self._arrow.array(told, mask=told == _UNKNOWN)
         for place, name in enumerate(TELEMETRY_SCHEMA.names):
             columns[name] = moment.windows[:, :, place].reshape(-1)
-        self._file.write_table(self._arrow.table(columns, schema=self._schema))
+        try:
+            self._file.write_table(self._arrow.table(columns, schema=self._schema))
+        except OSError as error:
+            raise self._not_written(error) from error
 
 
 def read_moments(paths: Sequence[Path]) -> Iterator[Moment]:
@@ -112,7 +125,7 @@ def read_moments(paths: Sequence[Path]) -> Iterator[Moment]:
             known = _check(path, file.schema_arrow)
             for number in range(file.num_row_groups):
                 yield _moment(path, file.read_row_group(number), known)
-        except (OSError, ValueError, KeyError, arrow.ArrowException) as error:
+        except (OSError, ValueError, KeyError, TypeError, arrow.ArrowException) as error:
             raise BadData(f"{path} is no file of `las train export`: {error}") from error
 
 
@@ -147,10 +160,15 @@ def _moment(path: Path, table: Any, known: frozenset[str]) -> Moment:
         ],
         axis=1,
     ).astype(np.int8)
+    at_s, weight = table["moment"][0].as_py(), table["weight"][0].as_py()
+    if not (isinstance(at_s, int) and isinstance(weight, float) and 0.0 < weight < math.inf):
+        raise BadData(f"{path}: a moment {at_s!r} with the weight {weight!r} is none")
+    if not np.isin(labels, (_UNKNOWN, 0, 1)).all():
+        raise BadData(f"{path}: a label is neither 0 nor 1 nor null")
     return Moment(
-        at_s=table["moment"][0].as_py(),
+        at_s=at_s,
         nodes=tuple(nodes),
-        weight=table["weight"][0].as_py(),
+        weight=weight,
         windows=windows,
         labels=labels,
     )

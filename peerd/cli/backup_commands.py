@@ -18,6 +18,7 @@ import typer
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
+    UINT32_MAX,
     ConfigOption,
     Format,
     FormatOption,
@@ -98,7 +99,10 @@ def create(
         ),
     ] = True,
     wait_s: Annotated[
-        float, typer.Option("--wait", min=0, help="Seconds that the tier is waited for at most.")
+        float,
+        typer.Option(
+            "--wait", min=0, max=604_800, help="Seconds that the tier is waited for at most."
+        ),
     ] = 120.0,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -192,10 +196,14 @@ def list_backups(tier: TierOption, output: FormatOption = Format.TABLE) -> None:
 def prune(
     tier: TierOption,
     keep: Annotated[
-        int, typer.Option(min=1, help="How many of the newest stay, of each cluster's name.")
+        int,
+        typer.Option(
+            min=1, max=UINT32_MAX, help="How many of the newest stay, of each cluster's name."
+        ),
     ],
     older_than_days: Annotated[
-        float, typer.Option(min=0, help="Only those go that are older than so many days.")
+        float,
+        typer.Option(min=0, max=36_500, help="Only those go that are older than so many days."),
     ] = 0.0,
     remove: Annotated[
         bool, typer.Option("--remove", help="Do it. Without this nothing changes: a look ahead.")

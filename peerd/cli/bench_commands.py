@@ -20,6 +20,8 @@ from peerd.bench.workers import CLIENTS_MAX, BenchFailed
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
+    INT64_MAX,
+    UINT32_MAX,
     ConfigOption,
     Format,
     FormatOption,
@@ -46,8 +48,10 @@ LogOption = Annotated[str, typer.Option("--log", help="Log; created if it is not
 ShardsOption = Annotated[
     int, typer.Option(min=1, max=1024, help="Shards of a log that is created.")
 ]
-CopiesOption = Annotated[int, typer.Option(min=0, help="Its copies. 0: as `log create`.")]
-AcksOption = Annotated[int, typer.Option(min=0, help="Its acks. 0: 2.")]
+CopiesOption = Annotated[
+    int, typer.Option(min=0, max=UINT32_MAX, help="Its copies. 0: as `log create`.")
+]
+AcksOption = Annotated[int, typer.Option(min=0, max=UINT32_MAX, help="Its acks. 0: 2.")]
 SizeOption = Annotated[int, typer.Option(min=0, max=16 << 20, help="Bytes of a record.")]
 DurationOption = Annotated[
     float, typer.Option(min=0.1, max=86_400.0, help="Seconds that are measured.")
@@ -62,7 +66,11 @@ def append(  # noqa: PLR0917 -- the options of the command
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Open loop instead: appends a second, all clients together."),
+        typer.Option(
+            min=0.1,
+            max=1_000_000.0,
+            help="Open loop instead: appends a second, all clients together.",
+        ),
     ] = None,
     size: SizeOption = 256,
     batch: Annotated[int, typer.Option(min=1, max=65_536, help="Records of each append.")] = 1,
@@ -141,7 +149,8 @@ def disk_text(disk: object) -> str:
 @bench_app.command("read")
 def read(  # noqa: PLR0917 -- the options of the command
     records: Annotated[
-        int, typer.Option(min=1, help="The log is filled up to so many records first.")
+        int,
+        typer.Option(min=1, max=INT64_MAX, help="The log is filled up to so many records first."),
     ] = 200_000,
     size: SizeOption = 256,
     rate: Annotated[
@@ -207,7 +216,7 @@ def failover(  # noqa: PLR0917 -- the options of the command
         float, typer.Option(min=10.0, max=10_000.0, help="Appends a second meanwhile.")
     ] = 500.0,
     peers: Annotated[int, typer.Option(min=3, max=32, help="Peers of the cluster.")] = 4,
-    las: Annotated[int, typer.Option(help="LAS nodes of it: 1, 3 or 5.")] = 3,
+    las: Annotated[int, typer.Option(min=1, max=5, help="LAS nodes of it: 1, 3 or 5.")] = 3,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Change the primary of a shard under load, on a throw-away cluster: how long is the pause?

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from peerd.testing.dev_cluster import PORT_BASE, DevCluster, DevClusterError, Shape
+from peerd.testing.dev_cluster import (
+    PEERS_MAX,
+    PORT_BASE,
+    DevCluster,
+    DevClusterError,
+    Shape,
+)
+
+# limit: front workers of a peer, as in its configuration.
+WORKERS_MAX = 32
 
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
@@ -16,8 +25,8 @@ _WATCH_S = 0.5
 
 def dev(
     *,
-    peers: Annotated[int, typer.Option(help="Number of peers.")] = 5,
-    las: Annotated[int, typer.Option(help="Number of LAS nodes: 1, 3 or 5.")] = 3,
+    peers: Annotated[int, typer.Option(min=1, max=PEERS_MAX, help="Number of peers.")] = 5,
+    las: Annotated[int, typer.Option(min=1, max=5, help="Number of LAS nodes: 1, 3 or 5.")] = 3,
     directory: Annotated[
         Path, typer.Option("--dir", help="Directory of the cluster; a stopped one goes on.")
     ] = Path("build/dev"),
@@ -25,7 +34,10 @@ def dev(
         str, typer.Option(help="Zones, over which the peers are spread in turn.")
     ] = "zone-a,zone-b,zone-c",
     workers: Annotated[
-        int, typer.Option(help="Front workers of each peer, for many small clients.", min=0)
+        int,
+        typer.Option(
+            min=0, max=WORKERS_MAX, help="Front workers of each peer, for many small clients."
+        ),
     ] = 0,
     port_base: Annotated[
         int,

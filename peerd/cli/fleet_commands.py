@@ -26,6 +26,7 @@ from peerd.cli.output import (
     print_table,
     probability_text,
     size_text,
+    whole_number,
 )
 from peerd.client.blocking import Client
 
@@ -331,7 +332,7 @@ def _print_plan(answer: forecast_pb2.ExplainResponse) -> None:
 def shard_number(client: Client, shard: str) -> int:
     """The id in LOG/SHARD; ends the command unless the log has it."""
     log, _, number = shard.rpartition("/")
-    if not (log and number.isdigit()):
+    if not log or whole_number(number) is None:
         fail(f"{shard!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
     entry, _ = client.describe_log(log)
     if int(number) not in entry.shards:

@@ -1,5 +1,6 @@
 """`peerctl history`: when nodes were down, and why; what of it repeats; import and export."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from peerd.cli.outage_files import (
 )
 from peerd.cli.output import (
     EXIT_USAGE,
+    UINT32_MAX,
     ConfigOption,
     Format,
     FormatOption,
@@ -31,6 +33,9 @@ from peerd.cli.output import (
 # limit: outages of one call, as the contract says
 OUTAGES_PER_CALL_MAX = 1_000
 
+# limit: seconds for which an imported outage may lie after now: clocks differ.
+FUTURE_S_MAX = 3_600
+
 HOUR_S = 3_600
 DAY_S = 24 * HOUR_S
 
@@ -42,7 +47,9 @@ history_app = typer.Typer(
 @history_app.command("list")
 def list_outages(
     node: Annotated[str, typer.Argument(help="Only this node.")] = "",
-    count: Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")] = 50,
+    count: Annotated[
+        int, typer.Option(min=0, max=UINT32_MAX, help="At most so many; 0: all.")
+    ] = 50,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -95,7 +102,7 @@ def import_outages(
 ) -> None:
     """Add outages that were seen elsewhere. Each counts once, however often it is imported."""
     try:
-        outages = read_outages(file)
+        outages = read_outages(file, int(time.time()) + FUTURE_S_MAX)
     except BadFile as error:
         fail(f"{error}; nothing was imported", EXIT_USAGE)
     total = history_pb2.ImportOutagesResponse()
@@ -124,16 +131,19 @@ def export_outages(
     """Write the history to a file that `import` reads, the oldest first."""
     with connected(config) as client:
         outages = list(reversed(client.las.list_outages()))
-    if output is not Format.TABLE:
-        print_document(output, [_as_dict(each) for each in outages])
-    elif file is None:
-        typer.echo(csv_text(outages), nl=False)
-    else:
+    if file is not None:
         try:
             write_outages(file, outages)
         except BadFile as error:
             fail(str(error), EXIT_USAGE)
-        typer.echo(f"{len(outages)} outages in {file}")
+        if output is not Format.TABLE:
+            print_document(output, {"file": str(file), "outages": len(outages)})
+        else:
+            typer.echo(f"{len(outages)} outages in {file}")
+    elif output is not Format.TABLE:
+        print_document(output, [_as_dict(each) for each in outages])
+    else:
+        typer.echo(csv_text(outages), nl=False)
 
 
 @history_app.command("patterns")

@@ -13,16 +13,19 @@ from rich.progress import Progress
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
+    INT64_MAX,
+    UINT32_MAX,
     ConfigOption,
     Format,
     FormatOption,
     as_dict,
     connected,
     document_of_many,
-    duration_s,
     fail,
+    parsed_moment,
     print_document,
     print_table,
+    whole_number,
 )
 from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
@@ -49,10 +52,18 @@ def create(  # noqa: PLR0917 -- the options of the command
         int, typer.Option(min=1, max=1024, help="Parts that take appends apart.")
     ] = 4,
     copies: Annotated[
-        int, typer.Option(min=0, help="Copies of each record. 0: 3, or 2 where only two hosts are.")
+        int,
+        typer.Option(
+            min=0,
+            max=UINT32_MAX,
+            help="Copies of each record. 0: 3, or 2 where only two hosts are.",
+        ),
     ] = 0,
     acks: Annotated[
-        int, typer.Option(min=0, help="Copies on disk before an append is answered. 0: 2.")
+        int,
+        typer.Option(
+            min=0, max=UINT32_MAX, help="Copies on disk before an append is answered. 0: 2."
+        ),
     ] = 0,
     compression: CompressionOption = Compression.NONE,
     config: ConfigOption = None,
@@ -179,7 +190,7 @@ def split(
 ) -> None:
     """Split a shard into two, each with a part of its keys. Example: peerctl log split orders/3"""
     log, _, number = shard.rpartition("/")
-    if not (log and number.isdigit()):
+    if not log or whole_number(number) is None:
         fail(f"{shard!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
     try:
         key_hash = None if at is None else int(at, 0)
@@ -216,9 +227,10 @@ def trim(
     log, _, number = where.rpartition("/")
     if not log:
         log, number = where, ""
-    elif not number.isdigit():
+    elif whole_number(number) is None:
         fail(f"{where!r} is no shard: write LOG/SHARD, e.g. orders/3", EXIT_USAGE)
-    limit = int(before) if before.isdigit() else parsed_moment(before, "--before")
+    offset = whole_number(before)
+    limit = parsed_moment(before, "--before") if offset is None else offset
     if isinstance(limit, int) and not number:
         fail("--before OFFSET needs LOG/SHARD: offsets are counted per shard", EXIT_USAGE)
     with connected(config) as client:
@@ -241,9 +253,12 @@ def trim(
 @log_app.command("alter")
 def alter(  # noqa: PLR0917 -- the options of the command
     log: LogName,
-    copies: Annotated[int, typer.Option(min=0, help="Copies. 0: as they are.")] = 0,
+    copies: Annotated[int, typer.Option(min=0, max=UINT32_MAX, help="Copies. 0: as they are.")] = 0,
     acks: Annotated[
-        int, typer.Option(min=0, help="Copies that acknowledge an append. 0: as they are.")
+        int,
+        typer.Option(
+            min=0, max=UINT32_MAX, help="Copies that acknowledge an append. 0: as they are."
+        ),
     ] = 0,
     compression: Annotated[
         Compression | None,
@@ -277,10 +292,12 @@ def alter(  # noqa: PLR0917 -- the options of the command
 def retain(
     log: LogName,
     retention_bytes: Annotated[
-        int | None, typer.Option("--bytes", min=0, help="Bytes that each shard keeps. 0: all.")
+        int | None,
+        typer.Option("--bytes", min=0, max=INT64_MAX, help="Bytes that each shard keeps. 0: all."),
     ] = None,
     retention_ms: Annotated[
-        int | None, typer.Option("--ms", min=0, help="Age in ms up to which it keeps. 0: any.")
+        int | None,
+        typer.Option("--ms", min=0, max=INT64_MAX, help="Age in ms up to which it keeps. 0: any."),
     ] = None,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -304,7 +321,9 @@ def tier(
     log: LogName,
     hot_bytes: Annotated[
         int | None,
-        typer.Option("--hot-bytes", min=0, help="Bytes of each shard that peers keep. 0: all."),
+        typer.Option(
+            "--hot-bytes", min=0, max=INT64_MAX, help="Bytes of each shard that peers keep. 0: all."
+        ),
     ] = None,
     tier_file: Annotated[
         Path | None,
@@ -468,7 +487,8 @@ def append(  # noqa: PLR0917 -- the options of the command
     key: Annotated[str | None, typer.Option(help="Key: chooses the shard, keeps order.")] = None,
     file: Annotated[Path | None, typer.Option(help="The record is this file's content.")] = None,
     expected_offset: Annotated[
-        int | None, typer.Option(min=0, help="Only if this is the shard's end; needs --key.")
+        int | None,
+        typer.Option(min=0, max=INT64_MAX, help="Only if this is the shard's end; needs --key."),
     ] = None,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -541,7 +561,9 @@ def _receipt_json(receipt: Receipt) -> dict[str, object]:
 # ---------------------------------------------------------------------------------- read
 def read(  # noqa: PLR0917 -- the options of the command
     log: LogName,
-    shard: Annotated[int | None, typer.Option(help="Only this shard.")] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=1, max=INT64_MAX, help="Only this shard.")
+    ] = None,
     start: Annotated[
         str, typer.Option("--from", help="earliest, latest, or an offset (with --shard).")
     ] = "earliest",
@@ -555,7 +577,9 @@ def read(  # noqa: PLR0917 -- the options of the command
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new records, until Ctrl-C.")
     ] = False,
-    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="Stop after N.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, max=INT64_MAX, help="Stop after N.")
+    ] = None,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -585,27 +609,12 @@ def _start(start: str, shard: int | None, moment: str | None) -> StartAt:
         return "earliest"
     if start == "latest":
         return "latest"
-    if not start.isdecimal():
+    offset = whole_number(start)
+    if offset is None:
         fail(f"--from {start}: earliest, latest or an offset", EXIT_USAGE)
     if shard is None:
         fail("--from OFFSET needs --shard: offsets are counted per shard", EXIT_USAGE)
-    return int(start)
-
-
-def parsed_moment(text: str, option: str = "--time") -> datetime.datetime:
-    """The moment that an option names; what names none ends the command."""
-    ago_s = duration_s(text)
-    if ago_s is not None:
-        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago_s)
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        fail(
-            f"{option} {text}: 2026-11-29T07:00:00Z, or how long ago: 90s, 15m, 3h, 2d", EXIT_USAGE
-        )
-    if moment.tzinfo is None:
-        fail(f"{option} {text}: say in which time zone, such as {text}Z for UTC", EXIT_USAGE)
-    return moment
+    return offset
 
 
 def _record_line(record: Record, output: Format) -> str:
@@ -634,7 +643,9 @@ def _record_line(record: Record, output: Format) -> str:
 # ---------------------------------------------------------------------------------- tail
 def tail(
     log: LogName,
-    shard: Annotated[int | None, typer.Option(help="Only this shard.")] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=1, max=INT64_MAX, help="Only this shard.")
+    ] = None,
     linearizable: Annotated[
         bool,
         typer.Option(

@@ -1,6 +1,7 @@
 """`las model`, `peerctl model`: forecast models are installed, compared, promoted, rolled back."""
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from enum import StrEnum
@@ -13,6 +14,7 @@ from las.v1 import model_pb2
 from peerd.cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
+    UINT32_MAX,
     ConfigOption,
     Format,
     FormatOption,
@@ -26,6 +28,8 @@ from peerd.cli.output import (
 )
 
 SHIPPED_WORD = "shipped"
+# limit: bytes of a model's file, as the contract says.
+MODEL_BYTES_MAX = 1 << 20
 
 model_app = typer.Typer(
     help="Forecast models. A new one is checked, kept by all LAS nodes and runs in shadow: it "
@@ -68,9 +72,13 @@ def install(
     Example: las model install incident.onnx && las model list
     """
     try:
-        content = file.read_bytes()
+        with file.open("rb") as opened:
+            content = opened.read(MODEL_BYTES_MAX + 1)
     except OSError as error:
         fail(f"{file}: {error.strerror}", EXIT_USAGE)
+    if len(content) > MODEL_BYTES_MAX:
+        text = f"{file} has more than the {MODEL_BYTES_MAX >> 20} MiB of a model; nothing was sent"
+        fail(text, EXIT_USAGE)
     with connected(config) as client:
         answer = client.las.install_model(content, head=head or "")
     if output is not Format.TABLE:
@@ -143,7 +151,9 @@ def _compared(model: model_pb2.Model) -> Iterator[str]:
 
 @model_app.command("fetch")
 def fetch(
-    version: Annotated[int, typer.Argument(min=1, help="A version of `las model list`.")],
+    version: Annotated[
+        int, typer.Argument(min=1, max=UINT32_MAX, help="A version of `las model list`.")
+    ],
     file: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -173,7 +183,7 @@ def promote(
 
     What answered until then is kept, and `las model rollback` goes back to it at once.
     """
-    if version != SHIPPED_WORD and not (version.isdigit() and 0 < int(version) < 1 << 32):
+    if version != SHIPPED_WORD and re.fullmatch(r"[1-9][0-9]{0,8}", version) is None:
         fail(f"{version!r} is no version: a number of `las model list`, or shipped", EXIT_USAGE)
     number = 0 if version == SHIPPED_WORD else int(version)
     with connected(config) as client:

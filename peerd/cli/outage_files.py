@@ -2,7 +2,9 @@
 
 Columns: `node` and `begin`; and, where known, `end` (none: it goes on), `cause` (none: unknown),
 `host`, `rack`, `in_service`. Times are seconds since 1970 UTC, or ISO 8601 with a time zone: a time
-without one would be a guess. Unknown columns are refused, so that a misspelt one is not lost.
+without one would be a guess. A column of whole numbers in which some are missing is one of floats
+and NaN where pandas wrote it: a NaN is an empty cell, and parts of a second are left out.
+Unknown columns are refused, so that a misspelt one is not lost.
 
 A file is read whole before anything is sent, and a row that cannot be refuses all of it, with its
 line. Bounds: `FILE_BYTES_MAX`, `ROWS_MAX`.
@@ -10,6 +12,8 @@ line. Bounds: `FILE_BYTES_MAX`, `ROWS_MAX`.
 
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +32,7 @@ COLUMNS = ("node", "host", "rack", "begin", "end", "cause", "in_service")
 _REQUIRED = frozenset({"node", "begin"})
 _NAME_CHARACTERS_MAX = 128
 _PREFIX = "OUTAGE_CAUSE_"
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{0,9})?")
 CAUSES = tuple(
     name.removeprefix(_PREFIX).lower()
     for name in history_pb2.OutageCause.keys()  # noqa: SIM118 - it is an enum, not a dict
@@ -41,8 +46,8 @@ class BadFile(Exception):
     """The file is not what it should be; the message says where, and what would be right."""
 
 
-def read_outages(path: Path) -> list[history_pb2.Outage]:
-    """The outages of a `.csv` or `.parquet` file.
+def read_outages(path: Path, until_s: int | None = None) -> list[history_pb2.Outage]:
+    """The outages of a `.csv` or `.parquet` file, none of which is to lie beyond `until_s`.
 
     Raises:
         BadFile: it cannot be read, is too large, or a row in it cannot be.
@@ -52,8 +57,8 @@ def read_outages(path: Path) -> list[history_pb2.Outage]:
         if size_bytes > FILE_BYTES_MAX:
             text = f"{path} has {size_bytes} bytes, at most {FILE_BYTES_MAX} are taken: cut it up"
             raise BadFile(text)
-        rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
-        return list(_outages(path, rows))
+        rows = _parquet_rows(path) if _is_parquet(path) else _csv_rows(path)
+        return list(_outages(path, rows, until_s))
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -61,12 +66,16 @@ def read_outages(path: Path) -> list[history_pb2.Outage]:
 def write_outages(path: Path, outages: Iterable[history_pb2.Outage]) -> None:
     """Writes what `read_outages` reads. Raises `BadFile` if it cannot be written."""
     try:
-        if path.suffix == ".parquet":
+        if _is_parquet(path):
             _write_parquet(path, list(outages))
         else:
             path.write_text(csv_text(outages), encoding="utf-8", newline="")
     except OSError as error:
         raise BadFile(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def csv_text(outages: Iterable[history_pb2.Outage]) -> str:
@@ -153,12 +162,20 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         raise BadFile(f"{path} has two columns of one name")
 
 
-def _outages(path: Path, rows: Iterable[tuple[str, Row]]) -> Iterator[history_pb2.Outage]:
+def _outages(
+    path: Path, rows: Iterable[tuple[str, Row]], until_s: int | None
+) -> Iterator[history_pb2.Outage]:
     for number, (where, row) in enumerate(rows, 1):
         if number > ROWS_MAX:
             raise BadFile(f"{path} has more than {ROWS_MAX} rows: cut it up")
         try:
-            yield _outage(row)
+            outage = _outage(row)
+            latest_s = max(outage.begin_s, outage.end_s)
+            if until_s is not None and latest_s > until_s:
+                raise ValueError(
+                    f"{time_text(latest_s)} lies in the future: what was seen does not"
+                )
+            yield outage
         except ValueError as error:
             raise BadFile(f"{path}, {where}: {error}") from error
 
@@ -176,7 +193,7 @@ def _outage(row: Row) -> history_pb2.Outage:
         raise ValueError(f"end {time_text(end_s)} lies before begin {time_text(begin_s)}")
     if in_service_s is not None and in_service_s > begin_s:
         raise ValueError(f"in_service {time_text(in_service_s)} lies after begin")
-    cause = str(row.get("cause") or "unknown").strip().lower()
+    cause = _name(row, "cause").lower() or "unknown"
     if cause not in CAUSES:
         raise ValueError(f"cause is {cause[:40]!r}; causes are {', '.join(CAUSES)}")
     return history_pb2.Outage(
@@ -191,7 +208,12 @@ def _outage(row: Row) -> history_pb2.Outage:
 
 
 def _name(row: Row, column: str) -> str:
-    value = str(row.get(column) or "").strip()
+    cell = row.get(column)
+    if isinstance(cell, float) and math.isnan(cell):
+        cell = None
+    if not isinstance(cell, str | int | None):
+        raise ValueError(f"{column} is a {type(cell).__name__}: expected a name")
+    value = "" if cell is None else str(cell).strip()
     if len(value) > _NAME_CHARACTERS_MAX:
         raise ValueError(f"{column} has {len(value)} characters, at most {_NAME_CHARACTERS_MAX}")
     if not value.isprintable():
@@ -202,12 +224,12 @@ def _name(row: Row, column: str) -> str:
 def _time_s(row: Row, column: str) -> int | None:
     """A time of a cell in seconds since 1970; None if it is empty."""
     value = row.get(column)
-    if value is None or value == "":
+    text = "" if value is None else str(value).strip()[:CELL_CHARACTERS_MAX]
+    if text.lower() in {"", "nan", "nat"}:
         return None
-    text = str(value).strip()[:CELL_CHARACTERS_MAX]
     try:
-        if isinstance(value, int) or text.isdecimal():
-            time_s = int(text)
+        if isinstance(value, int | float) or _NUMBER.fullmatch(text):
+            time_s = int(float(text)) if "." in text or "e" in text else int(text)
         else:
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(text)
             if moment.tzinfo is None:

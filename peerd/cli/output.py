@@ -4,6 +4,7 @@ Exit statuses are stable: 0 done; 1 the cluster refused or failed; 2 used or con
 130 ended by Ctrl-C. What a program reads goes to stdout, everything else to stderr.
 """
 
+import datetime
 import json
 import math
 import os
@@ -33,6 +34,11 @@ EXIT_INTERRUPTED = 130
 CONFIG_VARIABLE = "PEERCTL_CONFIG"
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _named_before: ContextVar[Path | None] = ContextVar("named before the command", default=None)
+# limit: numbers that a message has as uint32, or as uint64 that LMDB and JSON keep as they are.
+UINT32_MAX, INT64_MAX = (1 << 32) - 1, (1 << 63) - 1
+_FIRST_MOMENT = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+# A time span that reaches before 1970 from any day of this program's life.
+_AGO_S_MAX = 1_000 * 365 * 86_400
 CONFIG_PLACES = (Path("peerctl.toml"), Path("build/dev/peerctl.toml"))
 
 
@@ -162,11 +168,17 @@ def _without_nan(value: object) -> object:
     return value
 
 
+def plain_console() -> Console:
+    """Where tables go: what others have written, a host called `[/x]`, is shown as it is."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=240)
+    return console
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table without frames, as wide as it needs to be when it is no terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
+    console = plain_console()
     table = Table(box=None, pad_edge=False, header_style="bold" if console.is_terminal else None)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -197,6 +209,11 @@ def duration_text(milliseconds: int) -> str:
     return f"{hours:.0f} h" if hours < 48.0 else f"{hours / 24.0:.0f} d"
 
 
+def whole_number(text: str) -> int | None:
+    """A number of at most 18 plain digits; None if `text` is none: `²` is a digit, too."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 def duration_s(text: str) -> int | None:
     """The seconds of "90s", "15m", "3h" or "2d"; None if `text` is no such time span."""
     found = re.fullmatch(r"(\d{1,6})([smhd])", text)
@@ -211,3 +228,22 @@ def probability_text(value: float | None) -> str:
         return "<0.0001"
     # What is rare is told by its size: of two disks at 0.00 one may be ten times the other.
     return f"{value:.4f}" if 0.0 < value < 0.01 else f"{value:.2f}"
+
+
+def parsed_moment(text: str, option: str = "--time") -> datetime.datetime:
+    """The moment that an option names; what names none ends the command."""
+    ago_s = duration_s(text)
+    if ago_s is not None:
+        now = datetime.datetime.now(datetime.UTC)
+        return max(_FIRST_MOMENT, now - datetime.timedelta(seconds=min(ago_s, _AGO_S_MAX)))
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        fail(
+            f"{option} {text}: 2026-11-29T07:00:00Z, or how long ago: 90s, 15m, 3h, 2d", EXIT_USAGE
+        )
+    if moment.tzinfo is None:
+        fail(f"{option} {text}: say in which time zone, such as {text}Z for UTC", EXIT_USAGE)
+    if moment < _FIRST_MOMENT:
+        fail(f"{option} {text} lies before 1970", EXIT_USAGE)
+    return moment

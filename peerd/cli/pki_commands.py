@@ -61,7 +61,9 @@ def issue(  # noqa: PLR0917 -- the options of the command
     ] = None,
     directory: DirectoryOption = Path("pki"),
     to: Annotated[Path | None, typer.Option(help="Directory of the files; default: --dir.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="Days that it is valid.")] = DAYS_DEFAULT,
+    days: Annotated[
+        int, typer.Option(min=1, max=36_500, help="Days that it is valid.")
+    ] = DAYS_DEFAULT,
     renew: Annotated[
         bool, typer.Option("--renew", help="Replace the certificate and key that are there.")
     ] = False,

@@ -13,6 +13,7 @@ from peerd.cli.output import (
     fail,
     print_document,
     print_table,
+    whole_number,
 )
 from peerd.client.values import Position
 
@@ -122,10 +123,10 @@ def forget(
 
 
 def _shard_offset(text: str) -> tuple[int, int]:
-    shard, _, offset = text.partition("=")
-    if not (shard.isdecimal() and offset.isdecimal() and max(int(shard), int(offset)) < 1 << 64):
+    shard, offset = map(whole_number, text.partition("=")[::2])
+    if shard is None or offset is None:
         fail(f"--at {text}: write SHARD=OFFSET, e.g. 3=1042", EXIT_USAGE)
-    return int(shard), int(offset)
+    return shard, offset
 
 
 def _behind(tail: int | None, offset: int) -> str:

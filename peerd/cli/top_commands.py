@@ -14,8 +14,20 @@ from rich.text import Text
 from las.v1 import fleet_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.cli.fleet_commands import glance
+<<<<<<< HEAD
 from peerd.cli.node_commands import protection_text
 from peerd.cli.output import ConfigOption, connected, duration_text, probability_text, size_text
+=======
+from peerd.cli.output import (
+    UINT32_MAX,
+    ConfigOption,
+    connected,
+    duration_text,
+    plain_console,
+    probability_text,
+    size_text,
+)
+>>>>>>> 224ddde (Mend what strange files, names and numbers did to the command lines)
 from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
 
@@ -27,7 +39,9 @@ SHARDS_SHOWN_MAX = 12
 
 def top(
     every: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two looks.")] = 1.0,
-    looks: Annotated[int, typer.Option(min=0, help="End after so many looks. 0: at Ctrl-C.")] = 0,
+    looks: Annotated[
+        int, typer.Option(min=0, max=UINT32_MAX, help="End after so many looks. 0: at Ctrl-C.")
+    ] = 0,
     config: ConfigOption = None,
 ) -> None:
     """Show the fleet live: what is wrong, nodes by risk, the busiest shards. Ctrl-C ends it.
@@ -35,9 +49,7 @@ def top(
     Without a terminal each look is printed below the last one. Shards are those of the last whole
     interval of 10 s that their primaries have told.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
+    console = plain_console()
     with connected(config) as client:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             number = 0

@@ -34,7 +34,7 @@ from typing import Self
 import psutil
 
 from las.v1.shard_map_pb2 import NODE_STATE_UP
-from peerd.client.blocking import connect
+from peerd.client.blocking import Client, connect
 from peerd.client.errors import PeerdError
 from peerd.core.chunks import CHUNK_BYTES
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
@@ -265,20 +265,26 @@ class DevCluster:
         """Return once the LAS has a leader that counts every peer as up."""
         deadline = time.monotonic() + timeout_s
         missing = "the LAS does not answer"
-        with connect(credentials=self.peerctl_toml) as client:
-            while time.monotonic() < deadline:
-                try:
-                    nodes = client.las.status().nodes
-                except PeerdError as error:
-                    missing = str(error)
-                else:
-                    up = {each.node.name for each in nodes if each.node.state == NODE_STATE_UP}
-                    absent = [member.id for member in self.peers if member.id not in up]
-                    if not absent:
-                        return
-                    missing = f"not registered: {', '.join(absent)}"
-                time.sleep(_POLL_S)
+        while time.monotonic() < deadline:
+            try:
+                # A client that finds no peer with a map yet does not come to be: ask anew.
+                with connect(credentials=self.peerctl_toml) as client:
+                    while time.monotonic() < deadline:
+                        absent = self._absent(client)
+                        if not absent:
+                            return
+                        missing = f"not registered: {', '.join(absent)}"
+                        time.sleep(_POLL_S)
+            except PeerdError as error:
+                missing = str(error)
+            time.sleep(_POLL_S)
         raise DevClusterError(f"the cluster is not whole after {timeout_s:.0f} s: {missing}")
+
+    def _absent(self, client: Client) -> list[str]:
+        """Peers that the LAS does not count as up. Raises `PeerdError`."""
+        nodes = client.las.status().nodes
+        up = {each.node.name for each in nodes if each.node.state == NODE_STATE_UP}
+        return [member.id for member in self.peers if member.id not in up]
 
     def restart(self, name: str) -> None:
         """Start a process again that has ended, on its own directory, and wait until it serves."""

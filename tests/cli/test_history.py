@@ -2,11 +2,15 @@
 
 import builtins
 import json
+import math
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+from las.v1 import history_pb2
 from peerd.cli import outage_files
 from peerd.cli.outage_files import BadFile, read_outages, write_outages
 from peerd.cli.peerctl import app
@@ -79,7 +83,7 @@ def test_a_bad_row_imports_nothing(run):
         ("node,begin\np1,2026-03-01T12:00:00\n", "has no time zone"),
         ("node,begin\np1,1e99\n", "expected seconds since 1970"),
         ("node,begin\np1,99999999999999\n", "expected seconds since 1970"),
-        ("node,begin\np1,-5\n", "expected seconds since 1970"),
+        ("node,begin\np1,-5\n", "begin -5 lies before 1970"),
         ("node,begin,cause\np1,5,gremlins\n", "cause is 'gremlins'; causes are operator"),
         ("node,begin,in_service\np1,5,6\n", "lies after begin"),
         (f"node,begin\n{'p' * 129},5\n", "node has 129 characters"),
@@ -90,6 +94,76 @@ def test_a_bad_row_imports_nothing(run):
 def test_a_file_that_cannot_be_says_where_and_why(text, says):
     with pytest.raises(BadFile) as error:
         read_outages(file_of(text))
+    assert says in str(error.value)
+
+
+def test_what_names_look_like_is_shown_as_it_is(run):
+    """Brackets and colons are what terminals' markup is made of; names are none."""
+    names = ("h[/x]", "[bold]rack", ":warning:")
+    rows = "".join(f"n-{name},1700000000,{name},{name}\n" for name in names)
+    assert run("import", str(file_of("node,begin,host,rack\n" + rows))).exit_code == 0
+    for command in ("list", "patterns"):
+        shown = run(command)
+        assert shown.exit_code == 0, shown.output
+        assert all(name in shown.stdout for name in names)
+
+
+def test_an_export_to_a_file_writes_it_whatever_the_answer_looks_like(run):
+    told = json.loads(run("export", "told.csv", "-o", "json").stdout)
+    assert told == {"file": "told.csv", "outages": len(read_outages(Path("told.csv")))}
+
+
+def test_what_lies_in_the_future_imports_nothing(run):
+    before = run("list", "-o", "json").stdout
+    done = run("import", str(file_of("node,begin\ndb-8,5\ndb-9,9999-12-31T00:00:00Z\n")))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "line 3: 9999-12-31T00:00:00Z lies in the future" in done.stderr
+    assert run("list", "-o", "json").stdout == before
+    assert run("list", "--count", str(1 << 32)).exit_code == 2
+
+
+def test_what_spreadsheets_and_pandas_make_of_a_file_is_read():
+    text = (
+        "\ufeffnode,begin,end,cause\r\nn\u00f6de-1,1700000000.0,NaN,Disk\r\nb,1700000000.75,,\r\n"
+    )
+    first, second = read_outages(file_of(text))
+    assert (first.node, first.begin_s, first.HasField("end_s")) == (
+        "n\u00f6de-1",
+        1_700_000_000,
+        False,
+    )
+    assert first.cause == history_pb2.OUTAGE_CAUSE_DISK
+    assert (second.begin_s, second.cause) == (1_700_000_000, history_pb2.OUTAGE_CAUSE_UNKNOWN)
+
+
+def test_a_parquet_file_of_pandas_is_read():
+    columns = {
+        "node": [0, 7],
+        "begin": [1.7e9, 1.8e9],
+        "end": [math.nan, 1.9e9],
+        "rack": [math.nan] * 2,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), "outages.PARQUET")
+    first, second = read_outages(Path("outages.PARQUET"))
+    assert (first.node, first.HasField("end_s"), first.rack) == ("0", False, "")
+    assert (second.node, second.begin_s, second.end_s) == ("7", 1_800_000_000, 1_900_000_000)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"node": [["a"]], "begin": [5]}, "row 1: node is a list: expected a name"),
+        ({"node": [b"a"], "begin": [5]}, "row 1: node is a bytes: expected a name"),
+        ({"node": ["a"], "begin": [1e30]}, "row 1: begin is '1e+30': expected seconds"),
+        ({"node": ["a"], "begin": [math.inf]}, "row 1: begin is 'inf': expected seconds"),
+        ({"node": ["a"], "begin": [True]}, "row 1: begin is 'True': expected seconds"),
+        ({"node": ["a"], "begin": [5], "cause": [7]}, "row 1: cause is '7'; causes are"),
+    ],
+)
+def test_a_parquet_cell_of_another_kind_says_so(columns, says):
+    pyarrow.parquet.write_table(pyarrow.table(columns), "outages.parquet")
+    with pytest.raises(BadFile) as error:
+        read_outages(Path("outages.parquet"))
     assert says in str(error.value)
 
 

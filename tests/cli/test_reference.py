@@ -5,9 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from deploy import cli_reference, proto_reference
 from deploy.proto_reference import PROTO_DIRECTORY, NoComment
+from las.daemon.cli import app as las_app
+from peerd.cli.peerctl import app as peerctl_app
+from peerd.cli.peerd import app as peerd_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,3 +59,43 @@ def test_what_has_no_comment_is_told(tmp_path: Path):
     proto.write_text(source.replace(comment, ""))
     with pytest.raises(NoComment, match=r"log\.proto: AppendResponse\.receipt has no comment"):
         proto_reference.page(tmp_path / "proto")
+
+
+def every_command():
+    for program, app in (("peerctl", peerctl_app), ("peerd", peerd_app), ("las", las_app)):
+        todo = [(program, typer.main.get_command(app))]
+        while todo:
+            name, command = todo.pop()
+            yield name, command
+            children = command.list_commands(None) if hasattr(command, "list_commands") else ()
+            todo += [(f"{name} {child}", command.get_command(None, child)) for child in children]
+
+
+def test_the_page_has_commands_that_are_loaded_when_they_are_asked_for():
+    text = cli_reference.page()
+    for name, _ in every_command():
+        assert f"# `{name}`\n" in text
+    assert "A las.toml: its [telemetry] names the server." in text
+
+
+def test_no_help_takes_what_it_tells_for_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "4000")
+    for name, command in every_command():
+        told = [command.help or "", *(getattr(each, "help", "") or "" for each in command.params)]
+        bracketed = re.findall(r"\w*\\?\[[^\]]*\]?", " ".join(told))
+        if bracketed:
+            shown = CliRunner().invoke(command_app(name), [*name.split()[1:], "--help"]).stdout
+            assert all(each.replace("\\[", "[") in shown for each in bracketed), name
+
+
+def command_app(name: str):
+    return {"peerctl": peerctl_app, "peerd": peerd_app, "las": las_app}[name.split(maxsplit=1)[0]]
+
+
+def test_every_number_that_a_command_takes_has_bounds():
+    for name, command in every_command():
+        for each in command.params:
+            descriptor = getattr(each, "type_descriptor", None)
+            told = str(descriptor.annotation) if descriptor else ""
+            if re.search(r"\b(int|float)\b", told):
+                assert None not in {each.min, each.max}, (name, each.opts)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from las.core.history import Cause
+from las.core.history import TIME_S_MAX, Cause
 from las.core.state import NodeState
 from las.daemon.services import history as service
 from las.v1 import fleet_pb2, history_pb2, history_pb2_grpc
@@ -54,6 +54,8 @@ async def test_imported_rows_are_listed_the_newest_first_and_count_once(las, mon
         (row("p2", 5, end_s=1), "outage 2 of the call: the outage of p2 ends at 1 s"),
         (row("p2", 5, cause=99), "outage 2 of the call: "),
         (row("p" * 129, 5), "outage 2 of the call: the node name"),
+        (row("p2", 5, host="h\x1b[2J"), "its host has characters that cannot be printed"),
+        (row("p2", 5, end_s=TIME_S_MAX), "the outage of p2 lies in the future"),
     ],
 )
 async def test_a_row_that_cannot_be_refuses_the_call(las, bad, says):

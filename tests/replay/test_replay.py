@@ -1,10 +1,16 @@
 """Replays of recorded outages: the same planner and judgement, in virtual time."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from las.core.history import Cause, Outage
@@ -238,6 +244,8 @@ def test_ones_own_history_as_json(tmp_path):
     done = command(str(path), "--predictor", "decayed", "--jobs", "1", "-o", "json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    as_yaml = command(str(path), "--predictor", "decayed", "--jobs", "1", "-o", "yaml")
+    assert yaml.safe_load(as_yaml.stdout) == found
     assert [each["way"] for each in found[:3]] == ["nothing", "react only", "anticipate"]
     assert len(found) == 5
     assert {each["nodes"] for each in found} == {8}
@@ -268,3 +276,38 @@ def test_a_plot_without_the_library_is_refused_in_a_line(tmp_path, monkeypatch):
     assert done.exit_code != 0
     assert "pip install 'peerd[plot]'" in done.stderr
     assert not (tmp_path / "replay.svg").exists()
+
+
+def test_where_no_plot_can_be_written_nothing_is_replayed(tmp_path, monkeypatch):
+    monkeypatch.setattr("las.replay.command.sweep", lambda *_, **__: pytest.fail("it was replayed"))
+    for place in (tmp_path / "nowhere" / "replay.svg", tmp_path):
+        done = CliRunner().invoke(app, ["replay", "synthetic:5x2", "--plot", str(place)])
+        assert (done.exit_code, "no file can be written there" in done.stderr) == (2, True)
+
+
+def test_numbers_without_an_end_are_refused():
+    for option in ("--bytes-per-node", "--copy-bytes-per-s"):
+        for value in ("inf", "nan", "1e300"):
+            assert (
+                CliRunner().invoke(app, ["replay", "synthetic:5x2", option, value]).exit_code == 2
+            )
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_ends_every_process_of_a_sweep_without_a_word(tmp_path):
+    """To the whole group, as a terminal sends it; years of a large fleet would take minutes."""
+    words = ["replay", "synthetic:300x3650", "--weight", "4,8,16", "--jobs", "2"]
+    asked = [sys.executable, "-c", "from las.daemon.cli import main; main()", *words]
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(asked, stdout=said, stderr=said, start_new_session=True)
+        try:
+            group = psutil.Process(running.pid)
+            while len(workers := group.children(recursive=True)) < 3:
+                assert running.poll() is None
+            os.killpg(running.pid, signal.SIGINT)
+            assert running.wait(100) == 130
+            assert not psutil.wait_procs(workers, timeout=60)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    assert (tmp_path / "said").read_text() == ""

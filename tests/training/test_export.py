@@ -108,6 +108,9 @@ def test_where_the_server_is_comes_of_the_las_s_file_or_the_option(tmp_path):
     config.write_text('name = "x"\n[telemetry]\nurl = "https://p:9090"\ninterval_ms = 1000\n')
     assert telemetry_of(config, "").interval_ms == 1_000
     assert telemetry_of(config, "http://127.0.0.1:1").url == "http://127.0.0.1:1"
+    config.write_text("telemetry = 5")
+    with pytest.raises(BadQuestion, match="telemetry is no table"):
+        telemetry_of(config, "")
     config.write_text("x = ")
     for path, url, why in (
         (None, "", "which Prometheus server"),
@@ -135,3 +138,22 @@ def test_the_command_says_what_is_missing_in_one_line(tmp_path):
     ended = CliRunner().invoke(train_app, [*words, "--url", "http://127.0.0.1:1", "--since", "10m"])
     assert (ended.exit_code, "cannot be asked" in ended.stderr) == (1, True)
     assert "nothing was written" in ended.stderr
+    words += ["--url", "http://127.0.0.1:1"]
+    for since, why in (("5s", "--since: at least"), ("2999-01-01T00:00:00Z", "--since: at least")):
+        ended = CliRunner().invoke(train_app, [*words, "--since", since])
+        assert (ended.exit_code, why in ended.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == [outages]
+
+
+async def test_a_server_that_has_none_of_the_nodes_leaves_no_file(tmp_path):
+    async with serving(lambda _: matrix()) as server:
+        with pytest.raises(BadData, match=r"has no sample of b in that time: .* label node"):
+            await export(
+                tmp_path / "fleet.parquet",
+                told(server.url),
+                Wanted(begin_s=BEGIN_S, end_s=BEGIN_S + 5_000, every_s=EVERY_S),
+                hosts={"b": "b"},
+                fates=FATES,
+                progress=lambda *_: None,
+            )
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,10 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from las.forecast.contract import ModelRefused, to_metadata
@@ -163,6 +166,35 @@ def test_another_file_is_refused(tmp_path, content):
         list(read_moments([path]))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("moment", pyarrow.nulls, "a moment None with"),
+        ("weight", lambda count: pyarrow.array([-1.0] * count, pyarrow.float32()), "weight -1.0"),
+        ("weight", lambda count: pyarrow.array(["much"] * count), "weight 'much'"),
+        ("fails_within_600s", lambda count: pyarrow.array([7] * count), "neither 0 nor 1"),
+        ("fails_within_600s", lambda count: pyarrow.array(["a"] * count), "is no file of"),
+        ("commit_latency_ms_p99", lambda count: pyarrow.array([[1]] * count), "is no file of"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(tmp_path, moments, column, values, says):
+    path = write(tmp_path / "fleet.parquet", moments(1))
+    table = pyarrow.parquet.read_table(path)
+    place = table.schema.get_field_index(column)
+    changed = table.set_column(place, column, values(len(table)))
+    pyarrow.parquet.write_table(changed, path)
+    with pytest.raises(BadData, match=says):
+        list(read_moments([path]))
+
+
+def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path, moments):
+    place = tmp_path / "fleet.parquet"
+    (place / "it is a directory").mkdir(parents=True)
+    with pytest.raises(BadData, match="cannot be written"):
+        write(place, moments(1))
+    assert [each.name for each in tmp_path.iterdir()] == ["fleet.parquet"]
+
+
 def test_the_command_writes_a_model_or_says_why_not(tmp_path, moments):
     loud, out = tmp_path / "loud.onnx", tmp_path / "new.onnx"
     loud.write_bytes(LOUD)
@@ -179,6 +211,8 @@ def test_the_command_writes_a_model_or_says_why_not(tmp_path, moments):
     done = run(good, "--out", out, "-o", "json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["model_id"] == tried(out.read_bytes()).contract.model_id
+    assert yaml.safe_load(run(good, "--out", out, "-o", "yaml").stdout) == json.loads(done.stdout)
+    assert yaml.safe_load(run(few, "--out", out, "-o", "yaml").stdout)["refused"]
     told = run(good, "--out", out)
     assert f"las model install {out}" in told.stdout
     lost = run(tmp_path / "lost.parquet", "--out", out)

@@ -18,6 +18,7 @@ from las.daemon.audit import Auditor
 from las.daemon.group import Group
 from las.daemon.leader import Leadership
 from las.daemon.services.results import invalid, require_ok
+from las.daemon.term import wall_ms
 from las.v1 import history_pb2, history_pb2_grpc
 from peerd.transport.status import Context
 
@@ -25,6 +26,8 @@ from peerd.transport.status import Context
 OUTAGES_PER_MESSAGE_MAX = 1_000
 # limit: bytes of the outages in one command; a command in the consensus log has 64 KiB at most.
 COMMAND_OUTAGES_BYTES_MAX = 48 * 1024
+# limit: seconds for which an imported outage may lie after now: clocks differ.
+FUTURE_S_MAX = 3_600
 
 _PREFIX = "OUTAGE_CAUSE_"
 
@@ -70,7 +73,10 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
                 raise invalid(
                     f"{len(request.outages)} outages in one call: at most {OUTAGES_PER_MESSAGE_MAX}"
                 )
-            rows = [_decoded(number, each) for number, each in enumerate(request.outages, 1)]
+            until_s = wall_ms() // 1000 + FUTURE_S_MAX
+            rows = [
+                _decoded(number, each, until_s) for number, each in enumerate(request.outages, 1)
+            ]
             for part in _commands(rows):
                 taken = require_ok(await call.submit(part)).taken
                 added += taken.added
@@ -130,9 +136,18 @@ def encode_outage(outage: Outage) -> history_pb2.Outage:
     )
 
 
-def _decoded(number: int, outage: history_pb2.Outage) -> Outage:
-    """The `number`-th outage of a call. Raises `Refused`: INVALID_ARGUMENT."""
+def _decoded(number: int, outage: history_pb2.Outage, until_s: int) -> Outage:
+    """The `number`-th outage of a call. Raises `Refused`: INVALID_ARGUMENT.
+
+    What lies in the future would stand in the way of all that is still to be seen. Names go to
+    terminals and files, where what cannot be printed does harm.
+    """
     try:
+        for what, name in (("node", outage.node), ("host", outage.host), ("rack", outage.rack)):
+            if not name.isprintable():
+                raise ValueError(f"its {what} has characters that cannot be printed")
+        if max(outage.begin_s, outage.end_s) > until_s:
+            raise ValueError(f"the outage of {outage.node} lies in the future")
         return Outage(
             node=outage.node,
             host=outage.host,
