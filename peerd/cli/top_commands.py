@@ -14,10 +14,7 @@ from rich.text import Text
 from las.v1 import fleet_pb2
 from las.v1.shard_map_pb2 import NODE_STATE_UP
 from peerd.cli.fleet_commands import glance
-<<<<<<< HEAD
 from peerd.cli.node_commands import protection_text
-from peerd.cli.output import ConfigOption, connected, duration_text, probability_text, size_text
-=======
 from peerd.cli.output import (
     UINT32_MAX,
     ConfigOption,
@@ -27,7 +24,6 @@ from peerd.cli.output import (
     probability_text,
     size_text,
 )
->>>>>>> 224ddde (Mend what strange files, names and numbers did to the command lines)
 from peerd.client.blocking import Client
 from peerd.client.errors import PeerdError
 
