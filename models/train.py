@@ -309,6 +309,20 @@ def trees(runs: Sequence[Run], *, seed: int = 1) -> BoostedTrees:
     )
 
 
+def offer(candidate: Path, card: Path, live: Path, runs: Sequence[Run], *, ungated: bool) -> int:
+    """Ship the candidate and its card if the gate lets them; else 1."""
+    if live.exists() and not ungated:
+        refusals, lines = compare(candidate, live, runs)
+        print("\n".join(lines))
+        if refusals:
+            print(f"refused, {live} stays: {'; '.join(refusals)}")
+            return 1
+    if not (live.exists() and candidate.samefile(live)):
+        shutil.copy(candidate, live)
+        shutil.copy(card, live.with_suffix(".md"))
+    return 0
+
+
 def main() -> int:
     """Train, export, judge, write the card."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
@@ -335,19 +349,9 @@ def main() -> int:
         training_data=training_hash(training),
         evaluate=lambda path: evaluate(path, held_out),
     )
+    print(f"trained on {len(training)} runs in {time.monotonic() - begun_s:.0f} s: {candidate}")
     card = write_card(candidate, runs, {"boosted trees": trees(training, seed=arguments.seed)})
-    took_s = time.monotonic() - begun_s
-    print(f"trained on {len(training)} runs in {took_s:.0f} s: {candidate}")
-    if arguments.out.exists() and not arguments.ungated:
-        refusals, lines = compare(candidate, arguments.out, runs)
-        print("\n".join(lines))
-        if refusals:
-            print(f"refused, {arguments.out} stays: {'; '.join(refusals)}")
-            return 1
-    if not (arguments.out.exists() and candidate.samefile(arguments.out)):
-        shutil.copy(candidate, arguments.out)
-        shutil.copy(card, arguments.out.with_suffix(".md"))
-    return 0
+    return offer(candidate, card, arguments.out, runs, ungated=arguments.ungated)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ the order of nodes: without the grid a threshold could lie in that noise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,33 @@ def grow(rounded: Floats, labels: Floats, *, seed: int) -> Trees:
     )
 
 
+def trees_of(told: Mapping[str, Sequence[int] | Sequence[float] | Sequence[bytes]]) -> Trees:
+    """The trees of a graph's node, by the names of its attributes; what `_attributes` writes."""
+    tree = np.array(told["nodes_treeids"], dtype=np.int64)
+    first = np.flatnonzero(np.diff(tree, prepend=-1))
+    own = np.arange(len(tree)) - first[tree]
+    is_leaf = np.array([mode == b"LEAF" for mode in told["nodes_modes"]])
+    left = np.array(told["nodes_truenodeids"], dtype=np.int64)
+    right = np.array(told["nodes_falsenodeids"], dtype=np.int64)
+    weight = np.zeros(len(tree), dtype=np.float32)
+    weight[is_leaf] = np.array(told["target_weights"], dtype=np.float32)
+    depth = np.zeros(len(tree), dtype=np.int64)
+    for node in np.flatnonzero(~is_leaf):  # parents stand before their children
+        for child in (left[node], right[node]):
+            depth[first[tree[node]] + child] = depth[node] + 1
+    return Trees(
+        first=first,
+        feature=np.array(told["nodes_featureids"], dtype=np.int64),
+        threshold=np.array(told["nodes_values"], dtype=np.float32),
+        left=np.where(is_leaf, own, left),
+        right=np.where(is_leaf, own, right),
+        is_leaf=is_leaf,
+        weight=weight,
+        base=float(told["base_values"][0]),
+        depth=int(depth.max()),
+    )
+
+
 def _attributes(trees: Trees) -> dict[str, object]:
     """Of the graph's one node; suffixes are torch's for the kind of a value."""
     sizes = np.diff([*trees.first, len(trees.feature)])
@@ -129,7 +157,9 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def symbolic(graph, rounded, trees):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        return graph.op(f"{TREES_DOMAIN}::TreeEnsembleRegressor", rounded, **_attributes(trees))
+        told = graph.op(f"{TREES_DOMAIN}::TreeEnsembleRegressor", rounded, **_attributes(trees))
+        # What the exporter cannot infer: [rows, 1], of the numbers' own type.
+        return told.setType(rounded.type().with_sizes([None, 1]))
 
 
 class BoostedHalf(nn.Module):

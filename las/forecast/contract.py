@@ -54,7 +54,7 @@ SELF_TEST_TOLERANCE = 1e-4
 # How far a probability may fall with the horizon before it counts as falling: rounding.
 ORDER_TOLERANCE = 1e-6
 
-# limit: seconds for one answer of a model for the whole fleet; 10,000 nodes take 0.15.
+# limit: seconds for one answer of a model for the whole fleet; 10,000 nodes take 0.2.
 MODEL_TIMEOUT_S = 8.0
 
 _PREFIX = "peerd."

@@ -55,22 +55,55 @@ def read_signs(windows: Windows) -> list[Signs]:
     )
     left_s, used = _exhaustion(windows)
     first = left_s.argmin(axis=0)
+    nodes = np.arange(len(first))
+    first_s, first_used = left_s[first, nodes], used[first, nodes]
+    runs_out = np.isfinite(first_s)
+    # Plain numbers of whole columns: to take them out of arrays one by one costs more than all the
+    # rest does.
+    columns = (
+        slowdown,
+        latency_ms,
+        stall,
+        stalled_ms,
+        distance,
+        round_trip_ms,
+        growth_ms,
+        loss,
+        np.maximum(timeouts.astype(np.float64) - _TIMEOUTS_LEAST, 0.0),
+        np.where(runs_out, first, len(_EXHAUSTIBLE)),
+        first_s,
+        np.where(runs_out, first_used, 0.0),
+    )
+    names = (*(name for name, _, _ in _EXHAUSTIBLE), "")
     return [
         Signs(
-            slowdown=float(slowdown[node]),
-            latency_ms=float(latency_ms[node]),
-            stall_factor=float(stall[node]),
-            stalled_ms=float(stalled_ms[node]),
-            distance_factor=float(distance[node]),
-            round_trip_ms=float(round_trip_ms[node]),
-            growth_ms=float(growth_ms[node]),
-            loss_factor=float(loss[node]),
-            timeouts_per_s=max(float(timeouts[node]) - _TIMEOUTS_LEAST, 0.0),
-            exhausting=_EXHAUSTIBLE[what][0] if np.isfinite(left_s[what, node]) else "",
-            exhausted_in_s=float(left_s[what, node]),
-            used_share=float(used[what, node]) if np.isfinite(left_s[what, node]) else 0.0,
+            slowdown=slowdown,
+            latency_ms=latency_ms,
+            stall_factor=stall_factor,
+            stalled_ms=stalled_ms,
+            distance_factor=distance_factor,
+            round_trip_ms=round_trip_ms,
+            growth_ms=growth_ms,
+            loss_factor=loss_factor,
+            timeouts_per_s=timeouts_per_s,
+            exhausting=names[what],
+            exhausted_in_s=exhausted_in_s,
+            used_share=used_share,
         )
-        for node, what in enumerate(first.tolist())
+        for (
+            slowdown,
+            latency_ms,
+            stall_factor,
+            stalled_ms,
+            distance_factor,
+            round_trip_ms,
+            growth_ms,
+            loss_factor,
+            timeouts_per_s,
+            what,
+            exhausted_in_s,
+            used_share,
+        ) in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 

@@ -151,6 +151,19 @@ def test_peers_of_one_machine_are_judged_together_wherever_they_stand(model, run
         assert np.allclose(told, wanted[order], atol=1e-5)
 
 
+def test_windows_that_are_a_slice_of_longer_ones_are_judged_alike(model, runs):
+    """As the LAS keeps them; more than one batch, and of every third node too little was seen."""
+    windows = np.tile(runs[0].windows(60, model.window), (BATCH_NODES // 4, 1, 1))
+    windows[:, :, AT["machine_identity"]] = np.arange(len(windows), dtype=np.float32)[:, None]
+    windows[::3, :-3] = np.nan
+    longer = np.full((len(windows), 2 * model.window, windows.shape[2]), np.nan, dtype=np.float32)
+    longer[:, 7 : 7 + model.window] = windows
+    told, wanted = model.predict(longer[:, 7 : 7 + model.window]), model.predict(windows)
+    assert np.array_equal(told.probabilities, wanted.probabilities)
+    assert told.known.tolist() == wanted.known.tolist()
+    assert told.known.tolist() == [row % 3 > 0 for row in range(len(windows))]
+
+
 def test_a_silent_fleet_gets_the_base_rate(model):
     windows = np.full((3, model.window, len(TELEMETRY_SCHEMA)), np.nan, dtype=np.float32)
     forecast = model.predict(windows)
