@@ -35,9 +35,10 @@ from peerd.tier.keys import KeyRing
 from peerd.tier.manifest import Entry, Manifest
 from peerd.tier.store import TierStore
 
-# limit: unpacked bytes of the blocks that one request gets, unless one block has more
-RUN_BYTES_MAX = 2 * 1024 * 1024
-# limit: unpacked bytes that are fetched ahead of a reader, and a quarter of the cache
+# limit: unpacked bytes of the blocks that one request gets, unless one block has more; it takes two
+# threads one after the other, whatever it gets
+RUN_BYTES_MAX = 4 * 1024 * 1024
+# limit: unpacked bytes that are fetched ahead of a reader, and a run more; a quarter of the cache
 AHEAD_BYTES_MAX = 8 * 1024 * 1024
 AHEAD_SHARE = 4
 # limit: requests for blocks at a time

@@ -22,6 +22,18 @@ RESULTS_PER_MESSAGE_MAX = 1024
 # limit: payload bytes gathered into one message of a read. The servers' time for a record of 256 B
 # is 1.5 µs at 256 KiB, 1.1 at 512 KiB, 0.9 at 1 MiB, which a slow reader would have us hold
 READ_MESSAGE_BYTES = 512 * 1024
+# limit: the same for the read of one shard that has filled the messages before: a GB in messages of
+# 2 MiB takes both ends half of the CPU time that it takes in messages of 512 KiB, and a reader that
+# takes so many can be trusted to want the next
+LONG_READ_MESSAGE_BYTES = 2 * 1024 * 1024
+# limit: bytes that stand beside each batch of a message; a longer message has no more batches than
+# make it half as long again, which any client takes: gRPC's own bound is 4 MiB
+BESIDE_BATCH_BYTES = 64
+# Whose batches are smaller on the average gets no longer messages: what stands beside them counts.
+LONG_READ_BATCH_BYTES_MIN = 1024
+# limit: reads of a peer that get such messages at a time; each of them may hold one as long as its
+# reader likes
+LONG_READS_MAX = 32
 # limit: messages of one whole-log read that are made but not yet sent
 READ_MESSAGES_WAITING_MAX = 8
 # limit: shards that one non-following read of a whole log reads at the same time; each holds one

@@ -215,7 +215,9 @@ class LogService:
         shard = ShardId(request.shard)
         if shard not in shards:
             raise Refused(refusal(Reason.UNKNOWN_SHARD, unknown_shard(request.log, shard)))
-        async for answer in self._shard_read(request, shard, context).messages():
+        read = self._shard_read(request, shard, context)
+        read.is_alone = True
+        async for answer in read.messages():
             await write(answer)
 
     def _shard_read(

@@ -12,6 +12,10 @@ Invariants:
   for every read; of a whole log, the parent is read before its children (G8).
 - Memory is bounded: a read holds one message per shard that it has begun and a few that wait to be
   sent, and of a whole log at most `READ_SHARDS_AT_ONCE_MAX` shards are under way unless it follows.
+  Messages of a whole log have `READ_MESSAGE_BYTES`; those of one shard, which has one message at a
+  time, twice as many after each full one, up to `LONG_READ_MESSAGE_BYTES`: who wants few records
+  causes little to be read, and who reads on pays for few messages. So do `LONG_READS_MAX` reads of
+  a peer at most.
 - `resume` after a message is where a new read goes on with what comes next, for all shards.
 
 Must not: skip what cannot be read. After `no_primary_wait_ms` without progress the read ends with
@@ -33,6 +37,10 @@ from peerd.core.ids import NO_EPOCH, Epoch, ShardId
 from peerd.internal.v1 import log_bytes_pb2
 from peerd.transport.host_api import ShardHost
 from peerd.transport.limits import (
+    BESIDE_BATCH_BYTES,
+    LONG_READ_BATCH_BYTES_MIN,
+    LONG_READ_MESSAGE_BYTES,
+    LONG_READS_MAX,
     READ_MESSAGE_BYTES,
     READ_MESSAGES_WAITING_MAX,
     READ_SHARDS_AT_ONCE_MAX,
@@ -131,6 +139,8 @@ class ReadServices:
     router: Router
     wait_ms: int
     workload: Workload = field(default_factory=Workload)
+    long_reads: set[int] = field(default_factory=set)
+    """Those whose messages have grown."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,8 +154,11 @@ class ShardRead:
     follow: bool
     local: bool
     may_forward: bool
+    is_alone: bool = False
+    """It is all that its call reads."""
     next: int | None = None
     tail: int | None = None
+    _message_bytes: int = READ_MESSAGE_BYTES
     _hint: Target | None = None
     _progress_s: float = field(default_factory=time.monotonic)
 
@@ -164,6 +177,7 @@ class ShardRead:
                     yield message
         finally:
             self.services.workload.reader_ends(id(self))
+            self.services.long_reads.discard(id(self))
 
     async def _messages(self) -> AsyncGenerator[Message | Answer, None]:
         while not self._is_done():
@@ -221,7 +235,7 @@ class ShardRead:
             stop = self._known_end() if self.follow or self.tail is None else self.tail
             try:
                 batches = await self.services.source.read(
-                    self.shard, span, self.next, stop, READ_MESSAGE_BYTES
+                    self.shard, span, self.next, stop, self._message_bytes
                 )
             except Refused:
                 if self._gap_here(self.next) is None:
@@ -229,6 +243,7 @@ class ShardRead:
                 continue  # it was trimmed meanwhile
             if not batches:
                 return
+            batches = self._fitted(batches)
             self.next = batches[-1].end
             self._progress_s = time.monotonic()
             self._account(batches)
@@ -238,6 +253,23 @@ class ShardRead:
         age_ms = time.time_ns() // 1_000_000 - batches[0].header.timestamp_ms
         payload_bytes = sum(batch.header.payload_bytes for batch in batches)
         self.services.workload.read(self.shard, payload_bytes, age_ms=age_ms)
+        is_full = 2 * payload_bytes >= self._message_bytes
+        if self.is_alone and is_full and payload_bytes >= LONG_READ_BATCH_BYTES_MIN * len(batches):
+            self._lengthen()
+
+    def _fitted(self, batches: list[PlacedBatch]) -> list[PlacedBatch]:
+        """Those that fit into a message that has grown; with more it is as short as at first."""
+        count_max = self._message_bytes // 2 // BESIDE_BATCH_BYTES
+        if self._message_bytes == READ_MESSAGE_BYTES or len(batches) <= count_max:
+            return batches
+        self._message_bytes = READ_MESSAGE_BYTES
+        return batches[:count_max]
+
+    def _lengthen(self) -> None:
+        long_reads = self.services.long_reads
+        if id(self) in long_reads or len(long_reads) < LONG_READS_MAX:
+            long_reads.add(id(self))
+            self._message_bytes = min(2 * self._message_bytes, LONG_READ_MESSAGE_BYTES)
 
     def _lag_records(self) -> int:
         """How far it is behind what is committed here; a gap on the way counts as nothing."""

@@ -12,7 +12,8 @@ after it, as much of it each time, so that both rates are of one run. Told are:
   many bytes as are appended, one object after the other: what the tier costs beside its store;
 - that every record comes back as it was written, from the tier and from disks;
 - how fast what is in the tier alone is read, beside the same objects read by a plain client, in
-  ranges of 2 MiB, one after the other (bar: 50 %); both from the disk, not from the page cache.
+  ranges of 2 MiB, one after the other (bar: 50 %); both from the disk, not from the page cache, and
+  both only counted: how fast it is with each byte compared is told beside it.
 """
 
 import argparse
@@ -225,6 +226,22 @@ def read_back(client: Client, log: str, seed: int, count: int) -> tuple[int, flo
     return size_bytes, size_bytes / took_s if took_s else 0.0
 
 
+def read_cold(client: Client, log: str) -> float:
+    """Bytes a second of what is in the tier alone, which is counted and not looked at, as
+    `read_plainly` does.
+    """
+    size_bytes, took_s = 0, 0.0
+    for shard in client.describe_log(log)[1]:
+        begun_s = time.monotonic()
+        with client.read(log, shard=shard.shard) as stream:
+            for each in stream:
+                if each.offset >= shard.trimmed_to:
+                    break
+                size_bytes += len(each.value)
+        took_s += time.monotonic() - begun_s
+    return size_bytes / took_s if took_s else 0.0
+
+
 async def read_plainly(store: "LocalStore | S3Store") -> float:
     """Bytes a second of the same objects, read by ranges, one after the other."""
     import obstore
@@ -350,7 +367,11 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
             beside, _ = plain(client, "beside", plain_count, arguments.shards, puts)
         objects = directory / ("cold" if arguments.store == "directory" else "s3")
         forget(objects)
-        cold_bytes, cold_rate = read_back(client, "tiered", 1, count)
+        cold_bytes, compared_rate = read_back(client, "tiered", 1, count)
+        forget(objects)
+        before = Spent.now()
+        cold_rate = read_cold(client, "tiered")
+        read_cpu_s, _ = before.until(Spent.now(), cold_bytes)
         forget(objects)
         plain_rate = asyncio.run(read_plainly(plain_client(settings)))
     untiered = (first + after) / 2
@@ -375,6 +396,8 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, object]:
         "calls_at_a_time_max": waiting_max,
         "cold_mb": round(cold_bytes / MB, 1),
         "cold_read_mb_per_s": round(cold_rate / MB, 1),
+        "compared_read_mb_per_s": round(compared_rate / MB, 1),
+        "read_cpu_s_per_gb": read_cpu_s,
         "plain_read_mb_per_s": round(plain_rate / MB, 1),
         "read_share": round(cold_rate / plain_rate, 2),
         "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
@@ -386,7 +409,8 @@ def table(results: list[dict[str, object]]) -> str:
     columns = [
         *("tier", "written", "hot limit", "largest files", "of the limit", "appends", "untiered"),
         *("share", "beside plain puts", "share", "CPU a GB, of untiered, of the server"),
-        *("read from the tier", "plain client", "share", "load average"),
+        *("read from the tier", "compared", "plain client", "share", "CPU a GB read"),
+        "load average",
     ]
     lines = [f"| {' | '.join(columns)} |", "| - " * len(columns) + "|"]
     for each in results:
@@ -400,8 +424,9 @@ def table(results: list[dict[str, object]]) -> str:
             f"MB | {each['files_of_limit']} | {each['append_mb_per_s']} MB/s | {before}, "
             f"{after} MB/s | {each['append_share']:.0%} | {beside} "
             f"| {cpu['tiered']} s, {cpu['untiered']} s, {cpu['server']} s "
-            f"| {each['cold_read_mb_per_s']} MB/s | {each['plain_read_mb_per_s']} MB/s "
-            f"| {each['read_share']:.0%} | {low} to {high} |"
+            f"| {each['cold_read_mb_per_s']} MB/s | {each['compared_read_mb_per_s']} MB/s "
+            f"| {each['plain_read_mb_per_s']} MB/s | {each['read_share']:.0%} "
+            f"| {each['read_cpu_s_per_gb']} s | {low} to {high} |"
         )
     return "\n".join(lines) + "\n"
 

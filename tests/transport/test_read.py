@@ -11,7 +11,8 @@ from peerd.core.batch import BatchHeader, PlacedBatch
 from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import Epoch, NodeName, Offset, ShardId
 from peerd.core.shard_map import Gap
-from peerd.transport.limits import READ_MESSAGE_BYTES
+from peerd.transport import read_path
+from peerd.transport.limits import LONG_READ_MESSAGE_BYTES, READ_MESSAGE_BYTES
 from peerd.transport.read_path import Answer, Message
 from peerd.transport.status import refusal_of_error
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
@@ -152,9 +153,41 @@ async def test_large_reads_are_cut_into_messages(cluster, stub, append):
     cluster.create_log("orders")
     for _ in range(20):
         await stub(1).Append(append(b"x" * 60_000))
-    sizes = [len(response.batches) async for response in stub(1).Read(request(shard=1))]
+    sizes = [len(response.batches) async for response in stub(1).Read(request())]
     assert sum(sizes) == 20
     assert max(sizes) <= READ_MESSAGE_BYTES // 60_000 + 1
+
+
+async def test_who_reads_one_shard_on_gets_longer_messages_as_long_as_few_do(
+    cluster, stub, append, monkeypatch
+):
+    cluster.create_log("orders")
+    for _ in range(70):
+        await stub(1).Append(append(b"x" * 60_000))
+
+    async def sizes() -> list[int]:
+        return [
+            len(response.batches)
+            async for response in stub(1).Read(request(shard=1))
+            if response.batches
+        ]
+
+    # The stand-in's store gives whole batches, up to the one that passes the bound.
+    grown = [
+        bound // 60_014 + 1 for bound in (READ_MESSAGE_BYTES, 1 << 20, LONG_READ_MESSAGE_BYTES)
+    ]
+    assert await sizes() == [*grown, 70 - sum(grown)]
+    monkeypatch.setattr(read_path, "LONG_READS_MAX", 0)
+    assert max(await sizes()) == grown[0]
+    monkeypatch.setattr(read_path, "LONG_READS_MAX", 1)
+    # The one before has given its place back.
+    assert max(await sizes()) == max(await sizes()) == grown[2]
+    # So many batches that what stands beside them would make a message too long for stock clients.
+    monkeypatch.setattr(read_path, "BESIDE_BATCH_BYTES", 100_000)
+    cut = await sizes()
+    assert (cut[:3], sum(cut)) == ([grown[0], 5, 5], 70)
+    monkeypatch.setattr(read_path, "LONG_READ_BATCH_BYTES_MIN", 70_000)
+    assert max(await sizes()) == grown[0]
 
 
 # ---------------------------------------------------------------------------- the past
