@@ -223,10 +223,18 @@ class Copier(Section):
         "`network_bytes_per_s`, at most half of that",
     )
     busy_bytes_per_s_max: int = Field(
-        default=24 * MIB,
+        default=8 * MIB,
         ge=64 * KIB,
         description="The same for copies while appends are written here: they go first. What goes "
         "to the tier makes room for them, and does not wait",
+    )
+    urgent_bytes_per_s_max: int = Field(
+        default=24 * MIB,
+        ge=64 * KIB,
+        description="The same for copies of segments that the next loss may hurt: those with fewer "
+        "holders on healthy nodes than the `acks` that their records were answered with, or with "
+        "one holder left of several. Such copies go faster beside appends, though these feel it; "
+        "never slower than `busy_bytes_per_s_max`",
     )
 
 

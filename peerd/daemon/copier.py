@@ -9,12 +9,16 @@ Invariants:
   every write has come back from the store.
 - Kept tails (fewer holders than the segment's `acks`) go first, then whoever has fewest healthy
   holders: on nodes that are up, not at risk and not drained, as the planner counts them.
-- At most `COPIES_MAX` segments are copied at a time, each with at most `WRITES_MAX` slices on
-  their way to the disk; and beside appends all together with no more than
-  `BUSY_WRITES_BYTES_MAX`. Those of one segment are fetched and written in order, so that a copy
-  that breaks off has a beginning without a hole, and is continued where it ended, from another
-  holder if need be.
-- All copying shares the node's budget of background work and gives way to appends.
+- At most `COPIES_MAX` segments that have time are copied at a time, and as many urgent ones, each
+  with at most `WRITES_MAX` slices on their way to the disk; and beside appends all together with no
+  more than `BUSY_WRITES_BYTES_MAX`. Those of one segment are fetched and written in order, so
+  that a copy that breaks off has a beginning without a hole, and is continued where it ended, from
+  another holder if need be.
+- All copying shares the node's budget of background work and gives way to appends, the least of all
+  the urgent ones (`peerd.daemon.budget.presses`). Whether one is is asked anew for each slice: a
+  segment whose next holder died meanwhile becomes urgent, and one that got a holder elsewhere is
+  no more. Places are kept for urgent ones: those that have time may take `COPIES_MAX` of all, and
+  beside them so many urgent ones have theirs.
 - What was reported and is not listed yet is reported again, and not read again: a LAS that is away
   for a minute costs no disk. But what the map told this store to let go is looked at anew, once the
   map wants it again, behind all that the store had to drop (§8.4).
@@ -36,7 +40,7 @@ from peerd.core.batch import PlacedBatch
 from peerd.core.durable import FillSealed, Outcome, Stored, StoredSegment
 from peerd.core.ids import Epoch, Offset, ProcessId, ReplicaId, ShardId
 from peerd.core.shard_map import Segment, Shard
-from peerd.daemon.budget import Background
+from peerd.daemon.budget import Background, presses
 from peerd.daemon.copy_progress import CopyProgress, ProgressMeter
 from peerd.daemon.copy_writes import CopyWrites
 from peerd.daemon.crowd import Crowd
@@ -56,7 +60,8 @@ BUSY_SLICE_BYTES_MAX = 256 * 1024
 # limit: bytes of copies that wait for the disk while appends are written here: a commit has no more
 # of them, and the next append waits for it; on a shared disk so do other processes' flushes
 BUSY_WRITES_BYTES_MAX = 512 * 1024
-# limit: segments that are copied at a time: one waits for the holder while another one is written
+# limit: segments that are copied at a time, of those that are urgent and of all: one waits for the
+# holder while another one is written
 COPIES_MAX = 4
 # limit: slices of one segment that wait for the disk; the next one is fetched meanwhile
 WRITES_MAX = 2
@@ -117,7 +122,8 @@ class Copier:
         self._disowned: dict[Key, float] = {}
         self._unlisted: dict[Key, int] = {}
         """What was reported, with the version of the map before it was looked at."""
-        self._under_way: set[Key] = set()
+        self._under_way: dict[Key, bool] = {}
+        """Whether each was urgent when it began."""
         self._asked: dict[ReplicaId, int] = {}
         self._ended = asyncio.Event()
         self._copied_bytes = 0
@@ -155,14 +161,15 @@ class Copier:
                 self._ended.clear()
                 self._disown()
                 for shard, segment in self._due():
-                    self._under_way.add((shard.shard, segment.epoch))
+                    key = (shard.shard, segment.epoch)
+                    self._under_way[key] = self._presses(segment)
                     copies.create_task(self._copy(shard, segment))
                 await self._news(changed)
 
     async def _news(self, changed: asyncio.Event) -> None:
         """Wait until the map changed, a copy ended, or something is to be tried again."""
         due = bool(self._wanted or self._not_before_s or self._disowned)
-        waits = due and len(self._under_way) < COPIES_MAX
+        waits = due and sum(self._under_way.values()) < COPIES_MAX
         news = [asyncio.ensure_future(each.wait()) for each in (changed, self._ended)]
         try:
             await asyncio.wait(
@@ -175,7 +182,7 @@ class Copier:
                 each.cancel()
 
     def _due(self) -> list[tuple[Shard, Segment]]:
-        """The segments to begin with now, the most urgent first; none beyond `COPIES_MAX`."""
+        """The segments to begin with now, the most urgent first; none without a place."""
         self._wanted = wanted = {
             (shard.shard, segment.epoch): (shard, segment)
             for shard in self._host.map_entries()
@@ -193,7 +200,7 @@ class Copier:
             if key not in works or (release is not None and looked < release.version):
                 del self._unlisted[key]
         for known in (self._not_before_s, self._tries):
-            for key in known.keys() - works.keys() - self._under_way:
+            for key in known.keys() - works.keys() - self._under_way.keys():
                 del known[key]
         now_s = self._now_s()
         due = [
@@ -201,7 +208,20 @@ class Copier:
             for key, work in works.items()
             if key not in self._under_way and self._not_before_s.get(key, now_s) <= now_s
         ]
-        return sorted(due, key=self._urgency)[: max(0, COPIES_MAX - len(self._under_way))]
+        return self._placed(sorted(due, key=self._urgency))
+
+    def _placed(self, due: list[tuple[Shard, Segment]]) -> list[tuple[Shard, Segment]]:
+        """Those of them for which there is a place, in their order."""
+        urgent_left = COPIES_MAX - sum(self._under_way.values())
+        any_left = COPIES_MAX - len(self._under_way)
+        placed = []
+        for shard, segment in due:
+            urgent = self._presses(segment)
+            if (urgent_left if urgent else any_left) > 0:
+                placed.append((shard, segment))
+                urgent_left -= urgent
+                any_left -= 1
+        return placed
 
     def _disown(self) -> None:
         """Say which segments the map lists this store for though it has them not."""
@@ -247,14 +267,14 @@ class Copier:
         finally:
             again_after_s = AGAIN_AFTER_S * 2 ** min(tries, AGAIN_DOUBLINGS_MAX)
             self._not_before_s[key] = self._now_s() + again_after_s
-            self._under_way.discard(key)
+            del self._under_way[key]
             self._ended.set()
 
     async def _fill(self, shard: Shard, segment: Segment) -> None:
         """Raises `CopyBroken`, or what store and reader raise."""
         # Without batches: seals what is here at the map's X, and raises the promise (§3).
         here = await self._store(shard, segment, [])
-        await self._read_back(shard.shard, here)
+        await self._read_back(shard.shard, segment, here)
         at, end = here.end, _end_of(segment)
         writes: deque[asyncio.Future[StoredSegment]] = deque()
         try:
@@ -267,7 +287,7 @@ class Copier:
                 await self._writes.room(_size_of(batches))
                 writes.append(self._store(shard, segment, batches))
                 at = batches[-1].end
-                await self._spend(batches)
+                await self._spend(shard.shard, segment, batches)
             while writes:
                 here = await writes.popleft()
         except Exception:
@@ -277,7 +297,7 @@ class Copier:
         if here.end < end:
             raise CopyBroken(f"the store has it up to {here.end}, not to {end}")
 
-    async def _read_back(self, shard: ShardId, here: StoredSegment) -> None:
+    async def _read_back(self, shard: ShardId, segment: Segment, here: StoredSegment) -> None:
         """Read what was stored before; a holder vouches for all of it. Raises `Corrupt`."""
         at = here.first
         while at < here.end:
@@ -285,7 +305,8 @@ class Copier:
             if not batches:
                 raise Corrupt(shard, here.epoch, at, "the batch is missing")
             at = batches[-1].end
-            await self._wait(self._budget.spend(_size_of(batches), gives_way=True))
+            urgent = self._is_urgent(shard, segment)
+            await self._wait(self._budget.spend_copy(_size_of(batches), urgent=urgent))
 
     def _slice_bytes(self) -> int:
         return BUSY_SLICE_BYTES_MAX if self._budget.is_busy else SLICE_BYTES_MAX
@@ -298,7 +319,14 @@ class Copier:
             self._asked[holder] = self._asked.get(holder, 0) + 1
             try:
                 return await self._calls.fetch(
-                    holder, shard, segment.epoch, at, _end_of(segment), slice_bytes, copy=True
+                    holder,
+                    shard,
+                    segment.epoch,
+                    at,
+                    _end_of(segment),
+                    slice_bytes,
+                    copy=True,
+                    urgent=self._is_urgent(shard, segment),
                 )
             except HolderUnavailable as error:
                 failures.append(str(error))
@@ -318,6 +346,21 @@ class Copier:
         if node is None or not node.up or node.store != holder.store:
             return 2
         return 1 if node.at_risk or node.draining else 0
+
+    def _presses(self, segment: Segment) -> bool:
+        """Whether it has too few holders to take its time; see `presses`. A drained node counts: it
+        stays until its copies are elsewhere.
+        """
+        nodes = [(self._map.nodes.get(each.peer), each) for each in segment.holders]
+        safe = sum(
+            node is not None and node.up and node.store == each.store and not node.at_risk
+            for node, each in nodes
+        )
+        return presses(segment, safe)
+
+    def _is_urgent(self, shard: ShardId, segment: Segment) -> bool:
+        """The same of a segment under way, as the map has it now."""
+        return self._presses(self._wanted.get((shard, segment.epoch), (None, segment))[1])
 
     def _urgency(self, work: tuple[Shard, Segment]) -> tuple[bool, int, int, int]:
         """Smaller goes first; the planner's order (`las.core.planner`)."""
@@ -357,11 +400,12 @@ class Copier:
         self._writes.begun(size_bytes)
         return written
 
-    async def _spend(self, batches: list[PlacedBatch]) -> None:
+    async def _spend(self, shard: ShardId, segment: Segment, batches: list[PlacedBatch]) -> None:
         size_bytes = _size_of(batches)
         self._copied_bytes += size_bytes
         self._meter.copied(sum(batch.header.record_count for batch in batches), size_bytes)
-        await self._wait(self._budget.spend(size_bytes, gives_way=True))
+        urgent = self._is_urgent(shard, segment)
+        await self._wait(self._budget.spend_copy(size_bytes, urgent=urgent))
 
     async def _wait(self, wait_s: float) -> None:
         """Wait as long as the budget says, and longer where that takes longer than it should while

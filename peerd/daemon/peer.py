@@ -29,7 +29,7 @@ from peerd.core.errors import Reason, Refusal
 from peerd.core.ids import BootId, NodeName, ProcessId
 from peerd.core.limits import Limits
 from peerd.daemon.access import AccessKeeper, RefusalsTold
-from peerd.daemon.budget import Background
+from peerd.daemon.budget import Background, Rates
 from peerd.daemon.certificates import daemon_credentials
 from peerd.daemon.config import ConfigError, PeerdConfig, verify_identity
 from peerd.daemon.copier import Copier
@@ -109,6 +109,7 @@ class Peer:
     RELOADABLE: ClassVar[tuple[str, ...]] = (
         "copier.bytes_per_s_max",
         "copier.busy_bytes_per_s_max",
+        "copier.urgent_bytes_per_s_max",
         "scrub.bytes_per_s_max",
         "scrub.interval_s",
         "tier.lag_bytes_max",
@@ -315,7 +316,7 @@ class Peer:
     def _care_for(self, store: Store, calls: PeerCalls) -> None:
         """Make what keeps enough whole copies: the copier, the repairer, the scrub."""
         self.background = Background(
-            *_background_limits(self.config), self._loop.time, lambda: self.host.user_writes
+            _background_rates(self.config), self._loop.time, lambda: self.host.user_writes
         )
         self.copier = Copier(
             me=self.me,
@@ -479,7 +480,7 @@ class Peer:
     def take_config(self, config: PeerdConfig) -> None:
         """Use these settings from now on; only what `RELOADABLE` names differs."""
         self.config = config
-        self.background.limits(*_background_limits(config))
+        self.background.limits(_background_rates(config))
         self.scrubber.limit(config.scrub.bytes_per_s_max, config.scrub.interval_s)
         if self._uploader is not None:
             self._uploader.limit(config.tier.upload_bytes_per_s_max)
@@ -629,12 +630,14 @@ class Peer:
             _log.error("the store does not close: it is verified at the next start")
 
 
-def _background_limits(config: PeerdConfig) -> tuple[int, int]:
-    """Bytes a second of background work: at most, and of copies beside appends."""
+def _background_rates(config: PeerdConfig) -> Rates:
+    """What background work may take."""
     at_most = config.copier.bytes_per_s_max
     if config.network_bytes_per_s:
         at_most = max(1, min(at_most, config.network_bytes_per_s // 2))
-    return at_most, min(at_most, config.copier.busy_bytes_per_s_max)
+    return Rates.within(
+        at_most, config.copier.urgent_bytes_per_s_max, config.copier.busy_bytes_per_s_max
+    )
 
 
 def _open_recorder(config: PeerdConfig, me: ProcessId, limits: Limits) -> FlightRecorder | None:

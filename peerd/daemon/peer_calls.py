@@ -124,8 +124,11 @@ class PeerCalls:
         bytes_max: int,
         *,
         copy: bool = False,
+        urgent: bool = False,
     ) -> list[PlacedBatch]:
-        """See `peerd.transport.host_api.ShardHost.fetch`; `copy` also gets a kept tail."""
+        """See `peerd.transport.host_api.ShardHost.fetch`; `copy` also gets a kept tail, `urgent` at
+        the faster pace.
+        """
         request = replication_pb2.FetchBatchesRequest(
             cluster_id=self._map.cluster_id,
             target_store_id=holder.store,
@@ -135,6 +138,7 @@ class PeerCalls:
             to_offset=to_offset,
             bytes_max=bytes_max,
             copy=copy,
+            urgent=urgent,
         )
         batches: list[PlacedBatch] = []
         try:

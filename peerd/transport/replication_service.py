@@ -62,6 +62,8 @@ BUSY_COPY_BYTES = 256 * 1024
 TABLE_BYTES_MAX = 7 * 1024 * 1024
 # limit: of these, fetches of copies, which wait for the budget of this peer's background work
 COPIES_MAX = 8
+# limit: of these, copies that are not urgent: they wait longer, and must not keep urgent ones out
+UNHURRIED_COPIES_MAX = 6
 # limit: seconds that one message of a copy waits for that budget; beyond it the caller is told to
 # come again. A fetch has a deadline, and what waits here keeps others out
 COPY_WAIT_S_MAX = 2.0
@@ -228,14 +230,13 @@ class CopyBudget(Protocol):
     """What copies that are given to other peers may take of this one."""
 
     @property
-    def debt_s(self) -> float:
-        """How long who spends now would wait for those before."""
-
-    @property
     def is_busy(self) -> bool:
         """Appends are written here."""
 
-    def spend(self, size_bytes: int, *, gives_way: bool = False) -> float:
+    def copy_debt_s(self, *, urgent: bool) -> float:
+        """How long who copies now would wait for those before."""
+
+    def spend_copy(self, size_bytes: int, *, urgent: bool) -> float:
         """Take `size_bytes`; returns how many seconds to wait before the next."""
 
 
@@ -254,7 +255,7 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
         `budget` is what copies draw on.
         """
         self._budget = budget
-        self._copies = 0
+        self._copies = self._unhurried = 0
         self._access = access
         self._host = host
         self._plaintext = plaintext
@@ -463,21 +464,29 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
         self._check_target(request.cluster_id, request.target_store_id)
         # Who mends a damaged batch asks for that one alone, and is not kept waiting.
         is_copy = request.copy and request.bytes_max != 1
-        if self._fetches >= FETCHES_MAX or (is_copy and self._copies >= COPIES_MAX):
+        is_unhurried = is_copy and not request.urgent
+        if (
+            self._fetches >= FETCHES_MAX
+            or (is_copy and self._copies >= COPIES_MAX)
+            or (is_unhurried and self._unhurried >= UNHURRIED_COPIES_MAX)
+        ):
             raise _too_many("as many fetches as may be are served here already")
         self._fetches += 1
         self._copies += is_copy
+        self._unhurried += is_unhurried
         try:
             if is_copy and self._budget is not None:
-                if self._budget.debt_s > COPY_WAIT_S_MAX:
+                debt_s = self._budget.copy_debt_s(urgent=request.urgent)
+                if debt_s > COPY_WAIT_S_MAX:
                     raise _too_many("this peer has no bytes to spare for copies")
-                await asyncio.sleep(self._budget.debt_s)
+                await asyncio.sleep(debt_s)
             async with contextlib.aclosing(self._fetched(request)) as responses:
                 async for response in responses:
                     yield response
         finally:
             self._fetches -= 1
             self._copies -= is_copy
+            self._unhurried -= is_unhurried
 
     async def _fetched(
         self, request: replication_pb2.FetchBatchesRequest
@@ -511,7 +520,7 @@ class ReplicationService(replication_pb2_grpc.ReplicationServiceServicer):
             at = batches[-1].end
             size_bytes = sum(len(batch.payload) for batch in batches)
             if request.copy and self._budget is not None:
-                self._budget.spend(size_bytes, gives_way=True)
+                self._budget.spend_copy(size_bytes, urgent=request.urgent)
             if left_bytes is not None:
                 left_bytes -= size_bytes
 

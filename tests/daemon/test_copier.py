@@ -6,10 +6,10 @@ from itertools import count
 
 import pytest
 
-from peerd.core.ids import Epoch
-from peerd.core.shard_map import Release
+from peerd.core.ids import BootId, Epoch, NodeName, Offset, ProcessId, StoreId
+from peerd.core.shard_map import Plan, Release, Segment
 from peerd.daemon import copier
-from peerd.daemon.budget import BUSY_FOR_S, Background, Budget
+from peerd.daemon.budget import BUSY_FOR_S, Background, Budget, Rates, presses
 from peerd.daemon.copy_progress import ProgressMeter
 from peerd.daemon.copy_writes import CopyWrites
 from peerd.storage.errors import Corrupt
@@ -206,34 +206,90 @@ class Clock:
         return self.now_s
 
 
+RATES = Rates.within(1000, 400, 100)
+
+
 def test_all_background_work_draws_on_one_account() -> None:
     clock = Clock()
-    background = Background(1000, 100, clock, lambda: 0)
-    assert background.spend(500, gives_way=True) == 0.5  # a copy, and nothing is appended
+    background = Background(RATES, clock, lambda: 0)
+    assert background.spend_copy(500, urgent=False) == 0.5  # a copy, and nothing is appended
     assert background.spend(500) == 1.0  # an upload waits for it
-    assert background.spend(1000, gives_way=True) == 2.0  # and the next copy for both
+    assert background.spend_copy(500, urgent=True) == 1.5  # and the next copies for both
+    assert background.spend_copy(500, urgent=False) == 2.0
     assert (background.debt_s, background.spent_bytes) == (2.0, 2000)
     clock.now_s += 5
-    assert background.debt_s == 0.0
+    assert background.copy_debt_s(urgent=False) == background.debt_s == 0.0
 
 
 def test_copies_give_way_while_appends_are_written_and_uploads_do_not() -> None:
     clock, writes = Clock(), [0]
-    background = Background(1000, 100, clock, lambda: writes[0])
+    background = Background(RATES, clock, lambda: writes[0])
     assert not background.is_busy
     writes[0] = 7
-    assert background.spend(100, gives_way=True) == 1.0
+    assert background.spend_copy(100, urgent=False) == 1.0
     clock.now_s += 1.0
     writes[0] = 8
     assert background.spend(100) == pytest.approx(0.1)
     clock.now_s += 1.0
     assert background.is_busy  # of the append that came meanwhile
+    assert background.spend_copy(100, urgent=True) == pytest.approx(0.25)
     clock.now_s += BUSY_FOR_S
-    assert background.spend(100, gives_way=True) == pytest.approx(0.1)
-    background.limits(100, 10)
+    assert background.spend_copy(100, urgent=False) == pytest.approx(0.1)
+    background.limits(Rates.within(100, 20, 10))
     clock.now_s += 10
     writes[0] = 9
-    assert background.spend(10, gives_way=True) == pytest.approx(1.0)
+    assert background.spend_copy(10, urgent=False) == pytest.approx(1.0)
+    assert background.spend_copy(10, urgent=True) == pytest.approx(1.0)
+
+
+def test_an_urgent_copy_does_not_wait_at_the_pace_of_others_and_all_stay_within_its_rate() -> None:
+    clock, writes = Clock(), count(1)
+    background = Background(RATES, clock, lambda: next(writes))  # never idle
+    moved = {True: 0, False: 0}
+    due_s = {True: clock(), False: clock()}
+    while clock() < 140:  # one copy of each kind, each as fast as it is let
+        urgent = due_s[True] <= due_s[False]
+        clock.now_s = due_s[urgent]
+        due_s[urgent] = clock() + background.spend_copy(10, urgent=urgent)
+        moved[urgent] += 10
+    assert moved[False] / 40 == pytest.approx(100, rel=0.02)
+    assert moved[True] / 40 == pytest.approx(300, rel=0.02)
+    for _ in range(50):  # four at a time and more do not make up for what others are held back
+        background.spend_copy(10, urgent=False)
+    assert background.copy_debt_s(urgent=False) == pytest.approx(5, abs=0.2)
+    assert background.copy_debt_s(urgent=True) == pytest.approx(500 / 400, abs=0.1)
+
+
+def test_rates_are_put_in_order() -> None:
+    # Who asked for more than what is urgent gets, gets it for both; and nobody more than there is.
+    assert Rates.within(1000, 100, 400) == Rates.within(1000, 400, 400)
+    assert Rates.within(50, 400, 100) == Rates.within(50, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("copies", "acks", "safe_holders", "urgent"),
+    [
+        (3, 2, 0, True),
+        (3, 2, 1, True),
+        (3, 2, 2, False),
+        (3, 1, 1, True),  # one loss more, and it is gone
+        (3, 3, 2, True),  # as many as appends were answered with
+        (2, 1, 1, True),
+        (2, 2, 1, True),
+        (2, 2, 2, False),
+        (1, 1, 0, True),
+        (1, 1, 1, False),  # it never had more
+    ],
+)
+def test_a_segment_presses_while_the_next_loss_may_lose_records(
+    *, copies: int, acks: int, safe_holders: int, urgent: bool
+) -> None:
+    stores = [
+        ProcessId(NodeName(f"peer-{each}"), StoreId("s"), BootId("b")) for each in range(copies)
+    ]
+    made = Plan(primary=stores[0], voters=tuple(each.replica for each in stores), acks=acks)
+    segment = Segment(epoch=Epoch(1), plan=made, begin=Offset(0), end=Offset(1))
+    assert presses(segment, safe_holders) is urgent
 
 
 def test_progress_tells_speed_and_the_time_that_is_left() -> None:
@@ -343,7 +399,7 @@ async def test_a_holder_without_bytes_to_spare_is_passed_over(
     fleet: Fleet, las: StandInLas
 ) -> None:
     one, two, _, four = await with_sealed_past(fleet, las, 10)
-    one.background.limits(1, 1)
+    one.background.limits(Rates.within(1, 1, 1))
     one.background.spend(1000)  # a quarter of an hour's worth
     entry = las.shards[SHARD]
     wanted = replace(
@@ -474,3 +530,42 @@ async def test_who_gives_a_copy_beside_appends_gives_little_at_a_time(
     monkeypatch.setattr(one.background, "_user_writes", lambda: next(numbers))  # never idle
     assert 1 <= await given(copy=True) <= 3
     assert await given(copy=False) == 10
+
+
+async def test_a_copy_with_time_goes_slowly_beside_appends_until_it_becomes_urgent(
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "BUSY_SLICE_BYTES_MAX", 200)
+    one, two, _, four = await with_sealed_past(fleet, las, 40)
+    for peer in (one, two, four):
+        numbers = count(1_000)
+        monkeypatch.setattr(peer.background, "_user_writes", lambda numbers=numbers: next(numbers))
+        # A slice of what has time is followed by the next one in a day.
+        peer.background.limits(Rates.within(1 << 30, 1 << 30, 1))
+    entry = las.shards[SHARD]
+    wanted = replace(
+        entry.sealed[0],
+        holders=(one.me.replica, two.me.replica),
+        wanted_holders=(four.me.replica,),
+    )
+    las.commit(replace(entry, sealed=(wanted,)))
+    await until(lambda: four.copier.statistics().copied_bytes, "the first slice is here")
+    assert four.background.copy_debt_s(urgent=False) > 60
+    assert one.background.copy_debt_s(urgent=False) + two.background.copy_debt_s(urgent=False) > 60
+    assert four.background.copy_debt_s(urgent=True) < 1
+    assert four.me.boot not in dict(las.reported("holder_added"))
+    # Another shard has one holder left: it does not wait for that one, at neither end.
+    pressing = replace(entry, shard=SHARD + 1, sealed=(replace(wanted, holders=(one.me.replica,)),))
+    asked = []
+    fetch = four.copier._calls.fetch
+
+    async def noted(*arguments, **keywords):
+        asked.append((arguments[1], keywords["urgent"]))
+        return await fetch(*arguments[:1], SHARD, *arguments[2:], **keywords)
+
+    monkeypatch.setattr(four.copier._calls, "fetch", noted)
+    four.copier._under_way.update({(SHARD + 9, Epoch(each)): False for each in range(3)})
+    las.commit(pressing)
+    await until(lambda: four.me.boot in dict(las.reported("holder_added")), "that one is whole")
+    told = [report.shard for boot, report in las.reported("holder_added") if boot == four.me.boot]
+    assert (set(told), set(asked)) == ({SHARD + 1}, {(SHARD + 1, True)})
