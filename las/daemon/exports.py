@@ -12,6 +12,7 @@ there, which all members get that are made from that file.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +126,18 @@ def read(path: Path) -> Export:
         raise ExportUnusable(f"{path}: {error}") from error
 
 
-def write(path: Path, export: Export) -> None:
-    """Raises `ExportUnusable` if there is a file of this name, or it cannot be written."""
+def see_that_it_can_be_written(path: Path) -> None:
+    """Raises `ExportUnusable` if there is a file of this name, or none can be made; makes none."""
     if path.exists():
         raise ExportUnusable(f"{path} is there already: name another file")
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ExportUnusable(f"{path} cannot be made: {folder} is no directory to write into")
+
+
+def write(path: Path, export: Export) -> None:
+    """Raises `ExportUnusable` if there is a file of this name, or it cannot be written."""
+    see_that_it_can_be_written(path)
     try:
         write_file_durably(path, export.to_bytes())
     except OSError as error:

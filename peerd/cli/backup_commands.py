@@ -352,8 +352,11 @@ def restore(
         return found
 
     with one_line_errors():
-        if file.exists():
-            fail(f"{file} is there already: name another file", EXIT_USAGE)
+        try:
+            # Before anything in the tier becomes a cluster's that could not begin.
+            exports.see_that_it_can_be_written(file)
+        except exports.ExportUnusable as error:
+            fail(str(error), EXIT_USAGE)
         found = _run(work())
     _print_found(found, output)
     if output is not Format.TABLE:

@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +29,9 @@ from peerd.cli.output import (
     whole_number,
 )
 from peerd.client.blocking import Client
-from peerd.client.errors import PeerdError
+from peerd.client.errors import PeerdError, RecordsMissing
 from peerd.client.reading import StartAt
-from peerd.client.values import NewRecord, Receipt, Record, Tail
+from peerd.client.values import NewRecord, Position, Receipt, Record, Tail
 from peerd.core.shard_map import Compression, Segment, Shard
 from peerd.transport.map_codec import LogEntry
 
@@ -585,18 +586,32 @@ def read(  # noqa: PLR0917 -- the options of the command
 ) -> None:
     """Read records, in order per key. With -o json, one document a line.
 
+    What was lost, or trimmed meanwhile, is told on stderr with bounds and reason; the read goes on
+    behind it, with exit status 1 at the end.
+
     Examples: peerctl read orders --follow; peerctl read orders --shard 3 --from 1042 -n 10;
     peerctl read orders --time 15m
     """
     where = _start(start, shard, moment)
+    left, gaps = count, 0
     with connected(config) as client:
-        with client.read(log, start=where, shard=shard, follow=follow) as records:
-            for index, record in enumerate(records, start=1):
-                sys.stdout.write(_record_line(record, output))
-                if follow:
+        while True:
+            with client.read(log, start=where, shard=shard, follow=follow) as records:
+                try:
+                    for record in islice(records, left):
+                        sys.stdout.write(_record_line(record, output))
+                        if follow:
+                            sys.stdout.flush()
+                        left = None if left is None else left - 1
+                except RecordsMissing as gap:
+                    gaps += 1
                     sys.stdout.flush()
-                if index == count:
+                    typer.echo(f"peerctl: {gap}", err=True)
+                    where = Position({**records.position.offsets, gap.shard: gap.next_offset})
+                else:
                     break
+    if gaps:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def _start(start: str, shard: int | None, moment: str | None) -> StartAt:

@@ -65,6 +65,7 @@ def check(config: ConfigFile) -> None:
     """
     from peerd.daemon.config import ConfigError, load_config, verify_identity
     from peerd.daemon.errors import EXIT_CANNOT_START
+    from peerd.daemon.tier import exposed_secrets
     from peerd.daemon.tier_check import check_tier
     from peerd.tier.errors import TierError
 
@@ -81,6 +82,8 @@ def check(config: ConfigFile) -> None:
         print(f"{identity.uri} at {settings.listen}, {how}, data in {settings.data_dir}: fit")
         if tier:
             print(tier)
+        for file in exposed_secrets(settings.tier):
+            print(f"warning: everybody on this host may read {file}: chmod o= {file}")
 
 
 @app.command()

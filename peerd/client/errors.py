@@ -126,9 +126,12 @@ class ReadError(PeerdError):
 
 
 class RecordsMissing(ReadError):
-    """A range cannot be read: a gap, told by the server. `next_offset` of `shard` is after it."""
+    """A range cannot be read: a gap, told by the server: of `shard`, from `first_offset` up to
+    `next_offset`, which is the first one behind it. `reason` is `LOST` or `TRIMMED`.
+    """
 
     shard: int = 0
+    first_offset: int = 0
     next_offset: int = 0
 
 

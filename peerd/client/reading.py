@@ -236,8 +236,10 @@ class RecordStream:
             PeerdError: `error`, if it will not pass, or nothing came for too long.
         """
         now_s = time.monotonic()
-        # A stream that has been quiet and whole for long begins a new run of failures.
-        if self._trouble_began_s is None or now_s - self._failed_s > READ_RETRY_S:
+        # A following stream that has been quiet and whole for long begins a new run of failures.
+        # Another one has been waiting all the while for what it was not given.
+        was_whole = self._follow and now_s - self._failed_s > READ_RETRY_S
+        if self._trouble_began_s is None or was_whole:
             self._trouble_began_s = now_s
         self._failed_s = now_s
         if isinstance(error, UnknownLog):
@@ -278,7 +280,8 @@ class RecordStream:
             f"be read ({gap.message}): go on at {gap.next_offset}",
             reason=reason,
         )
-        error.shard, error.next_offset = gap.shard, gap.next_offset
+        error.shard = gap.shard
+        error.first_offset, error.next_offset = gap.first_offset, gap.next_offset
         self._ended = True
         self._hang_up()
         raise error

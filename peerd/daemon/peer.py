@@ -57,7 +57,7 @@ from peerd.daemon.supervisor import Supervisor
 from peerd.daemon.telemetry.collector import watch_loop_lag
 from peerd.daemon.telemetry.exporter import TelemetryExporter
 from peerd.daemon.telemetry.own import OwnMetrics
-from peerd.daemon.tier import Tier, open_tier
+from peerd.daemon.tier import Tier, exposed_secrets, open_tier
 from peerd.daemon.tier_lag import TierLag
 from peerd.daemon.tier_sweeper import TierSweeper
 from peerd.daemon.uploader import Uploader
@@ -213,6 +213,8 @@ class Peer:
         self._serving = True
         for service in ("", *CLIENT_SERVICES, INCIDENT_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for file in exposed_secrets(self.config.tier):
+            _log.warning("everybody on this host may read a secret of the tier", file=str(file))
         _log.info("serving", address=self.address, http=self.http_address, store=self.me.store)
 
     def _open_store(self) -> Store:

@@ -3,7 +3,8 @@
 Must not: write anything (`peerd.daemon.uploader` does).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,14 +16,16 @@ from peerd.daemon import config
 from peerd.tier.directory import DirectoryBackend
 from peerd.tier.errors import MissingObject, NotConfigured
 from peerd.tier.heirs import owned
-from peerd.tier.keys import KeyRing, read_keys
-from peerd.tier.manifest import Manifest
+from peerd.tier.keys import KeyRing, exposed, read_keys
+from peerd.tier.manifest import Manifest, prefix_of
 from peerd.tier.reader import TierReader
 from peerd.tier.s3 import S3Backend, S3Options
 from peerd.tier.store import Backend, TierStore
 
 # limit: bytes of a file with a credential
 _CREDENTIAL_BYTES_MAX = 4_096
+# limit: shards of the map by whose manifests a store is known for one that has none yet
+_KNOWN_BY_MAX = 4
 
 
 class Tier:
@@ -49,6 +52,34 @@ class Tier:
         anything is removed, and shortly before anything is added. Raises `Inherited`, `TierError`.
         """
         return await owned(self.store, self.cluster_id)
+
+    async def known(self, entries: Iterable[Shard]) -> None:
+        """See that this is the store of which the map tells: that it has the manifest of one of
+        these shards, or that the map names none of them.
+
+        A directory whose file system is not mounted takes all that it is given, and gives it back;
+        once it is mounted nobody sees that again. So does a bucket of another name. Raises
+        `MissingObject` if it is another store, `TierError`.
+        """
+        named = (
+            f"{prefix_of(self.cluster_id, entry.log, entry.shard)}/{entry.tier.manifest}"
+            for entry in entries
+            if entry.tier is not None and entry.tier.manifest
+        )
+        missing: list[str] = []
+        # All of them now: the map may change meanwhile.
+        for key in list(islice(named, _KNOWN_BY_MAX)):
+            try:
+                await self.store.size_bytes(key)
+            except MissingObject:
+                missing.append(key)
+            else:
+                return
+        if missing:
+            raise MissingObject(
+                f"{self.store.name} does not have {missing[0]}, which the map names: nothing is "
+                "added to it. Is its file system mounted, and tier.url that of the other peers?"
+            )
 
     async def manifest(self, entry: Shard) -> Manifest:
         """What the map says is in the tier of a shard. Raises `TierError`."""
@@ -107,6 +138,12 @@ def open_tier(settings: "config.Tier", cluster_id: Callable[[], str]) -> Tier | 
         _backend(settings), deadline_ms=settings.deadline_ms, attempts=settings.attempts
     )
     return Tier(store, keys, TierReader(store, keys, cache_bytes=settings.cache_bytes), cluster_id)
+
+
+def exposed_secrets(settings: "config.Tier") -> list[Path]:
+    """The files with keys and credentials that everybody on this host may read."""
+    credentials = (settings.access_key_id_file, settings.secret_access_key_file)
+    return exposed([*settings.key_files, *(each for each in credentials if each is not None)])
 
 
 def _backend(settings: "config.Tier") -> Backend:

@@ -17,6 +17,9 @@ Invariants:
 - Objects are removed when the map has not kept them for `remove_after_s`; of those that a restored
   cluster has from the one before, only these.
 - A cluster from whose tier another one was restored adds and removes nothing (`peerd.tier.heirs`).
+- Nothing is added to a store that has not what the map names (`Tier.known`): looked at before an
+  object is put, and once more, of the object too, when all is written and before the map is told.
+  So what was written before a file system was mounted, or after it was not, is never named.
 
 Bounds: one object is packed and one is put at a time, a budget of bytes a second, one look in
 `LOOK_PERIOD_S`; a shard that fails waits longer and longer, and the others go on.
@@ -38,7 +41,7 @@ from peerd.daemon.host import ShardHost
 from peerd.daemon.logging import get_logger
 from peerd.daemon.tier import Tier
 from peerd.storage.errors import StorageError
-from peerd.tier.errors import TierError
+from peerd.tier.errors import MissingObject, TierError
 from peerd.tier.format import Index, ObjectWriter, Owner
 from peerd.tier.manifest import Entry, Manifest, prefix_of
 from peerd.tier.writing import leftovers, put_manifest, put_object, trimmed
@@ -282,6 +285,7 @@ class Uploader:
         """Raises `TierError`."""
         if self._now_s() - self._owned_at_s > OWNED_FOR_S:
             await self._tier.owned()
+            await self._known(listed.shard)
             self._owned_at_s = self._now_s()
         return await put_object(self._tier.store, self._tier.keys, listed, data, index)
 
@@ -297,6 +301,9 @@ class Uploader:
             entries=(*[each for each in run.listed.entries if each.end > entry.kept_from], new),
         )
         name = await put_manifest(self._tier.store, following)
+        await asyncio.gather(
+            self._known(entry.shard), self._tier.store.size_bytes(following.key(new))
+        )
         self._tier.reader.remember(name, following)
         if not await self._commit(entry, new.end, name):
             return False
@@ -317,6 +324,21 @@ class Uploader:
             return False
         run.entry, run.listed = now, following
         return True
+
+    async def _known(self, shard: ShardId) -> None:
+        """Raises `MissingObject` if the store is not that of which the map tells; `TierError`."""
+        while True:
+            entry = self._map.shards.get(shard)
+            has_one = entry is not None and entry.tier is not None and entry.tier.manifest
+            try:
+                await self._tier.known(
+                    (entry,) if entry is not None and has_one else self._map.shards.values()
+                )
+            except MissingObject:
+                if self._map.shards.get(shard) == entry:
+                    raise
+            else:
+                return
 
     async def _stop(self, entry: Shard, span: Span, begin: Offset) -> Offset | None:
         """Up to where the segment may be tiered now: a sealed one as far as it may be read, the

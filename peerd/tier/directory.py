@@ -5,6 +5,9 @@ fails if there is one: so a name appears with all its bytes or not at all, also 
 directory is flushed before anybody is told. It is written and read back past the page cache
 (`peerd.tier.direct`), and read through it.
 
+What root makes belongs to whom the directory does: peers, which run as somebody else, go on in the
+folders that a command of an operator, such as a restore, has begun.
+
 Calls run in a few threads, since a file system may hang: the event loop never waits for it, nor
 does the end of the process. A thread that hangs keeps its place until it comes back, whoever gave
 up waiting for it. Threads are kept for the next call: the loop waits until a new one runs, which
@@ -108,10 +111,11 @@ class DirectoryBackend:
 
     def _create(self, path: Path, data: bytes | bytearray) -> bool:
         temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}.part"
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _make_durably(temporary.parent, self._root)
         _make_durably(path.parent, self._root)
         try:
             self._files.write(temporary, data)
+            _hand_over(temporary, self._root)
             try:
                 path.hardlink_to(temporary)
             except FileExistsError:
@@ -199,7 +203,17 @@ def _make_durably(folder: Path, root: Path) -> None:
     if folder != root:
         _make_durably(folder.parent, root)
     folder.mkdir(parents=folder == root, exist_ok=True)
+    if folder != root:
+        _hand_over(folder, root)
     _flush(folder.parent)
+
+
+def _hand_over(path: Path, root: Path) -> None:
+    """Give what root has made to the owner of the directory, where its file system lets root."""
+    if os.geteuid() == 0:
+        owner = root.stat()
+        with contextlib.suppress(PermissionError):
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _flush(folder: Path) -> None:

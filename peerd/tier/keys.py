@@ -8,7 +8,9 @@ nonce is ever used twice with one key.
 Must not: log or show a key.
 """
 
+import contextlib
 import hashlib
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +65,16 @@ def ring_of(keys: Sequence[bytes]) -> KeyRing:
 def read_keys(files: Sequence[Path]) -> KeyRing:
     """The keys of these files: 32 bytes, or 64 hexadecimal digits. Raises `NotConfigured`."""
     return ring_of([_read_key(file) for file in files])
+
+
+def exposed(files: Sequence[Path]) -> list[Path]:
+    """Those of these files that everybody on this host may read; of what cannot be seen none."""
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            if file.stat().st_mode & stat.S_IROTH:
+                found.append(file)
+    return found
 
 
 def _read_key(file: Path) -> bytes:

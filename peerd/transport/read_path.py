@@ -19,7 +19,8 @@ Invariants:
 - `resume` after a message is where a new read goes on with what comes next, for all shards.
 
 Must not: skip what cannot be read. After `no_primary_wait_ms` without progress the read ends with
-RANGE_UNAVAILABLE (a following read that has reached the tail waits for ever).
+RANGE_UNAVAILABLE (a following read that has reached the tail waits for ever). What begins an answer
+is no progress.
 """
 
 import asyncio
@@ -160,6 +161,8 @@ class ShardRead:
     tail: int | None = None
     _message_bytes: int = READ_MESSAGE_BYTES
     _hint: Target | None = None
+    # What the primary said last, if it could not read what comes next.
+    _refused: errors_pb2.Refusal | None = None
     _progress_s: float = field(default_factory=time.monotonic)
 
     async def messages(self) -> AsyncGenerator[Message | Answer, None]:
@@ -364,7 +367,7 @@ class ShardRead:
         router = self.services.router
         changed = self.services.cache.changed
         target = self._hint or router.primary_of(self.shard)
-        self._hint = None
+        self._hint = self._refused = None
         if target is None or not await router.connected(target.address, RETRY_STEP_MS / 1000):
             await self._pause(changed)
             return
@@ -390,10 +393,12 @@ class ShardRead:
             await self._pause(changed)
 
     def _passed(self, message: Message) -> None:
+        # Each answer begins with a message that has nothing but where it starts.
+        if self.next != message.resume.offsets[self.shard]:
+            self._progress_s = time.monotonic()
         self.next = message.resume.offsets[self.shard]
         if self.tail is None:
             self.tail = message.committed[self.shard]
-        self._progress_s = time.monotonic()
 
     def _judge(self, error: grpc.aio.AioRpcError) -> Target | None:
         """Returns the peer to ask instead, if the refusal names one.
@@ -406,6 +411,8 @@ class ShardRead:
             return None
         if reason_of(refused) not in _LOOK_AGAIN:
             raise Refused(refused)
+        if reason_of(refused) is Reason.RANGE_UNAVAILABLE:
+            self._refused = refused
         return self.services.router.target_at(self.shard, refused.leader)
 
     def _request(self) -> log_pb2.ReadRequest:
@@ -427,10 +434,13 @@ class ShardRead:
         """Waits a step, or until something changed.
 
         Raises:
-            Refused: RANGE_UNAVAILABLE, if there was no progress for too long.
+            Refused: RANGE_UNAVAILABLE, if there was no progress for too long; as the primary said
+                it, if it did.
         """
         idle_ms = (time.monotonic() - self._progress_s) * 1000
-        if not self.follow and idle_ms > self.services.wait_ms:
+        if idle_ms > self.services.wait_ms and (not self.follow or self._refused is not None):
+            if self._refused is not None:
+                raise Refused(self._refused)
             message = unavailable(self.shard, self.next or 0)
             raise Refused(refusal(Reason.RANGE_UNAVAILABLE, message, retry_after_ms=RETRY_AFTER_MS))
         await wait_for(changed, RETRY_STEP_MS / 1000)

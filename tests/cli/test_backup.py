@@ -188,6 +188,14 @@ def test_a_look_ahead_changes_nothing(place: Place, backup: str):
     assert sorted(place.root.rglob("*")) == before
 
 
+def test_a_file_that_cannot_be_made_changes_nothing(place: Place, backup: str):
+    before = sorted(place.root.rglob("*"))
+    file = place.file.parent / "none" / "begin.las"
+    for word in ([], ["--old-cluster-is-gone"]):
+        assert "no directory to write into" in place.run("restore", backup, file, *word, status=2)
+    assert sorted(place.root.rglob("*")) == before
+
+
 def test_a_group_may_begin_with_what_is_written(place: Place, backup: str):
     said = place.run("restore", backup, place.file, "--old-cluster-is-gone")
     assert f"las init --import {place.file}" in said

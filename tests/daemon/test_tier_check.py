@@ -54,6 +54,16 @@ def test_a_tier_that_is_not_there_yet_is_not_made(tmp_path: Path):
     assert not (tmp_path / "cold").exists()
 
 
+def test_a_key_that_everybody_may_read_is_told(tmp_path: Path):
+    key, tier = tmp_path / "key", {"url": f'"file://{tmp_path}/cold"'}
+    key.write_bytes(KEY)
+    for mode, is_told in ((0o640, False), (0o644, True)):
+        key.chmod(mode)
+        status, said = checked(tmp_path, tier | {"key_files": json.dumps([str(key)])})
+        assert status == 0
+        assert (f"everybody on this host may read {key}" in said) is is_told
+
+
 async def test_what_its_cluster_has_there_is_opened(tmp_path: Path, of_the_shop: None):
     root = tmp_path / "cold"
     await filled(root, ring_of([KEY]))

@@ -478,15 +478,74 @@ async def test_a_restored_cluster_goes_on_from_objects_of_the_one_before_and_rem
     assert await world.in_the_tier() == plain(world.batches[10:])
 
 
-async def test_an_older_manifest_in_place_of_the_newest_is_told_and_other_shards_go_on(tmp_path):
-    """Somebody brought the tier back as it was: no older list is ever taken for the newest."""
+def two_logs() -> ClusterState:
+    """Both tiered; what the second one has is that of the first."""
     carts = CreateLog(
         name="carts", copies=3, acks=2, nodes=(node(1), node(2), node(3)), rows=((0, 1, 2),)
     )
     levels = [register(each, feature_level=TIER_LEVEL) for each in range(1, 6)]
     tiers = [SetTier(log=log, hot_bytes=1) for log in ("orders", "carts")]
+    return done(with_log(), carts, *levels, *tiers)
+
+
+async def test_a_directory_that_is_not_mounted_gets_nothing_that_the_map_names(tmp_path):
+    """It takes what it is given and gives it back; once it is mounted nobody sees that again."""
+    root, kept = tmp_path / "tier", tmp_path / "kept"
+    world = World(two_logs(), backend=DirectoryBackend(root))
+    world.append(24)
+    await world.all_looks()
+    before = world.shards
+    assert [entry.tier.end for entry in before.values()] == [24 * RECORDS] * 2
+
+    root.rename(kept)
+    root.mkdir()
+    nodes = (node(1), node(2), node(3))
+    world.las(CreateLog(name="new", copies=3, acks=2, nodes=nodes, rows=((0, 1, 2),)))
+    world.las(SetTier(log="new", hot_bytes=1))
+    world.append(16)
+    world.now_s += 600
+    await world.all_looks()
+    assert {shard: world.shards[shard] for shard in before} == before
+    assert [entry.tier for entry in world.shards.values() if entry.log == "new"] == [None]
+    assert not list(root.rglob("*.chunk"))
+    assert "mounted" in world.uploader.statistics().trouble
+
+    root.rmdir()
+    kept.rename(root)
+    world.now_s += 600
+    await world.all_looks()
+    assert [entry.tier.end for entry in world.shards.values()] == [40 * RECORDS] * 3
+    assert await world.in_the_tier() == plain(world.batches)
+
+
+@pytest.mark.parametrize("unmounted_at", [".chunk", "manifest-"])
+async def test_what_was_put_while_it_was_not_mounted_is_not_named(world, unmounted_at):
+    """Before and behind an object, or its manifest, everything is where it is to be."""
+    world.append(8)
+    await world.all_looks()
+    before, mounted, create = shard_of(world.state), world.backend.objects, world.backend.create
+
+    async def once(key, data):
+        world.backend.objects = {} if unmounted_at in key else mounted
+        return await create(key, data)
+
+    world.backend.create = once
+    world.append(8)
+    await world.all_looks()
+    assert shard_of(world.state) == before
+    assert world.uploader.statistics().trouble.startswith("MISSING_OBJECT")
+
+    world.backend.create, world.backend.objects = create, mounted
+    world.now_s += 600
+    await world.all_looks()
+    assert world.tiered_to == 16 * RECORDS
+    assert await world.in_the_tier() == plain(world.batches)
+
+
+async def test_an_older_manifest_in_place_of_the_newest_is_told_and_other_shards_go_on(tmp_path):
+    """Somebody brought the tier back as it was: no older list is ever taken for the newest."""
     backend = DirectoryBackend(tmp_path)
-    world = World(done(with_log(), carts, *levels, *tiers), backend=backend)
+    world = World(two_logs(), backend=backend)
     other = next(shard for shard in world.shards if shard != SHARD)
     world.append(24)
     await world.all_looks()

@@ -72,5 +72,14 @@ def test_a_shard_goes_on_behind_a_gap_that_every_reader_is_told_of(tmp_path: Pat
         assert seen == [b"%d" % number for number in range(20)]
         with client.read(LOG, start=told_of.value.next_offset, shard=1) as rest:
             assert [record.value for record in rest] == [b"after"]
+        status, said, told = peerctl(cluster, "read", LOG, "-o", "json")
+        assert status == 1
+        assert [json.loads(line)["value"] for line in said.splitlines()] == [
+            *map(str, range(20)),
+            "after",
+        ]
+        gap = told_of.value
+        assert f"offsets {gap.first_offset} to {gap.next_offset - 1} cannot be read" in told
+        assert "both burned" in told
         # What nobody can lose any more is not given up again.
         assert peerctl(cluster, "recover", "shard", NAME, *word)[0] == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 
 import pytest
@@ -86,6 +87,28 @@ async def test_a_directory_keeps_objects(tmp_path):
     with pytest.raises(MissingObject):
         await store.holds("c/s/1", 0, 1, b"f")
     assert not any((tmp_path / "tier" / "tmp").iterdir())
+
+
+async def test_what_root_makes_is_the_owner_s_of_the_directory(tmp_path, monkeypatch):
+    """A restore that root has run is gone on with by peers that run as somebody else."""
+    given = {}
+
+    def chown(path, uid, gid):
+        given[str(path)] = (uid, gid)
+        if str(path).endswith("/s"):
+            raise PermissionError("a file system that lets nobody")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    root = tmp_path / "tier"
+    await patient(DirectoryBackend(root)).create("c/s/1", b"first")
+    owner = (root.stat().st_uid, root.stat().st_gid)
+    (part,) = [path for path in given if path.endswith(".part")]
+    assert given == dict.fromkeys([f"{root}/tmp", f"{root}/c", f"{root}/c/s", part], owner)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    given.clear()
+    await patient(DirectoryBackend(root)).create("d/1", b"first")
+    assert not given
 
 
 async def test_nobody_is_led_out_of_the_directory(tmp_path):

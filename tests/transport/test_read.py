@@ -14,7 +14,8 @@ from peerd.core.shard_map import Gap
 from peerd.transport import read_path
 from peerd.transport.limits import LONG_READ_MESSAGE_BYTES, READ_MESSAGE_BYTES
 from peerd.transport.read_path import Answer, Message
-from peerd.transport.status import refusal_of_error
+from peerd.transport.read_source import ReadSource
+from peerd.transport.status import Refused, refusal, refusal_of_error
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
 
 impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
@@ -329,6 +330,23 @@ async def test_without_a_primary_a_read_ends_with_a_reason(cluster, stub, fill):
     await cluster.stop("peer-1")
     found, _ = await refused(stub(2), shard=1)
     assert Reason(found.reason) == Reason.RANGE_UNAVAILABLE
+
+
+@impatient
+@pytest.mark.parametrize("follow", [False, True])
+async def test_what_the_primary_cannot_read_ends_what_others_pass_on(
+    cluster, stub, fill, monkeypatch, follow
+):
+    """That the primary's answers begin well is no progress; and its words are passed on."""
+    cluster.create_log("orders")
+    await fill(1)
+
+    async def unread(*_):
+        raise Refused(refusal(Reason.RANGE_UNAVAILABLE, "not in the tier", retry_after_ms=1))
+
+    monkeypatch.setattr(ReadSource, "read", unread)
+    found, _ = await refused(stub(2), shard=1, follow=follow)
+    assert (Reason(found.reason), found.message) == (Reason.RANGE_UNAVAILABLE, "not in the tier")
 
 
 async def test_a_forwarded_read_is_not_forwarded_again(cluster, stub, fill):
