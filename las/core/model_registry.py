@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-# limit: bytes of one installed model; the shipped ones are below 0.3 MB each.
+# limit: bytes of one installed model; the largest that is shipped has less than half.
 MODEL_BYTES_MAX = 1 << 20
 # limit: bytes of all versions that are kept: each snapshot of the LAS has them.
 MODELS_BYTES_MAX = 4 << 20

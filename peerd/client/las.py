@@ -27,6 +27,7 @@ from las.v1 import (
 )
 from peerd.client.credentials import Access
 from peerd.client.errors import (
+    InvalidRequest,
     LasUnavailable,
     LogExists,
     PeerdError,
@@ -446,16 +447,21 @@ class LasCalls:
 
         `probabilities` of failing are by horizon in seconds and never fall with it; `source` names
         the model, `age_s` is how long ago it answered. Needs a certificate of role `forecaster`.
+        Raises `InvalidRequest` for what is none, and what else the LAS says.
         """
-        request = forecast_pb2.ReportForecastRequest(
-            node=node,
-            source=source,
-            horizons=[
-                forecast_pb2.Horizon(horizon_s=horizon_s, probability=probabilities[horizon_s])
-                for horizon_s in sorted(probabilities)
-            ],
-            age_ms=int(age_s * 1000),
-        )
+        try:
+            horizons = [
+                forecast_pb2.Horizon(horizon_s=at_s, probability=probabilities[at_s])
+                for at_s in sorted(probabilities)
+            ]
+            request = forecast_pb2.ReportForecastRequest(
+                node=node, source=source, horizons=horizons, age_ms=int(age_s * 1000)
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(
+                f"this is no forecast of {node}: {error}; horizons are whole seconds, "
+                "probabilities numbers from 0 to 1, age_s is not negative"
+            ) from error
         await self.call(
             lambda channel, timeout_s: forecast_pb2_grpc.ForecastServiceStub(
                 channel

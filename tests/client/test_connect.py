@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import math
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import peerd
 import peerd.aio
 from peerd import pki
 from peerd.client.credentials import access, read_peerctl
-from peerd.client.errors import CLASSES, error_of_refusal
+from peerd.client.errors import CLASSES, InvalidRequest, error_of_refusal
 from peerd.core.errors import Reason, Taken
 from peerd.testing.memory import CLUSTER, MemoryCluster
 from peerd.transport.authz import AuthorizationInterceptor
@@ -368,3 +369,13 @@ for _ in range(3):
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "age_s"),
+    [({-1: 0.5}, 0.0), ({600: "much"}, 0.0), ({600: 0.5}, -1.0), ({600: 0.5}, math.nan)],
+)
+async def test_what_is_no_forecast_at_all_is_a_typed_error(cluster, client, probabilities, age_s):
+    client.las._find_another = unreached
+    with pytest.raises(InvalidRequest, match="this is no forecast of peer-1: "):
+        await client.las.report_forecast("peer-1", probabilities, age_s=age_s)

@@ -461,7 +461,8 @@ async def test_what_primaries_tell_of_their_shards_is_answered_the_busiest_first
         ("peer-1", 1),
     ], "a shard that is not in the map is left out"
     assert not (await workload(las, node="peer-2")).shards
-    assert not (await workload(las, log="another")).shards
+    reason, refusal = await refused(workload(las, log="another"))
+    assert (reason, "there is no log 'another'" in refusal.message) == ("UNKNOWN_LOG", True)
     assert (await refused(workload(las, node="peer-9")))[0] == "UNKNOWN_NODE"
     # What is old tells of another time.
     heard = las.term.vitals.of("peer-1")

@@ -1,6 +1,7 @@
 """Outside forecasters: what is taken and what not, and that they are judged like the model."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,6 +150,38 @@ def test_what_the_silent_said_is_not_kept():
         take(forecasts, who=f"f{number}", now_ms=number * VALID_MS)
     # As of the beginning, at which everything that is still kept would count.
     assert [each.forecaster for each in forecasts.of(name(1), 0)] == [f"f{number}"]
+
+
+class Counted(dict):
+    """Nodes that count how often they are looked for."""
+
+    looks = 0
+
+    def __contains__(self, key):
+        self.looks += 1
+        return super().__contains__(key)
+
+
+def test_a_word_costs_no_look_at_all_the_others():
+    """One forecaster of ten thousand nodes says ten thousand words a minute."""
+    state = SimpleNamespace(nodes=Counted(fleet(100).nodes))
+    forecasts = OutsideForecasts()
+
+    def say(who, node, now_ms):
+        forecasts.take(state, who, node, source="", horizons=SICK, age_ms=0, now_ms=now_ms)
+
+    for node in list(state.nodes):
+        say("acme", node, 0)
+    state.nodes.looks = 0
+    for node in list(state.nodes):
+        say("other", node, 1_000)
+    assert state.nodes.looks == 100
+    # Nodes that have gone leave nothing behind.
+    gone = [state.nodes.popitem() for _ in range(50)]
+    left = next(iter(state.nodes))
+    say("other", left, 2_000)
+    assert not any(forecasts.of(node, 2_000) for node, _ in gone)
+    assert len(forecasts.of(left, 2_000)) == 2
 
 
 # ---------------------------------------------------------------------------------- the judgement

@@ -442,11 +442,17 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
     async def GetWorkload(
         self, request: fleet_pb2.GetWorkloadRequest, context: Context
     ) -> fleet_pb2.GetWorkloadResponse:
-        """What clients do to each shard. Raises `Refused`: UNKNOWN_NODE, NOT_LAS_LEADER."""
+        """What clients do to each shard.
+
+        Raises `Refused`: UNKNOWN_NODE, UNKNOWN_LOG, NOT_LAS_LEADER.
+        """
         term = self._leadership.require()
         state = self._group.state
         if request.node:
             known_node(state, request.node)
+        if request.log and request.log not in state.logs:
+            text = f"there is no log {request.log!r}: `peerctl log list` shows them"
+            raise Refused(refusal(Reason.UNKNOWN_LOG, text))
         return workload_view(state, term.vitals, request, now_ms())
 
     async def Rebalance(
