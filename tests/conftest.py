@@ -1,6 +1,7 @@
 """What holds for every test: reproducible examples; tests for root say when they are left out."""
 
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -11,6 +12,15 @@ from peerd.testing import slow_disk
 # Examples are the same in every run; a failure is shrunk and printed, never hidden in a database.
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in what tests start, however this run was started.
+
+    A shell lets what it starts in the background ignore it, and all processes under that would.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

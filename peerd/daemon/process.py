@@ -25,7 +25,7 @@ import uvloop
 
 from peerd.daemon.errors import EXIT_BUG, EXIT_OK, BrokenInvariant, DaemonError
 from peerd.daemon.logging import get_logger
-from peerd.daemon.systemd import ServiceManager
+from peerd.daemon.systemd import TOLD_ONCE_WAIT_S, ServiceManager
 from peerd.garbage import settle_garbage
 from peerd.settings import ConfigError, Section, changed_keys
 from peerd.storage.directory import write_file_durably
@@ -100,10 +100,12 @@ async def _run(
     if ready_file is not None:
         content = json.dumps({"pid": os.getpid(), **daemon.where()}).encode() + b"\n"
         await asyncio.to_thread(write_file_durably, ready_file, content)
-    manager.tell("READY=1", f"STATUS=serving at {daemon.where()['address']}")
+    serving = f"STATUS=serving at {daemon.where()['address']}"
+    manager.tell("READY=1", serving, wait_s=TOLD_ONCE_WAIT_S)
     watchdog = asyncio.create_task(manager.keep_watchdog())
     failure = await _until_end(daemon, stop_asked)
-    manager.tell("STOPPING=1", "STATUS=stopping" if failure is None else f"STATUS={failure}")
+    stopping = "STATUS=stopping" if failure is None else f"STATUS={failure}"
+    manager.tell("STOPPING=1", stopping, wait_s=TOLD_ONCE_WAIT_S)
     if isinstance(failure, BrokenInvariant):
         _log.critical("ending at once", why=str(failure))
         os._exit(EXIT_BUG)

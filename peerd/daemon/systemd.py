@@ -10,6 +10,10 @@ import os
 import socket
 from collections.abc import Mapping
 
+# What is told once, at the start and at the end, waits so long for a manager that is busy: few
+# datagrams wait for it at a time. An end of the start that it never hears of ends the service.
+TOLD_ONCE_WAIT_S = 1.0
+
 
 class ServiceManager:
     """systemd, or nobody. Used on the event loop."""
@@ -19,14 +23,18 @@ class ServiceManager:
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._watchdog_s = _watchdog_s(environment)
 
-    def tell(self, *lines: str) -> None:
-        """Send assignments such as `READY=1`, if somebody listens."""
+    def tell(self, *lines: str, wait_s: float = 0.0) -> None:
+        """Send assignments such as `READY=1`, if somebody listens.
+
+        A manager with too much to read takes no more: what must not be lost waits for it, at most
+        `wait_s`, with the event loop; without that it is lost.
+        """
         if not self._address:
             return
         # "@" stands for the zero byte of an abstract address.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
+            sender.settimeout(wait_s)
             try:
                 sender.sendto("\n".join(lines).encode(), address)
             except OSError:

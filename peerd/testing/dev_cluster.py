@@ -25,8 +25,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -38,6 +37,7 @@ from peerd.client.blocking import Client, connect
 from peerd.client.errors import PeerdError
 from peerd.core.chunks import CHUNK_BYTES
 from peerd.pki import Authority, Role, TlsFiles, create_authority, load_authority
+from peerd.testing.ports import free_ports
 
 LOOPBACK = "127.0.0.1"
 # Ports of decisions.md: a peer's gRPC and HTTP, a LAS node's a hundred above, ten between nodes.
@@ -294,10 +294,20 @@ class DevCluster:
         self.write_description()
 
     def stop(self) -> None:
-        """Stop every process: SIGTERM (after SIGCONT), SIGKILL after the bound.
-
-        The LAS goes first: it would take peers that stop for dead ones, and change the map.
+        """Stop every process: SIGTERM (after SIGCONT), SIGKILL after the bound, or at once if this
+        is broken off, as by Ctrl-C or the time limit of a test.
         """
+        try:
+            self._stop_in_order()
+        finally:
+            for member in self.members:
+                if member.running:
+                    member.kill()
+        if (self.directory / "cluster.json").exists():
+            self.write_description()
+
+    def _stop_in_order(self) -> None:
+        """The LAS goes first: it would take peers that stop for dead ones, and change the map."""
         for group in (self.las, self.peers):
             for member in group:
                 member.signal(signal.SIGCONT)
@@ -308,8 +318,6 @@ class DevCluster:
                     member.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     member.kill()
-        if (self.directory / "cluster.json").exists():
-            self.write_description()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -560,21 +568,8 @@ def _check_free(address: str, name: str) -> None:
             ) from None
 
 
-@contextmanager
-def _bound(count: int) -> Iterator[list[socket.socket]]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        yield sockets
-    finally:
-        for each in sockets:
-            each.close()
-
-
 def _free_ports(count: int) -> list[tuple[int, int, int]]:
-    with _bound(3 * count) as sockets:
-        ports = [each.getsockname()[1] for each in sockets]
+    ports = free_ports(3 * count)
     return list(zip(ports[::3], ports[1::3], ports[2::3], strict=True))
 
 

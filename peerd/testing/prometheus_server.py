@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from peerd.testing.dev_cluster import DevCluster
+from peerd.testing.ports import free_address
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
@@ -153,13 +154,6 @@ class PrometheusServer:
                 return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
-
-
-def free_address() -> str:
-    """A port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def prometheus_settings(address: str, *, interval_ms: int) -> dict[str, object]:

@@ -9,6 +9,10 @@ import pytest
 
 from peerd.client.blocking import connect
 
+# A test starts several processes, each of which takes seconds on a busy machine; what they measure
+# has its own bounds.
+pytestmark = pytest.mark.timeout(300)
+
 
 def peerctl_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -83,7 +87,6 @@ def test_read_tells_batches_objects_and_following(cluster):
     assert told["follow_ms"]["p50"] is not None
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "kind", ["planned", "kill", "stop", pytest.param("host-off", marks=pytest.mark.root)]
 )

@@ -47,7 +47,7 @@ async def connect(cluster):
 
 @pytest.fixture
 async def client(connect):
-    return await connect(append_timeout_s=5.0)
+    return await connect(append_timeout_s=20.0)
 
 
 @pytest.fixture

@@ -431,6 +431,27 @@ async def test_a_taken_batch_whose_answer_was_lost_is_not_appended_twice(cluster
 
 # ---------------------------------------------------------------------------- endings
 
+# No test waits so long: it says when so much time has passed, once there is what it is about.
+HASTY_S, PATIENT_S = 600.0, 6_000.0
+
+
+def pass_by(client, seconds):
+    """For what has been appended, so much time passes, and a little."""
+    for appender in client._appenders:
+        appender.tick(asyncio.get_running_loop().time() + seconds + 1.0)
+
+
+def waits_to_send_again(client):
+    """Whether something was refused, and is not yet on its way again."""
+    (appender,) = client._appenders
+    return any(each._retry is not None for each in appender._pipelines.values())
+
+
+async def refused_at_the_next(cluster, waiting):
+    """Return once the next primary has refused it, too."""
+    while len(host(cluster, 3).refuse_next) == 50:
+        await asyncio.wait({waiting}, timeout=0.01)
+
 
 async def test_the_deadline_of_what_was_never_sent_is_a_plain_no(cluster, connect):
     cluster.create_log("orders")
@@ -445,8 +466,11 @@ async def test_the_deadline_of_what_was_never_sent_is_a_plain_no(cluster, connec
 async def test_the_deadline_of_what_was_sent_is_unknown(cluster, client):
     cluster.create_log("orders")
     host(cluster, 1).holding = []
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=HASTY_S))
+    await host(cluster, 1).until_held(1)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown, match="may be in the log") as caught:
-        await client.append("orders", b"v", timeout_s=0.2)
+        await waiting
     assert caught.value.taken == "unknown"
     host(cluster, 1).release()
 
@@ -454,8 +478,12 @@ async def test_the_deadline_of_what_was_sent_is_unknown(cluster, client):
 async def test_the_deadline_after_refusals_tells_the_refusal(cluster, client):
     cluster.create_log("orders")
     host(cluster, 1).refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 50)
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=HASTY_S))
+    while not waits_to_send_again(client):
+        await asyncio.wait({waiting}, timeout=0.001)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.NotEnoughPeers, match="made up") as caught:
-        await client.append("orders", b"v", timeout_s=0.5)
+        await waiting
     assert caught.value.taken == "no"
 
 
@@ -467,8 +495,11 @@ async def test_who_is_late_in_a_batch_that_goes_on_is_not_told_that_it_was_not_a
     primary.refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 1_000)
     hasty, patient = (
         asyncio.ensure_future(client.append("orders", value, timeout_s=timeout_s))
-        for value, timeout_s in ((b"hasty", 0.1), (b"patient", 20.0))
+        for value, timeout_s in ((b"hasty", HASTY_S), (b"patient", PATIENT_S))
     )
+    while len(primary.refuse_next) == 1_000:
+        await asyncio.wait({hasty}, timeout=0.01)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown, match="may be in the log"):
         await hasty
     primary.refuse_next.clear()
@@ -480,8 +511,11 @@ async def test_a_sequence_that_may_be_taken_is_never_given_again(cluster, client
     """Else the next record would be taken for the one before, and be lost behind its receipt."""
     cluster.create_log("orders")
     host(cluster, 1).holding = []
+    first = asyncio.ensure_future(client.append("orders", b"first", timeout_s=HASTY_S))
+    await host(cluster, 1).until_held(1)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown):
-        await client.append("orders", b"first", timeout_s=0.2)
+        await first
     host(cluster, 1).holding = None
     receipt = await client.append("orders", b"second")
     assert not receipt.duplicate
@@ -491,10 +525,12 @@ async def test_a_sequence_that_may_be_taken_is_never_given_again(cluster, client
 async def test_what_one_primary_may_have_taken_stays_in_doubt_at_the_next(cluster, client):
     cluster.create_log("orders")
     host(cluster, 1).holding = []
-    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=1.0))
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=HASTY_S))
     await host(cluster, 1).until_held(1)
     host(cluster, 3).refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 50)
     cluster.hand_over(1, "peer-3")
+    await refused_at_the_next(cluster, waiting)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown):
         await waiting
     host(cluster, 1).release()
@@ -503,7 +539,7 @@ async def test_what_one_primary_may_have_taken_stays_in_doubt_at_the_next(cluste
 async def test_what_a_lost_connection_may_have_carried_stays_in_doubt(cluster, client):
     cluster.create_log("orders")
     host(cluster, 1).holding = []
-    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=1.0))
+    waiting = asyncio.ensure_future(client.append("orders", b"v", timeout_s=HASTY_S))
     await host(cluster, 1).until_held(1)
     await cluster.stop("peer-1")
     # Once it is sent again, the loss has been noticed.
@@ -511,6 +547,8 @@ async def test_what_a_lost_connection_may_have_carried_stays_in_doubt(cluster, c
         await asyncio.wait({waiting}, timeout=0.01)
     host(cluster, 3).refuse_next.extend([refuse(Reason.NOT_ENOUGH_PEERS)] * 50)
     cluster.hand_over(1, "peer-3")
+    await refused_at_the_next(cluster, waiting)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown):
         await waiting
 
@@ -544,8 +582,11 @@ async def test_records_behind_an_unknown_one_are_appended_or_told_unknown(cluste
     client = await connect(batch_records_max=1, batches_inflight_max=2)
     primary = host(cluster, 1)
     primary.refuse_next.extend([lost(1)] * 40)
-    first = asyncio.ensure_future(client.append("orders", b"first", timeout_s=0.15))
-    second = asyncio.ensure_future(client.append("orders", b"second", timeout_s=2.0))
+    first = asyncio.ensure_future(client.append("orders", b"first", timeout_s=HASTY_S))
+    second = asyncio.ensure_future(client.append("orders", b"second", timeout_s=PATIENT_S))
+    while len(primary.refuse_next) == 40:
+        await asyncio.wait({first}, timeout=0.01)
+    pass_by(client, HASTY_S)
     with pytest.raises(peerd.OutcomeUnknown):
         await first
     primary.refuse_next.clear()

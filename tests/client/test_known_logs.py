@@ -8,7 +8,7 @@ import peerd
 import peerd.aio
 from peerd.client.options import ClientOptions
 
-OPTIONS = ClientOptions(append_timeout_s=5.0)
+OPTIONS = ClientOptions(append_timeout_s=20.0)
 
 
 @pytest.fixture

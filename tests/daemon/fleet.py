@@ -21,6 +21,7 @@ from peerd.pki import Identity, Role
 from peerd.storage.directory import FORMAT_VERSION
 from peerd.storage.layout import batch_key
 from peerd.storage.rows import StoreMark, put_store
+from peerd.testing.ports import free_address
 from peerd.transport.concurrency import first_ended
 from peerd.transport.host_api import AppendOutcome
 from peerd.transport.map_codec import LogEntry, NodeEntry, encode_log, encode_node, encode_shard
@@ -66,11 +67,12 @@ class StandInLas(fleet_pb2_grpc.FleetServiceServicer):
         self._wakes: set[asyncio.Event] = set()
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, address: str = "127.0.0.1:0") -> None:
+    async def start(self, address: str = "") -> None:
+        """At `address`, where it was before; no connection may have taken its port meanwhile."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(address)
-        self.address = f"127.0.0.1:{port}"
+        self.address = address or free_address()
+        self._server.add_insecure_port(self.address)
         await self._server.start()
 
     async def stop(self) -> None:
@@ -320,14 +322,19 @@ def damage(peer: Peer, epoch: int, base: int) -> None:
     transaction.commit()
 
 
+def stored_end(peer: Peer, epoch: int) -> int:
+    """How far a peer's disk has an epoch of the shard; -1 while it has not begun there."""
+    if SHARD not in peer.host._replicas:
+        return -1
+    segment = peer.host.stored(SHARD).segments.get(Epoch(epoch))
+    return -1 if segment is None else segment.end
+
+
 async def values_at(peer: Peer, epoch: int, begin: int, end: int) -> list[bytes]:
     """What a peer's store has of one epoch, once it has all of it: its own disk may be behind."""
-
-    def has_it() -> bool:
-        segment = peer.host.stored(SHARD).segments.get(Epoch(epoch))
-        return segment is not None and segment.end >= end
-
-    await until(has_it, f"{peer.config.name} stores epoch {epoch} up to {end}")
+    await until(
+        lambda: stored_end(peer, epoch) >= end, f"{peer.config.name} stores epoch {epoch} to {end}"
+    )
     batches = await peer.host.read(SHARD, Epoch(epoch), begin, end, 1 << 20)
     found = []
     for batch in batches:

@@ -19,6 +19,7 @@ from peerd.daemon.access import (
 from peerd.daemon.errors import StoreUnusable
 from peerd.transport.access import Access, AccessMalformed, encode_access
 from peerd.transport.refused_calls import RefusedCall
+from tests.daemon.fleet import DEADLINE_S
 
 TABLE = AccessTable(version=7, required=True, revoked=(Revocation(name="shop-1"),))
 
@@ -29,7 +30,7 @@ def keeper(directory, **clocks):
 
 async def written(kept, version):
     task = asyncio.create_task(kept.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         while kept.durable_version != version:  # noqa: ASYNC110 - as many turns as it takes
             await asyncio.sleep(0)
     task.cancel()

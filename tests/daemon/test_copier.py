@@ -25,6 +25,7 @@ from tests.daemon.fleet import (
     plan,
     sealed,
     shard_of,
+    stored_end,
     until,
     values_at,
 )
@@ -40,11 +41,7 @@ async def with_sealed_past(fleet: Fleet, las: StandInLas, count: int):
         await append(one, b"%d" % number * 100)
     # Two acks are enough for an append; the third voter is listed below, so it must have it, too.
     await until(
-        lambda: all(
-            peer.host.stored(SHARD).segments.get(1) is not None
-            and peer.host.stored(SHARD).segments[1].end == count
-            for peer in (one, two, three)
-        ),
+        lambda: all(stored_end(peer, 1) == count for peer in (one, two, three)),
         "all voters have all of epoch 1",
     )
     second = opened(2, plan(one, one, two, three))
@@ -53,6 +50,8 @@ async def with_sealed_past(fleet: Fleet, las: StandInLas, count: int):
     last = sealed(first, count, one, two, three)
     las.commit(shard_of(replace(second, begin=count), sealed=(last,)))
     four = await fleet.start_peer("peer-4")
+    # Its registration is a change of the map: later ones are the test's alone.
+    await until(lambda: four.map_cache.version == las.version, "peer-4 knows the map")
     return one, two, three, four
 
 

@@ -107,7 +107,10 @@ async def test_ports_and_directories_are_judged_before_anything_is_served(
     assert [path.name for path in foreign.iterdir()] == ["letters.txt"]
 
 
-async def first_refusal(address: str, request, identity: Identity) -> Reason | None:
+async def first_refusal(
+    address: str, request, identity: Identity, *, answers: int = 1
+) -> Reason | None:
+    """Why the stream is refused; None if so many answers come."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = replication_pb2_grpc.ReplicationServiceStub(channel)
         while True:
@@ -115,7 +118,8 @@ async def first_refusal(address: str, request, identity: Identity) -> Reason | N
             try:
                 with contextlib.suppress(CallOver):
                     await write_to(call, request)
-                await call.read()
+                for _ in range(answers):
+                    await call.read()
             except grpc.aio.AioRpcError as error:
                 # If a call ends under a write, grpc.aio makes up an INTERNAL in place of the status
                 # that the server gave: then another call has to ask for it.
@@ -166,12 +170,6 @@ async def test_a_damaged_batch_drops_the_stream_and_is_not_stored(
     batch = frame.batches.add(payload=b"damaged")
     batch.header.record_count, batch.header.payload_crc = 1, 12345
     sender = Identity(cluster=CLUSTER, role=Role.PEER, name="peer-2")
-    async with grpc.aio.insecure_channel(one.address) as channel:
-        stub = replication_pb2_grpc.ReplicationServiceStub(channel)
-        call = stub.Replicate(metadata=plaintext_metadata(sender))
-        await call.write(request)
-        await call.read()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-    assert reason_of(refusal_of_error(caught.value)) is Reason.CRC_MISMATCH
+    refused = await first_refusal(one.address, request, sender, answers=2)
+    assert refused is Reason.CRC_MISMATCH
     assert SHARD not in one.host._replicas

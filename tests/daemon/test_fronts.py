@@ -40,6 +40,7 @@ from peerd.settings import ConfigError
 from peerd.transport.access import Access
 from peerd.transport.limits import RETRY_STEP_MS, ByteBudget
 from peerd.transport.map_cache import MapCache
+from tests.daemon.fleet import DEADLINE_S
 
 SHARD = ShardId(7)
 SEQUENCER = ProcessId("peer-1", "5" * 32, "b" * 32)
@@ -346,7 +347,7 @@ async def test_a_peer_whose_worker_cannot_serve_does_not_start(processes, tmp_pa
     with pytest.raises(CannotStart, match="worker 2 ended with status 2 before it served"):
         await starting
     processes[0].kill()
-    await supervisor.stop(timeout_s=1.0)
+    await supervisor.stop(timeout_s=DEADLINE_S)
     await fronts.stop(1.0)
     ClientPort(f"127.0.0.1:{fronts.port}").close()
 
@@ -376,7 +377,7 @@ async def test_a_worker_without_a_sign_of_life_is_killed_and_one_that_gives_them
         await turns(lambda seen=len(waits): len(waits) > seen)
     assert waits.count(LOOK_INTERVAL_S) > SILENT_LOOKS_MAX
     assert lively.returncode is None
-    await supervisor.stop(timeout_s=1.0)
+    await supervisor.stop(timeout_s=DEADLINE_S)
     await fronts.stop(1.0)
 
 

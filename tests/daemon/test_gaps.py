@@ -20,6 +20,7 @@ from tests.daemon.fleet import (
     plan,
     sealed,
     shard_of,
+    stored_end,
     until,
 )
 
@@ -35,10 +36,10 @@ async def test_what_is_lost_is_told_and_a_store_that_comes_back_with_it_drops_it
     las.commit(shard_of(first))
     await until(lambda: one.host.is_primary(SHARD), "peer-1 is primary")
     await append(one, b"a", b"b")
-    await until(lambda: three.host.stored(SHARD).segments[Epoch(1)].end == 2, "peer-3 has it")
+    await until(lambda: stored_end(three, 1) == 2, "peer-3 has it")
     await fleet.kill("peer-3")
     await append(one, b"lost")
-    await until(lambda: one.host.stored(SHARD).segments[Epoch(1)].end == 3, "it is on its disk")
+    await until(lambda: stored_end(one, 1) == 3, "it is on its disk")
     for name in ("peer-1", "peer-2"):
         await fleet.kill(name)
     # Only peer-3 comes back, and it has not got the third record.

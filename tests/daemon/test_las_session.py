@@ -197,11 +197,15 @@ async def test_an_las_that_lost_its_past_is_told_once_a_minute_and_asked_again(
     assert [line["why"] for line in told] == ["the store has shard 9"]
 
 
-async def test_anything_else_is_tried_again(las: StandInLas, channels: Channels) -> None:
+async def test_anything_else_is_tried_again(
+    las: StandInLas, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     las.refuse_with = Refused(refusal(Reason.LAS_UNAVAILABLE, "no leader"))
-    client = Client()
+    client, asked = Client(), []
+    registration = client.registration
+    monkeypatch.setattr(client, "registration", lambda: asked.append(1) or registration())
     task = await running(session_of([las.address], channels, client))
-    await asyncio.sleep(0.1)
+    await until(lambda: len(asked) >= 2, "it was refused, and asks again")
     las.refuse_with = None
     await until(lambda: client.current, "a session")
     await cancelled(task)

@@ -130,15 +130,15 @@ async def test_a_hang_of_the_own_loop_is_no_silence_of_others(bench) -> None:
 
 
 async def test_a_refused_connection_is_told_at_once_and_not_in_a_flood(bench) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    bench.neighbours.expect({OTHER.peer: address})
-    bench.neighbours.heard(OTHER)
-    bench.now_ms += 10
-    for _ in range(5):
-        bench.neighbours.stream_broke(OTHER)
-    await until(lambda: bench.told, "it is told")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: refuses, and stays ours
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        bench.neighbours.expect({OTHER.peer: address})
+        bench.neighbours.heard(OTHER)
+        bench.now_ms += 10
+        for _ in range(5):
+            bench.neighbours.stream_broke(OTHER)
+        await until(lambda: bench.told, "it is told")
     assert bench.told == [(OTHER.peer, OTHER.boot, True, 10)]
     # A later break of a stream with an older process says nothing about the one heard now.
     bench.neighbours.stream_broke(ProcessId(OTHER.peer, OTHER.store, BootId("a" * 32)))

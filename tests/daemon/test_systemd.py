@@ -1,6 +1,7 @@
 """What a service manager is told, over a real socket, by a real peer and by itself."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -57,6 +58,23 @@ async def test_an_abstract_address_is_understood():
         bound.setblocking(False)
         ServiceManager({"NOTIFY_SOCKET": "@" + name}).tell("READY=1")
         assert await heard(bound) == ["READY=1"]
+
+
+async def test_what_is_told_once_waits_for_a_manager_that_is_busy(
+    tmp_path: Path, listener: socket.socket
+):
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        others.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until no more of them may wait
+                others.sendto(b"WATCHDOG=1", str(tmp_path / "notify"))
+    manager.tell("WATCHDOG=1")  # lost, and nobody waits for that
+    telling = asyncio.create_task(asyncio.to_thread(manager.tell, "STOPPING=1", wait_s=DEADLINE_S))
+    while (told := await heard(listener)) == ["WATCHDOG=1"]:
+        pass
+    assert told == ["STOPPING=1"]
+    await telling
 
 
 @pytest.mark.parametrize(

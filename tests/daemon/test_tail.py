@@ -11,12 +11,14 @@ from peerd.core.ids import Epoch
 from peerd.daemon.peer import Peer
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role
+from peerd.transport.log_service import LogService
 from peerd.transport.status import reason_of, refusal_of_error
 from peerd.transport.tls import plaintext_metadata
 from peerd.v1 import log_pb2, log_pb2_grpc
 from tests.daemon.fleet import (
     CLUSTER,
     CLUSTER_ID,
+    DEADLINE_S,
     LOG,
     SHARD,
     Fleet,
@@ -35,10 +37,10 @@ LINEARIZABLE = log_pb2.GetTailRequest(
 )
 
 
-async def tail_at(peer: Peer, *, timeout_s: float = 20.0) -> log_pb2.ShardTail:
+async def tail_at(peer: Peer) -> log_pb2.ShardTail:
     async with grpc.aio.insecure_channel(peer.address) as channel:
         stub = log_pb2_grpc.LogServiceStub(channel)
-        answer = await stub.GetTail(LINEARIZABLE, metadata=CLIENT, timeout=timeout_s)
+        answer = await stub.GetTail(LINEARIZABLE, metadata=CLIENT, timeout=DEADLINE_S)
     return answer.tails[0]
 
 
@@ -58,14 +60,16 @@ async def test_the_tail_is_the_primarys_whoever_is_asked(fleet: Fleet, las: Stan
 
 
 async def test_it_is_given_with_one_voter_dead_and_not_with_two(
-    fleet: Fleet, las: StandInLas
+    fleet: Fleet, las: StandInLas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _, _ = await three_peers(fleet, las)
     await fleet.kill("peer-3")
     assert (await tail_at(one)).committed == 2
     await fleet.kill("peer-2")
+    # The peer waits half a second, and the caller longer: its own deadline must not end the call.
+    monkeypatch.setattr(LogService, "_timeout_s", lambda *_: 0.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await tail_at(one, timeout_s=0.5)
+        await tail_at(one)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(refusal_of_error(caught.value)) is Reason.NOT_ENOUGH_PEERS
 

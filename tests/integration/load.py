@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -37,9 +38,13 @@ class Load:
     """A context: appends `rate` rows a second, each key's in order (open loop), until `finish`.
 
     `sent.failed` maps the row of an append that ended without a receipt to the words of its error.
+    `keys` take turns.
     """
 
-    def __init__(self, credentials: Path, log: str, *, rate: float = 200.0) -> None:
+    def __init__(
+        self, credentials: Path, log: str, *, rate: float = 200.0, keys: Sequence[bytes] = ()
+    ) -> None:
+        self.keys = keys or [f"key-{number}".encode() for number in range(KEYS)]
         self.rows: list[Transaction] = []
         self.log = log
         self.sent = Sent()
@@ -82,7 +87,9 @@ class Load:
         while not self._ending.wait(_TICK_S):
             due = int((time.monotonic() - self._begin_s) * self._rate) + 1
             for row in range(len(self.rows), due):
-                self._append(Transaction(row, f"key-{row % KEYS}".encode(), f"row {row}".encode()))
+                self._append(
+                    Transaction(row, self.keys[row % len(self.keys)], f"row {row}".encode())
+                )
 
     def _append(self, row: Transaction) -> None:
         self.rows.append(row)

@@ -15,20 +15,13 @@ from sys import executable
 import obstore
 from obstore.store import S3Store
 
+from peerd.testing.ports import free_ports
+
 ACCESS_KEY = "tier-access"
 SECRET_KEY = "tier-secret"
 BUCKET = "peerd"
 _WEED = Path(executable).with_name("weed")
 _START_S = 40
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from peerd.client.blocking import connect
 from peerd.core.errors import Reason
 from peerd.pki import Role, TlsFiles, create_authority, load_authority
 from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.ports import free_address
 from peerd.transport.status import reason_of, refusal_of_error
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
 from tests.integration.load import until
@@ -54,9 +55,7 @@ def fit_settings(program: str, directory: Path) -> dict[str, object]:
     """Settings that nothing is wrong with; the authority is in `directory`/pki."""
     authority = create_authority(directory / "pki", "shop")
     files = authority.issue(ROLES[program], "node-1", ["127.0.0.1"], directory / "pki", 7)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    listen = free_address()
     settings: dict[str, object] = {
         "cluster": "shop",
         "name": "node-1",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from peerd.testing.ports import free_port
 from tests.integration.load import until
 
 pytestmark = pytest.mark.timeout(300)
@@ -48,11 +48,8 @@ key = "alice.key.pem"
 """
 
 
-def free_ports() -> dict[str, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return {"las": one.getsockname()[1], "peer": other.getsockname()[1]}
+def ports_of_both() -> dict[str, int]:
+    return {"las": free_port(), "peer": free_port()}
 
 
 def command(name: str) -> Path:
@@ -93,7 +90,7 @@ def serving(program: str, config: Path):
 
 
 def test_a_cluster_set_up_by_hand_works(tmp_path):
-    ports, peerctl = free_ports(), command("peerctl")
+    ports, peerctl = ports_of_both(), command("peerctl")
     assert "authority of shop" in run(peerctl, "pki", "init", "shop", directory=tmp_path)
     issue = (peerctl, "pki", "issue")
     run(*issue, "las", "las-1", "--host", "127.0.0.1", "--to", "las", directory=tmp_path)

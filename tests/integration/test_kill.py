@@ -38,8 +38,16 @@ def shadow(cluster: DevCluster, log: str) -> str:
 
 
 def leader(cluster: DevCluster, log: str) -> str:
+    found = ""
     with connect(credentials=cluster.peerctl_toml) as client:
-        return client.las.status().las_leader
+
+        def elected() -> str:
+            nonlocal found
+            found = client.las.status().las_leader
+            return found
+
+        until(elected, "the LAS has a leader")
+    return found
 
 
 def follower(cluster: DevCluster, log: str) -> str:
@@ -96,7 +104,9 @@ def test_two_deaths_in_a_row_cost_nothing(cluster: DevCluster, log: str):
         load.wait_acked(200)
         first = primary(cluster, log)
         cluster.member(first).kill()
-        load.wait_acked(200)  # it has been replaced
+        # Acknowledgements do not tell: they may all be of the other shard.
+        until(lambda: primary(cluster, log) != first, "it has been replaced")
+        load.wait_acked(200)
         second = primary(cluster, log)
         assert second != first
         cluster.restart(first)

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from las.v1 import fleet_pb2, fleet_pb2_grpc, log_admin_pb2, log_admin_pb2_grpc
 from peerd.pki import Authority, Role, TlsFiles, create_authority
+from peerd.testing.ports import free_port
 from peerd.transport.credentials import Credentials
 from peerd.transport.options import CHANNEL_OPTIONS
 from peerd.transport.status import name_of, refusal_of_error
@@ -42,12 +42,6 @@ def until(call: Callable[[], T | None], what: str) -> T:
                 return found
         time.sleep(0.05)
     raise AssertionError(f"not within {DEADLINE_S} s: {what}; last failure: {error}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Group:
@@ -177,7 +171,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
 def register(group: Group, leader: str, number: int) -> None:
     """A peer's registration, by a client with a peer's certificate."""
     directory = group.directory / f"peer-{number}"
-    files = group.authority.issue(Role.PEER, f"peer-{number}", HOSTS, directory, 7)
+    files = group.authority.issue(Role.PEER, f"peer-{number}", HOSTS, directory, 7, overwrite=True)
     with grpc.secure_channel(
         group.members[leader], Credentials(files).channel()[1], options=CHANNEL_OPTIONS
     ) as channel:
@@ -189,7 +183,7 @@ def register(group: Group, leader: str, number: int) -> None:
                 labels={"host": f"host-{number}"},
                 may_lead=True,
             ),
-            timeout=5,
+            timeout=30,
         )
     assert f"peer-{number}" in {node.name for node in answer.map.nodes}
 
@@ -200,28 +194,35 @@ def create_log(group: Group, leader: str, name: str) -> log_admin_pb2.CreateLogR
     )
 
 
+def create_on_a_node(group: Group, number: int, log: str, among: tuple[str, ...] = ()) -> None:
+    """A log on a node of which nothing is heard: it counts as down after a lease, and the leader
+    may change, so it registers anew until the log is there.
+    """
+
+    def created() -> bool:
+        leader = group.leader(among)
+        if log not in logs(group, leader):
+            register(group, leader, number)
+            create_log(group, leader, log)
+        return True
+
+    until(created, f"{log} is created")
+
+
 def logs(group: Group, leader: str) -> list[str]:
     stub = log_admin_pb2_grpc.LogAdminServiceStub(group.channel(leader))
-    return [log.name for log in stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=5).logs]
+    return [log.name for log in stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=30).logs]
 
 
 def test_a_killed_leader_is_replaced_and_nothing_committed_is_lost(group):
     cluster_id = group.init()
     group.serve()
+    create_on_a_node(group, 1, "before")
     first = group.leader()
-    register(group, first, 1)
-    create_log(group, first, "before")
     group.end(first, signal.SIGKILL)
     survivors = tuple(name for name in NAMES if name != first)
+    create_on_a_node(group, 2, "after", among=survivors)
     second = group.leader(survivors)
-
-    def created() -> bool:
-        # The node has a lease: without heartbeats it counts as down soon. So it registers anew.
-        register(group, second, 2)
-        create_log(group, second, "after")
-        return True
-
-    until(created, "the new leader serves CreateLog")
     assert logs(group, second) == ["after", "before"]
     status = fleet_pb2_grpc.FleetServiceStub(group.channel(second)).GetStatus(
         fleet_pb2.GetStatusRequest(), timeout=5
@@ -238,16 +239,15 @@ def test_a_killed_leader_is_replaced_and_nothing_committed_is_lost(group):
 def rejoins(group: Group, leader: str) -> list[str]:
     """Who came back by `las rejoin`, as the audit has it."""
     stub = fleet_pb2_grpc.FleetServiceStub(group.channel(leader))
-    records = stub.ListAudit(fleet_pb2.ListAuditRequest(), timeout=5).records
+    records = stub.ListAudit(fleet_pb2.ListAuditRequest(), timeout=30).records
     return [record.who for record in records if record.what == "las rejoin"]
 
 
 def test_a_wiped_directory_is_refused_and_comes_back_by_rejoining(group):
     cluster_id = group.init()
     group.serve()
+    create_on_a_node(group, 1, "orders")
     leader = group.leader()
-    register(group, leader, 1)
-    create_log(group, leader, "orders")
     victim = next(name for name in NAMES if name != leader)
     group.end(victim, signal.SIGKILL)
     data = group.directory / victim / "data"
@@ -327,16 +327,16 @@ def test_a_stranger_gets_nothing_and_others_only_what_is_theirs(alone):
     ) as channel:
         stub = log_admin_pb2_grpc.LogAdminServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failure:
-            stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=5)
+            stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=30)
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     reader = alone.authority.issue(Role.READER, "rob", HOSTS, alone.directory / "rob", 7)
     with grpc.secure_channel(
         alone.members[leader], Credentials(reader).channel()[1], options=CHANNEL_OPTIONS
     ) as channel:
         stub = log_admin_pb2_grpc.LogAdminServiceStub(channel)
-        assert list(stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=5).logs) == []
+        assert list(stub.ListLogs(log_admin_pb2.ListLogsRequest(), timeout=30).logs) == []
         with pytest.raises(grpc.RpcError) as failure:
-            stub.CreateLog(log_admin_pb2.CreateLogRequest(name="a", shards=1), timeout=5)
+            stub.CreateLog(log_admin_pb2.CreateLogRequest(name="a", shards=1), timeout=30)
         assert name_of(refusal_of_error(failure.value)) == "ROLE_NOT_ALLOWED"
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,6 +15,7 @@ from peerd.client.errors import LasUnavailable, RecordsMissing
 from peerd.storage.options import StorageOptions
 from peerd.storage.store import Store
 from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.ports import free_address
 from tests.integration.load import Load, assert_nothing_lost, until
 from tests.integration.test_membership import peerctl
 
@@ -161,9 +161,7 @@ def replace_a_host(cluster: DevCluster, client: Client, load: Load) -> None:
     lost = cluster.member("las-2")
     lost.kill()
     shutil.rmtree(lost.data_dir)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     for member in cluster.las:
         text = member.config.read_text()
         member.config.write_text(text.replace(f'"{lost.address}"', f'"{address}"'))

@@ -14,10 +14,10 @@ from peerd.client.blocking import connect
 from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA
 from peerd.pki import Role, create_authority
 from peerd.testing.dev_cluster import DevCluster, Shape
+from peerd.testing.ports import free_address
 from peerd.testing.prometheus_server import (
     PrometheusServer,
     Target,
-    free_address,
     prometheus_settings,
     targets_of,
     why_not,

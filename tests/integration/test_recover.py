@@ -12,6 +12,7 @@ from peerd.testing.dev_cluster import DevCluster, Shape
 from peerd.v1 import batch_pb2, log_pb2, log_pb2_grpc
 from tests.integration.load import until
 from tests.integration.test_bad_input import channel
+from tests.integration.test_damage import read_through
 from tests.integration.test_membership import peerctl, wait_down
 
 pytestmark = pytest.mark.timeout(300)
@@ -27,6 +28,9 @@ def lose_the_quorum(cluster: DevCluster, client: Client) -> list[str]:
         client.append(LOG, b"%d" % number)
     plan = client.describe_log(LOG)[1][0].open.plan
     lost = [plan.primary.peer, *(each.peer for each in plan.voters if each != plan.primary.replica)]
+    # Two of three are enough for a receipt, and these two go.
+    kept = cluster.member(lost[2])
+    until(lambda: len(read_through(kept, cluster)) == 20, f"{kept.id} has all of it")
     for victim in lost[:2]:
         cluster.member(victim).kill()
     for victim in lost[:2]:

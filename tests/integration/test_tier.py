@@ -138,7 +138,7 @@ def test_trims_reach_into_the_tier_and_its_objects_go(
     objects = len(list(tier.rglob(f"log-trimmed/shard-{shard:020d}/*.chunk")))
     first = client.trim("trimmed", shard, 45)
     assert 20 < first <= 45
-    assert client.tail("trimmed", shard)[0].first_offset == first
+    until(lambda: client.tail("trimmed", shard)[0].first_offset == first, "its primary has heard")
     assert values(client, "trimmed") == [(number, row(number)) for number in range(first, end)]
     with pytest.raises(Trimmed):
         values(client, "trimmed", shard=shard, start=3)

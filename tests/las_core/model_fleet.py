@@ -139,7 +139,7 @@ class ModelFleet:
         self._changed.set()
         return result
 
-    async def until(self, condition, deadline_s: float = 20.0) -> None:
+    async def until(self, condition, deadline_s: float = 60.0) -> None:
         """Wait until `condition()`, looked at after each commit and now and then between."""
         async with asyncio.timeout(deadline_s):
             while not condition():

@@ -1,17 +1,21 @@
 """A LAS of one node in this process, and stand-ins for its peers."""
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import grpc.aio
+import pysyncobj.syncobj
 import pytest
 
+from las.core.levels import FIRST_LEVEL
 from las.daemon import node as las_node
 from las.daemon.directory import init
+from las.daemon.group import Group
 from las.daemon.model import Model
 from las.daemon.node import LasNode
 from las.daemon.slow_heads import SlowHeads
 from las.forecast.heuristic import HeuristicForecaster
-from las.raft import RaftOptions
+from las.raft import RaftNode, RaftOptions
 from las.v1 import (
     fleet_pb2_grpc,
     forecast_pb2_grpc,
@@ -19,6 +23,7 @@ from las.v1 import (
     shard_map_pb2_grpc,
 )
 from tests.las_daemon.stand_in import StandInPeer, las_config, until
+from tests.patient_clock import PatientClock
 
 
 class Las:
@@ -47,7 +52,9 @@ class Las:
         return self.peers
 
     async def leading(self) -> "Las":
+        """It leads, and what a leader commits unasked is committed: the rest is the test's."""
         await until(lambda: self.term is not None, "a leader")
+        await until(lambda: self.state.command_level > FIRST_LEVEL, "the level of a new cluster")
         return self
 
     async def stop(self) -> None:
@@ -59,7 +66,9 @@ class Las:
 
 @pytest.fixture
 def quick_elections(monkeypatch) -> None:
-    """A group of one needs no second of silence to elect itself; a group of three, less of it."""
+    """A group of one needs no second of silence to elect itself; a group of three, less of it, and
+    only of the time in which this process is run.
+    """
 
     def options(**settings: object) -> RaftOptions:
         alone = len(settings["members"]) == 1
@@ -71,7 +80,12 @@ def quick_elections(monkeypatch) -> None:
             leader_fallback_ms=1_000,
         )
 
+    clock = PatientClock()
     monkeypatch.setattr(las_node, "RaftOptions", options)
+    # How long a command is waited for is judged nowhere here.
+    monkeypatch.setattr(Group.submit, "__kwdefaults__", {"timeout_ms": 30_000})
+    monkeypatch.setattr(las_node, "RaftNode", partial(RaftNode, clock=clock))
+    monkeypatch.setattr(pysyncobj.syncobj, "monotonicTime", clock)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A peer as the LAS sees it: real calls over loopback, storage and cores made up."""
 
 import asyncio
-import socket
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,17 +17,13 @@ from las.v1 import fleet_pb2, fleet_pb2_grpc
 from peerd.daemon.telemetry.schema import ALWAYS_PRESENT, TELEMETRY_SCHEMA
 from peerd.internal.v1 import replication_pb2, replication_pb2_grpc
 from peerd.pki import Identity, Role
+from peerd.testing.ports import free_port
+from peerd.transport.concurrency import CallOver, write_to
 from peerd.transport.status import refusal_of_error
 from peerd.transport.tls import plaintext_metadata
 from peerd.v1 import errors_pb2
 
-DEADLINE_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+DEADLINE_S = 60.0
 
 
 def las_config(
@@ -109,7 +105,9 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
         self.promised: list[replication_pb2.PromiseOrder] = []
         self._server = grpc.aio.server()
         replication_pb2_grpc.add_ReplicationServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        # Of its own: one that comes back at it finds it free.
+        self.address = f"127.0.0.1:{port or free_port()}"
+        self._server.add_insecure_port(self.address)
         self._streams: list[tuple[object, asyncio.Task[None]]] = []
 
     async def start(self) -> "StandInPeer":
@@ -147,13 +145,22 @@ class StandInPeer(replication_pb2_grpc.ReplicationServiceServicer):
         return fleet_pb2.HeartbeatRequest(**{**fields, **changes})
 
     async def heartbeats(self, first: fleet_pb2.HeartbeatRequest | None = None) -> object:
-        """Opens a stream; what comes down is collected in `updates`."""
-        call = self.fleet.Heartbeat(metadata=self.metadata)
-        await call.write(first or self.beat())
+        """Opens a stream; what comes down is collected in `updates`.
+
+        One that is refused at once may end under its first write; its code tells why, unless
+        grpc.aio made one up (INTERNAL): then another one has to ask.
+        """
+        while True:
+            call = self.fleet.Heartbeat(metadata=self.metadata)
+            with contextlib.suppress(CallOver, grpc.aio.AioRpcError):
+                await write_to(call, first or self.beat())
+            if not call.done() or await call.code() is not grpc.StatusCode.INTERNAL:
+                break
 
         async def read() -> None:
-            while isinstance(response := await call.read(), fleet_pb2.HeartbeatResponse):
-                self.updates.append(response)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while isinstance(response := await call.read(), fleet_pb2.HeartbeatResponse):
+                    self.updates.append(response)
 
         self._streams.append((call, asyncio.create_task(read())))
         return call

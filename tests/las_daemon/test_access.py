@@ -33,12 +33,12 @@ def grant(who, log, *rights):
 
 
 async def add(access, *of, caller=ADMIN):
-    return await access.AddGrant(pb.AddGrantRequest(grant=grant(*of)), metadata=caller, timeout=5)
+    return await access.AddGrant(pb.AddGrantRequest(grant=grant(*of)), metadata=caller, timeout=30)
 
 
 async def revoke(access, caller=ADMIN, **fields):
     request = pb.RevokeRequest(revocation=pb.Revocation(**fields))
-    return await access.Revoke(request, metadata=caller, timeout=5)
+    return await access.Revoke(request, metadata=caller, timeout=30)
 
 
 async def test_grants_are_kept_shown_and_taken_back(access):
@@ -46,32 +46,32 @@ async def test_grants_are_kept_shown_and_taken_back(access):
     assert answer.table == pb.AccessTable(
         version=1, grants=[grant("shop-*", "orders", pb.RIGHT_APPEND, pb.RIGHT_READ)]
     )
-    shown = await access.GetAccess(pb.GetAccessRequest(), metadata=OLIVE, timeout=5)
+    shown = await access.GetAccess(pb.GetAccessRequest(), metadata=OLIVE, timeout=30)
     assert shown.table == answer.table
     request = pb.RemoveGrantRequest(grant=grant("shop-*", "orders", 99))
-    call = access.RemoveGrant(request, metadata=ADMIN, timeout=5)
+    call = access.RemoveGrant(request, metadata=ADMIN, timeout=30)
     assert (await refused(call))[0] == "INVALID_ARGUMENT"
     request = pb.RemoveGrantRequest(grant=grant("shop-*", "orders"))
-    answer = await access.RemoveGrant(request, metadata=ADMIN, timeout=5)
+    answer = await access.RemoveGrant(request, metadata=ADMIN, timeout=30)
     assert not answer.table.grants
 
 
 def make(las, name):
     request = log_admin_pb2.CreateLogRequest(name=name, shards=1)
-    return las.logs.CreateLog(request, metadata=OLIVE, timeout=5)
+    return las.logs.CreateLog(request, metadata=OLIVE, timeout=30)
 
 
 async def test_only_administrators_change_it_and_each_change_is_audited(las, access):
     request = pb.SetAccessRequest(required=True)
     for caller in (OLIVE, RITA):
-        call = access.SetAccess(request, metadata=caller, timeout=5)
+        call = access.SetAccess(request, metadata=caller, timeout=30)
         assert (await refused(call))[0] == "ROLE_NOT_ALLOWED"
-    await access.SetAccess(request, metadata=ADMIN, timeout=5)
+    await access.SetAccess(request, metadata=ADMIN, timeout=30)
     await add(access, "x", "orders", pb.RIGHT_READ)
     assert (await refused(add(access, "a b", "orders", pb.RIGHT_READ)))[0] == "INVALID_ARGUMENT"
     await revoke(access, name="rob", why="left")
     await access.EndRevocation(
-        pb.EndRevocationRequest(revocation=pb.Revocation(name="rob")), metadata=ADMIN, timeout=5
+        pb.EndRevocationRequest(revocation=pb.Revocation(name="rob")), metadata=ADMIN, timeout=30
     )
     changes = [each for each in (await audit(las)).records if each.who == "ann"]
     assert [(each.what, each.ok) for each in changes] == [
@@ -91,7 +91,7 @@ async def test_peers_hear_of_it_at_registration_and_at_once_later(las, access):
     await peer.heartbeats(peer.beat(access_version=0))
     answer = await revoke(access, name="shop-1")
     assert answer.unheard == ["peer-1"]
-    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    status = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=30)
     assert status.access == (
         "clients need no grants, 0 grants, 1 revoked, version 1, not heard by peer-1"
     )
@@ -126,7 +126,7 @@ async def test_who_is_revoked_is_refused_here_too_and_its_stream_ends(las, acces
     assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
     assert (await refused(peer.register()))[0] == "REVOKED"
     await revoke(access, name="olive")
-    shown = access.GetAccess(pb.GetAccessRequest(), metadata=OLIVE, timeout=5)
+    shown = access.GetAccess(pb.GetAccessRequest(), metadata=OLIVE, timeout=30)
     assert (await refused(shown))[0] == "REVOKED"
 
 
@@ -147,31 +147,31 @@ async def test_operators_administer_the_logs_that_they_were_granted(las, access)
     for peer in las.peers:
         await peer.register(feature_level=NEW)
     await create(las)
-    await access.SetAccess(pb.SetAccessRequest(required=True), metadata=ADMIN, timeout=5)
+    await access.SetAccess(pb.SetAccessRequest(required=True), metadata=ADMIN, timeout=30)
     alter = log_admin_pb2.AlterLogRequest(name="orders", retention_ms=7_000)
     switch = log_admin_pb2.SwitchPrimaryRequest(shard=1, node="peer-1")
     for call in (
-        lambda: las.logs.AlterLog(alter, metadata=OLIVE, timeout=5),
+        lambda: las.logs.AlterLog(alter, metadata=OLIVE, timeout=30),
         lambda: make(las, "other"),
-        lambda: las.logs.SwitchPrimary(switch, metadata=OLIVE, timeout=5),
+        lambda: las.logs.SwitchPrimary(switch, metadata=OLIVE, timeout=30),
         lambda: las.logs.SplitShard(
-            log_admin_pb2.SplitShardRequest(shard=1), metadata=OLIVE, timeout=5
+            log_admin_pb2.SplitShardRequest(shard=1), metadata=OLIVE, timeout=30
         ),
         lambda: las.logs.RecoverShard(
-            log_admin_pb2.RecoverShardRequest(shard=1), metadata=OLIVE, timeout=5
+            log_admin_pb2.RecoverShardRequest(shard=1), metadata=OLIVE, timeout=30
         ),
         lambda: las.logs.TrimShard(
-            log_admin_pb2.TrimShardRequest(log="orders", shard=1), metadata=OLIVE, timeout=5
+            log_admin_pb2.TrimShardRequest(log="orders", shard=1), metadata=OLIVE, timeout=30
         ),
         lambda: las.logs.DeleteLog(
-            log_admin_pb2.DeleteLogRequest(name="orders"), metadata=OLIVE, timeout=5
+            log_admin_pb2.DeleteLogRequest(name="orders"), metadata=OLIVE, timeout=30
         ),
     ):
         reason, refusal = await refused(call())
         assert reason == "NOT_GRANTED"
         assert "`peerctl grant add olive" in refusal.message
     await add(access, "olive", "ord*", pb.RIGHT_ADMINISTER)
-    await las.logs.AlterLog(alter, metadata=OLIVE, timeout=5)
+    await las.logs.AlterLog(alter, metadata=OLIVE, timeout=30)
     await make(las, "ord-2")
     assert (await refused(make(las, "other")))[0] == "NOT_GRANTED"
 
@@ -180,9 +180,9 @@ async def test_refused_calls_are_in_the_audit_joined(las):
     await las.add_peers(1)
     drain = fleet_pb2.DrainRequest(node="peer-1")
     for _ in range(5):
-        await refused(las.fleet.Drain(drain, metadata=RITA, timeout=5))
+        await refused(las.fleet.Drain(drain, metadata=RITA, timeout=30))
     foreign = metadata(Role.ADMIN, "eve", cluster="other")
-    await refused(las.fleet.Drain(drain, metadata=foreign, timeout=5))
+    await refused(las.fleet.Drain(drain, metadata=foreign, timeout=30))
     await until(lambda: las.state.audited == 2, "the records")
     found = {each.reason: each for each in (await audit(las)).records}
     record = found["role_not_allowed"]
@@ -217,7 +217,7 @@ async def test_a_peer_that_speaks_for_another_process_or_accuses_nobody_is_in_th
         "STORE_ID_CHANGED"
     )
     wrong = fleet_pb2.ReportRequest(boot_id=second.boot)
-    report = first.fleet.Report(wrong, metadata=first.metadata, timeout=5)
+    report = first.fleet.Report(wrong, metadata=first.metadata, timeout=30)
     assert (await refused(report))[0] == "STATE_CHANGED"
     for name in ("peer-1", "peer-9"):
         suspect = fleet_pb2.Suspect(peer=name, boot_id=first.boot, silent_ms=9_000)
@@ -238,7 +238,7 @@ async def test_a_registration_that_is_sent_again_later_is_in_the_audit(las):
     peer = las.peers[0]
     old = peer.registration()
     await peer.register(boot_id="e" * 32)
-    call = peer.fleet.Register(old, metadata=peer.metadata, timeout=5)
+    call = peer.fleet.Register(old, metadata=peer.metadata, timeout=30)
     assert (await refused(call))[0] == "PROCESS_SUPERSEDED"
     await until(lambda: las.state.audited == 1, "the record")
     (record,) = (await audit(las)).records

@@ -9,7 +9,8 @@ from las.core.levels import COMMAND_LEVEL, features_of
 from las.daemon import group as las_group
 from las.v1 import fleet_pb2
 from peerd.pki import Role
-from tests.las_daemon.stand_in import ADMIN, free_port, metadata, refused, until
+from peerd.testing.ports import free_port
+from tests.las_daemon.stand_in import ADMIN, metadata, refused, until
 from tests.las_daemon.test_audit import audit
 
 OLIVE = metadata(Role.OPERATOR, "olive")
@@ -29,12 +30,12 @@ async def upgraded(start_las, monkeypatch):
 
 def finalize(las, caller=OLIVE):
     request = fleet_pb2.FinalizeUpgradeRequest()
-    return las.fleet.FinalizeUpgrade(request, metadata=caller, timeout=5)
+    return las.fleet.FinalizeUpgrade(request, metadata=caller, timeout=30)
 
 
 async def levels(las) -> tuple[int, int]:
     """In use, and known."""
-    answer = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=5)
+    answer = await las.fleet.GetStatus(fleet_pb2.GetStatusRequest(), metadata=ADMIN, timeout=30)
     return answer.level_used, answer.level_known
 
 

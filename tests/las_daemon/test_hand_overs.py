@@ -1,6 +1,7 @@
 """Hand-overs that wait for a primary which does not answer are finished without it."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -10,16 +11,19 @@ from las.daemon.hand_overs import HandOvers, HandOverTiming, hands_over
 from peerd.core.ids import BootId, Epoch, ProcessId, Tick
 from tests.las_core.builders import SHARD, name, plan_of, process, replica, with_log
 from tests.las_core.model_fleet import ModelFleet
+from tests.las_daemon import test_executor
 from tests.las_daemon.test_executor import (
     clock,
     committed,
     detector_for,
     opened_epoch,
     rows,
-    running,
 )
 
 TIMING = HandOverTiming(answer_ms=300, dial_ms=500, again_ms=100, silent_ms=3_000)
+
+# Nothing is fenced for its age alone, however long this process is not run.
+running = partial(test_executor.running, timing=replace(test_executor.TIMING, hang_ms=600_000))
 
 
 class Asked:
@@ -245,7 +249,8 @@ async def test_what_it_was_not_asked_for_yet_is_not_even_prepared():
     fleet = ModelFleet(with_log(rows=rows(200)))
     fleet.peer(1).answers = False
     fleet.commit(SetDraining(node=name(1), draining=True))
-    async with running(fleet):
+    # What it did not answer counts to the end: many changes take their time.
+    async with running(fleet, hand_over_timing=HandOverTiming(silent_ms=600_000)):
         await fleet.until(lambda: fleet.settled() and leads_nothing(fleet, 1))
     fences = [each.why for each in committed(fleet, FenceSegment)]
     assert len(fences) == len([row for row in rows(200) if row[0] == 1])

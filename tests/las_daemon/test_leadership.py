@@ -17,11 +17,11 @@ from las.daemon.group import Group
 from las.raft import OutcomeUnknown, Overloaded
 from las.v1 import fleet_pb2, forecast_pb2, log_admin_pb2, shard_map_pb2
 from peerd.core.errors import Reason, Taken
+from peerd.testing.ports import free_port
 from peerd.transport.status import Refused
 from tests.las_daemon.stand_in import (
     ADMIN,
     StandInPeer,
-    free_port,
     las_config,
     refused,
     until,

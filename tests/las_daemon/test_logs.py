@@ -186,7 +186,7 @@ async def test_who_has_a_map_gets_what_changed_since(las):
 
     async def ask(version):
         request = shard_map_pb2.GetMapRequest(known_version=version)
-        return (await las.map.GetMap(request, metadata=ADMIN, timeout=5)).map
+        return (await las.map.GetMap(request, metadata=ADMIN, timeout=30)).map
 
     change = await ask(known)
     assert not change.full

@@ -15,7 +15,8 @@ from las.daemon.directory import init
 from las.daemon.node import LasNode
 from peerd.daemon.errors import PortInUse, StoreBroken, StoreUnusable
 from peerd.pki import Role, create_authority
-from tests.las_daemon.stand_in import free_port, las_config
+from peerd.testing.ports import free_port
+from tests.las_daemon.stand_in import las_config
 from tests.las_daemon.test_logs import create
 
 ID = "00000000-0000-4000-8000-000000000001"

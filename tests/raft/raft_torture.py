@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from las.raft import init_directory
 from las.raft.node import FAIL_STOP_STATUS
 from peerd.bench.machines import Machines, enter
 from peerd.testing.faults import FaultFile, Faults
+from peerd.testing.ports import free_address
 from peerd.testing.slow_disk import SlowDisk
 
 CLUSTER_ID = "b2f1c7de-3d0a-4e5b-9a43-1c1f5c6f0c77"
@@ -43,15 +43,6 @@ PORT = 7300
 CLIENTS = 3
 CATCH_UP_S = 60.0
 SAY_EVERY_S = 60.0
-
-
-def free_addresses(count):
-    """Addresses that were free a moment ago; the members have to know them before they listen."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
 
 
 def say(line):
@@ -220,7 +211,7 @@ class Torture:
         self.random = random.Random(seed)
         names = [f"las-{number}" for number in range(1, count + 1)]
         if machines is None:
-            addresses = dict(zip(names, free_addresses(count), strict=True))
+            addresses = dict(zip(names, [free_address() for _ in names], strict=True))
         else:
             addresses = {name: f"{machines.host(name)}:{PORT}" for name in names}
         self.members = {

@@ -7,6 +7,7 @@ import time
 
 import grpc
 import grpc.aio
+import pysyncobj.syncobj
 import pytest
 
 from las.internal.v1 import raft_pb2_grpc
@@ -29,10 +30,11 @@ from las.raft import (
 from las.raft.driver import RaftThread
 from las.raft.member import OPEN_COMMANDS_MAX, FailStop, RaftMember
 from peerd.testing.ports import free_address
+from tests.patient_clock import PatientClock
 
 CLUSTER_ID = "0d5f7a53-6c0e-4a0f-8f0e-5b6a8f2b7a11"
 DEADLINE_S = 60.0
-TIMEOUT_MS = 10_000
+TIMEOUT_MS = 60_000
 NAMES = ("las-1", "las-2", "las-3")
 
 
@@ -67,7 +69,8 @@ def command(name, to=1):
 class Group:
     """Nodes on loopback without TLS; a caller names itself in its metadata."""
 
-    def __init__(self, root, names=NAMES, **options):
+    def __init__(self, root, names=NAMES, clock=time.monotonic, **options):
+        self.clock = clock
         self.root = root
         self.names = names
         self.options = options
@@ -129,6 +132,7 @@ class Group:
             # Stands in for the client certificate.
             metadata=(("name", name),),
             on_change=self.changes[name].append,
+            clock=self.clock,
             fatal=self.failures.append,
         )
 
@@ -191,11 +195,13 @@ def caller(context):
 
 
 @pytest.fixture
-async def make_group(tmp_path):
+async def make_group(tmp_path, monkeypatch):
+    clock = PatientClock()
+    monkeypatch.setattr(pysyncobj.syncobj, "monotonicTime", clock)
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(**options):
-            group = Group(tmp_path, **options)
+            group = Group(tmp_path, clock=clock, **options)
             group.init()
             stack.push_async_callback(group.stop_all)
             await group.start_all()

@@ -18,7 +18,7 @@ impatient = pytest.mark.parametrize("cluster", [300], indirect=True)
 
 
 async def commit(
-    stub, consumer="billing", *, log="orders", timeout=5, by=b"", sequence=0, **offsets
+    stub, consumer="billing", *, log="orders", timeout=30, by=b"", sequence=0, **offsets
 ):
     request = log_pb2.CommitPositionRequest(
         log=log, consumer=consumer, committer=by, sequence=sequence
@@ -27,7 +27,7 @@ async def commit(
     await stub.CommitPosition(request, timeout=timeout)
 
 
-async def get(stub, consumer="billing", *, log="orders", timeout=5):
+async def get(stub, consumer="billing", *, log="orders", timeout=30):
     request = log_pb2.GetPositionRequest(log=log, consumer=consumer)
     return dict((await stub.GetPosition(request, timeout=timeout)).position.offsets)
 
@@ -37,7 +37,7 @@ async def listed(stub, log="orders", after=""):
     found, pages = {}, 0
     while True:
         request = log_pb2.ListPositionsRequest(log=log, after=after)
-        answer = await stub.ListPositions(request, timeout=5)
+        answer = await stub.ListPositions(request, timeout=30)
         pages += 1
         for each in answer.positions:
             assert each.consumer > after
@@ -174,11 +174,12 @@ async def test_an_outcome_that_stays_unknown_is_told(cluster, stub):
     cluster.create_log("orders")
     await commit(stub(1), s1=1)
     cluster.hosts[NodeName("peer-1")].holding = []
-    found = await refused(commit(stub(2), s1=2, timeout=0.5))
+    found = await refused(commit(stub(2), s1=2, timeout=None))
     assert Reason(found.reason) == Reason.OUTCOME_UNKNOWN
     assert found.taken == Taken.UNKNOWN
 
 
+@impatient
 async def test_a_commit_whose_caller_has_gone_before_its_turn_is_not_appended(cluster, stub):
     cluster.create_log("orders")
     await commit(stub(1), s1=1)
@@ -186,7 +187,7 @@ async def test_a_commit_whose_caller_has_gone_before_its_turn_is_not_appended(cl
     host.holding = []
     first = asyncio.create_task(commit(stub(1), s1=2))
     await host.until_held(1)
-    found = await refused(commit(stub(1), s1=3, timeout=0.3))
+    found = await refused(commit(stub(1), s1=3, timeout=None))
     assert Reason(found.reason) == Reason.OUTCOME_UNKNOWN
     host.release()
     await first
@@ -318,7 +319,8 @@ async def test_without_the_log_and_the_las_nobody_guesses(cluster, stub):
     cluster.create_log("orders")
     away = Refused(refusal(Reason.LAS_UNAVAILABLE, "no leader"))
     cluster.las.refuse_next += [away] * 1_000
-    assert Reason((await refused(get(stub(1)))).reason) == Reason.LAS_UNAVAILABLE
+    found = await refused(get(stub(1), timeout=None))
+    assert Reason(found.reason) == Reason.LAS_UNAVAILABLE
     cluster.las.refuse_next.clear()
     assert await get(stub(1)) == {}
 

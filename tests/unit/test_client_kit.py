@@ -56,7 +56,7 @@ for line in sys.stdin:
         request = log_pb2.AppendRequest(log=asked["log"], batch=batch)
         while True:
             try:
-                got = stub.Append(request, timeout=5).receipt
+                got = stub.Append(request, timeout=30).receipt
                 answer = {"ok": True, "shard": got.shard, "offset": got.base_offset}
                 break
             except grpc.RpcError:

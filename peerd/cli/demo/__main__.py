@@ -43,10 +43,10 @@ from peerd.client.errors import PeerdError
 from peerd.client.options import ClientOptions
 from peerd.client.values import Record
 from peerd.testing.dev_cluster import DevCluster, DevClusterError, Shape
+from peerd.testing.ports import free_address
 from peerd.testing.prometheus_server import (
     PrometheusServer,
     PrometheusServerError,
-    free_address,
     prometheus_settings,
     targets_of,
 )
