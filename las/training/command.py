@@ -63,7 +63,7 @@ def telemetry_of(config: Path | None, url: str) -> Telemetry:
             raise BadQuestion(f"{config} cannot be read: {error}") from error
         if not isinstance(table, dict):
             raise BadQuestion(f"{config}: telemetry is no table: write [telemetry] above its keys")
-        told = dict(table)
+        told = {key: _beside(config, key, value) for key, value in table.items()}
     told["source"] = "prometheus"
     if url:
         told["url"] = url
@@ -80,6 +80,11 @@ def telemetry_of(config: Path | None, url: str) -> Telemetry:
         raise BadQuestion(f"{place} {mistake}")
     # Nobody's heartbeats wait for this, and a whole window at once is more than a round's second.
     return telemetry.model_copy(update={"timeout_ms": TIMEOUT_MS})
+
+
+def _beside(config: Path, key: str, value: object) -> object:
+    """A value of a las.toml; a path in it is relative to that file, as for the daemon."""
+    return str(config.parent / value) if key.endswith("_file") and isinstance(value, str) else value
 
 
 def fleet_of_file(path: Path, until_s: int) -> Fleet:
@@ -199,9 +204,7 @@ def run_fit(
     """Write the new model. Raises `BadQuestion` and `FitRefused`; then nothing is written."""
     try:
         made = recalibrate(model, read_moments(files), newest_share=newest_share)
-        beside = out.with_name(f".{out.name}.new")
-        beside.write_bytes(made.content)
-        beside.replace(out)
+        _write(out, made.content)
     except BadData as error:
         raise BadQuestion(str(error)) from error
     except ModelRefused as error:
@@ -223,6 +226,16 @@ def run_fit(
         )
     typer.echo(f"  install it: las model install {out}")
     return made
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all. Raises `OSError`."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def model_of_file(path: Path) -> bytes:

@@ -493,11 +493,11 @@ REFERENCE_HEAD = """\
 
 Printed from the code by `make docs`; do not edit.
 
-Each daemon reads one TOML file (`-c FILE`). An environment variable beats the file, an option of
-the command line (`--set KEY=VALUE`) beats both; in both, lists are written `a,b,c` and tables
-`name=value,name=value`. A path in a file is relative to that file. An unknown key, a wrong type or
-a value out of its range is an error that names file, line and key; `peerd check -c FILE` and
-`las check -c FILE` find them without starting anything. A key's unit is the end of its name.
+Each daemon reads one TOML file (`-c FILE`). An environment variable beats the file; in it, lists
+are written `a,b,c` and tables `name=value,name=value`. A path in a file is relative to that file.
+An unknown key, a wrong type or a value out of its range is an error that names file, line and key;
+`peerd check -c FILE` and `las check -c FILE` find them without starting anything. A key's unit is
+the end of its name.
 
 A peer's whole file may be as short as this:
 

@@ -108,6 +108,8 @@ def test_where_the_server_is_comes_of_the_las_s_file_or_the_option(tmp_path):
     config.write_text('name = "x"\n[telemetry]\nurl = "https://p:9090"\ninterval_ms = 1000\n')
     assert telemetry_of(config, "").interval_ms == 1_000
     assert telemetry_of(config, "http://127.0.0.1:1").url == "http://127.0.0.1:1"
+    config.write_text('[telemetry]\nurl = "https://p:9090"\nbearer_token_file = "token"\n')
+    assert telemetry_of(config, "").bearer_token_file == tmp_path / "token"
     config.write_text("telemetry = 5")
     with pytest.raises(BadQuestion, match="telemetry is no table"):
         telemetry_of(config, "")

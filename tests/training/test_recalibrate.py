@@ -215,5 +215,10 @@ def test_the_command_writes_a_model_or_says_why_not(tmp_path, moments):
     assert yaml.safe_load(run(few, "--out", out, "-o", "yaml").stdout)["refused"]
     told = run(good, "--out", out)
     assert f"las model install {out}" in told.stdout
+    (tmp_path / "place").mkdir()
+    for place in (tmp_path / "place", tmp_path / "nowhere" / "new.onnx"):
+        placed = run(good, "--out", place)
+        assert (placed.exit_code, len(placed.stderr.splitlines())) == (2, 1)
+    assert not list(tmp_path.glob(".*"))
     lost = run(tmp_path / "lost.parquet", "--out", out)
     assert (lost.exit_code, "is no file of" in lost.stderr) == (2, True)
