@@ -13,7 +13,8 @@ after it, as much of it each time, so that both rates are of one run. Told are:
 - that every record comes back as it was written, from the tier and from disks;
 - how fast what is in the tier alone is read, beside the same objects read by a plain client, in
   ranges of 2 MiB, one after the other (bar: 50 %); both from the disk, not from the page cache, and
-  both only counted: how fast it is with each byte compared is told beside it.
+  both only counted: how fast it is with each byte compared is told beside it. Both are one process,
+  whose allocator keeps freed memory as docs/client.md advises.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from peerd.allocator import keep_freed_memory
 from peerd.client.blocking import Client, connect
 from peerd.client.options import ClientOptions
 from peerd.testing.dev_cluster import DevCluster, Shape
@@ -448,6 +450,7 @@ def main() -> None:
     parser.add_argument("--store", choices=("directory", "s3", "both"), default="both")
     parser.add_argument("--directory", type=Path, help="where; default: a temporary one")
     arguments = parser.parse_args()
+    keep_freed_memory()
     arguments.hot_mb = arguments.hot_mb or 100 * arguments.gb
     arguments.plain_mb = arguments.plain_mb or arguments.hot_mb / 2
     arguments.chunk_mib = arguments.chunk_mib or max(
