@@ -1,5 +1,6 @@
 """`peerctl node …` and `peerctl safe-to-stop`: who is in the fleet, who leaves it, at what cost."""
 
+import math
 import time
 from typing import Annotated
 
@@ -24,11 +25,14 @@ from peerd.cli.output import (
     probability_text,
     size_text,
 )
+from peerd.client.blocking import Client
 
 node_app = typer.Typer(
     help="Nodes: list them, drain them, replace their stores, remove them.", no_args_is_help=True
 )
 DRAIN_POLL_S = 0.5
+# Seconds without progress after which a drain says what may hold it up.
+DRAIN_STILL_S = 15.0
 
 
 @node_app.command("list")
@@ -126,30 +130,51 @@ def drain(
         fail(f"--for {for_}: how long, such as 90s, 15m, 2h or 1d", EXIT_USAGE)
     with connected(config) as client:
         client.las.drain(node, for_s=for_s)
-        told = ""
-        while wait:
-            found = [each for each in client.las.status().nodes if each.node.name == node]
-            if not found:
-                fail(f"{node} is gone", EXIT_REFUSED)
-            entry = found[0]
-            if not entry.node.draining:
-                fail(f"the drain of {node} ended before it was safe", EXIT_REFUSED)
-            text = (
-                f"{node}: {entry.primaries} primaries, votes in {entry.voting}, "
-                f"holds {entry.holding} sealed segments"
-            )
-            if output is Format.TABLE and text != told:
-                typer.echo(text, err=True)
-                told = text
-            if entry.expendable:
-                break
-            time.sleep(DRAIN_POLL_S)
+        if wait:
+            _wait_drained(client, node, quiet=output is not Format.TABLE)
         if output is not Format.TABLE:
             print_document(output, {"node": node, "draining": True, "expendable": wait})
         elif wait:
             typer.echo(f"{node} is expendable: it is safe to pull the plug")
         else:
             typer.echo(f"{node} is draining; `peerctl node list` shows how far")
+
+
+def _wait_drained(client: Client, node: str, *, quiet: bool) -> None:
+    """Return when the node is expendable; ends the command if it never will be.
+
+    How far it is goes to stderr, and once it stands still what is wrong, as `peerctl status` has
+    it: a drain that nobody can take over from would wait without a word.
+    """
+    told, told_s = "", time.monotonic()
+    while True:
+        answer = client.las.status()
+        entry = next((each for each in answer.nodes if each.node.name == node), None)
+        if entry is None:
+            fail(f"{node} is gone", EXIT_REFUSED)
+        if not entry.node.draining:
+            fail(f"the drain of {node} ended before it was safe", EXIT_REFUSED)
+        text = (
+            f"{node}: {entry.primaries} primaries, votes in {entry.voting}, "
+            f"holds {entry.holding} sealed segments"
+        )
+        if not quiet and text != told:
+            typer.echo(text, err=True)
+            told, told_s = text, time.monotonic()
+        if entry.expendable:
+            return
+        if not quiet and time.monotonic() - told_s >= DRAIN_STILL_S:
+            for line in [*(f"!  {each}" for each in answer.warnings), _still_words(node)]:
+                typer.echo(line, err=True)
+            told_s = math.inf
+        time.sleep(DRAIN_POLL_S)
+
+
+def _still_words(node: str) -> str:
+    return (
+        f"{node}: no progress for {DRAIN_STILL_S:.0f} s. It is drained after Ctrl-C as well; "
+        f"`peerctl explain {node}` says what is under way, `peerctl node undrain {node}` ends it"
+    )
 
 
 @node_app.command("undrain")
