@@ -40,20 +40,31 @@ TREND_SAMPLES_MIN = 15
 # R² of the line: what jumps once and stays, or goes up and down, is no trend.
 TREND_FIT_MIN = 0.95
 
+# limit: nodes whose signs are read at once: what lies between stays in the processor's cache.
+PART_NODES = 500
+
 Column = npt.NDArray[np.float64]
 
 
 def read_signs(windows: Windows) -> list[Signs]:
     """The signs of each node: float32 [nodes, window, metrics], newest last."""
-    slowdown, latency_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[RULE_METRIC]])
-    stall, stalled_ms = slowdowns(windows[:, :, TELEMETRY_SCHEMA.positions[STALL_METRIC]])
-    trips = windows[:, :, TELEMETRY_SCHEMA.positions[DISTANCE_METRIC]]
-    distance, round_trip_ms = _of_links(trips)
-    growth_ms = _growth(trips)
-    loss, timeouts = _of_links(
-        windows[:, :, TELEMETRY_SCHEMA.positions[LOSS_METRIC]] + np.float32(_TIMEOUTS_LEAST)
+    parts = [
+        _of_each(windows[first : first + PART_NODES])
+        for first in range(0, max(len(windows), 1), PART_NODES)
+    ]
+    (
+        (slowdown, latency_ms),
+        (stall, stalled_ms),
+        (distance, round_trip_ms),
+        (growth_ms,),
+        (loss, timeouts),
+        (left_s, used),
+    ) = (
+        tuple(np.concatenate(column, axis=-1) for column in zip(*each, strict=True))
+        for each in zip(*parts, strict=True)
     )
-    left_s, used = _exhaustion(windows)
+    distance = _if_worse_than_others(distance, round_trip_ms)
+    loss = _if_worse_than_others(loss, timeouts)
     first = left_s.argmin(axis=0)
     nodes = np.arange(len(first))
     first_s, first_used = left_s[first, nodes], used[first, nodes]
@@ -107,11 +118,27 @@ def read_signs(windows: Windows) -> list[Signs]:
     ]
 
 
-def _of_links(series: Series) -> tuple[Series, Series]:
-    """Factor and level of each node [nodes] as `slowdowns` has them; 0 where others are as bad."""
-    factor, level = slowdowns(series, past_samples=LINK_PAST_SAMPLES)
+def _of_each(windows: Windows) -> tuple[tuple[Column | Series, ...], ...]:
+    """What is read of each node by itself; the nodes are the last axis of each column."""
+    at = TELEMETRY_SCHEMA.positions
+    trips = windows[:, :, at[DISTANCE_METRIC]]
+    return (
+        slowdowns(windows[:, :, at[RULE_METRIC]]),
+        slowdowns(windows[:, :, at[STALL_METRIC]]),
+        slowdowns(trips, past_samples=LINK_PAST_SAMPLES),
+        (_growth(trips),),
+        slowdowns(
+            windows[:, :, at[LOSS_METRIC]] + np.float32(_TIMEOUTS_LEAST),
+            past_samples=LINK_PAST_SAMPLES,
+        ),
+        _exhaustion(windows),
+    )
+
+
+def _if_worse_than_others(factor: Series, level: Series) -> Series:
+    """The factor of each link [nodes] whose level is; 0 where others are as bad."""
     worse = level >= WORSE_THAN_OTHERS * _medians_of_others(level)
-    return np.where(worse, factor, 0.0).astype(np.float32), level
+    return np.where(worse, factor, 0.0).astype(np.float32)
 
 
 def _growth(trips: Series) -> Column:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from las.core.signs import NO_SIGNS
+from las.forecast import signs
 from las.forecast.signs import (
     DISTANCE_METRIC,
     LOSS_METRIC,
@@ -177,3 +178,22 @@ def test_memory_runs_out_only_where_the_process_itself_grows(own, runs_out):
         seen[0, :, TELEMETRY_SCHEMA.positions[OWN_MEMORY_METRIC]] = 1e8 + 1e6 * SECONDS * own
     (signs,) = read_signs(seen)
     assert bool(signs.exhausting) is runs_out
+
+
+def test_a_large_fleet_is_read_in_parts_and_judged_as_a_whole(monkeypatch):
+    """Links are compared with those of all nodes, in whichever part they are."""
+    chance = np.random.default_rng(5)
+    shape = (11, 120, len(TELEMETRY_SCHEMA))
+    fleet = np.exp(chance.normal(0.0, 0.3, shape)).astype(np.float32)
+    fleet[chance.random(shape) < 0.1] = np.nan
+    at = TELEMETRY_SCHEMA.positions
+    fleet[:, :, at["process_memory_limit_share"]] = np.linspace(0.1, 0.9, 120)
+    fleet[:, :, at["process_memory_anonymous_bytes"]] = np.linspace(1e6, 9e6, 120)
+    fleet[7:, -3:, at["round_trip_ms_p50"]] *= 50.0
+    whole = read_signs(fleet)
+    assert sum(each.distance_factor > 10.0 for each in whole) == 4
+    assert {each.exhausting for each in whole} == {"memory"}
+    for nodes in (1, 4, 11):
+        monkeypatch.setattr(signs, "PART_NODES", nodes)
+        assert read_signs(fleet) == whole
+    assert read_signs(fleet[:0]) == []
