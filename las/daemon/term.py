@@ -320,6 +320,10 @@ class Term:
         if len(self.refused) < REFUSED_KEPT_MAX or node in self.refused:
             self.refused[node] = why
 
+    def replaced(self, node: NodeName) -> None:
+        """Somebody let a new store of a node in: what was refused before is not true any more."""
+        self.refused.pop(node, None)
+
     def registered(self, node: NodeName, boot: BootId, schema_version: int) -> None:
         """A process registered."""
         self.refused.pop(node, None)

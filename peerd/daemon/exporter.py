@@ -133,6 +133,7 @@ def _tier(uploads: UploadStatistics) -> Iterator[Metric]:
         peerd_tier_removed_objects_total=uploads.removed_objects,
     )
     yield labelled("peerd_tier_errors_total", sorted(uploads.errors.items()))
+    yield labelled("peerd_tier_read_errors_total", sorted(uploads.read_errors.items()))
 
 
 def _care(repairs: RepairStatistics, scrub: ScrubStatistics) -> Iterator[Metric]:

@@ -3,7 +3,9 @@
 Must not: write anything (`peerd.daemon.uploader` does).
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,7 +16,7 @@ from peerd.core.ids import FIRST_OFFSET, Epoch, Offset
 from peerd.core.shard_map import Shard
 from peerd.daemon import config
 from peerd.tier.directory import DirectoryBackend
-from peerd.tier.errors import MissingObject, NotConfigured
+from peerd.tier.errors import MissingObject, NotConfigured, TierError
 from peerd.tier.heirs import owned
 from peerd.tier.keys import KeyRing, exposed, read_keys
 from peerd.tier.manifest import Manifest, prefix_of
@@ -41,6 +43,8 @@ class Tier:
         self._cluster_id = cluster_id
         self.charged: Callable[[int], object] = lambda _: None
         """Told how many bytes a reader got; background work waits for them. Set by the peer."""
+        self.read_errors: Counter[str] = Counter()
+        """Reads that were not given what they asked for, by code; since the start."""
 
     @property
     def cluster_id(self) -> str:
@@ -93,8 +97,9 @@ class Tier:
         self, entry: Shard, epoch: Epoch, offset: Offset, stop: Offset, bytes_max: int
     ) -> list[PlacedBatch]:
         """See `peerd.transport.read_source.ColdSource`."""
-        listed = await self.manifest(entry)
-        batches = await self.reader.read(listed, epoch, offset, stop, bytes_max)
+        with self._counted():
+            listed = await self.manifest(entry)
+            batches = await self.reader.read(listed, epoch, offset, stop, bytes_max)
         self.charged(sum(len(batch.payload) for batch in batches))
         return batches
 
@@ -102,7 +107,16 @@ class Tier:
         self, entry: Shard, begin: Offset, end: Offset, timestamp_ms: int
     ) -> Offset:
         """See `peerd.transport.read_source.ColdSource`."""
-        return await self.reader.find_time(await self.manifest(entry), begin, end, timestamp_ms)
+        with self._counted():
+            return await self.reader.find_time(await self.manifest(entry), begin, end, timestamp_ms)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except TierError as error:
+            self.read_errors[error.code] += 1
+            raise
 
     async def find_cut(
         self, entry: Shard, epoch: Epoch, hot: Cut, *, before: Offset, keep_bytes: int

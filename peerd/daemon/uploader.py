@@ -76,15 +76,17 @@ _log = get_logger("tier")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadStatistics:
-    """Since the start of the process; `oldest_waiting_s` is the age of the oldest record that could
-    be in the tier and is not yet, 0 if there is none. `trouble` is why a shard's last try failed, a
-    code and a line; empty if none did.
+    """Since the start of the process; `errors` are of uploads, `read_errors` of readers, by code.
+
+    `oldest_waiting_s` is the age of the oldest record that could be in the tier and is not yet, 0
+    if there is none. `trouble` is why a shard's last try failed: a code and a line, else empty.
     """
 
     objects: int
     payload_bytes: int
     removed_objects: int
     errors: dict[str, int]
+    read_errors: dict[str, int]
     oldest_waiting_s: float
     trouble: str = ""
 
@@ -166,6 +168,7 @@ class Uploader:
             payload_bytes=self._payload_bytes,
             removed_objects=self._removed_objects,
             errors=dict(self._errors),
+            read_errors=dict(self._tier.read_errors),
             oldest_waiting_s=age_ms / 1000,
             trouble=troubles[0] if troubles else "",
         )

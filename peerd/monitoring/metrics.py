@@ -155,7 +155,9 @@ PEER_METRICS = (
         ),
     ),
     *_counters(
-        ("peerd_tier_errors_total", "Uploads that failed and are tried again"), labels=("code",)
+        ("peerd_tier_errors_total", "Uploads that failed and are tried again"),
+        ("peerd_tier_read_errors_total", "Reads of what the tier did not give"),
+        labels=("code",),
     ),
     *_gauges(
         ("peerd_link_up", "1 while its stream is open"),

@@ -306,7 +306,10 @@ class TierReader:
         position = blocks[begin].position
         async with self._places:
             data = await self._store.read(key, position, position + stored_bytes)
-            opened = await asyncio.to_thread(_opened, opener, begin, end, data)
+            try:
+                opened = await asyncio.to_thread(_opened, opener, begin, end, data)
+            except DamagedObject as error:
+                raise DamagedObject(f"{key}: {error}") from error
         for number, batches in enumerate(opened, begin):
             self._blocks.put((key, number), batches)
         return opened[0]

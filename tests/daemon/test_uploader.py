@@ -18,7 +18,7 @@ from peerd.core.chunks import Cut
 from peerd.core.ids import Epoch, Offset, ShardId
 from peerd.core.shard_map import Tiered
 from peerd.daemon import uploader as uploading
-from peerd.daemon.budget import Background
+from peerd.daemon.budget import Background, Rates
 from peerd.daemon.tier import Tier
 from peerd.daemon.uploader import Uploader
 from peerd.tier import store as tier_store
@@ -90,7 +90,7 @@ class World:
             report=self.report,
             object_bytes=OBJECT_BYTES,
             bytes_per_s_max=1 << 40,
-            background=Background(1 << 40, 1, lambda: self.now_s, lambda: 0),
+            background=Background(Rates.within(1 << 40, 1, 1), lambda: self.now_s, lambda: 0),
             remove_after_s=60,
             now_s=lambda: self.now_s,
             wall_ms=lambda: 1_000_000 + 90_000,

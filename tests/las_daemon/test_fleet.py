@@ -362,6 +362,20 @@ async def test_a_drained_node_is_left_and_told_so(las):
     assert not las.state.nodes[victim].draining
 
 
+async def test_a_new_store_is_told_until_somebody_lets_it_in(start_las):
+    las = await (await start_las(heartbeat_ms=50, lease_ms=300)).leading()
+    (peer,) = await las.add_peers(1)
+    await peer.heartbeats()
+    await until(lambda: las.state.nodes["peer-1"].state is NodeState.DOWN)
+    assert (await refused(peer.register(store_id="f" * 32)))[0] == "STORE_ID_CHANGED"
+    (line,) = [each for each in (await status(las)).warnings if "not let in" in each]
+    assert f"`peerctl node replace peer-1 --store {'f' * 32}`" in line
+    request = pb.ReplaceNodeRequest(node="peer-1", store_id="f" * 32)
+    await las.fleet.ReplaceNode(request, metadata=ADMIN, timeout=30)
+    # What is left to do is to start it.
+    assert not any("not let in" in each for each in (await status(las)).warnings)
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "reason"),
     [

@@ -65,7 +65,7 @@ async def test_what_the_tier_does_not_give_has_a_reason(world):  # noqa: F811
     world.backend.objects[first] = sound[:60] + bytes([sound[60] ^ 1]) + sound[61:]
     reason, message = await refused()
     assert reason is Reason.CORRUPT
-    assert "DAMAGED_OBJECT" in message
+    assert f"DAMAGED_OBJECT: {first}: " in message
     del world.backend.objects[first]
     reason, message = await refused()
     assert reason is Reason.RANGE_UNAVAILABLE
@@ -78,6 +78,8 @@ async def test_what_the_tier_does_not_give_has_a_reason(world):  # noqa: F811
     reason, message = await refused(ReadSource(world, world))
     assert reason is Reason.RANGE_UNAVAILABLE
     assert "TIER_NOT_CONFIGURED" in message
+    counted = {"DAMAGED_OBJECT": 1, "MISSING_OBJECT": 1, "TIER_UNAVAILABLE": 1}
+    assert world.uploader.statistics().read_errors == counted
     assert await world.source.read(
         SHARD, world.source.span_at(SHARD, 60), 60, world.committed_to, 5_000
     )

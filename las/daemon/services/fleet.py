@@ -395,6 +395,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
                 accept_loss=request.accept_loss,
             )
             require_ok(await call.submit(command))
+        if (term := self._leadership.term) is not None:
+            term.replaced(command.node)
         return fleet_pb2.ReplaceNodeResponse()
 
     async def ListAudit(
