@@ -7,11 +7,13 @@ import typer
 
 from las.v1 import fleet_pb2
 from peerd.cli.output import (
+    EXIT_USAGE,
     ConfigOption,
     Format,
     FormatOption,
     as_dict,
     connected,
+    fail,
     parsed_moment,
     print_document,
     print_table,
@@ -30,7 +32,7 @@ def audit(  # noqa: PLR0917 -- the options of the command
     log: Annotated[str, typer.Option(help="Only what was about this log or its shards.")] = "",
     count: Annotated[
         int,
-        typer.Option("-n", min=1, max=RECORDS_MAX, help="How many of the newest, at most 1000."),
+        typer.Option("-n", help="How many of the newest, at most 1000."),
     ] = 50,
     config: ConfigOption = None,
     output: FormatOption = Format.TABLE,
@@ -39,6 +41,8 @@ def audit(  # noqa: PLR0917 -- the options of the command
 
     Example: peerctl audit --since 2d --node peer-3
     """
+    if not 1 <= count <= RECORDS_MAX:
+        fail(f"-n {count}: 1 to {RECORDS_MAX}", EXIT_USAGE)
     moment = None if since is None else parsed_moment(since, "--since")
     with connected(config) as client:
         answer = client.las.audit(

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from peerd.testing.dev_cluster import (
-    PEERS_MAX,
     PORT_BASE,
     DevCluster,
     DevClusterError,
@@ -25,8 +24,8 @@ _WATCH_S = 0.5
 
 def dev(
     *,
-    peers: Annotated[int, typer.Option(min=1, max=PEERS_MAX, help="Number of peers.")] = 5,
-    las: Annotated[int, typer.Option(min=1, max=5, help="Number of LAS nodes: 1, 3 or 5.")] = 3,
+    peers: Annotated[int, typer.Option(help="Number of peers.")] = 5,
+    las: Annotated[int, typer.Option(help="Number of LAS nodes: 1, 3 or 5.")] = 3,
     directory: Annotated[
         Path, typer.Option("--dir", help="Directory of the cluster; a stopped one goes on.")
     ] = Path("build/dev"),

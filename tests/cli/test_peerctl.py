@@ -569,7 +569,7 @@ def test_copies_that_move_are_shown_with_what_nodes_store(capsys):
 
 
 # ---------------------------------------------------------------------------------- workload
-def test_what_clients_do_is_shown_by_shard_and_node(peerctl, log, cluster):
+def test_what_clients_do_is_shown_by_shard_and_node(peerctl, log, cluster, refused):
     with connect(credentials=cluster.peerctl_toml) as client:
         deadline = time.monotonic() + 60
         found = {}
@@ -586,6 +586,7 @@ def test_what_clients_do_is_shown_by_shard_and_node(peerctl, log, cluster):
     shown = peerctl("workload", log)
     assert log in shown
     assert "hottest" in shown
-    assert peerctl("workload", "no-such-log") == (
-        "no shard was written to or read within the last seconds\n"
+    assert refused("workload", "no-such-log") == (
+        1,
+        "there is no log 'no-such-log': `peerctl log list` shows them",
     )
