@@ -169,6 +169,14 @@ def test_a_link_that_begins_to_lose_is_told_although_it_never_lost():
     assert stable[0].loss_factor == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 8, 9])
+def test_a_link_is_compared_with_the_lower_median_of_the_others(nodes):
+    level = np.random.default_rng(nodes).integers(0, 5, nodes).astype(np.float32)
+    others = [sorted(np.delete(level, node)) for node in range(nodes)]
+    expected = [each[(len(each) - 1) // 2] if each else 0.0 for each in others]
+    assert signs._medians_of_others(level).tolist() == expected
+
+
 @pytest.mark.parametrize(("own", "runs_out"), [(True, True), (False, False), (None, True)])
 def test_memory_runs_out_only_where_the_process_itself_grows(own, runs_out):
     """What the kernel keeps of files fills a group's memory in good health."""
