@@ -1,8 +1,10 @@
 """What holds for every test: reproducible examples; tests for root say when they are left out."""
 
+import logging
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -21,6 +23,19 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command line that a test runs in this process sends all logs to a stream of its own, which
+    is closed when it has ended: what later tests log must not go there.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    if root.handlers != handlers:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
