@@ -40,7 +40,7 @@ def explain_node(
         f"it is {_standing(node)}",
         (
             f"leads {index.leading[name]} shards, votes in {index.voting[name]}, "
-            f"holds {index.holding[name]} sealed segments"
+            f"holds {index.holding[node.replica]} sealed segments"
         ),
     ]
     if name in view.slow:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from las.core.persistent import PersistentMap
 from las.core.state import Change, ClusterState, ShardEntry
-from peerd.core.ids import NO_EPOCH, NodeName, ShardId
+from peerd.core.ids import NO_EPOCH, NodeName, ReplicaId, ShardId
 from peerd.core.shard_map import count_of, entries_of, newest_of
 
 _NOTHING: frozenset[ShardId] = frozenset()
@@ -25,7 +25,8 @@ class FleetIndex:
         version: version of the map that it was updated to; -1 before the first.
         voting: open segments in which a node votes.
         leading: open segments of which a node is the primary.
-        holding: sealed segments that a node holds or shall fetch.
+        holding: sealed segments that a store holds or shall fetch. By store: that of a node that
+            got another one still stands in the map for a while, and the node has nothing of it.
         unsettled: shards with a prepared segment or a standing fence.
         fetching: sealed segments that some store shall fetch, counted once per store.
     """
@@ -37,7 +38,7 @@ class FleetIndex:
         self.version = -1
         self.voting: Counter[NodeName] = Counter()
         self.leading: Counter[NodeName] = Counter()
-        self.holding: Counter[NodeName] = Counter()
+        self.holding: Counter[ReplicaId] = Counter()
         self.unsettled: set[ShardId] = set()
         self.fetching = 0
         self._shards_of: dict[NodeName, set[ShardId]] = {}
@@ -83,7 +84,7 @@ class FleetIndex:
             segment, count = newest_of(shared), count_of(shared)
             self.fetching += sign * count * len(segment.wanted_holders)
             for replica in (*segment.holders, *segment.wanted_holders):
-                self.holding[replica.peer] += sign * count
+                self.holding[replica] += sign * count
                 members.add(replica.peer)
         settled = shard.prepared is None and shard.fence == NO_EPOCH
         for node in members:

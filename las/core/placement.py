@@ -136,7 +136,9 @@ class Placement:
         self._limits = limits
         self._votes: Counter[NodeName] = Counter(index.voting)
         self._leads: Counter[NodeName] = Counter(index.leading)
-        self._copies: Counter[NodeName] = Counter(index.holding)
+        self._copies: Counter[NodeName] = Counter(
+            {name: index.holding[node.replica] for name, node in state.nodes.items()}
+        )
         written = ((each, state.shards.get(each)) for each in view.network.writes)
         self._links = LinkLoad(
             view.network,

@@ -390,7 +390,7 @@ def _node_status(
         node=encode_las_node(node),
         primaries=index.leading[name],
         voting=index.voting[name],
-        holding=index.holding[name],
+        holding=index.holding[node.replica],
         silent_ms=term.vitals.silent_ms(name, now_ms()) if term is not None else 0,
         p_10_min=outlook.p_10_min if outlook is not None and outlook.known else NAN,
         shielded=name in facts.shielded,

@@ -104,7 +104,7 @@ def _protected(
         yield Line(kind=SHIELDED, text="no open segment needs it: neither vote nor primary")
         told.add(SHIELDED)
     if EXPENDABLE not in told and SHIELDED in told and protection.is_expendable(state, name, index):
-        count = index.holding[name]
+        count = index.holding[state.nodes[name].replica]
         yield Line(
             kind=EXPENDABLE,
             text=f"its sealed past ({count} segments) has healthy copies elsewhere, too",

@@ -12,7 +12,7 @@ Must not: hide that something is not in the backup.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from las.core.state import ClusterState, ShardEntry
@@ -24,10 +24,10 @@ from peerd.core.ids import FIRST_OFFSET, NodeName, Offset, ShardId
 from peerd.core.shard_map import Shard
 from peerd.tier import backup as backups
 from peerd.tier.backup import Backup, ShardBackup
-from peerd.tier.errors import MissingObject
-from peerd.tier.keys import KeyRing
-from peerd.tier.manifest import pack
-from peerd.tier.reader import read_manifest
+from peerd.tier.errors import MissingObject, WrongKey
+from peerd.tier.keys import NO_KEY, KeyRing
+from peerd.tier.manifest import Manifest, pack
+from peerd.tier.reader import peek_index, read_manifest
 from peerd.tier.store import TierStore
 from peerd.transport.internal_logs import POSITIONS_LOG, is_internal
 
@@ -139,7 +139,8 @@ async def write(
 ) -> Backup:
     """Write a backup of what `export` gives, and of the manifests that it names.
 
-    Raises `TierError`, or `exports.ExportUnusable`.
+    Raises `TierError`, or `exports.ExportUnusable`; `WrongKey` if the state would be written for
+    all to read beside objects that are encrypted.
     """
     backup_id = backups.new_id(now_s)
     for tries_left in reversed(range(TRIES_MAX)):
@@ -152,13 +153,14 @@ async def write(
                 raise
             continue  # two newer ones have taken its place since
         break
+    await _see_that_it_is_as_secret(store, keys, manifests.values())
     shards = []
     for entry in backed_up(found.state):
         shard = entry.shard
         end = shard.kept_from if shard.tier is None else shard.tier.end
-        name, content = manifests.get(shard.shard, ("", b""))
-        part = None
-        if name:
+        name, content, part = "", b"", None
+        if shard.shard in manifests:
+            name, content = pack(manifests[shard.shard])
             part_name = backups.shard_part(shard.shard)
             part = await backups.put_part(store, keys, backup_id, part_name, content)
         shards.append(
@@ -200,13 +202,31 @@ def _lacking_to(shard: Shard, committed: Mapping[ShardId, Offset]) -> Offset:
     return Offset(known) if _reach(shard) < known else FIRST_OFFSET
 
 
-async def _manifests(store: TierStore, state: ClusterState) -> dict[ShardId, tuple[str, bytes]]:
-    """Of each shard the manifest that the state names, and its bytes. Raises `TierError`."""
+async def _see_that_it_is_as_secret(
+    store: TierStore, keys: KeyRing, manifests: Iterable[Manifest]
+) -> None:
+    """A state names logs, nodes and whoever may do what: it is encrypted where records are.
+
+    By the newest object of all, since encryption may have begun late. Raises `WrongKey`,
+    `TierError`.
+    """
+    objects = [(entry.timestamp_ms, each, entry) for each in manifests for entry in each.entries]
+    if keys.writing != NO_KEY or not objects:
+        return
+    _, manifest, newest = max(objects, key=lambda each: each[0])
+    if (await peek_index(store, manifest.key(newest))).key_id != NO_KEY:
+        raise WrongKey(
+            "the records of this tier are encrypted, and without a key the backup would be written "
+            "for all to read: nothing was written; add tier.key_files to the file that --tier names"
+        )
+
+
+async def _manifests(store: TierStore, state: ClusterState) -> dict[ShardId, Manifest]:
+    """Of each shard the manifest that the state names. Raises `TierError`."""
     found = {}
     for shard, entry in state.shards.items():
         tier = entry.shard.tier
         if tier is not None and tier.manifest:
             log = entry.shard.log
-            listed = await read_manifest(store, state.cluster_id, log, shard, tier.manifest)
-            found[shard] = pack(listed)
+            found[shard] = await read_manifest(store, state.cluster_id, log, shard, tier.manifest)
     return found

@@ -185,6 +185,15 @@ ALERTS = (
         "`peerd_tier_errors_total` says what fails. Nothing is dropped here before it is there.",
     ),
     Alert(
+        "PeerdTierNotRead",
+        TICKET,
+        "0s",
+        "increase(peerd_tier_read_errors_total[10m]) > 10",
+        "{{ $labels.instance }} gets {{ $labels.code }} of the tier for what readers ask for",
+        "Readers are refused with this code: docs/tiers.md says of each what to do. No record is "
+        "given up for it.",
+    ),
+    Alert(
         "PeerdWorkerDown",
         TICKET,
         "1m",

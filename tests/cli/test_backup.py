@@ -19,10 +19,10 @@ from peerd.cli import backing_up
 from peerd.cli.peerctl import app
 from peerd.core.ids import Epoch, Offset
 from peerd.tier.directory import DirectoryBackend
-from peerd.tier.errors import Inherited, MissingObject
+from peerd.tier.errors import Inherited, MissingObject, WrongKey
 from peerd.tier.format import Owner
 from peerd.tier.heirs import owned
-from peerd.tier.keys import NO_KEYS
+from peerd.tier.keys import NO_KEYS, KeyRing, ring_of
 from peerd.tier.manifest import Manifest, generation_of_name, prefix_of
 from peerd.tier.reader import read_manifest
 from peerd.tier.store import TierStore
@@ -56,21 +56,27 @@ class Place:
     def json(self, *arguments: object) -> object:
         return json.loads(self.run(*arguments, "-o", "json"))
 
-    async def manifest(self, *, objects: int = 2) -> tuple[str, int]:
+    async def manifest(self, *, objects: int = 2, keys: KeyRing = NO_KEYS) -> tuple[str, int]:
         """The name of the manifest of as many objects, and its end."""
         entries, at, empty = [], 0, manifest_of(())
         for number in range(objects):
             batches = batches_of([500] * 4, begin=at, seed=number)
-            made = object_of(batches, owner=OWNER)
-            entries.append(await put_object(self.store, NO_KEYS, empty, *made))
+            made = object_of(batches, owner=OWNER, keys=keys)
+            entries.append(await put_object(self.store, keys, empty, *made))
             at = batches[-1].end
         return await put_manifest(self.store, manifest_of(tuple(entries))), at
 
-    def backed_up(self, state: ClusterState, committed: int = 0, at_s: float = 1e9) -> str:
+    def backed_up(
+        self,
+        state: ClusterState,
+        committed: int = 0,
+        at_s: float = 1e9,
+        keys: KeyRing = NO_KEYS,
+    ) -> str:
         # `scratch` is in no tier; without records there is nothing that would lack.
         data = Export(origin=ORIGIN, state=state).to_bytes()
         known = {SHARD: Offset(committed)}
-        work = backing_up.write(self.store, NO_KEYS, lambda: data, known, at_s)
+        work = backing_up.write(self.store, keys, lambda: data, known, at_s)
         return asyncio.run(work).id
 
 
@@ -248,6 +254,16 @@ def test_a_manifest_that_was_replaced_meanwhile_is_looked_for_in_a_newer_state(p
     work = backing_up.write(place.store, NO_KEYS, old.to_bytes, {}, 1e9)
     with pytest.raises(MissingObject):
         asyncio.run(work)
+
+
+def test_a_backup_is_not_written_for_all_to_read_where_records_are_encrypted(place: Place):
+    keys = ring_of([b"k" * 32])
+    manifest, end = asyncio.run(place.manifest(keys=keys))
+    state = state_with(manifest, end)
+    with pytest.raises(WrongKey, match=r"nothing was written; add tier\.key_files"):
+        place.backed_up(state)
+    assert place.json("backup", "list") == []
+    assert place.backed_up(state, keys=keys)
 
 
 def test_other_commands_do_not_wait_for_what_these_need():

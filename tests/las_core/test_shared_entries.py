@@ -12,20 +12,35 @@ from las.core.commands import (
     PrepareSegment,
     RaiseCommandLevel,
     Reason,
+    ReplaceNode,
     SegmentOpened,
+    SetNodeState,
     TrimShard,
     WantHolders,
 )
 from las.core.index import FleetIndex, indexed
+from las.core.placement import FleetView, Limits, Placement
 from las.core.state import (
     JOINING_LEVEL,
     SEALED_EPOCHS_MAX,
     SEALED_SEGMENTS_MAX,
     ClusterState,
+    NodeState,
 )
-from peerd.core.ids import Epoch, Offset
+from peerd.core.ids import Epoch, Offset, StoreId, Tick
 from peerd.core.shard_map import entries_of, newest_of
-from tests.las_core.builders import SHARD, do, done, plan_of, replica, with_log
+from tests.las_core.builders import (
+    SHARD,
+    do,
+    done,
+    name,
+    node_of,
+    plan_of,
+    process,
+    register,
+    replica,
+    with_log,
+)
 
 RAISED = RaiseCommandLevel(level=JOINING_LEVEL)
 
@@ -81,11 +96,23 @@ def test_one_copy_that_is_damaged_leaves_its_entry_and_comes_back_repaired():
 
 def test_an_index_counts_each_segment_of_an_entry():
     state = led(done(with_log(), RAISED), range(5))
-    assert indexed(state).holding[replica(1).peer] == 5
+    assert indexed(state).holding[replica(1)] == 5
     index = FleetIndex()
     index.update(state)
     index.update(done(state, DropHolder(shard=SHARD, epoch=Epoch(3), holder=replica(2))))
-    assert (index.holding[replica(1).peer], index.holding[replica(2).peer]) == (5, 4)
+    assert (index.holding[replica(1)], index.holding[replica(2)]) == (5, 4)
+
+
+def test_a_new_store_holds_nothing_of_what_its_node_had():
+    state = led(done(with_log(), RAISED), range(5))
+    new = StoreId("store-new")
+    gone = SetNodeState(node=name(2), boot=process(2).boot, state=NodeState.DOWN)
+    replaced = ReplaceNode(node=name(2), store=new)
+    state = done(state, gone, replaced, register(2, boot=2, store=new))
+    assert (indexed(state).holding[replica(2)], node_of(state, 2).store) == (5, new)
+    assert indexed(state).holding[node_of(state, 2).replica] == 0
+    placement = Placement(state, FleetView(now=Tick(0)), Limits(), indexed(state))
+    assert placement._load(name(2)) == placement._load(name(1)) - 5
 
 
 def test_a_trim_takes_segments_out_of_an_entry():

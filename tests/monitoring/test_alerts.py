@@ -93,6 +93,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"peerd_tier_oldest_waiting_seconds": "4000x120"},
         {"peerd_tier_oldest_waiting_seconds": "600x120"},
     ),
+    "PeerdTierNotRead": (
+        {'peerd_tier_read_errors_total{code="WRONG_KEY"}': "0+3x120"},
+        {'peerd_tier_read_errors_total{code="TIER_UNAVAILABLE"}': "0+1x2 3x118"},
+    ),
     "PeerdWorkerDown": (
         {'peerd_worker_up{worker="1"}': "0x120"},
         {'peerd_worker_up{worker="1"}': "1x120"},
