@@ -65,9 +65,9 @@ def _against(value: float, react: float | None, unit: str) -> str:
 
 def require_plots(path: Path) -> None:
     """Raises `DataMissing` without matplotlib, `OSError` where no file can be written."""
-    _pyplot()
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise NotADirectoryError(errno.ENOTDIR, "no file can be written there", str(path))
+    _pyplot()
 
 
 def plot(path: Path, outcomes: Sequence[Outcome]) -> None:
