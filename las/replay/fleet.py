@@ -277,7 +277,7 @@ class VirtualFleet:
     def stake(self, name: NodeName) -> Stake:
         """What its failure would touch; each node is taken to store the same."""
         stored = self.model.bytes_per_node
-        spared = self.state.nodes[name].at_risk and protection.is_expendable(
+        spared = self.state.nodes[name].at_risk and protection.is_spared(
             self.state, name, self._index
         )
         return Stake(

@@ -12,6 +12,7 @@ from peerd.daemon import copier
 from peerd.daemon.budget import BUSY_FOR_S, Background, Budget, Rates, presses
 from peerd.daemon.copy_progress import ProgressMeter
 from peerd.daemon.copy_writes import CopyWrites
+from peerd.daemon.peer import Peer
 from peerd.storage.errors import Corrupt
 from peerd.storage.store import Store
 from peerd.transport import replication_service
@@ -55,13 +56,21 @@ async def with_sealed_past(fleet: Fleet, las: StandInLas, count: int):
     return one, two, three, four
 
 
+def want_copy(las: StandInLas, taker: Peer, *holders: Peer) -> Segment:
+    """The map wants a copy of epoch 1 at `taker`; listed are `holders`, or who was before."""
+    entry = las.shards[SHARD]
+    wanted = replace(entry.sealed[0], wanted_holders=(taker.me.replica,))
+    if holders:
+        wanted = replace(wanted, holders=tuple(each.me.replica for each in holders))
+    las.commit(replace(entry, sealed=(wanted,)))
+    return wanted
+
+
 async def test_a_wanted_holder_fetches_the_segment_and_reports_it(
     fleet: Fleet, las: StandInLas
 ) -> None:
     one, _, _, four = await with_sealed_past(fleet, las, 30)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four)
     await until(lambda: las.reported("holder_added"), "it is reported")
     boot, report = las.reported("holder_added")[0]
     assert (boot, report.shard, report.epoch) == (four.me.boot, SHARD, 1)
@@ -76,9 +85,7 @@ async def test_what_is_not_listed_yet_is_reported_again_and_not_read_again(
 ) -> None:
     monkeypatch.setattr(copier, "AGAIN_AFTER_S", 0.01)
     _, _, _, four = await with_sealed_past(fleet, las, 10)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four)
     await until(lambda: las.reported("holder_added"), "it is reported")
     copied = four.copier.statistics()
     await until(lambda: len(las.reported("holder_added")) >= 3, "it is reported again")
@@ -89,13 +96,7 @@ async def test_what_is_not_listed_yet_is_reported_again_and_not_read_again(
 async def test_a_holder_that_is_gone_is_passed_over(fleet: Fleet, las: StandInLas) -> None:
     one, two, _, four = await with_sealed_past(fleet, las, 10)
     await fleet.kill("peer-2")
-    entry = las.shards[SHARD]
-    wanted = replace(
-        entry.sealed[0],
-        holders=(two.me.replica, one.me.replica),
-        wanted_holders=(four.me.replica,),
-    )
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four, two, one)
     await until(lambda: four.me.boot in dict(las.reported("holder_added")), "it is reported")
     assert len(await values_at(four, 1, 0, 10)) == 10
 
@@ -105,13 +106,7 @@ async def test_another_holder_is_asked_where_a_copy_is_damaged(
 ) -> None:
     one, two, _, four = await with_sealed_past(fleet, las, 10)
     damage(two, 1, 4)
-    entry = las.shards[SHARD]
-    wanted = replace(
-        entry.sealed[0],
-        holders=(two.me.replica, one.me.replica),
-        wanted_holders=(four.me.replica,),
-    )
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four, two, one)
     await until(lambda: four.me.boot in dict(las.reported("holder_added")), "the copy is made")
     assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
 
@@ -129,9 +124,7 @@ async def test_what_was_here_before_is_read_back_before_it_is_reported(
         return read(store, shard, epoch, *place)
 
     monkeypatch.setattr(Store, "read_batches", perhaps)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], holders=(one.me.replica,), wanted_holders=(three.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, three, one)
     await until(lambda: three.copier._not_before_s, "it was tried")
     assert three.me.boot not in dict(las.reported("holder_added"))
     damaged.clear()
@@ -173,9 +166,7 @@ async def test_what_the_list_says_wrongly_is_said_unasked(fleet: Fleet, las: Sta
 async def test_without_any_holder_nothing_is_reported(fleet: Fleet, las: StandInLas) -> None:
     _, two, _, four = await with_sealed_past(fleet, las, 10)
     await fleet.kill("peer-2")
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], holders=(two.me.replica,), wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four, two)
     await until(lambda: four.copier.statistics().wanted_segments == 1, "it is tried")
     # The segment is sealed here before anything is fetched; that is no holder yet.
     await until(lambda: SHARD in four.host._replicas, "the shard is known")
@@ -361,9 +352,7 @@ async def test_many_segments_are_copied_side_by_side(
             under_way[0] -= 1
 
     monkeypatch.setattr(four.copier._calls, "fetch", counted)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four)
     await until(lambda: four.me.boot in dict(las.reported("holder_added")), "it is reported")
     # Slices of one segment follow each other, each behind the one before.
     assert most[0] == 1
@@ -386,9 +375,7 @@ async def test_a_write_that_the_store_refuses_breaks_the_copy_off(
         submit(operation, on_outcome)
 
     monkeypatch.setattr(four.host, "submit", refusing)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four)
     await until(lambda: four.me.boot in dict(las.reported("holder_added")), "the next try makes it")
     assert refused
     assert await values_at(four, 1, 0, 10) == await values_at(one, 1, 0, 10)
@@ -400,13 +387,7 @@ async def test_a_holder_without_bytes_to_spare_is_passed_over(
     one, two, _, four = await with_sealed_past(fleet, las, 10)
     one.background.limits(Rates.within(1, 1, 1))
     one.background.spend(1000)  # a quarter of an hour's worth
-    entry = las.shards[SHARD]
-    wanted = replace(
-        entry.sealed[0],
-        holders=(one.me.replica, two.me.replica),
-        wanted_holders=(four.me.replica,),
-    )
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four, one, two)
     await until(
         lambda: four.me.boot in dict(las.reported("holder_added")), "the other holder gives it"
     )
@@ -496,9 +477,7 @@ async def test_a_commit_beside_appends_has_few_slices_of_copies(
 
     monkeypatch.setattr(four.host, "submit", holding)
     monkeypatch.setattr(four.copier._calls, "fetch", counted)
-    entry = las.shards[SHARD]
-    wanted = replace(entry.sealed[0], wanted_holders=(four.me.replica,))
-    las.commit(replace(entry, sealed=(wanted,)))
+    want_copy(las, four)
     for _ in range(5):
         fetched_before = fetched[0]
         await until(lambda: held, "a slice is on its way")
@@ -541,20 +520,15 @@ async def test_a_copy_with_time_goes_slowly_beside_appends_until_it_becomes_urge
         monkeypatch.setattr(peer.background, "_user_writes", lambda numbers=numbers: next(numbers))
         # A slice of what has time is followed by the next one in a day.
         peer.background.limits(Rates.within(1 << 30, 1 << 30, 1))
-    entry = las.shards[SHARD]
-    wanted = replace(
-        entry.sealed[0],
-        holders=(one.me.replica, two.me.replica),
-        wanted_holders=(four.me.replica,),
-    )
-    las.commit(replace(entry, sealed=(wanted,)))
+    wanted = want_copy(las, four, one, two)
     await until(lambda: four.copier.statistics().copied_bytes, "the first slice is here")
     assert four.background.copy_debt_s(urgent=False) > 60
     assert one.background.copy_debt_s(urgent=False) + two.background.copy_debt_s(urgent=False) > 60
     assert four.background.copy_debt_s(urgent=True) < 1
     assert four.me.boot not in dict(las.reported("holder_added"))
     # Another shard has one holder left: it does not wait for that one, at neither end.
-    pressing = replace(entry, shard=SHARD + 1, sealed=(replace(wanted, holders=(one.me.replica,)),))
+    lonely = replace(wanted, holders=(one.me.replica,))
+    pressing = replace(las.shards[SHARD], shard=SHARD + 1, sealed=(lonely,))
     asked = []
     fetch = four.copier._calls.fetch
 
